@@ -1,0 +1,1 @@
+//! Tollgate, the daemon and its command line.
