@@ -1,0 +1,40 @@
+//! From a session to a position in the table of its service.
+
+/// Positions of a Maglev table: a prime, more than 100 times the backends of most services, so that shares differ
+/// by about a percent (Eisenbud et al., NSDI 2016, §5.3).
+pub const TABLE_LEN: usize = 16_381;
+
+/// The Maglev table of one service: a backend id per position, 0 where the service has none.
+///
+/// Replaced position by position under traffic: every position is always either the old or the new backend.
+pub type MaglevTable = [u16; TABLE_LEN];
+
+/// The position of a session: a full-avalanche mix (the finaliser of MurmurHash3), then Lemire's fast range.
+///
+/// Sessions are chosen by issuers that hold the key, so the mix need not be keyed.
+#[inline(always)]
+pub const fn position(session: u64) -> u32 {
+    let mut x = session;
+    x ^= x >> 33;
+    x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    x ^= x >> 33;
+    x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    x ^= x >> 33;
+    (((x >> 32) * TABLE_LEN as u64) >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_in_range_and_spread() {
+        let mut hits = vec![0u32; TABLE_LEN];
+        for session in 0..TABLE_LEN as u64 * 64 {
+            hits[position(session) as usize] += 1;
+        }
+        let (least, most) = (hits.iter().min().unwrap(), hits.iter().max().unwrap());
+        assert!(*least > 16 && *most < 128, "64 expected at each, found {least}..{most}");
+        assert!((position(u64::MAX) as usize) < TABLE_LEN);
+    }
+}

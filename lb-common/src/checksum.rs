@@ -1,0 +1,118 @@
+//! The internet checksum (RFC 1071), changed by difference (RFC 1624).
+
+/// A checksum under change: a one's-complement sum of 16-bit words in any one byte order.
+///
+/// Words are added and subtracted as they lie in memory, and the sum is stored back the same way: the checksum does
+/// not depend on byte order (RFC 1071 §2 B).
+#[derive(Clone, Copy, Debug)]
+pub struct Checksum(u64);
+
+impl Checksum {
+    /// Begins with the checksum field as it lies in the packet.
+    #[inline(always)]
+    pub const fn of_field(field: u16) -> Self {
+        Self(!field as u64)
+    }
+
+    /// Begins with nothing.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self(0)
+    }
+
+    /// A word joins the sum.
+    #[inline(always)]
+    pub const fn add(self, word: u16) -> Self {
+        Self(self.0 + word as u64)
+    }
+
+    /// Eight bytes, as a word in either byte order, join the sum.
+    #[inline(always)]
+    pub const fn add_u64(self, word: u64) -> Self {
+        Self(self.0 + (word & 0xffff_ffff) + (word >> 32))
+    }
+
+    /// A word leaves the sum (RFC 1624, equation 3).
+    #[inline(always)]
+    pub const fn subtract(self, word: u16) -> Self {
+        Self(self.0 + !word as u64)
+    }
+
+    /// Eight bytes leave the sum.
+    #[inline(always)]
+    pub const fn subtract_u64(self, word: u64) -> Self {
+        self.add_u64(!word)
+    }
+
+    /// The checksum field.
+    #[inline(always)]
+    pub const fn field(self) -> u16 {
+        let sum = (self.0 & 0xffff) + (self.0 >> 16 & 0xffff) + (self.0 >> 32);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        !(sum as u16)
+    }
+
+    /// The checksum field of UDP, where a sum of zero is sent as all ones: zero means there is none (RFC 768).
+    #[inline(always)]
+    pub const fn udp_field(self) -> u16 {
+        match self.field() {
+            0 => 0xffff,
+            field => field,
+        }
+    }
+}
+
+impl Default for Checksum {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// RFC 1071 as it is written, in network order.
+    fn reference(bytes: &[u8]) -> u16 {
+        let mut sum: u32 = bytes
+            .chunks(2)
+            .map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |b| u32::from(*b)))
+            .sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !u16::try_from(sum).unwrap()
+    }
+
+    fn le_words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+        bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()))
+    }
+
+    proptest! {
+        #[test]
+        fn whole(bytes in proptest::collection::vec(any::<u8>(), 0..16).prop_map(|b| b.repeat(8))) {
+            let ours = le_words(&bytes).fold(Checksum::new(), Checksum::add_u64);
+            prop_assert_eq!(ours.field().to_be(), reference(&bytes));
+        }
+
+        #[test]
+        fn by_difference(head: [u8; 16], gone: [u8; 64], tail: [u8; 24]) {
+            let all = [&head[..], &gone, &tail].concat();
+            let rest = [&head[..], &tail].concat();
+            let ours = le_words(&gone).fold(
+                Checksum::of_field(reference(&all).to_be()), Checksum::subtract_u64);
+            let expected = reference(&rest);
+            // 0 and 0xffff are the same sum; by difference either may come out when the rest is all zeros.
+            let same = |a: u16, b: u16| a == b || (a == 0 && b == 0xffff) || (a == 0xffff && b == 0);
+            prop_assert!(same(ours.field().to_be(), expected), "{:04x} {:04x}", ours.field().to_be(), expected);
+        }
+    }
+
+    #[test]
+    fn udp_never_sends_zero() {
+        assert_eq!(Checksum::new().add(0xffff).field(), 0);
+        assert_eq!(Checksum::new().add(0xffff).udp_field(), 0xffff);
+    }
+}

@@ -1,0 +1,62 @@
+//! What one CPU keeps for itself between packets: the HMAC budget, and room to compute in.
+
+use crate::{clock::SECOND_NS, sha256};
+
+/// The per-CPU value. BPF programs have 512 bytes of stack, which SHA-256 would exceed.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Scratch {
+    /// HMACs this CPU may still make.
+    pub budget: Budget,
+    /// HMACs this CPU has made.
+    pub hmacs: u64,
+    /// Room for SHA-256.
+    pub sha256: sha256::Scratch,
+}
+
+const _: () =
+    assert!(size_of::<Scratch>() == 8 + 8 + size_of::<sha256::Scratch>() && align_of::<Scratch>() == 8);
+crate::map_value!(Scratch);
+
+/// A token bucket in time: an HMAC costs `1 s / rate`, the bucket holds at most one tenth of a second.
+///
+/// The virtual-scheduling form of the generic cell rate algorithm (ITU-T I.371): one word of state, no division
+/// per packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Budget {
+    /// The moment (kernel clock, ns) at which the bucket will be full again.
+    full_at: u64,
+}
+
+/// How much unused budget a CPU may save up.
+pub const BURST_NS: u64 = SECOND_NS / 10;
+
+impl Budget {
+    /// Takes one HMAC that costs `cost_ns` out of the budget at `now` (kernel clock, ns); false if none is left.
+    #[inline(always)]
+    pub fn take(&mut self, now: u64, cost_ns: u64) -> bool {
+        let from = if self.full_at > now { self.full_at } else { now };
+        if from - now > BURST_NS - cost_ns.min(BURST_NS) {
+            return false;
+        }
+        self.full_at = from + cost_ns;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_its_rate_and_a_burst() {
+        let mut budget = Budget::default();
+        let cost = SECOND_NS / 1000;
+        let start = 7 * SECOND_NS;
+        let at_once = (0..1000).filter(|_| budget.take(start, cost)).count();
+        assert_eq!(at_once, 100, "a tenth of a second");
+        let over_a_second = (0..10_000).filter(|i| budget.take(start + i * SECOND_NS / 10_000, cost)).count();
+        assert!((999..=1001).contains(&over_a_second), "{over_a_second}");
+    }
+}

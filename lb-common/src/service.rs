@@ -1,0 +1,85 @@
+//! A protected service as the program sees it.
+
+/// Key of the service map: where a service is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// The address as its 16 wire bytes lie in memory; an IPv4 address is v4-mapped (RFC 4291 §2.5.5.2).
+    pub address_be: [u32; 4],
+    /// The UDP port as its wire bytes lie in memory; 0 for the address entry.
+    ///
+    /// An address entry stands beside each service's own. It catches packets to a service's address whose port
+    /// cannot be read, so that they are refused instead of slipping past the filter.
+    pub port_be: u32,
+}
+
+impl ServiceKey {
+    /// The key of an IPv4 service. Both arguments as their wire bytes lie in memory.
+    #[inline(always)]
+    pub const fn v4(address_be: u32, port_be: u16) -> Self {
+        Self { address_be: [0, 0, 0xffff_u32.to_be(), address_be], port_be: port_be as u32 }
+    }
+}
+
+/// What the program needs to know of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Service {
+    /// The audience in its tokens.
+    pub id: u32,
+    /// Its index on this node: in the counters, the Maglev tables and the backend keys. At least 1.
+    pub index: u32,
+    /// The longest a token may live, seconds.
+    pub max_ttl: u32,
+    /// Tokens issued before this unix second are revoked; 0 for none.
+    pub revoked_before: u32,
+    /// Accepted token types: `ACCEPT_*`.
+    pub accept: u8,
+    /// `BIND_*`.
+    pub bind: u8,
+    /// `FORWARD_*`.
+    pub forward: u8,
+    /// `FLAG_*`.
+    pub flags: u8,
+}
+
+const _: () = {
+    assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 4);
+    assert!(size_of::<Service>() == 20 && align_of::<Service>() == 4);
+    assert!(core::mem::offset_of!(Service, accept) == 16);
+};
+crate::map_value!(ServiceKey, Service);
+
+/// BEARER tokens are accepted.
+pub const ACCEPT_BEARER: u8 = 1 << 0;
+/// PROOF tokens are accepted.
+pub const ACCEPT_PROOF: u8 = 1 << 1;
+
+/// Tokens need not be bound to an address.
+pub const BIND_OPTIONAL: u8 = 0;
+/// Tokens must be bound to an address.
+pub const BIND_REQUIRED: u8 = 1;
+
+/// To this host's own stack.
+pub const FORWARD_LOCAL: u8 = 0;
+/// MAC rewrite on the same segment.
+pub const FORWARD_L2: u8 = 1;
+
+/// The token header is taken off.
+pub const FLAG_STRIP: u8 = 1 << 0;
+/// `mode = "observe"`.
+pub const FLAG_OBSERVE: u8 = 1 << 1;
+
+impl Service {
+    /// Whether the token header is taken off before a backend sees the datagram.
+    #[inline(always)]
+    pub const fn strips(&self) -> bool {
+        self.flags & FLAG_STRIP != 0
+    }
+
+    /// Whether refused packets are delivered all the same.
+    #[inline(always)]
+    pub const fn observes(&self) -> bool {
+        self.flags & FLAG_OBSERVE != 0
+    }
+}

@@ -1,0 +1,35 @@
+//! The token cache: what the full check of a token found, so that it is paid for once.
+
+/// Key of the cache. The fast tag alone is 64 bits; with the nonce, two tokens never share an entry by chance.
+/// Both words as loaded little-endian from the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct TokenKey {
+    /// The header's fast tag.
+    pub fast_tag: u64,
+    /// The header's nonce.
+    pub nonce: u64,
+}
+
+/// What is known of a verified token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Session {
+    /// The 40 claim bytes that were verified, as loaded little-endian: a hit counts only if they are the packet's.
+    pub claims: [u64; 5],
+    /// The unsealed session.
+    pub session_id: u64,
+    /// The unsealed backend; 0 lets the balancer choose.
+    pub backend_id: u16,
+    /// The unsealed rate class.
+    pub class: u8,
+    /// Zeros.
+    pub reserved: [u8; 5],
+}
+
+const _: () = {
+    assert!(size_of::<TokenKey>() == 16 && align_of::<TokenKey>() == 8);
+    assert!(size_of::<Session>() == 56 && align_of::<Session>() == 8);
+    assert!(core::mem::offset_of!(Session, backend_id) == 48);
+};
+crate::map_value!(TokenKey, Session);

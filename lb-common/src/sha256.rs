@@ -1,0 +1,205 @@
+//! SHA-256 (FIPS 180-4) of one block, and HMAC-SHA-256 (RFC 2104) of a message that fits one, as the program runs
+//! them: from the states after the pad blocks, so that a tag costs two compressions.
+
+use core::ptr;
+
+/// Bytes of the longest message of one block: 64 less the 0x80 and the 64-bit length.
+pub const MESSAGE_MAX: usize = 55;
+
+/// An HMAC key as the two SHA-256 states that follow its inner and its outer pad block.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct HmacKey {
+    /// The state after `key ^ ipad`.
+    pub inner: [u32; 8],
+    /// The state after `key ^ opad`.
+    pub outer: [u32; 8],
+}
+
+/// Room for a computation, outside the 512 bytes of a BPF program's stack.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Scratch {
+    /// The chaining state; in the end, the hash.
+    pub state: [u32; 8],
+    /// The block; its message schedule replaces it.
+    pub block: [u32; 16],
+}
+
+const _: () = {
+    assert!(size_of::<HmacKey>() == 64 && align_of::<HmacKey>() == 4);
+    assert!(size_of::<Scratch>() == 96 && align_of::<Scratch>() == 4);
+};
+
+/// The padded block of a message of eight-byte little-endian words, the way the packet holds them: `words` as they
+/// were loaded, `len` bytes of them the message. `prefix` bytes were hashed before this block.
+#[inline(always)]
+pub fn load_block<const N: usize>(scratch: &mut Scratch, words: &[u64; N], len: usize) {
+    const { assert!(N <= 7, "the length takes the last word") };
+    let mut i = 0;
+    while i < 7 {
+        let begin = i * 8;
+        let mut word = if i < N { words[i] } else { 0 };
+        if begin <= len && len < begin + 8 {
+            let shift = 8 * (len - begin);
+            word = word & ((1 << shift) - 1) | 0x80 << shift;
+        } else if begin > len {
+            word = 0;
+        }
+        scratch.block[2 * i] = (word as u32).swap_bytes();
+        scratch.block[2 * i + 1] = ((word >> 32) as u32).swap_bytes();
+        i += 1;
+    }
+    scratch.block[14] = 0;
+    scratch.block[15] = (64 + len as u32) * 8;
+}
+
+/// HMAC-SHA-256 of the message that `load_block` has laid out: the tag is left in `scratch.state`.
+#[inline(always)]
+pub fn hmac(key: &HmacKey, scratch: &mut Scratch) {
+    scratch.state = key.inner;
+    compress(scratch);
+    let mut i = 0;
+    while i < 8 {
+        scratch.block[i] = scratch.state[i];
+        i += 1;
+    }
+    scratch.block[8] = 0x8000_0000;
+    while i < 14 {
+        scratch.block[i + 1] = 0;
+        i += 1;
+    }
+    scratch.block[15] = (64 + 32) * 8;
+    scratch.state = key.outer;
+    compress(scratch);
+}
+
+/// The first 16 bytes of the tag in `scratch.state`, as two little-endian words of its wire bytes.
+#[inline(always)]
+pub const fn tag128(scratch: &Scratch) -> [u64; 2] {
+    let s = &scratch.state;
+    [
+        s[0].swap_bytes() as u64 | (s[1].swap_bytes() as u64) << 32,
+        s[2].swap_bytes() as u64 | (s[3].swap_bytes() as u64) << 32,
+    ]
+}
+
+/// A word written twice, so that the low half of a right shift by less than 32 is a rotation. BPF has no rotate
+/// instruction: this takes one shift a rotation where `rotate_right` takes two and an or.
+#[inline(always)]
+const fn twice(x: u32) -> u64 {
+    x as u64 | (x as u64) << 32
+}
+
+/// The compression function: `state` absorbs `block`.
+///
+/// A function of its own, because two inlined copies exceed the stack limit of BPF. The schedule is read and written
+/// volatile: LLVM would otherwise keep all 64 words as values, and spill them to that stack.
+#[inline(never)]
+pub fn compress(scratch: &mut Scratch) {
+    let block = &raw mut scratch.block;
+    // SAFETY: `i` is below 16 in every call, and `block` is the exclusively borrowed array of 16.
+    let load = |i: usize| unsafe { ptr::read_volatile((*block).as_ptr().add(i)) };
+    // SAFETY: as above.
+    let store = |i: usize, word: u32| unsafe { ptr::write_volatile((*block).as_mut_ptr().add(i), word) };
+
+    let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = scratch.state;
+    macro_rules! round {
+        ($i:literal) => {
+            let word = if $i < 16 {
+                load($i)
+            } else {
+                let w1 = twice(load(($i + 14) % 16));
+                let w14 = twice(load(($i + 1) % 16));
+                let s1 = (w1 >> 17 ^ w1 >> 19) as u32 ^ w1 as u32 >> 10;
+                let s0 = (w14 >> 7 ^ w14 >> 18) as u32 ^ w14 as u32 >> 3;
+                let word = s1.wrapping_add(load(($i + 9) % 16)).wrapping_add(s0).wrapping_add(load($i % 16));
+                store($i % 16, word);
+                word
+            };
+            let (ee, aa) = (twice(e), twice(a));
+            let t1 = h
+                .wrapping_add((ee >> 6 ^ ee >> 11 ^ ee >> 25) as u32)
+                .wrapping_add(g ^ e & (f ^ g))
+                .wrapping_add(K[$i])
+                .wrapping_add(word);
+            let t2 = ((aa >> 2 ^ aa >> 13 ^ aa >> 22) as u32).wrapping_add(a & b | c & (a | b));
+            (h, g, f, e, d, c, b, a) = (g, f, e, d.wrapping_add(t1), c, b, a, t1.wrapping_add(t2));
+        };
+    }
+    macro_rules! rounds {
+        ($($i:literal)+) => { $( round!($i); )+ };
+    }
+    rounds!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    rounds!(16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+    rounds!(32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47);
+    rounds!(48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63);
+
+    for (sum, word) in scratch.state.iter_mut().zip([a, b, c, d, e, f, g, h]) {
+        *sum = sum.wrapping_add(word);
+    }
+}
+
+/// The round constants (FIPS 180-4 §4.2.2).
+const K: [u32; 64] = [
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use sha2::block_api::compress256;
+
+    const INITIAL: [u32; 8] =
+        [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
+
+    proptest! {
+        #[test]
+        fn compression_agrees_with_sha2(state: [u32; 8], block: [u8; 64]) {
+            let mut theirs = state;
+            compress256(&mut theirs, &[block]);
+            let mut words = [0; 16];
+            for (word, bytes) in words.iter_mut().zip(block.as_chunks().0) {
+                *word = u32::from_be_bytes(*bytes);
+            }
+            let mut ours = Scratch { state, block: words };
+            compress(&mut ours);
+            prop_assert_eq!(ours.state, theirs);
+        }
+
+        #[test]
+        fn hmac_agrees_with_hmac(key: [u8; 32], message in proptest::collection::vec(any::<u8>(), 0..=MESSAGE_MAX)) {
+            use hmac::{KeyInit, Mac};
+            let mut theirs = hmac::Hmac::<sha2::Sha256>::new_from_slice(&key).unwrap();
+            theirs.update(&message);
+            let theirs = theirs.finalize().into_bytes();
+
+            let pad = |byte| {
+                let mut state = INITIAL;
+                let mut block = [byte; 64];
+                block.iter_mut().zip(key).for_each(|(block, key)| *block ^= key);
+                compress256(&mut state, &[block]);
+                state
+            };
+            let ours = HmacKey { inner: pad(0x36), outer: pad(0x5c) };
+            let mut bytes = [0xee; 56];
+            bytes[..message.len()].copy_from_slice(&message);
+            let words: [u64; 7] = core::array::from_fn(|i| {
+                u64::from_le_bytes(bytes[i * 8..][..8].try_into().unwrap())
+            });
+            let mut scratch = Scratch::default();
+            load_block(&mut scratch, &words, message.len());
+            hmac(&ours, &mut scratch);
+            let [low, high] = tag128(&scratch);
+            prop_assert_eq!([low.to_le_bytes(), high.to_le_bytes()].concat(), &theirs[..16]);
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The token header, version 1: layout, sealed claims, tags; on a host also keys, minting and the whole check.
+
+pub mod claims;
+pub mod header;
+#[cfg(feature = "host")]
+pub mod keys;
+#[cfg(feature = "host")]
+pub mod mint;
+pub mod tags;
+#[cfg(feature = "host")]
+pub mod verify;
+
+pub use claims::Claims;
+pub use header::{Header, Kind, Source};
