@@ -144,7 +144,7 @@ fn derived_keys() {
         assert_eq!(hex::encode(keys.fast.to_bytes()), key.fast);
         assert_eq!(hex::encode(keys.seal.to_bytes()), key.seal);
         // The HMAC keys are known by what they sign alone: the tags of a message under the vector's own key.
-        for (ours, theirs) in [(keys.full.clone(), &key.full), (keys.proof.clone(), &key.proof)] {
+        for (ours, theirs) in [(keys.full, &key.full), (keys.proof, &key.proof)] {
             use hmac::{KeyInit, Mac};
             let mut mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(&bytes::<32>(theirs)).unwrap();
             mac.update(b"8 bytes.");
