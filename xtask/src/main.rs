@@ -1,3 +1,79 @@
-//! `cargo xtask`: one file per subcommand.
+//! `cargo xtask`: one file per subcommand. Each but `setup` begins with setup, which takes no time when nothing is
+//! missing.
 
-fn main() {}
+use std::ffi::OsString;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod apt;
+mod bench;
+mod build;
+mod check;
+mod command;
+mod demo;
+mod kernels;
+mod run;
+mod setup;
+mod test;
+mod toolchain;
+
+/// Builds, tests, measures and shows Tollgate.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Subcommands,
+}
+
+#[derive(Subcommand)]
+enum Subcommands {
+    /// Install what is missing, and say which BPF toolchain is used
+    ///
+    /// Debian packages are installed as root or by `sudo -n`; where neither works, the command to run is printed.
+    /// Everything else goes under target/. Rustup is never asked to download anything.
+    Setup,
+    /// Build the XDP program and target/release/tollgate with the program inside
+    Build,
+    /// Build, then run tollgate: `cargo xtask run -- status -o json`
+    Run(PassedOn),
+    /// All tests: on the host, in this kernel and in Linux 6.1 (needs root)
+    ///
+    /// Without root: `cargo test` runs the host's tests.
+    Test,
+    /// The main job before your eyes: client, balancer, three backends, forged traffic, keys rotated (needs root)
+    ///
+    /// Arguments go to the demo: `cargo xtask demo --keep` leaves the topology for looking around,
+    /// `cargo xtask demo -- --help` shows them all.
+    Demo(PassedOn),
+    /// Nanoseconds per packet, beside an empty program's (needs root)
+    ///
+    /// Arguments go to the benchmark: `cargo xtask bench --json FILE` also writes the table as JSON,
+    /// `cargo xtask bench -- --help` shows them all.
+    Bench(PassedOn),
+    /// Formatting, clippy and rustdoc, warnings as errors, for the host's crates and the BPF crate
+    Check,
+    /// Boot Debian's Linux 6.1 in QEMU and run the program's tests there
+    Kernels,
+}
+
+/// Arguments for the program that the subcommand starts.
+#[derive(clap::Args)]
+struct PassedOn {
+    /// Arguments for the program
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Subcommands::Setup => setup::show(),
+        Subcommands::Build => build::show(),
+        Subcommands::Run(passed_on) => run::run(&passed_on.args),
+        Subcommands::Test => test::run(),
+        Subcommands::Demo(passed_on) => demo::run(&passed_on.args),
+        Subcommands::Bench(passed_on) => bench::run(&passed_on.args),
+        Subcommands::Check => check::run(),
+        Subcommands::Kernels => kernels::run(),
+    }
+}

@@ -1,0 +1,128 @@
+//! Debian's packages: which are there, installing them, and taking single files out of one without installing it.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Once;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::command;
+
+/// Those of the packages that are not installed.
+pub fn missing(packages: &[String]) -> Result<Vec<String>> {
+    require_apt(packages)?;
+    // Exits with 1 when it does not know one of them, and still prints the others.
+    let output = command::command("dpkg-query")
+        .args(["--show", "--showformat=${Package} ${db:Status-Status}\n"])
+        .args(packages)
+        .stderr(Stdio::null())
+        .output()
+        .context("cannot start dpkg-query")?;
+    let known = String::from_utf8_lossy(&output.stdout);
+    let installed = |package: &String| known.lines().any(|line| line == format!("{package} installed"));
+    Ok(packages.iter().filter(|package| !installed(package)).cloned().collect())
+}
+
+/// Installs the packages; where that is not allowed, the error says what to run.
+pub fn install(packages: &[String]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    require_apt(packages)?;
+    // Nothing of the user's is removed to make room for a package of ours.
+    let arguments = ["install", "--yes", "-qq", "--no-install-recommends", "--no-remove"];
+    let Some(mut install) = as_root("apt-get") else {
+        bail!(
+            "these Debian packages are missing, and only root may install them\ntry: sudo apt-get update && \
+             sudo apt-get install --no-install-recommends {}\nthen the same cargo xtask again",
+            packages.join(" ")
+        );
+    };
+    eprintln!("setup: installing {}", packages.join(" "));
+    refresh();
+    command::run_aside(install.args(arguments).args(packages).stdin(Stdio::null())).context(
+        "apt-get could not install what Tollgate needs\ntry: `apt-get update` by hand, and look at what it says",
+    )
+}
+
+/// Downloads a package and unpacks it under `into`: nothing is installed, no service starts.
+pub fn unpack(package: &str, into: &Path) -> Result<()> {
+    require_apt(&[package.to_owned()])?;
+    eprintln!("setup: unpacking Debian's {package} under {}", into.display());
+    let downloads = into.join("download");
+    fs::create_dir_all(&downloads).with_context(|| format!("cannot create {}", downloads.display()))?;
+    refresh();
+    command::run_aside(
+        command::command("apt-get")
+            // Downloading as another user than root's would need a directory that this user may write.
+            .args(["-qq", "-o", "APT::Sandbox::User=root", "download", package])
+            .current_dir(&downloads),
+    )
+    .context("apt-get could not download the package\ntry: sudo apt-get update")?;
+    for entry in fs::read_dir(&downloads)? {
+        let archive = entry?.path();
+        command::run_aside(command::command("dpkg-deb").arg("--extract").args([&archive, into]))?;
+    }
+    fs::remove_dir_all(&downloads).with_context(|| format!("cannot remove {}", downloads.display()))
+}
+
+/// The names of all known packages that begin so.
+pub fn names(prefix: &str) -> Result<Vec<String>> {
+    require_apt(&[format!("{prefix}*")])?;
+    refresh();
+    let names = command::output(command::command("apt-cache").args(["pkgnames", prefix]))?;
+    Ok(names.lines().map(str::to_owned).collect())
+}
+
+/// What a package depends on directly; empty when it is unknown.
+pub fn dependencies(package: &str) -> Result<Vec<String>> {
+    require_apt(&[package.to_owned()])?;
+    refresh();
+    let lines =
+        command::output(command::command("apt-cache").args(["depends", package]).stderr(Stdio::null()))
+            .unwrap_or_default();
+    let depended = lines.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    Ok(depended.map(str::to_owned).collect())
+}
+
+/// Brings the package lists up to date, once, if this process may.
+fn refresh() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let Some(mut update) = as_root("apt-get") else { return };
+        eprintln!("setup: reading the package lists");
+        if let Err(error) = command::run_aside(update.args(["update", "-qq"])) {
+            eprintln!("setup: {error}; going on with the lists that are there");
+        }
+    });
+}
+
+/// The program as root, by `sudo` if that asks for no password.
+fn as_root(program: &str) -> Option<Command> {
+    let mut command = if command::is_root() {
+        command::command(program)
+    } else {
+        let sudo = command::find("sudo")?;
+        let may = Command::new(&sudo).args(["-n", "true"]).stderr(Stdio::null()).status();
+        if !may.is_ok_and(|status| status.success()) {
+            return None;
+        }
+        let mut command = command::command(sudo);
+        command.args(["-n", "DEBIAN_FRONTEND=noninteractive", program]);
+        command
+    };
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    Some(command)
+}
+
+fn require_apt(packages: &[String]) -> Result<()> {
+    if command::find("apt-get").is_none() {
+        bail!(
+            "this is no Debian system: there is no apt-get to install {}\n\
+             try: install the same by hand (docs/adr/0005-toolchain-routes.md says what is looked for)",
+            packages.join(" ")
+        );
+    }
+    Ok(())
+}
