@@ -1,8 +1,25 @@
-//! `cargo xtask kernels`: the program's tests on the oldest kernel that Tollgate supports.
+//! `cargo xtask kernels`: the program's tests on the oldest kernel that Tollgate supports, in a virtual machine that
+//! is emulated wholly, so that it runs everywhere.
 
-use anyhow::{Result, bail};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::build::{self, Built};
+use crate::command;
+
+/// Seconds until a virtual machine that has not ended is ended. Booting takes about 10 s, the tests one to two minutes.
+const LONGEST_RUN: &str = "600";
+
+/// Begins the line with which the guest's init says what kernel it runs on.
+const KERNEL: &str = "tollgate-guest kernel ";
+
+/// Begins the line with which the guest's init says how the tests ended.
+const EXIT_STATUS: &str = "tollgate-guest exit status ";
 
 /// Builds, then runs the program's tests in Linux 6.1.
 pub fn run() -> Result<()> {
@@ -10,6 +27,201 @@ pub fn run() -> Result<()> {
 }
 
 /// Runs the program's tests in Linux 6.1.
-pub fn run_tests(_built: &Built) -> Result<()> {
-    bail!("`cargo xtask kernels` does not exist yet")
+pub fn run_tests(built: &Built) -> Result<()> {
+    let tests = built.test_executable("test", ["--test", "program"])?;
+    let initramfs = pack(&[(&tests, "tests"), (&built.object, "tollgate-xdp")])?;
+    let report = boot(&built.tools.linux_6_1, &initramfs)?;
+    let passed = report.verdict("6.1.")?;
+    println!("kernels: Linux {}: {passed} passed, 0 failed", report.kernel.unwrap_or_default());
+    Ok(())
+}
+
+/// An initramfs with these files in its root directory, the libraries they need, and an init that runs `/tests`.
+fn pack(files: &[(&Path, &str)]) -> Result<PathBuf> {
+    let place = command::target().join("kernels");
+    let root = place.join("root");
+    if root.exists() {
+        fs::remove_dir_all(&root).with_context(|| format!("cannot empty {}", root.display()))?;
+    }
+    for directory in ["bin", "dev", "proc", "sys", "tmp"] {
+        fs::create_dir_all(root.join(directory))
+            .with_context(|| format!("cannot create {}", root.display()))?;
+    }
+    let busybox = command::find("busybox").context("busybox is missing\ntry: cargo xtask setup")?;
+    copy_with_libraries(&busybox, &root, Path::new("bin/busybox"))?;
+    for (from, to) in files {
+        copy_with_libraries(from, &root, Path::new(to))?;
+    }
+    let init = root.join("init");
+    fs::write(&init, init_script()).with_context(|| format!("cannot write {}", init.display()))?;
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+
+    let initramfs = place.join("initramfs");
+    command::run(
+        command::command("sh")
+            .args(["-c", "find . | cpio --quiet --create --format=newc --owner=0:0 > \"$0\""])
+            .arg(&initramfs)
+            .current_dir(&root),
+    )?;
+    Ok(initramfs)
+}
+
+/// What runs in the guest.
+fn init_script() -> String {
+    format!(
+        "#!/bin/busybox sh\n\
+         /bin/busybox --install -s /bin\n\
+         export PATH=/bin\n\
+         mount -t devtmpfs devtmpfs /dev\n\
+         mount -t proc proc /proc\n\
+         mount -t sysfs sysfs /sys\n\
+         mount -t bpf bpf /sys/fs/bpf\n\
+         echo 1 > /proc/sys/net/core/bpf_jit_enable\n\
+         ifconfig lo up\n\
+         echo \"{KERNEL}$(uname -r)\"\n\
+         TOLLGATE_BPF_OBJECT=/tollgate-xdp /tests --test-threads=1\n\
+         status=$?\n\
+         echo; echo \"{EXIT_STATUS}$status\"\n\
+         reboot -f\n"
+    )
+}
+
+/// Copies a file, and the shared libraries of a program to where its loader looks for them.
+fn copy_with_libraries(from: &Path, root: &Path, to: &Path) -> Result<()> {
+    copy(from, &root.join(to))?;
+    let ldd = command::command("ldd").arg(from).stderr(Stdio::null()).output().context("cannot start ldd")?;
+    if !ldd.status.success() {
+        return Ok(()); // It is no program, or a static one.
+    }
+    // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, `/lib64/ld-linux-x86-64.so.2 (0x…)`
+    for word in String::from_utf8_lossy(&ldd.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
+        copy(Path::new(word), &root.join(word.trim_start_matches('/')))?;
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let directory = to.parent().context("a file is in a directory")?;
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+/// What the guest said before the machine ended.
+#[derive(Default)]
+struct Report {
+    /// `uname -r`, once init runs.
+    kernel: Option<String>,
+    /// The exit status of the tests, once they have ended.
+    exit_status: Option<String>,
+    /// The sum over all lines `test result: … N passed`.
+    passed: u64,
+    /// Whether the machine was ended because it took too long.
+    timed_out: bool,
+}
+
+/// Boots the kernel, shows what it prints and returns when the machine has ended.
+fn boot(kernel: &Path, initramfs: &Path) -> Result<Report> {
+    eprintln!("kernels: booting {} under emulation", kernel.display());
+    let mut machine = command::command("timeout")
+        // In our process group: Ctrl-C ends the machine, too.
+        .args(["--foreground", "--kill-after=5", LONGEST_RUN, "qemu-system-x86_64"])
+        .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "2048"])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs)
+        // A panic ends the machine at once.
+        .args(["-append", "console=ttyS0 quiet panic=-1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start qemu-system-x86_64")?;
+    let mut report = Report::default();
+    let mut console = BufReader::new(machine.stdout.take().context("the console is a pipe")?);
+    let mut line = Vec::new();
+    while console.read_until(b'\n', &mut line).context("cannot read the console")? > 0 {
+        std::io::stdout().write_all(&line)?;
+        report.read(String::from_utf8_lossy(&line).trim());
+        line.clear();
+    }
+    let status = machine.wait().context("cannot wait for qemu-system-x86_64")?;
+    report.timed_out = status.code() == Some(124);
+    ensure!(status.success() || report.timed_out, "qemu-system-x86_64 failed: {status}");
+    Ok(report)
+}
+
+impl Report {
+    fn read(&mut self, line: &str) {
+        if let Some(kernel) = line.strip_prefix(KERNEL) {
+            self.kernel = Some(kernel.to_owned());
+        } else if let Some(exit_status) = line.strip_prefix(EXIT_STATUS) {
+            self.exit_status = Some(exit_status.to_owned());
+        } else if let Some(result) = line.strip_prefix("test result: ") {
+            let passed = result.split("; ").next().and_then(|part| part.strip_suffix(" passed"));
+            let number = passed.and_then(|part| part.rsplit(' ').next()?.parse::<u64>().ok());
+            self.passed += number.unwrap_or_default();
+        }
+    }
+
+    /// How many tests passed; silence, another kernel, an early end and an empty run are errors.
+    fn verdict(&self, kernel: &str) -> Result<u64> {
+        let Some(booted) = &self.kernel else {
+            bail!("the guest did not come as far as its init{}", self.timeout_note());
+        };
+        ensure!(
+            booted.starts_with(kernel),
+            "the guest runs Linux {booted}, not {kernel}x\ntry: rm -r target/setup"
+        );
+        match self.exit_status.as_deref() {
+            Some("0") if self.passed > 0 => Ok(self.passed),
+            Some("0") => bail!("the tests in Linux {booted} ended without one that ran"),
+            Some(status) => bail!("the tests failed in Linux {booted} with exit status {status}"),
+            None => bail!("Linux {booted} ended before the tests did{}", self.timeout_note()),
+        }
+    }
+
+    fn timeout_note(&self) -> String {
+        if self.timed_out { format!(" and was stopped after {LONGEST_RUN} s") } else { String::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(console: &[&str], timed_out: bool) -> Result<u64, String> {
+        let mut report = Report { timed_out, ..Report::default() };
+        console.iter().for_each(|line| report.read(line));
+        report.verdict("6.1.").map_err(|error| error.to_string())
+    }
+
+    const BOOTED: &str = "tollgate-guest kernel 6.1.0-56-cloud-amd64";
+    const PASSED: &str = "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
+    const ENDED: &str = "tollgate-guest exit status 0";
+
+    #[test]
+    fn passes_only_with_tests_that_ran() {
+        assert_eq!(verdict(&[BOOTED, PASSED, ENDED], false), Ok(12));
+        let none = "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out";
+        assert!(verdict(&[BOOTED, none, ENDED], false).unwrap_err().contains("without one that ran"));
+        assert!(verdict(&[BOOTED, ENDED], false).unwrap_err().contains("without one that ran"));
+    }
+
+    #[test]
+    fn fails_when_the_guest_does_not_say_that_it_passed() {
+        assert!(verdict(&[], false).unwrap_err().contains("did not come as far as its init"));
+        assert!(verdict(&[BOOTED, PASSED], false).unwrap_err().contains("ended before the tests did"));
+        assert!(verdict(&[BOOTED], true).unwrap_err().contains("was stopped after"));
+        let failed = "test result: FAILED. 11 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out";
+        let status = "tollgate-guest exit status 101";
+        assert!(verdict(&[BOOTED, failed, status], false).unwrap_err().contains("exit status 101"));
+    }
+
+    #[test]
+    fn fails_on_another_kernel() {
+        let other = "tollgate-guest kernel 6.12.101+deb12-cloud-amd64";
+        assert!(verdict(&[other, PASSED, ENDED], false).unwrap_err().contains("runs Linux 6.12"));
+    }
 }

@@ -2,6 +2,7 @@
 //! missing.
 
 use std::ffi::OsString;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -65,8 +66,19 @@ struct PassedOn {
     args: Vec<OsString>,
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes: Vec<_> = error.chain().map(ToString::to_string).collect();
+            eprintln!("error: {}", causes.join("\ncaused by: "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Subcommands) -> Result<()> {
+    match command {
         Subcommands::Setup => setup::show(),
         Subcommands::Build => build::show(),
         Subcommands::Run(passed_on) => run::run(&passed_on.args),
