@@ -4,10 +4,12 @@
 /// by about a percent (Eisenbud et al., NSDI 2016, §5.3).
 pub const TABLE_LEN: usize = 16_381;
 
-/// The Maglev table of one service: a backend id per position, 0 where the service has none.
-///
-/// Replaced position by position under traffic: every position is always either the old or the new backend.
-pub type MaglevTable = [u16; TABLE_LEN];
+/// Room for a table: a power of two, so that the verifier, too, sees every position inside it.
+pub const TABLE_ROOM: usize = 16_384;
+
+/// The Maglev table of one service: for each of [`TABLE_LEN`] positions the place of a backend in its half of the
+/// backends, and one more; 0 where the service has none.
+pub type MaglevTable = [u16; TABLE_ROOM];
 
 /// The position of a session: a full-avalanche mix (the finaliser of MurmurHash3), then Lemire's fast range.
 ///

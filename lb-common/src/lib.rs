@@ -7,9 +7,9 @@
 pub mod backend;
 pub mod balance;
 pub mod checksum;
-pub mod clock;
 pub mod counter;
 pub mod keyslot;
+pub mod live;
 pub mod maps;
 pub mod reason;
 pub mod scratch;

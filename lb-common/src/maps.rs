@@ -4,18 +4,20 @@
 /// name, and the daemon compares layouts before it re-uses them.
 pub const ABI_VERSION: u32 = 1;
 
-/// `ServiceKey` → `Service`. Looked up for every packet.
+/// One `Live`, mapped into the daemon.
+pub const LIVE: &str = "live";
+/// `half * BUCKETS + bucket` → `ServiceBucket`. Looked up for every datagram.
 pub const SERVICES: &str = "services";
 /// Slot → `KeySlot`.
 pub const KEY_SLOTS: &str = "key_slots";
-/// One `Clock`.
-pub const CLOCK: &str = "clock";
 /// `TokenKey` → `Session`: the token cache. Its size is set when it is made.
 pub const SESSIONS: &str = "sessions";
-/// Service index → `MaglevTable`.
+/// `half * SERVICES_MAX + service index` → `MaglevTable`.
 pub const MAGLEV: &str = "maglev";
-/// `BackendKey` → `Backend`: the usable ones alone.
+/// `half * BACKENDS_MAX + place` → `Backend`: the usable ones alone.
 pub const BACKENDS: &str = "backends";
+/// `PinnedKey` → place among the backends.
+pub const PINNED: &str = "pinned";
 /// Per CPU: `service index * reason::CAPACITY + reason` → `Counter`.
 pub const COUNTERS: &str = "counters";
 /// Per CPU: a backend's counter index → `Counter`.
@@ -24,13 +26,13 @@ pub const BACKEND_COUNTERS: &str = "backend_counters";
 pub const SCRATCH: &str = "scratch";
 
 /// Every map, for whoever pins, compares or removes them all.
-pub const ALL: [&str; 9] =
-    [SERVICES, KEY_SLOTS, CLOCK, SESSIONS, MAGLEV, BACKENDS, COUNTERS, BACKEND_COUNTERS, SCRATCH];
+pub const ALL: [&str; 10] =
+    [LIVE, SERVICES, KEY_SLOTS, SESSIONS, MAGLEV, BACKENDS, PINNED, COUNTERS, BACKEND_COUNTERS, SCRATCH];
 
+/// Halves of what is published together.
+pub const HALVES: u32 = 2;
 /// Services a node can have, and one more: index 0 counts what is for none.
 pub const SERVICES_MAX: u32 = 256;
-/// Entries of the service map: an address entry beside each service.
-pub const SERVICE_ENTRIES_MAX: u32 = 2 * SERVICES_MAX;
 /// Key slots: what the 12 bits of a key id can name.
 pub const KEY_SLOTS_MAX: u32 = 1 << 12;
 /// Backends of all services of a node.
@@ -39,3 +41,14 @@ pub const BACKENDS_MAX: u32 = 4096;
 pub const SESSIONS_DEFAULT: u32 = 262_144;
 /// Counters of all services.
 pub const COUNTERS_MAX: u32 = SERVICES_MAX * crate::reason::CAPACITY as u32;
+
+/// The program.
+pub const PROGRAM: &str = "tollgate";
+/// The program that passes everything.
+pub const PROGRAM_PASS: &str = "pass";
+/// The program that reads the kernel's clocks, by test run.
+pub const PROGRAM_CLOCK: &str = "clock";
+/// The load-time global: what one HMAC costs of the budget, nanoseconds.
+pub const HMAC_COST_NS: &str = "HMAC_COST_NS";
+/// HMACs that a CPU makes in a second where the configuration names no number: a sixth of its time.
+pub const HMACS_PER_SECOND_DEFAULT: u64 = 200_000;

@@ -1,6 +1,10 @@
-//! What one CPU keeps for itself between packets: the HMAC budget, and room to compute in.
+//! What one CPU keeps for itself: the HMAC budget, and room for the full check of a token.
 
-use crate::{clock::SECOND_NS, sha256};
+use crate::{
+    live::SECOND_NS,
+    session::{Session, TokenKey},
+    sha256,
+};
 
 /// The per-CPU value. BPF programs have 512 bytes of stack, which SHA-256 would exceed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -10,12 +14,19 @@ pub struct Scratch {
     pub budget: Budget,
     /// HMACs this CPU has made.
     pub hmacs: u64,
+    /// The binding of the token under its full check: its address,
+    pub binding_address: u64,
+    /// and its port.
+    pub binding_port: u64,
+    /// The entry of the token cache it becomes: its key,
+    pub token: TokenKey,
+    /// and its value.
+    pub session: Session,
     /// Room for SHA-256.
     pub sha256: sha256::Scratch,
 }
 
-const _: () =
-    assert!(size_of::<Scratch>() == 8 + 8 + size_of::<sha256::Scratch>() && align_of::<Scratch>() == 8);
+const _: () = assert!(size_of::<Scratch>() == 8 + 8 + 16 + 16 + 56 + 288 && align_of::<Scratch>() == 8);
 crate::map_value!(Scratch);
 
 /// A token bucket in time: an HMAC costs `1 s / rate`, the bucket holds at most one tenth of a second.

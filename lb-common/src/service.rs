@@ -1,6 +1,6 @@
-//! A protected service as the program sees it.
+//! A protected service as the program sees it, and the table in which it finds it.
 
-/// Key of the service map: where a service is reached.
+/// Where a service is reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct ServiceKey {
@@ -19,6 +19,26 @@ impl ServiceKey {
     pub const fn v4(address_be: u32, port_be: u16) -> Self {
         Self { address_be: [0, 0, 0xffff_u32.to_be(), address_be], port_be: port_be as u32 }
     }
+
+    /// The bucket of the service table it belongs in.
+    ///
+    /// Nothing here needs to withstand an attacker: the table holds what operators configure, and its publisher
+    /// picks a seed with which no bucket overflows.
+    #[inline(always)]
+    pub const fn bucket(&self, seed: u32) -> u32 {
+        let [a, b, c, d] = self.address_be;
+        let mixed =
+            (a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d) as u64 | ((self.port_be ^ seed) as u64) << 32;
+        // Fibonacci hashing (Knuth, TAOCP 3, §6.4).
+        (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BUCKETS.ilog2())) as u32
+    }
+
+    /// Whether the two are the same, word by word: BPF knows no `memcmp`.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        let (a, b) = (&self.address_be, &other.address_be);
+        a[3] == b[3] && self.port_be == other.port_be && a[0] == b[0] && a[1] == b[1] && a[2] == b[2]
+    }
 }
 
 /// What the program needs to know of a service.
@@ -27,7 +47,8 @@ impl ServiceKey {
 pub struct Service {
     /// The audience in its tokens.
     pub id: u32,
-    /// Its index on this node: in the counters, the Maglev tables and the backend keys. At least 1.
+    /// Its index on this node: in the counters, the Maglev tables and the pinned map. At least 1; 0 where the table
+    /// has no service.
     pub index: u32,
     /// The longest a token may live, seconds.
     pub max_ttl: u32,
@@ -43,12 +64,31 @@ pub struct Service {
     pub flags: u8,
 }
 
+/// Buckets of one half of the service table.
+pub const BUCKETS: u32 = 512;
+/// Services in a bucket.
+pub const BUCKET_LEN: usize = 4;
+
+/// A place in the service table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ServiceEntry {
+    /// Where the service is reached.
+    pub key: ServiceKey,
+    /// The service.
+    pub service: Service,
+}
+
+/// A bucket of the service table, filled from the front.
+pub type ServiceBucket = [ServiceEntry; BUCKET_LEN];
+
 const _: () = {
+    assert!(size_of::<ServiceEntry>() == 40 && align_of::<ServiceEntry>() == 4);
     assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 4);
     assert!(size_of::<Service>() == 20 && align_of::<Service>() == 4);
     assert!(core::mem::offset_of!(Service, accept) == 16);
 };
-crate::map_value!(ServiceKey, Service);
+crate::map_value!(ServiceKey, Service, ServiceEntry);
 
 /// BEARER tokens are accepted.
 pub const ACCEPT_BEARER: u8 = 1 << 0;

@@ -17,11 +17,19 @@ pub struct TokenKey {
 pub struct Session {
     /// The 40 claim bytes that were verified, as loaded little-endian: a hit counts only if they are the packet's.
     pub claims: [u64; 5],
-    /// The unsealed session.
+    /// What they say.
+    pub admission: Admission,
+}
+
+/// What a verified token says of its session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Admission {
+    /// The session.
     pub session_id: u64,
-    /// The unsealed backend; 0 lets the balancer choose.
+    /// The backend it is pinned to; 0 lets the balancer choose.
     pub backend_id: u16,
-    /// The unsealed rate class.
+    /// Its rate class.
     pub class: u8,
     /// Zeros.
     pub reserved: [u8; 5],
@@ -30,6 +38,6 @@ pub struct Session {
 const _: () = {
     assert!(size_of::<TokenKey>() == 16 && align_of::<TokenKey>() == 8);
     assert!(size_of::<Session>() == 56 && align_of::<Session>() == 8);
-    assert!(core::mem::offset_of!(Session, backend_id) == 48);
+    assert!(core::mem::offset_of!(Session, admission) == 40);
 };
 crate::map_value!(TokenKey, Session);

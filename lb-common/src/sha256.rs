@@ -1,8 +1,6 @@
 //! SHA-256 (FIPS 180-4) of one block, and HMAC-SHA-256 (RFC 2104) of a message that fits one, as the program runs
 //! them: from the states after the pad blocks, so that a tag costs two compressions.
 
-use core::ptr;
-
 /// Bytes of the longest message of one block: 64 less the 0x80 and the 64-bit length.
 pub const MESSAGE_MAX: usize = 55;
 
@@ -17,19 +15,25 @@ pub struct HmacKey {
 }
 
 /// Room for a computation, outside the 512 bytes of a BPF program's stack.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Scratch {
     /// The chaining state; in the end, the hash.
     pub state: [u32; 8],
-    /// The block; its message schedule replaces it.
-    pub block: [u32; 16],
+    /// The block, and the message schedule that follows from it.
+    pub schedule: [u32; 64],
 }
 
 const _: () = {
     assert!(size_of::<HmacKey>() == 64 && align_of::<HmacKey>() == 4);
-    assert!(size_of::<Scratch>() == 96 && align_of::<Scratch>() == 4);
+    assert!(size_of::<Scratch>() == 32 + 256 && align_of::<Scratch>() == 4);
 };
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { state: [0; 8], schedule: [0; 64] }
+    }
+}
 
 /// The padded block of a message of eight-byte little-endian words, the way the packet holds them: `words` as they
 /// were loaded, `len` bytes of them the message. `prefix` bytes were hashed before this block.
@@ -46,12 +50,12 @@ pub fn load_block<const N: usize>(scratch: &mut Scratch, words: &[u64; N], len: 
         } else if begin > len {
             word = 0;
         }
-        scratch.block[2 * i] = (word as u32).swap_bytes();
-        scratch.block[2 * i + 1] = ((word >> 32) as u32).swap_bytes();
+        scratch.schedule[2 * i] = (word as u32).swap_bytes();
+        scratch.schedule[2 * i + 1] = ((word >> 32) as u32).swap_bytes();
         i += 1;
     }
-    scratch.block[14] = 0;
-    scratch.block[15] = (64 + len as u32) * 8;
+    scratch.schedule[14] = 0;
+    scratch.schedule[15] = (64 + len as u32) * 8;
 }
 
 /// HMAC-SHA-256 of the message that `load_block` has laid out: the tag is left in `scratch.state`.
@@ -61,15 +65,15 @@ pub fn hmac(key: &HmacKey, scratch: &mut Scratch) {
     compress(scratch);
     let mut i = 0;
     while i < 8 {
-        scratch.block[i] = scratch.state[i];
+        scratch.schedule[i] = scratch.state[i];
         i += 1;
     }
-    scratch.block[8] = 0x8000_0000;
+    scratch.schedule[8] = 0x8000_0000;
     while i < 14 {
-        scratch.block[i + 1] = 0;
+        scratch.schedule[i + 1] = 0;
         i += 1;
     }
-    scratch.block[15] = (64 + 32) * 8;
+    scratch.schedule[15] = (64 + 32) * 8;
     scratch.state = key.outer;
     compress(scratch);
 }
@@ -91,49 +95,42 @@ const fn twice(x: u32) -> u64 {
     x as u64 | (x as u64) << 32
 }
 
-/// The compression function: `state` absorbs `block`.
+/// The compression function: `state` absorbs the first 16 words of `schedule`.
 ///
-/// A function of its own, because two inlined copies exceed the stack limit of BPF. The schedule is read and written
-/// volatile: LLVM would otherwise keep all 64 words as values, and spill them to that stack.
+/// A function of its own and loops, not 64 rounds unrolled: the frames of a BPF program's functions share 512 bytes,
+/// and code that fits the cache is the faster one for a packet that comes alone.
 #[inline(never)]
 pub fn compress(scratch: &mut Scratch) {
-    let block = &raw mut scratch.block;
-    // SAFETY: `i` is below 16 in every call, and `block` is the exclusively borrowed array of 16.
-    let load = |i: usize| unsafe { ptr::read_volatile((*block).as_ptr().add(i)) };
-    // SAFETY: as above.
-    let store = |i: usize, word: u32| unsafe { ptr::write_volatile((*block).as_mut_ptr().add(i), word) };
+    let w = scratch.schedule.as_mut_ptr();
+    // SAFETY: `i` is below 64 wherever this is called, and `w` is the exclusively borrowed array of 64. Volatile, for
+    // LLVM would otherwise keep the words as values, and spill them to the stack.
+    let load = |i: usize| unsafe { w.add(i).read_volatile() };
+
+    let mut i = 16;
+    while i < 64 {
+        let (w15, w2) = (load(i - 15), load(i - 2));
+        let (d15, d2) = (twice(w15), twice(w2));
+        let s0 = (d15 >> 7 ^ d15 >> 18) as u32 ^ w15 >> 3;
+        let s1 = (d2 >> 17 ^ d2 >> 19) as u32 ^ w2 >> 10;
+        let word = load(i - 16).wrapping_add(s0).wrapping_add(load(i - 7)).wrapping_add(s1);
+        // SAFETY: as above.
+        unsafe { w.add(i).write_volatile(word) };
+        i += 1;
+    }
 
     let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = scratch.state;
-    macro_rules! round {
-        ($i:literal) => {
-            let word = if $i < 16 {
-                load($i)
-            } else {
-                let w1 = twice(load(($i + 14) % 16));
-                let w14 = twice(load(($i + 1) % 16));
-                let s1 = (w1 >> 17 ^ w1 >> 19) as u32 ^ w1 as u32 >> 10;
-                let s0 = (w14 >> 7 ^ w14 >> 18) as u32 ^ w14 as u32 >> 3;
-                let word = s1.wrapping_add(load(($i + 9) % 16)).wrapping_add(s0).wrapping_add(load($i % 16));
-                store($i % 16, word);
-                word
-            };
-            let (ee, aa) = (twice(e), twice(a));
-            let t1 = h
-                .wrapping_add((ee >> 6 ^ ee >> 11 ^ ee >> 25) as u32)
-                .wrapping_add(g ^ e & (f ^ g))
-                .wrapping_add(K[$i])
-                .wrapping_add(word);
-            let t2 = ((aa >> 2 ^ aa >> 13 ^ aa >> 22) as u32).wrapping_add(a & b | c & (a | b));
-            (h, g, f, e, d, c, b, a) = (g, f, e, d.wrapping_add(t1), c, b, a, t1.wrapping_add(t2));
-        };
+    let mut i = 0;
+    while i < 64 {
+        let (ee, aa) = (twice(e), twice(a));
+        let t1 = h
+            .wrapping_add((ee >> 6 ^ ee >> 11 ^ ee >> 25) as u32)
+            .wrapping_add(g ^ e & (f ^ g))
+            .wrapping_add(K[i])
+            .wrapping_add(load(i));
+        let t2 = ((aa >> 2 ^ aa >> 13 ^ aa >> 22) as u32).wrapping_add(a & b | c & (a | b));
+        (h, g, f, e, d, c, b, a) = (g, f, e, d.wrapping_add(t1), c, b, a, t1.wrapping_add(t2));
+        i += 1;
     }
-    macro_rules! rounds {
-        ($($i:literal)+) => { $( round!($i); )+ };
-    }
-    rounds!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
-    rounds!(16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
-    rounds!(32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47);
-    rounds!(48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63);
 
     for (sum, word) in scratch.state.iter_mut().zip([a, b, c, d, e, f, g, h]) {
         *sum = sum.wrapping_add(word);
@@ -141,7 +138,7 @@ pub fn compress(scratch: &mut Scratch) {
 }
 
 /// The round constants (FIPS 180-4 §4.2.2).
-const K: [u32; 64] = [
+static K: [u32; 64] = [
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
     0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -170,7 +167,8 @@ mod tests {
             for (word, bytes) in words.iter_mut().zip(block.as_chunks().0) {
                 *word = u32::from_be_bytes(*bytes);
             }
-            let mut ours = Scratch { state, block: words };
+            let mut ours = Scratch { state, ..Scratch::default() };
+            ours.schedule[..16].copy_from_slice(&words);
             compress(&mut ours);
             prop_assert_eq!(ours.state, theirs);
         }

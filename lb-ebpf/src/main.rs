@@ -1,8 +1,109 @@
-//! The XDP program.
+//! Tollgate's XDP program: the packet's way, one file per step.
+//!
+//! parse → service → token → admit → balance → forward → verdict. A step takes what the step before it made and
+//! returns `Result<Next, Reason>`, so none can run before its turn.
 #![no_std]
 #![no_main]
 
+mod admit;
+mod balance;
+mod clock;
+mod events;
+mod forward;
+mod maps;
+mod packet;
+mod parse;
+mod service;
+mod token;
+mod verdict;
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use lb_common::{
+    live::{Live, Tables},
+    reason::Reason,
+    service::Service,
+};
+
+use crate::{forward::Delivery, maps::LIVE, packet::Frame, parse::Packet, verdict::Outcome};
+
+/// Drops what carries no valid token, sends the rest to its backend, passes on what is for no service.
+#[xdp]
+pub fn tollgate(ctx: XdpContext) -> u32 {
+    let frame = Frame::of(&ctx);
+    let outcome = decide(&frame);
+    verdict::conclude(&ctx, frame.len(), outcome)
+}
+
+/// Passes everything: the far end of a test's veth pair, and the floor that a benchmark subtracts.
+#[xdp]
+pub fn pass(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// Tells the daemon, which runs it on a packet of its own, what the kernel's clocks say.
+#[xdp]
+pub fn clock(ctx: XdpContext) -> u32 {
+    match clock::report(&Frame::of(&ctx)) {
+        Some(()) => xdp_action::XDP_PASS,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+#[inline(always)]
+fn decide(frame: &Frame) -> Outcome {
+    let Some(packet) = parse::packet(frame) else {
+        return Outcome::NotOurs;
+    };
+    let Some(live) = LIVE.get(0) else {
+        return Outcome::NotOurs;
+    };
+    let tables = Tables::from_word(live.tables);
+    let Some(service) = service::find(tables, &packet.to) else {
+        return Outcome::NotOurs;
+    };
+    match admitted(frame, &packet, live, tables, service) {
+        Ok(delivery) => Outcome::Delivered { service, reason: Reason::Forwarded, delivery },
+        Err(reason) if service.observes() && reason.delivered_in_observe() => {
+            match observed(frame, &packet, tables, service) {
+                Ok(delivery) => Outcome::Delivered { service, reason, delivery },
+                Err(reason) => Outcome::Refused { service, reason },
+            }
+        }
+        Err(reason) => Outcome::Refused { service, reason },
+    }
+}
+
+/// The way of a packet that is to carry a token.
+#[inline(always)]
+fn admitted(
+    frame: &Frame,
+    packet: &Packet,
+    live: &Live,
+    tables: Tables,
+    service: &Service,
+) -> Result<Delivery, Reason> {
+    let datagram = packet.datagram()?;
+    let token = token::check(&datagram, &packet.from, service, live)?;
+    let admission = admit::token(&token, service)?;
+    let way = balance::for_session(tables, service, &admission)?;
+    forward::admitted(frame, &datagram, &token, service, &way)
+}
+
+/// The way of a packet that `mode = "enforce"` would drop.
+#[inline(always)]
+fn observed(frame: &Frame, packet: &Packet, tables: Tables, service: &Service) -> Result<Delivery, Reason> {
+    let way = balance::for_client(tables, service, &packet.from)?;
+    forward::untouched(frame, &way)
+}
+
+/// The licence that lets a program call the kernel's GPL-only helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier accepts no program in which this can be reached.
     loop {}
 }

@@ -1,8 +1,8 @@
 //! The 64 bytes: layout, form and lifetime. Everything here is decided without a key.
 
 use crate::{
-    clock::{SECOND_NS, SKEW_NS},
     keyslot::KeyId,
+    live::{SECOND_NS, SKEW_NS},
     reason::Reason,
     service::{ACCEPT_BEARER, ACCEPT_PROOF, BIND_REQUIRED, Service},
 };
@@ -100,6 +100,13 @@ impl Header {
         Ok(header)
     }
 
+    /// Words that [`Header::parse`] has accepted before, read again: ten registers and 512 bytes of stack hold a
+    /// header for a short way only.
+    #[inline(always)]
+    pub const fn again(words: [u64; LEN / 8]) -> Self {
+        Self(words)
+    }
+
     /// From the start of a datagram's payload.
     ///
     /// # Errors
@@ -110,6 +117,12 @@ impl Header {
             return Err(Reason::NoToken);
         };
         Self::parse(words.map(u64::from_le_bytes))
+    }
+
+    /// All of it, loaded little-endian.
+    #[inline(always)]
+    pub const fn words(&self) -> [u64; LEN / 8] {
+        self.0
     }
 
     /// The 64 bytes as they are on the wire.
@@ -233,6 +246,13 @@ impl Header {
     pub const fn claims(&self) -> [u64; 5] {
         let w = &self.0;
         [w[0], w[1], w[2], w[3], w[4]]
+    }
+
+    /// Whether its bytes 0..40 are these. Word by word, for BPF knows no `memcmp`.
+    #[inline(always)]
+    pub const fn claims_are(&self, claims: &[u64; 5]) -> bool {
+        let [a, b, c, d, e] = self.claims();
+        a ^ claims[0] | b ^ claims[1] | c ^ claims[2] | d ^ claims[3] | e ^ claims[4] == 0
     }
 
     /// Bytes 24..40, loaded little-endian.

@@ -1,0 +1,72 @@
+//! What the daemon changes under running packets, by one atomic store each: the clock, and which tables count.
+
+/// The only value of the live map, mapped into the daemon's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Live {
+    /// Unix time minus `jiffies * tick_ns`, nanoseconds. If the daemon stops, time goes on: tokens expire when they
+    /// should. Zero: never published, and no token is valid in 1970.
+    pub offset_ns: u64,
+    /// Nanoseconds of one of the kernel's ticks, as `clock_getres(CLOCK_MONOTONIC_COARSE)` tells them.
+    pub tick_ns: u64,
+    /// The [`Tables`] that count.
+    pub tables: u64,
+}
+
+const _: () = assert!(size_of::<Live>() == 24 && align_of::<Live>() == 8);
+crate::map_value!(Live);
+
+/// Services, Maglev tables and backends are published together: each of their arrays has two halves, and one word
+/// says which half counts. The other is written in full before the word changes, so every packet is judged by one
+/// whole state, and a daemon that dies while it writes has changed nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// 0 or 1.
+    pub half: u32,
+    /// The seed of the service hash in this half.
+    pub seed: u32,
+}
+
+impl Tables {
+    /// From the word of [`Live`].
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self { half: word as u32 & 1, seed: (word >> 1) as u32 }
+    }
+
+    /// As the word of [`Live`].
+    pub const fn to_word(self) -> u64 {
+        (self.seed as u64) << 1 | self.half as u64
+    }
+}
+
+/// What the program `clock` writes over the start of a test run's packet: two readings of one moment, from which the
+/// daemon learns the offset to publish.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ClockReading {
+    /// Ticks since boot, from where the kernel begins to count.
+    pub jiffies: u64,
+    /// CLOCK_MONOTONIC_COARSE: CLOCK_MONOTONIC at the last tick, nanoseconds.
+    pub monotonic_ns: u64,
+}
+
+const _: () = assert!(size_of::<ClockReading>() == 16 && align_of::<ClockReading>() == 8);
+
+/// Nanoseconds of a second.
+pub const SECOND_NS: u64 = 1_000_000_000;
+
+/// By how much the clocks of issuers and balancers may differ (token.md).
+pub const SKEW_NS: u64 = 2 * SECOND_NS;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_holds_half_and_seed() {
+        for tables in [Tables { half: 1, seed: u32::MAX }, Tables { half: 0, seed: 7 }, Tables::default()] {
+            assert_eq!(Tables::from_word(tables.to_word()), tables);
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Step 10, its beginning: the backend of a session.
+
+use lb_common::{
+    backend::{Backend, PinnedKey},
+    balance,
+    live::Tables,
+    maps::{BACKENDS_MAX, SERVICES_MAX},
+    reason::Reason,
+    service::{FORWARD_LOCAL, Service},
+    session::Admission,
+    token::Source,
+};
+
+use crate::maps::{BACKENDS, MAGLEV, PINNED};
+
+/// Where a packet goes.
+pub enum Way {
+    /// To this host's own stack.
+    Local,
+    /// To a backend on this segment.
+    L2(&'static Backend),
+}
+
+/// The way of a session: to the backend its token names, else to the one its hash picks.
+#[inline(always)]
+pub fn for_session(tables: Tables, service: &Service, admission: &Admission) -> Result<Way, Reason> {
+    if service.forward == FORWARD_LOCAL {
+        return Ok(Way::Local);
+    }
+    match admission.backend_id {
+        0 => hashed(tables, service, admission.session_id),
+        backend_id => pinned(tables, service, backend_id),
+    }
+}
+
+/// The way of a client without a token: by its address alone, so that its fragments go the same way.
+#[inline(always)]
+pub fn for_client(tables: Tables, service: &Service, from: &Source) -> Result<Way, Reason> {
+    if service.forward == FORWARD_LOCAL {
+        return Ok(Way::Local);
+    }
+    hashed(tables, service, from.address)
+}
+
+#[inline(always)]
+fn hashed(tables: Tables, service: &Service, session: u64) -> Result<Way, Reason> {
+    let table = MAGLEV.get(tables.half * SERVICES_MAX + service.index).ok_or(Reason::NoBackend)?;
+    match table[balance::position(session) as usize] {
+        0 => Err(Reason::NoBackend),
+        place => at(tables, u32::from(place) - 1),
+    }
+}
+
+#[inline(always)]
+fn pinned(tables: Tables, service: &Service, backend_id: u16) -> Result<Way, Reason> {
+    let key = PinnedKey { half: tables.half, service_index: service.index as u16, backend_id };
+    // SAFETY: a word, copied out here and now.
+    let place = *unsafe { PINNED.get(key) }.ok_or(Reason::NoBackend)?;
+    at(tables, place)
+}
+
+#[inline(always)]
+fn at(tables: Tables, place: u32) -> Result<Way, Reason> {
+    BACKENDS.get(tables.half * BACKENDS_MAX + place).map(Way::L2).ok_or(Reason::NoBackend)
+}

@@ -1,0 +1,13 @@
+//! What the program says to the daemon's log: only what should never happen, for a packet must not buy a log line.
+
+use aya_ebpf::programs::XdpContext;
+use aya_log_ebpf::error;
+
+/// A helper failed where it never should.
+#[inline(never)]
+pub fn internal(ctx: &XdpContext, service_id: u32) {
+    error!(
+        ctx,
+        "a packet of service {} was dropped: a kernel helper failed where it never should", service_id
+    );
+}

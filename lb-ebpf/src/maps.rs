@@ -1,0 +1,60 @@
+//! The maps: names, sizes and values are those of lb-common.
+//!
+//! On the way of every packet stand arrays alone: their look-ups are inlined, while a hash map costs two calls.
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use lb_common::{
+    backend::{Backend, PinnedKey},
+    balance::MaglevTable,
+    counter::Counter,
+    keyslot::KeySlot,
+    live::{Live, SECOND_NS},
+    maps::{
+        BACKENDS_MAX, COUNTERS_MAX, HALVES, HMACS_PER_SECOND_DEFAULT, KEY_SLOTS_MAX, SERVICES_MAX,
+        SESSIONS_DEFAULT,
+    },
+    scratch::Scratch,
+    service::{BUCKETS, ServiceBucket},
+    session::{Session, TokenKey},
+};
+
+/// Mapped into the daemon, which changes a word by one atomic store.
+#[btf_map(name = "live")]
+pub static LIVE: Array<Live, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map(name = "services")]
+pub static SERVICES: Array<ServiceBucket, { (HALVES * BUCKETS) as usize }> = Array::new();
+
+#[btf_map(name = "key_slots")]
+pub static KEY_SLOTS: Array<KeySlot, { KEY_SLOTS_MAX as usize }> = Array::new();
+
+/// The loader sets its size.
+#[btf_map(name = "sessions")]
+pub static SESSIONS: LruHashMap<TokenKey, Session, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
+
+#[btf_map(name = "maglev")]
+pub static MAGLEV: Array<MaglevTable, { (HALVES * SERVICES_MAX) as usize }> = Array::new();
+
+#[btf_map(name = "backends")]
+pub static BACKENDS: Array<Backend, { (HALVES * BACKENDS_MAX) as usize }> = Array::new();
+
+#[btf_map(name = "pinned")]
+pub static PINNED: HashMap<PinnedKey, u32, { (HALVES * BACKENDS_MAX) as usize }> = HashMap::new();
+
+#[btf_map(name = "counters")]
+pub static COUNTERS: PerCpuArray<Counter, { COUNTERS_MAX as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "backend_counters")]
+pub static BACKEND_COUNTERS: PerCpuArray<Counter, { BACKENDS_MAX as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "scratch")]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// What one HMAC costs of a CPU's budget, nanoseconds: a second by `hmac_budget`. Set at load time.
+#[unsafe(no_mangle)]
+pub static HMAC_COST_NS: Global<u64> = Global::new(SECOND_NS / HMACS_PER_SECOND_DEFAULT);

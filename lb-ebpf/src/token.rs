@@ -1,0 +1,77 @@
+//! Steps 2 to 5: what a token says of itself, its key, its time and its fast tag.
+//!
+//! Up to the fast tag only arrays and small hot maps are read, and nothing is written.
+
+use lb_common::{
+    keyslot::KeySlot,
+    live::Live,
+    reason::Reason,
+    service::Service,
+    token::{
+        Header, Kind, Source,
+        header::{self, Binding},
+        tags,
+    },
+};
+
+use crate::{
+    clock::{self, Now},
+    maps::KEY_SLOTS,
+    packet::Cursor,
+    parse::Datagram,
+};
+
+/// A token whose fast tag is right: junk is not this, a copy is.
+pub struct Token {
+    /// Where its header is.
+    pub at: Cursor,
+    /// What its tags cover beside the header.
+    pub binding: Binding,
+    /// The key that made it.
+    pub key: &'static KeySlot,
+    /// When its packet came.
+    pub now: Now,
+}
+
+impl Token {
+    /// Its header.
+    #[inline(always)]
+    pub fn header(&self) -> Result<Header, Reason> {
+        self.at.read(0).map(Header::again).ok_or(Reason::Internal)
+    }
+}
+
+/// Reads and checks the token of a datagram.
+#[inline(always)]
+pub fn check(datagram: &Datagram, from: &Source, service: &Service, live: &Live) -> Result<Token, Reason> {
+    if usize::from(datagram.payload_len) < header::LEN {
+        return Err(Reason::NoToken);
+    }
+    let at = datagram.payload();
+    let header = Header::parse(at.read(0).ok_or(Reason::NoToken)?)?;
+    header.allowed_by(service)?;
+    if header.kind() == Kind::Proof {
+        // Without its replay window a PROOF token would be less than it says.
+        return Err(Reason::Policy);
+    }
+
+    let now = clock::now(live);
+    let key_id = header.key_id();
+    let key = KEY_SLOTS.get(key_id.slot()).ok_or(Reason::UnknownKey)?;
+    key.admits(key_id, service.id, now.unix_ns)?;
+    header.lives(service, now.unix_ns)?;
+
+    let binding = header.binding(from)?;
+    if !signed_by(key, at, binding) {
+        return Err(Reason::BadFastTag);
+    }
+    Ok(Token { at, binding, key, now })
+}
+
+/// Whether the fast tag is right. The header is read again, word by word as SipHash takes it.
+#[inline(always)]
+fn signed_by(key: &KeySlot, at: Cursor, binding: Binding) -> bool {
+    at.read(0)
+        .map(Header::again)
+        .is_some_and(|header| tags::fast(key.fast, &header, &binding) == header.fast_tag())
+}
