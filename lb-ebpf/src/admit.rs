@@ -80,6 +80,10 @@ fn full_check(scratch: &mut Scratch, key: &KeySlot, at: Cursor, service_id: u32)
         },
     };
     // A cache that cannot take the entry costs the next packet another HMAC, and nothing else.
+    #[expect(
+        clippy::needless_borrows_for_generic_args,
+        reason = "by value, they would be copied to the stack"
+    )]
     let _ = SESSIONS.insert(&scratch.token, &scratch.session, 0);
     Ok(())
 }
