@@ -1,1 +1,3 @@
 //! Tollgate, the daemon and its command line.
+
+pub mod config;

@@ -1,0 +1,152 @@
+//! What is wrong with a file, for a terminal and for a log.
+
+use std::{error::Error, fmt, io, ops::Range, path::PathBuf};
+
+use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode};
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// There is no such file.
+    #[error("{}: there is no such file; write one, or name another with `-c FILE`", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It cannot be read.
+    #[error("{}: cannot be read: {source}; {}", path.display(), mend_of_io(source))]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is no text.
+    #[error("{}: byte {offset} is not UTF-8; is this a configuration file? Save it as UTF-8", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// The first wrong byte.
+        offset: usize,
+    },
+    /// It says what cannot be.
+    #[error(transparent)]
+    Invalid(Box<Invalid>),
+}
+
+impl ConfigError {
+    pub(super) fn unreadable(path: PathBuf, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::Missing { path },
+            _ => Self::Unreadable { path, source },
+        }
+    }
+
+    /// For a terminal: with the lines of the file and carets below what is wrong.
+    pub fn report(&self, colours: bool) -> String {
+        let Self::Invalid(invalid) = self else { return self.to_string() };
+        let theme = if colours { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        let handler = GraphicalReportHandler::new_themed(theme).with_width(110).without_cause_chain();
+        let mut page = String::new();
+        for problem in &invalid.problems {
+            let shown = Shown { problem, source: &invalid.source };
+            handler.render_report(&mut page, &shown).expect("a string takes all that is written to it");
+        }
+        page
+    }
+}
+
+fn mend_of_io(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "run as root, or let this user read it",
+        io::ErrorKind::IsADirectory => "it is a directory: name the file in it",
+        _ => "check the disk and the path",
+    }
+}
+
+/// All that is wrong with one file. Displays as one line for each problem.
+#[derive(Debug)]
+pub struct Invalid {
+    /// At least one, by line.
+    pub problems: Vec<Problem>,
+    pub(super) source: NamedSource<String>,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.problems.iter().enumerate() {
+            let end = if i == 0 { "" } else { "\n" };
+            write!(f, "{end}{}:{problem}", self.source.name())?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for Invalid {}
+
+/// One thing that is wrong. Displays as `line:column: what; mend`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// As in `service.max_ttl`; empty where the file is no TOML.
+    pub field: String,
+    /// From 1.
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+    /// What was found.
+    pub message: String,
+    /// What would be right.
+    pub mend: String,
+    pub(super) span: Range<usize>,
+    /// Another place that has to do with it.
+    pub(super) other: Option<(Range<usize>, String)>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { line, column, message, mend, .. } = self;
+        write!(f, "{line}:{column}: {message}; {mend}")
+    }
+}
+
+/// What is allowed, and probably not meant. Displays as a line of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning(pub Problem);
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "configuration line {}: {}; {}", self.0.line, self.0.message, self.0.mend)
+    }
+}
+
+/// A problem beside the text it is in.
+#[derive(Debug)]
+struct Shown<'a> {
+    problem: &'a Problem,
+    source: &'a NamedSource<String>,
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem.message)
+    }
+}
+
+impl Error for Shown<'_> {}
+
+impl Diagnostic for Shown<'_> {
+    fn help<'b>(&'b self) -> Option<Box<dyn fmt::Display + 'b>> {
+        Some(Box::new(&self.problem.mend))
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        Some(self.source)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let label = |span: &Range<usize>, text: &str| LabeledSpan::at(span.clone(), text);
+        let here = label(&self.problem.span, "here");
+        let other = self.problem.other.as_ref().map(|(span, text)| label(span, text));
+        Some(Box::new(std::iter::once(here).chain(other)))
+    }
+}

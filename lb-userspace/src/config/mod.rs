@@ -1,0 +1,179 @@
+//! `tollgate.toml` → validated types. What is in a `Config` can be acted upon without further questions.
+//!
+//! A file is read to its end before it is refused: all its problems are reported at once, each with line, column,
+//! field, what was found and what would be right.
+
+mod check;
+mod error;
+mod fields;
+mod read;
+mod values;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use error::{ConfigError, Invalid, Problem, Warning};
+
+/// A whole configuration, with the defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This node's name; by default the host's.
+    pub node: String,
+    /// Where the program is attached; at least one, none twice.
+    pub interfaces: Vec<String>,
+    /// How it is attached.
+    pub xdp_mode: XdpMode,
+    /// Where keys and the rest of the desired state are kept.
+    pub store: StoreLocation,
+    /// The control socket.
+    pub control: PathBuf,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` for nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Where program, link and maps are pinned.
+    pub bpffs: PathBuf,
+    /// Entries of the token cache.
+    pub sessions: u32,
+    /// Full checks a CPU makes in a second, at most.
+    pub hmac_budget: u32,
+    /// The protected services: unique ids, names and address-port pairs.
+    pub services: Vec<Service>,
+    /// What is allowed and probably not meant.
+    pub warnings: Vec<Warning>,
+}
+
+/// How the program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver where it can, else generic.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// After the kernel has made an skb: slow, works everywhere.
+    Generic,
+}
+
+/// Where the desired state is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreLocation {
+    /// Files in this directory.
+    File(PathBuf),
+}
+
+/// A protected service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The audience in its tokens; not 0.
+    pub id: u32,
+    /// A metrics label and a command line argument: never all digits.
+    pub name: String,
+    /// The address its clients send to.
+    pub address: IpAddr,
+    /// The UDP port its clients send to; not 0.
+    pub port: u16,
+    /// The types of token it takes.
+    pub accept: Accept,
+    /// Whether tokens must be bound to an address.
+    pub bind: Bind,
+    /// The longest a token may live: whole seconds, 1 second to 366 days.
+    pub max_ttl: Duration,
+    /// Whether the token header is taken off before the backend sees the datagram.
+    pub strip: bool,
+    /// How datagrams reach the backend.
+    pub forward: Forward,
+    /// What becomes of refused datagrams.
+    pub mode: Mode,
+    /// How often the key is replaced; `None`: by hand only. Whole seconds.
+    pub key_rotation: Option<Duration>,
+    /// Unique ids, names and addresses.
+    pub backends: Vec<Backend>,
+}
+
+/// The types of token a service takes; at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accept {
+    /// BEARER tokens.
+    pub bearer: bool,
+    /// PROOF tokens. This version refuses them as `policy` all the same, and the configuration warns of it.
+    pub proof: bool,
+}
+
+/// Whether tokens must be bound to an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bind {
+    /// They may be.
+    #[default]
+    Optional,
+    /// They must be.
+    Required,
+}
+
+/// How datagrams reach the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forward {
+    /// To this host's own stack.
+    Local,
+    /// By MAC address, on the segment they came from.
+    L2,
+}
+
+/// What becomes of refused datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Dropped.
+    #[default]
+    Enforce,
+    /// Counted, and delivered unstripped.
+    Observe,
+}
+
+/// A backend of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// The `backend_id` in tokens; not 0.
+    pub id: u16,
+    /// A metrics label and a command line argument; by default its address.
+    pub name: String,
+    /// Its own address, by which its MAC address is found.
+    pub address: IpAddr,
+    /// Its share of the sessions, against the weights of the others; not 0.
+    pub weight: u32,
+}
+
+impl Config {
+    /// Reads and validates a file.
+    ///
+    /// # Errors
+    /// If it cannot be read, or with all its problems.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let bytes = std::fs::read(path).map_err(|source| ConfigError::unreadable(path.to_owned(), source))?;
+        let text = String::from_utf8(bytes).map_err(|error| ConfigError::NotText {
+            path: path.to_owned(),
+            offset: error.utf8_error().valid_up_to(),
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// Validates the text of a file; `path` is for the messages.
+    ///
+    /// # Errors
+    /// With all its problems.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let mut report = read::Report::new(text);
+        let config = fields::config(&mut report);
+        report.finish(path, config)
+    }
+}
+
+impl Service {
+    /// The service called `name`: by its name or its id.
+    pub fn find<'a>(services: &'a [Self], name: &str) -> Option<&'a Self> {
+        services.iter().find(|service| service.name == name || name.parse() == Ok(service.id))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,329 @@
+use super::*;
+
+const WHOLE: &str = r#"
+node       = "lb-1"
+interfaces = ["eth0"]
+xdp_mode   = "native"
+store      = "file:/var/lib/tollgate"
+control    = "/run/tollgate/control.sock"
+metrics    = ""
+bpffs      = "/sys/fs/bpf/tollgate"
+sessions   = 1_000
+hmac_budget = 50000
+
+[[service]]
+id       = 4294967295
+name     = "game"
+address  = "203.0.113.10"
+port     = 7777
+accept   = ["bearer"]
+bind     = "required"
+max_ttl  = "1m 30s"
+strip    = false
+forward  = "l2"
+mode     = "observe"
+key_rotation = "off"
+
+[[service.backend]]
+id      = 1
+name    = "game-a"
+address = "10.0.0.11"
+port    = 7777
+weight  = 7
+check   = { type = "none" }
+
+[[service.backend]]
+id      = 65535
+address = "10.0.0.12"
+
+[[service]]
+id = 1
+name = "voice"
+address = "203.0.113.10"
+port = 7778
+forward = "local"
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("tollgate.toml"), text)
+}
+
+/// The lines of the error.
+fn refused(text: &str) -> Vec<String> {
+    match parse(text) {
+        Ok(config) => panic!("accepted: {config:?}"),
+        Err(error) => error.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+/// A configuration with one service, of which the lines in `change` replace those of the same field.
+fn with(change: &str) -> String {
+    let mut lines = vec![
+        "interfaces = [\"eth0\"]",
+        "[[service]]",
+        "id = 42",
+        "name = \"game\"",
+        "address = \"203.0.113.10\"",
+        "port = 7777",
+        "forward = \"local\"",
+    ];
+    let field = |line: &str| line.split('=').next().unwrap().trim().to_owned();
+    for new in change.lines() {
+        match lines.iter().position(|line| field(line) == field(new) && line.contains('=')) {
+            Some(old) => lines[old] = new,
+            None => lines.push(new),
+        }
+    }
+    lines.join("\n")
+}
+
+#[test]
+fn a_whole_file_is_read() {
+    let config = parse(WHOLE).unwrap();
+    let game = Service {
+        id: u32::MAX,
+        name: "game".into(),
+        address: [203, 0, 113, 10].into(),
+        port: 7777,
+        accept: Accept { bearer: true, proof: false },
+        bind: Bind::Required,
+        max_ttl: Duration::from_secs(90),
+        strip: false,
+        forward: Forward::L2,
+        mode: Mode::Observe,
+        key_rotation: None,
+        backends: vec![
+            Backend { id: 1, name: "game-a".into(), address: [10, 0, 0, 11].into(), weight: 7 },
+            Backend { id: 65535, name: "10.0.0.12".into(), address: [10, 0, 0, 12].into(), weight: 100 },
+        ],
+    };
+    assert_eq!(config.services[0], game);
+    assert_eq!(config.warnings, []);
+    assert_eq!(
+        (config.node.as_str(), config.metrics, config.sessions, config.hmac_budget),
+        ("lb-1", None, 1000, 50000)
+    );
+    assert_eq!(Service::find(&config.services, "game").unwrap().id, u32::MAX);
+    assert_eq!(Service::find(&config.services, "1").unwrap().name, "voice");
+}
+
+#[test]
+fn what_is_absent_has_a_default() {
+    let config = parse(&with("")).unwrap();
+    assert_eq!(config.xdp_mode, XdpMode::Auto);
+    assert_eq!(config.store, StoreLocation::File("/var/lib/tollgate".into()));
+    assert_eq!(config.control, Path::new("/run/tollgate/control.sock"));
+    assert_eq!(config.metrics, Some(([127, 0, 0, 1], 9477).into()));
+    assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/tollgate"));
+    assert_eq!((config.sessions, config.hmac_budget), (262_144, 200_000));
+    let service = &config.services[0];
+    assert_eq!(
+        (service.max_ttl, service.key_rotation),
+        (Duration::from_hours(1), Some(Duration::from_hours(24)))
+    );
+    assert_eq!((service.bind, service.mode, service.strip), (Bind::Optional, Mode::Enforce, true));
+    assert!(service.accept.bearer && !service.accept.proof);
+}
+
+/// Each wrong line by itself: the place, and what the message says.
+#[test]
+fn every_wrong_value_is_named() {
+    let cases = [
+        ("interfaces = []", "1:14: `interfaces` is empty"),
+        ("interfaces = \"eth0\"", "`interfaces` is \"eth0\", not a list"),
+        ("interfaces = [\"eth0\", \"eth0\"]", "\"eth0\" is named twice"),
+        ("interfaces = [\"a/b\"]", "\"a/b\" is not an interface's name"),
+        ("interfaces = [\"sixteen-bytes-xx\"]", "is not an interface's name; at most 15 bytes"),
+        ("id = 0", "3:6: `service.id` = 0 is out of range; it is a whole number, 1 to 4294967295"),
+        ("id = 4294967296", "is out of range"),
+        ("id = -1", "is out of range"),
+        ("id = \"42\"", "`service.id` is \"42\", not a whole number"),
+        ("name = \"42\"", "`service.name` = \"42\" is not a name"),
+        ("name = \"-x\"", "is not a name"),
+        ("name = \"\"", "is not a name"),
+        ("name = \"a b\"", "is not a name"),
+        ("port = 0", "`service.port` = 0 is out of range"),
+        ("port = 65536", "is out of range"),
+        ("address = \"0.0.0.0\"", "is no particular address"),
+        ("address = \"224.0.0.1\"", "is a multicast group"),
+        ("address = \"255.255.255.255\"", "is the broadcast address"),
+        ("address = \"game.example\"", "is not an address"),
+        ("address = \"2001:db8::1\"", "is not yet in this version; use an IPv4 address"),
+        (
+            "forward = \"ipip\"",
+            "`service.forward` = \"ipip\" is not yet in this version; write \"local\" or \"l2\"",
+        ),
+        ("forward = \"nat\"", "is not yet in this version"),
+        ("forward = \"l3\"", "is none of its values; write \"local\" or \"l2\""),
+        ("accept = []", "`service.accept` is empty: no token would pass"),
+        ("accept = [\"proof\"]", "is not yet in this version: no token would pass"),
+        ("accept = [\"knock\"]", "\"knock\" is not a type of token"),
+        ("bind = \"yes\"", "write \"optional\" or \"required\""),
+        ("mode = \"off\"", "write \"enforce\" or \"observe\""),
+        ("strip = \"true\"", "write true or false, without quotes"),
+        (
+            "max_ttl = \"0s\"",
+            "is out of range; write it as in `max_ttl = \"1h\"`: whole seconds, 1s to 366 days",
+        ),
+        ("max_ttl = \"367days\"", "is out of range"),
+        ("max_ttl = \"1500ms\"", "is out of range"),
+        ("max_ttl = 3600", "`service.max_ttl` is 3600, not a string"),
+        ("max_ttl = \"soon\"", "is not a duration"),
+        ("key_rotation = \"0s\"", "is out of range"),
+        (
+            "key_rotation = \"1s\"\nmax_ttl = \"2h\"",
+            "the services need up to 7203 keys at a time, and there are 4096",
+        ),
+        ("rate = { \"0\" = \"1000/s\" }", "`service.rate` is not yet in this version"),
+        ("max_sources = 4", "`service.max_sources` is not yet in this version"),
+        ("adress = \"203.0.113.10\"", "`service.adress` is not a known field; did you mean `address`?"),
+        ("colour = 3", "known here: accept, address, backend, bind, forward, id"),
+        ("address = \"127.0.0.1\"\nforward = \"l2\"", "127.0.0.1 is a loopback address"),
+    ];
+    for (change, expected) in cases {
+        let lines = refused(&with(change));
+        assert_eq!(lines.len(), 1, "{change}: {lines:?}");
+        assert!(lines[0].starts_with("tollgate.toml:") && lines[0].contains(expected), "{change}: {lines:?}");
+    }
+}
+
+#[test]
+fn every_wrong_backend_is_named() {
+    let cases = [
+        ("address = \"10.0.0.1\"", "`service.backend.id` is missing; add a line like `id = 1`"),
+        ("id = 1", "8:1: `service.backend.address` is missing"),
+        ("id = 0\naddress = \"10.0.0.1\"", "`service.backend.id` = 0 is out of range"),
+        ("id = 65536\naddress = \"10.0.0.1\"", "is out of range"),
+        ("id = 1\naddress = \"10.0.0.1\"\nweight = 0", "`service.backend.weight` = 0 is out of range"),
+        ("id = 1\naddress = \"127.0.0.1\"", "127.0.0.1 is a loopback address"),
+        ("id = 1\naddress = \"203.0.113.10\"", "203.0.113.10 is the service's address"),
+        ("id = 1\naddress = \"10.0.0.1\"\nport = 7778", "`service.backend.port` = 7778 is not the service's"),
+        ("id = 1\naddress = \"10.0.0.1\"\ncheck = { type = \"udp\" }", "`service.backend.check` is not yet"),
+    ];
+    for (backend, expected) in cases {
+        let text = format!("{}\n[[service.backend]]\n{backend}", with("forward = \"l2\""));
+        let lines = refused(&text);
+        assert_eq!(lines.len(), 1, "{backend}: {lines:?}");
+        assert!(lines[0].contains(expected), "{backend}: {lines:?}");
+    }
+}
+
+#[test]
+fn the_top_level_is_checked() {
+    let cases = [
+        (
+            "store = \"etcd:http://10.0.0.1:2379/tollgate\"",
+            "1:9: `store` = \"etcd:http://10.0.0.1:2379/tollgate\" is not yet",
+        ),
+        ("store = \"/var/lib\"", "is not a store; write `store = \"file:/var/lib/tollgate\"`"),
+        ("store = \"file:relative\"", "is not a store"),
+        ("control = \"run/x\"", "is not an absolute path"),
+        ("metrics = \"9477\"", "is not an address and a port"),
+        ("xdp_mode = \"offload\"", "write \"auto\" or \"native\" or \"generic\""),
+        ("sessions = 1", "it is a whole number, 256 to 16777216"),
+        ("hmac_budget = 0", "is out of range"),
+        ("nat_ports = \"40000-59999\"", "`nat_ports` is not yet in this version"),
+        ("node = \"a b\"", "`node` = \"a b\" is not a name"),
+        ("service = 3", "`service` is 3, not a list of tables; begin each with a line `[[service]]`"),
+    ];
+    for (line, expected) in cases {
+        let lines = refused(&format!("{line}\ninterfaces = [\"eth0\"]\n"));
+        assert_eq!(lines.len(), 1, "{line}: {lines:?}");
+        assert!(lines[0].contains(expected), "{line}: {lines:?}");
+    }
+    assert!(refused("")[0].contains("`interfaces` is missing; add a line like `interfaces = [\"eth0\"]`"));
+    let long = format!("control = \"/{}\"\ninterfaces = [\"eth0\"]", "x".repeat(107));
+    assert!(refused(&long)[0].contains("has 108 bytes; the path of a unix socket has at most 107"));
+}
+
+#[test]
+fn duplicates_are_shown_with_the_first() {
+    let text =
+        WHOLE.replace("7778", "7777").replace("id = 1\n", "id = 0xffff_ffff\n").replace("voice", "game");
+    let lines = refused(&text);
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(lines[0].contains("`service.id` = 4294967295 is on line 13 already"), "{lines:?}");
+    assert!(lines[1].contains("`service.name` = \"game\" is on line 14 already"), "{lines:?}");
+    assert!(lines[2].contains("203.0.113.10 port 7777 is taken by the service of line 15"), "{lines:?}");
+    let lines = refused(&WHOLE.replace("65535", "1").replace("10.0.0.12", "10.0.0.11"));
+    assert!(lines[0].contains("`service.backend.id` = 1 is on line 26 already"), "{lines:?}");
+    assert!(lines[1].contains("`service.backend.address` = 10.0.0.11 is on line 28 already"), "{lines:?}");
+}
+
+#[test]
+fn all_problems_are_reported_at_once_and_shown_in_the_file() {
+    let text =
+        "interfaces = [\"eth0\"]\nsesions = 4\n[[service]]\nid = 0\nname = \"géant\"\nforward = \"gue\"\n";
+    let error = parse(text).unwrap_err();
+    let lines: Vec<_> =
+        error.to_string().lines().map(|line| line.split(": ").next().unwrap().to_owned()).collect();
+    let at = ["2:1", "3:1", "3:1", "4:6", "5:8", "6:11"].map(|place| format!("tollgate.toml:{place}"));
+    assert_eq!(lines, at);
+    let page = error.report(false);
+    assert!(page.contains("sesions = 4") && page.contains("did you mean `sessions`?"), "{page}");
+    assert!(page.contains("tollgate.toml:6:11"), "{page}");
+    assert!(!page.contains('\u{1b}'), "{page}");
+    assert!(error.report(true).contains('\u{1b}'));
+}
+
+#[test]
+fn what_is_no_toml_is_shown_where_it_breaks() {
+    let lines = refused("interfaces = [\"eth0\"\n[[service]]\n");
+    assert!(lines[0].starts_with("tollgate.toml:2:1: not TOML: "), "{lines:?}");
+    let lines = refused("interfaces = [\"eth0\"]\ninterfaces = [\"eth1\"]\n");
+    assert!(lines[0].starts_with("tollgate.toml:2:1: not TOML: duplicate key"), "{lines:?}");
+}
+
+#[test]
+fn what_is_probably_not_meant_is_a_warning() {
+    let backend = "\n[[service.backend]]\nid = 1\naddress = \"10.0.0.1\"";
+    let cases = [
+        ("interfaces = [\"eth0\"]".to_owned(), "there is no service"),
+        (with("") + backend, "configuration line 8: the backends of a local service are not used"),
+        (with("forward = \"l2\""), "the service has no backend"),
+        (with("accept = [\"bearer\", \"proof\"]"), "proof tokens are not yet in this version"),
+        (with("key_rotation = \"10m\""), "up to 9 keys verify at a time; a key_rotation of 10m is shorter"),
+    ];
+    for (text, expected) in cases {
+        let warnings = parse(&text).unwrap().warnings;
+        assert_eq!(warnings.len(), 1, "{text}: {warnings:?}");
+        assert!(warnings[0].to_string().contains(expected), "{text}: {warnings:?}");
+    }
+}
+
+#[test]
+fn a_node_has_room_for_so_much() {
+    let service = |n: usize| {
+        format!(
+            "[[service]]\nid = {n}\nname = \"s{n}\"\naddress = \"203.0.113.1\"\nport = {n}\nforward = \"l2\"\n"
+        )
+    };
+    let backend =
+        |n: usize| format!("[[service.backend]]\nid = {n}\naddress = \"10.0.{}.{}\"\n", n / 250, 1 + n % 250);
+    let mut text = "interfaces = [\"eth0\"]\n".to_owned();
+    (1..=255).for_each(|n| text += &service(n));
+    assert_eq!(parse(&text).unwrap().services.len(), 255);
+    assert!(
+        refused(&(text.clone() + &service(256)))[0]
+            .contains("there are 256 services; a node has at most 255")
+    );
+    (1..=4096).for_each(|n| text += &backend(n));
+    assert_eq!(parse(&text).unwrap().services[254].backends.len(), 4096);
+    text += &backend(4097);
+    assert!(refused(&text)[0].contains("there are 4097 backends; a node has at most 4096"));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tollgate.toml");
+    let error = Config::load(&file).unwrap_err().to_string();
+    assert!(error.contains("there is no such file; write one, or name another with `-c FILE`"), "{error}");
+    let error = Config::load(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("it is a directory: name the file in it"), "{error}");
+    std::fs::write(&file, b"ab\xff").unwrap();
+    let error = Config::load(&file).unwrap_err().to_string();
+    assert!(error.contains("byte 2 is not UTF-8"), "{error}");
+    std::fs::write(&file, WHOLE).unwrap();
+    assert_eq!(Config::load(&file).unwrap().services.len(), 2);
+}

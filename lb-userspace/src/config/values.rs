@@ -1,0 +1,311 @@
+//! Single values: a port, a name, a duration. Each says what was found and what would be right.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use toml::de::DeValue;
+
+use super::{
+    Accept, Bind, Forward, Mode, StoreLocation, XdpMode,
+    read::{Wrong, described},
+};
+
+type Read<T> = Result<T, Wrong>;
+
+/// A day has tokens enough; a token of more than a year is a password.
+const MAX_TTL: std::ops::RangeInclusive<u64> = 1..=366 * 86_400;
+/// Below the least, the LRU's per-CPU free lists are larger than the map; above the most, it takes gigabytes.
+const SESSIONS: std::ops::RangeInclusive<u64> = 256..=16_777_216;
+/// A CPU makes about 1.3 million HMACs a second: above the most, the budget is none.
+const HMAC_BUDGET: std::ops::RangeInclusive<u64> = 1..=2_000_000;
+/// More would gain nothing: shares are rounded to a table of 16381 positions.
+const WEIGHT: std::ops::RangeInclusive<u64> = 1..=65_535;
+/// `sockaddr_un` holds 108 bytes, one of them the end.
+const SOCKET_PATH_MAX: usize = 107;
+/// `IFNAMSIZ` is 16, one of them the end.
+const INTERFACE_NAME_MAX: usize = 15;
+const NAME_MAX: usize = 64;
+
+fn wrong<T>(message: String, mend: impl Into<String>) -> Read<T> {
+    Err(Wrong { message, mend: mend.into() })
+}
+
+fn not_yet<T>(path: &str, value: &DeValue<'_>, mend: &str) -> Read<T> {
+    wrong(format!("`{path}` = {} is not yet in this version", described(value)), mend)
+}
+
+fn text<'v>(path: &str, value: &'v DeValue<'_>, example: &str) -> Read<&'v str> {
+    match value.as_str() {
+        Some(text) => Ok(text),
+        None => wrong(
+            format!("`{path}` is {}, not a string", described(value)),
+            format!("write it in quotes, as in `{example}`"),
+        ),
+    }
+}
+
+fn integer(path: &str, value: &DeValue<'_>, range: std::ops::RangeInclusive<u64>) -> Read<u64> {
+    let mend = format!("it is a whole number, {} to {}", range.start(), range.end());
+    let Some(number) = value.as_integer() else {
+        return wrong(format!("`{path}` is {}, not a whole number", described(value)), mend);
+    };
+    match u64::from_str_radix(number.as_str(), number.radix()) {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => wrong(format!("`{path}` = {number} is out of range"), mend),
+    }
+}
+
+fn narrowed<T: TryFrom<u64>>(
+    path: &str,
+    value: &DeValue<'_>,
+    range: std::ops::RangeInclusive<u64>,
+) -> Read<T> {
+    let number = integer(path, value, range)?;
+    Ok(T::try_from(number).unwrap_or_else(|_| unreachable!("the range of {path} fits its type")))
+}
+
+fn one_of<T: Copy>(path: &str, value: &DeValue<'_>, choices: &[(&str, T)]) -> Read<T> {
+    let names = || choices.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(" or ");
+    let found = value.as_str().and_then(|text| choices.iter().find(|(name, _)| *name == text));
+    match found {
+        Some((_, choice)) => Ok(*choice),
+        None => wrong(
+            format!("`{path}` = {} is none of its values", described(value)),
+            format!("write {}", names()),
+        ),
+    }
+}
+
+pub(super) fn boolean(path: &str, value: &DeValue<'_>) -> Read<bool> {
+    match value.as_bool() {
+        Some(truth) => Ok(truth),
+        None => wrong(
+            format!("`{path}` is {}, not true or false", described(value)),
+            "write true or false, without quotes",
+        ),
+    }
+}
+
+pub(super) fn service_id(path: &str, value: &DeValue<'_>) -> Read<u32> {
+    narrowed(path, value, 1..=u64::from(u32::MAX))
+}
+
+pub(super) fn backend_id(path: &str, value: &DeValue<'_>) -> Read<u16> {
+    narrowed(path, value, 1..=u64::from(u16::MAX))
+}
+
+pub(super) fn port(path: &str, value: &DeValue<'_>) -> Read<u16> {
+    narrowed(path, value, 1..=u64::from(u16::MAX))
+}
+
+pub(super) fn weight(path: &str, value: &DeValue<'_>) -> Read<u32> {
+    narrowed(path, value, WEIGHT)
+}
+
+pub(super) fn sessions(path: &str, value: &DeValue<'_>) -> Read<u32> {
+    narrowed(path, value, SESSIONS)
+}
+
+pub(super) fn hmac_budget(path: &str, value: &DeValue<'_>) -> Read<u32> {
+    narrowed(path, value, HMAC_BUDGET)
+}
+
+/// A name that a metrics label and a command line argument can bear.
+pub(super) fn name(path: &str, value: &DeValue<'_>) -> Read<String> {
+    const MEND: &str =
+        "a name begins with a letter or digit, has letters, digits, `.`, `_` and `-`, and is no number";
+    let name = text(path, value, &format!("{path} = \"game\""))?;
+    if name.len() > NAME_MAX {
+        return wrong(
+            format!("`{path}` has {} characters", name.chars().count()),
+            format!("at most {NAME_MAX}"),
+        );
+    }
+    let bears = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if !begins || !name.chars().all(bears) || name.chars().all(|c| c.is_ascii_digit()) {
+        return wrong(format!("`{path}` = {} is not a name", described(value)), MEND);
+    }
+    Ok(name.to_owned())
+}
+
+pub(super) fn interfaces(path: &str, value: &DeValue<'_>) -> Read<Vec<String>> {
+    let example = "write a list, as in `interfaces = [\"eth0\"]`";
+    let Some(elements) = value.as_array() else {
+        return wrong(format!("`{path}` is {}, not a list", described(value)), example);
+    };
+    if elements.as_ref().is_empty() {
+        return wrong(format!("`{path}` is empty"), example);
+    }
+    let mut names = Vec::new();
+    for element in elements.as_ref() {
+        let name = text(path, element.get_ref(), "interfaces = [\"eth0\"]")?;
+        // The kernel's own rule: dev_valid_name in net/core/dev.c.
+        let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+        if name.is_empty()
+            || name.len() > INTERFACE_NAME_MAX
+            || name == "."
+            || name == ".."
+            || name.contains(forbidden)
+        {
+            return wrong(
+                format!("`{path}`: {name:?} is not an interface's name"),
+                format!("at most {INTERFACE_NAME_MAX} bytes, without space, `/` and `:`; see `ip link`"),
+            );
+        }
+        if names.iter().any(|known| known == name) {
+            return wrong(format!("`{path}`: {name:?} is named twice"), "name it once");
+        }
+        names.push(name.to_owned());
+    }
+    Ok(names)
+}
+
+pub(super) fn xdp_mode(path: &str, value: &DeValue<'_>) -> Read<XdpMode> {
+    let choices = [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
+    one_of(path, value, &choices)
+}
+
+pub(super) fn store(path: &str, value: &DeValue<'_>) -> Read<StoreLocation> {
+    const MEND: &str = "write `store = \"file:/var/lib/tollgate\"`, or another absolute path";
+    let location = text(path, value, "store = \"file:/var/lib/tollgate\"")?;
+    match location.split_once(':') {
+        Some(("file", directory)) if directory.starts_with('/') => Ok(StoreLocation::File(directory.into())),
+        Some(("etcd", _)) => not_yet(path, value, MEND),
+        _ => wrong(format!("`{path}` = {location:?} is not a store"), MEND),
+    }
+}
+
+fn absolute(path: &str, value: &DeValue<'_>, example: &str) -> Read<PathBuf> {
+    let file = text(path, value, example)?;
+    if !file.starts_with('/') || file.contains('\0') {
+        return wrong(
+            format!("`{path}` = {file:?} is not an absolute path"),
+            format!("begin at the root, as in `{example}`"),
+        );
+    }
+    Ok(file.into())
+}
+
+pub(super) fn control(path: &str, value: &DeValue<'_>) -> Read<PathBuf> {
+    let socket = absolute(path, value, "control = \"/run/tollgate/control.sock\"")?;
+    let len = socket.as_os_str().len();
+    if len > SOCKET_PATH_MAX {
+        return wrong(
+            format!("`{path}` has {len} bytes"),
+            format!("the path of a unix socket has at most {SOCKET_PATH_MAX}"),
+        );
+    }
+    Ok(socket)
+}
+
+pub(super) fn bpffs(path: &str, value: &DeValue<'_>) -> Read<PathBuf> {
+    absolute(path, value, "bpffs = \"/sys/fs/bpf/tollgate\"")
+}
+
+pub(super) fn metrics(path: &str, value: &DeValue<'_>) -> Read<Option<SocketAddr>> {
+    let listen = text(path, value, "metrics = \"127.0.0.1:9477\"")?;
+    if listen.is_empty() {
+        return Ok(None);
+    }
+    match listen.parse() {
+        Ok(address) => Ok(Some(address)),
+        Err(_) => wrong(
+            format!("`{path}` = {listen:?} is not an address and a port"),
+            "write it as in `metrics = \"127.0.0.1:9477\"`; \"\" serves no metrics",
+        ),
+    }
+}
+
+pub(super) fn address(path: &str, value: &DeValue<'_>) -> Read<IpAddr> {
+    let example = format!("{path} = \"203.0.113.10\"");
+    let given = text(path, value, &example)?;
+    let address: Ipv4Addr = match given.parse() {
+        Ok(IpAddr::V4(address)) => address,
+        Ok(IpAddr::V6(_)) => return not_yet(path, value, "use an IPv4 address"),
+        Err(_) => {
+            let mend = format!("write one IPv4 address, as in `{example}`");
+            return wrong(format!("`{path}` = {given:?} is not an address"), mend);
+        }
+    };
+    let is = match address {
+        _ if address.is_unspecified() => "is no particular address",
+        _ if address.is_multicast() => "is a multicast group",
+        _ if address.is_broadcast() => "is the broadcast address",
+        _ => return Ok(address.into()),
+    };
+    wrong(format!("`{path}`: {address} {is}"), "write the address of one host")
+}
+
+pub(super) fn accept(path: &str, value: &DeValue<'_>) -> Read<Accept> {
+    const MEND: &str = "write `accept = [\"bearer\"]`";
+    let Some(kinds) = value.as_array() else {
+        return wrong(format!("`{path}` is {}, not a list", described(value)), MEND);
+    };
+    let mut accept = Accept { bearer: false, proof: false };
+    for kind in kinds.as_ref() {
+        match kind.get_ref().as_str() {
+            Some("bearer") => accept.bearer = true,
+            Some("proof") => accept.proof = true,
+            _ => {
+                let found = described(kind.get_ref());
+                return wrong(format!("`{path}`: {found} is not a type of token"), MEND);
+            }
+        }
+    }
+    match accept {
+        Accept { bearer: true, .. } => Ok(accept),
+        Accept { proof: true, .. } => {
+            wrong(format!("`{path}` = [\"proof\"] is not yet in this version: no token would pass"), MEND)
+        }
+        _ => wrong(format!("`{path}` is empty: no token would pass"), MEND),
+    }
+}
+
+pub(super) fn bind(path: &str, value: &DeValue<'_>) -> Read<Bind> {
+    one_of(path, value, &[("optional", Bind::Optional), ("required", Bind::Required)])
+}
+
+pub(super) fn forward(path: &str, value: &DeValue<'_>) -> Read<Forward> {
+    if let Some("ipip" | "gue" | "nat") = value.as_str() {
+        return not_yet(path, value, "write \"local\" or \"l2\"");
+    }
+    one_of(path, value, &[("local", Forward::Local), ("l2", Forward::L2)])
+}
+
+pub(super) fn mode(path: &str, value: &DeValue<'_>) -> Read<Mode> {
+    one_of(path, value, &[("enforce", Mode::Enforce), ("observe", Mode::Observe)])
+}
+
+pub(super) fn max_ttl(path: &str, value: &DeValue<'_>) -> Read<Duration> {
+    seconds(path, value, "max_ttl = \"1h\"", MAX_TTL, "1s to 366 days")
+}
+
+pub(super) fn key_rotation(path: &str, value: &DeValue<'_>) -> Read<Option<Duration>> {
+    if value.as_str() == Some("off") {
+        return Ok(None);
+    }
+    let range = "1s to 366 days, or \"off\"";
+    seconds(path, value, "key_rotation = \"24h\"", MAX_TTL, range).map(Some)
+}
+
+fn seconds(
+    path: &str,
+    value: &DeValue<'_>,
+    example: &str,
+    range: std::ops::RangeInclusive<u64>,
+    range_name: &str,
+) -> Read<Duration> {
+    let mend = format!("write it as in `{example}`: whole seconds, {range_name}");
+    let given = text(path, value, example)?;
+    let Ok(duration) = humantime::parse_duration(given) else {
+        return wrong(format!("`{path}` = {given:?} is not a duration"), mend);
+    };
+    if duration.subsec_nanos() != 0 || !range.contains(&duration.as_secs()) {
+        return wrong(format!("`{path}` = {given:?} is out of range"), mend);
+    }
+    Ok(duration)
+}
