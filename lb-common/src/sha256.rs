@@ -119,21 +119,39 @@ pub fn compress(scratch: &mut Scratch) {
     }
 
     let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = scratch.state;
+    // A round leaves its result in the places of `d` and `h`; eight of them, and all are where they began.
+    macro_rules! round {
+        ($i:expr, $a:ident $b:ident $c:ident $d:ident $e:ident $f:ident $g:ident $h:ident) => {
+            let (ee, aa) = (twice($e), twice($a));
+            $h = $h
+                .wrapping_add((ee >> 6 ^ ee >> 11 ^ ee >> 25) as u32)
+                .wrapping_add($g ^ $e & ($f ^ $g))
+                .wrapping_add(K[$i])
+                .wrapping_add(load($i));
+            $d = $d.wrapping_add($h);
+            $h = $h
+                .wrapping_add((aa >> 2 ^ aa >> 13 ^ aa >> 22) as u32)
+                .wrapping_add($a & $b | $c & ($a | $b));
+        };
+    }
     let mut i = 0;
     while i < 64 {
-        let (ee, aa) = (twice(e), twice(a));
-        let t1 = h
-            .wrapping_add((ee >> 6 ^ ee >> 11 ^ ee >> 25) as u32)
-            .wrapping_add(g ^ e & (f ^ g))
-            .wrapping_add(K[i])
-            .wrapping_add(load(i));
-        let t2 = ((aa >> 2 ^ aa >> 13 ^ aa >> 22) as u32).wrapping_add(a & b | c & (a | b));
-        (h, g, f, e, d, c, b, a) = (g, f, e, d.wrapping_add(t1), c, b, a, t1.wrapping_add(t2));
-        i += 1;
+        round!(i, a b c d e f g h);
+        round!(i + 1, h a b c d e f g);
+        round!(i + 2, g h a b c d e f);
+        round!(i + 3, f g h a b c d e);
+        round!(i + 4, e f g h a b c d);
+        round!(i + 5, d e f g h a b c);
+        round!(i + 6, c d e f g h a b);
+        round!(i + 7, b c d e f g h a);
+        i += 8;
     }
 
+    // Read again, and volatile: the words of the state would otherwise wait on the stack for 64 rounds.
     for (sum, word) in scratch.state.iter_mut().zip([a, b, c, d, e, f, g, h]) {
-        *sum = sum.wrapping_add(word);
+        let sum = &raw mut *sum;
+        // SAFETY: a word of the exclusively borrowed state.
+        unsafe { sum.write_volatile(sum.read_volatile().wrapping_add(word)) };
     }
 }
 
