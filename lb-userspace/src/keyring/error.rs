@@ -1,0 +1,77 @@
+//! What a keyring cannot do.
+
+use lb_common::{keyslot::KeyId, maps::KEY_SLOTS_MAX};
+
+use super::KeyState;
+
+/// Why a keyring did not do what it was asked for. It is as it was before.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyringError {
+    /// No key has this id.
+    #[error("there is no key {}; see `tollgate keys list`", .0.0)]
+    NoSuchKey(KeyId),
+    /// Only a staged key can become active.
+    #[error("key {} is {state}, and only a staged key can become active; rotate to get another", id.0)]
+    NotStaged {
+        /// The key.
+        id: KeyId,
+        /// What it is.
+        state: KeyState,
+    },
+    /// No slot is free.
+    #[error("all {KEY_SLOTS_MAX} key slots are in use{}; revoke retiring keys that nobody needs (`tollgate keys list`, \
+             `tollgate keys revoke`), rotate less often, or lower `max_ttl`", next_free(*next_free_at))]
+    SlotsFull {
+        /// The unix second at which the first is free by itself.
+        next_free_at: Option<u64>,
+    },
+    /// A keyset of another service.
+    #[error("the keyset is of service {found}, not of {expected}; import it for the service that it is of")]
+    OtherService {
+        /// The service asked for.
+        expected: u32,
+        /// The service of the keyset.
+        found: u32,
+    },
+    /// No key has the id 0.
+    #[error("the keyset has a key 0, which no key can be; export it again")]
+    KeyIdZero,
+    /// One id, two keys.
+    #[error("key {} is known here with another secret or for another service; rotate on the node that the keyset is \
+             of, revoke its key there, and export again", id.0)]
+    Conflict {
+        /// The id.
+        id: KeyId,
+    },
+    /// Another key is in the slot of an imported one.
+    #[error("key {} needs slot {}, and key {} is in it; replace that one (`tollgate keys rotate`), or rotate on the \
+             node that the keyset is of, and export again", id.0, id.slot(), by.0)]
+    SlotTaken {
+        /// The imported key.
+        id: KeyId,
+        /// The key in its slot.
+        by: KeyId,
+    },
+    /// The slot of an imported key has no key, but has had one until a moment ago.
+    #[error("key {} needs slot {}, which rests until unix second {until}; import again then", id.0, id.slot())]
+    SlotRests {
+        /// The imported key.
+        id: KeyId,
+        /// When it may take the slot.
+        until: u64,
+    },
+    /// The slot of an imported key has seen later keys.
+    #[error("key {} is older than what its slot has seen here, and ids are never used twice; export again", id.0)]
+    Outdated {
+        /// The imported key.
+        id: KeyId,
+    },
+}
+
+fn next_free(at: Option<u64>) -> String {
+    let time =
+        at.map(|at| std::time::UNIX_EPOCH + std::time::Duration::from_secs(at.min(u64::from(u32::MAX))));
+    time.map_or_else(String::new, |time| {
+        format!(", the first is free at {}", humantime::format_rfc3339_seconds(time))
+    })
+}

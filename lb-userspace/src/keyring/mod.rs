@@ -1,0 +1,440 @@
+//! Keys and their rotation as a pure state machine: time (unix seconds) and randomness are arguments.
+//!
+//! ```text
+//!            event                        from        to
+//!  tick      no key signs, none staged    -           staged
+//!  tick      key_rotation is over         -           staged     beside the active key
+//!  rotate    an operator asks             -           staged     joins a rotation under way
+//!  confirm   the kernel has it, all over  staged      active     from now on it signs
+//!                                         active      retiring   the one before: verifies, signs no more
+//!  tick      its last token has expired   retiring    gone       the slot rests, then takes a new generation
+//!  revoke    at once                      any         revoked    listed until its last token has expired,
+//!                                                                or until its slot is needed
+//!  import    a key of another node        -           retiring   verifies; staged if nothing signs here
+//! ```
+//!
+//! # How long a key lives
+//!
+//! Nobody signs with a key before every kernel has it, and no key ends before its last token has. Whoever exports a
+//! keyset may sign with its active key until the `sign_until` that it was told: the time of the export plus
+//! `key_rotation` (a day where rotation is by hand). That promise is kept with the key. So a key that a rotation
+//! replaces verifies until `not_after` = the last `sign_until` promised, or the moment of the rotation if that is
+//! later, + `max_ttl` + twice the clock skew. A key that was never exported ends `max_ttl` after its rotation.
+//!
+//! Hence for an issuer: export again before `sign_until`, sign with the key that is `active` then, and no rotation,
+//! by hand or by time, ever invalidates a token of yours. Only `revoke` does, at once and for good.
+//!
+//! A `max_ttl` that is raised while somebody may still sign with a retiring key makes that key live longer; one that
+//! is lowered shortens no key. Keys of a service that leaves the configuration stay as they are: put back, it finds
+//! them; meanwhile they are not rotated.
+
+mod error;
+mod slots;
+mod stored;
+mod transfer;
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use lb_common::{
+    keyslot::{KeyId, KeySlot, STATE_OFF, STATE_VERIFY},
+    live::{SECOND_NS, SKEW_NS},
+    token::keys::{DerivedKeys, MasterKey},
+};
+use serde::{Deserialize, Serialize};
+
+pub use error::KeyringError;
+use slots::Slots;
+pub use transfer::{ExportedKey, Imported, Keyset, Skipped};
+
+/// Fills a buffer with random bytes; an argument, so that tests are repeatable.
+pub type Random<'a> = &'a mut dyn FnMut(&mut [u8]);
+
+/// An issuer's clock may be late by the skew, and the program forgives the skew once more.
+const LATE: u64 = 2 * SKEW_NS / SECOND_NS;
+
+/// How long an export may be signed with where nothing rotates by itself.
+const HORIZON_BY_HAND: Duration = Duration::from_hours(24);
+
+/// What the configuration says of a service's keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyPolicy {
+    /// The service.
+    pub service_id: u32,
+    /// The longest its tokens may live, seconds.
+    pub max_ttl: u64,
+    /// How often its key is replaced, seconds; `None`: by hand.
+    pub rotation: Option<u64>,
+}
+
+impl From<&crate::config::Service> for KeyPolicy {
+    fn from(service: &crate::config::Service) -> Self {
+        Self {
+            service_id: service.id,
+            max_ttl: service.max_ttl.as_secs(),
+            rotation: service.key_rotation.map(|every| every.as_secs()),
+        }
+    }
+}
+
+impl KeyPolicy {
+    /// How long an exported key may be signed with, seconds.
+    fn horizon(&self) -> u64 {
+        self.rotation.unwrap_or(HORIZON_BY_HAND.as_secs())
+    }
+}
+
+/// What a key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyState {
+    /// On its way into the kernels: verifies, must not sign yet.
+    Staged,
+    /// Signs and verifies. A service has at most one.
+    Active,
+    /// Verifies what was signed before.
+    Retiring,
+    /// Does nothing, for good.
+    Revoked,
+}
+
+impl KeyState {
+    /// As in lists and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Staged => "staged",
+            Self::Active => "active",
+            Self::Retiring => "retiring",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+impl fmt::Display for KeyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A key. All times are unix seconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Key {
+    /// Its id, never another's.
+    #[serde(rename = "key_id", with = "stored::number")]
+    pub id: KeyId,
+    /// The service it belongs to.
+    pub service_id: u32,
+    /// What it may do.
+    pub state: KeyState,
+    /// The secret.
+    #[serde(with = "stored::hex_master")]
+    pub master: MasterKey,
+    /// When it was made or imported.
+    pub created_at: u64,
+    /// When it began to sign here.
+    pub activated_at: Option<u64>,
+    /// Until when anybody was told to sign with it; 0: nobody was.
+    pub sign_until: u64,
+    /// From when on it verifies nothing; `None` while it is staged or active.
+    pub not_after: Option<u64>,
+    /// The longest a token of it can live: the highest `max_ttl` of its signing time.
+    pub max_ttl: u64,
+    /// Whether another node made it.
+    pub imported: bool,
+}
+
+impl Key {
+    /// Whether kernels should verify with it.
+    pub const fn verifies(&self) -> bool {
+        !matches!(self.state, KeyState::Revoked)
+    }
+
+    /// What belongs into its slot of the kernel.
+    pub fn to_slot(&self) -> KeySlot {
+        let DerivedKeys { full, fast, seal, proof } = &DerivedKeys::derive(&self.master, self.id);
+        KeySlot {
+            key_id: self.id.0,
+            state: if self.verifies() { STATE_VERIFY } else { STATE_OFF },
+            service_id: self.service_id,
+            reserved: 0,
+            not_before_ns: 0,
+            not_after_ns: self.not_after.map_or(u64::MAX, |end| end.saturating_mul(SECOND_NS)),
+            fast: *fast,
+            seal: *seal,
+            full: *full,
+            proof: *proof,
+        }
+    }
+
+    /// When the last token of what was promised so far has expired.
+    const fn last_token_ends(&self) -> u64 {
+        self.sign_until.saturating_add(self.max_ttl).saturating_add(LATE)
+    }
+
+    /// Signs no more from `now` on.
+    fn retire(&mut self, now: u64) {
+        self.state = KeyState::Retiring;
+        self.sign_until = self.sign_until.max(now);
+        self.not_after = Some(self.last_token_ends());
+    }
+}
+
+/// What `Keyring::tick` did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A key was made: install it, then `confirm_installed`.
+    Staged {
+        /// Its service.
+        service_id: u32,
+        /// It.
+        key_id: KeyId,
+    },
+    /// The last token of a key has expired, and the key is gone.
+    Ended {
+        /// Its service.
+        service_id: u32,
+        /// It.
+        key_id: KeyId,
+    },
+    /// A key should have been made and was not: to be reported until it is mended.
+    Blocked {
+        /// Its service.
+        service_id: u32,
+        /// Why.
+        error: KeyringError,
+    },
+}
+
+/// A rotation under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// The key that will sign once it is installed everywhere.
+    pub staged: KeyId,
+    /// The key that signs until then.
+    pub active: Option<KeyId>,
+    /// Whether the rotation had begun before.
+    pub joined: bool,
+}
+
+/// What became of a key that was confirmed as installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Activation {
+    /// The key that signs from now on.
+    pub active: KeyId,
+    /// The key that signs no more.
+    pub retiring: Option<KeyId>,
+}
+
+/// What a revocation leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// What the key was before.
+    pub was: KeyState,
+    /// The service it belongs to.
+    pub service_id: u32,
+    /// Whether the service still has a key that signs. If not, the next `tick` stages one.
+    pub signer_left: bool,
+}
+
+/// The keys of all services, and the memory of every slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "stored::Stored", into = "stored::Stored")]
+pub struct Keyring {
+    keys: BTreeMap<KeyId, Key>,
+    slots: Slots,
+}
+
+impl Keyring {
+    /// Every key, by id.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.keys.values()
+    }
+
+    /// A key.
+    pub fn key(&self, id: KeyId) -> Option<&Key> {
+        self.keys.get(&id)
+    }
+
+    /// The key that signs for a service.
+    pub fn signer(&self, service_id: u32) -> Option<&Key> {
+        self.of(service_id).find(|key| key.state == KeyState::Active)
+    }
+
+    /// The key that will sign for a service once it is installed.
+    pub fn staged(&self, service_id: u32) -> Option<&Key> {
+        self.of(service_id).find(|key| key.state == KeyState::Staged)
+    }
+
+    /// What kernels are to verify with.
+    pub fn verifying(&self) -> impl Iterator<Item = &Key> {
+        self.keys().filter(|key| key.verifies())
+    }
+
+    /// Does what time and configuration ask for: first keys, due rotations, ends. To be called at start, whenever
+    /// the configuration changes and before services of it reach the kernel, after `revoke` and `import`, and at
+    /// `next_deadline`. The keyring is to be stored if it differs from before, also without events.
+    pub fn tick(&mut self, now: u64, policies: &[KeyPolicy], random: Random<'_>) -> Vec<Event> {
+        for policy in policies {
+            self.follow_max_ttl(now, policy);
+        }
+        let mut events = self.end(now);
+        for policy in policies {
+            let due = match self.signer(policy.service_id) {
+                Some(signer) => rotation_due(signer, policy).is_some_and(|due| due <= now),
+                None => true,
+            };
+            if due && self.staged(policy.service_id).is_none() {
+                let service_id = policy.service_id;
+                events.push(match self.stage(policy, now, random) {
+                    Ok(key_id) => Event::Staged { service_id, key_id },
+                    Err(error) => Event::Blocked { service_id, error },
+                });
+            }
+        }
+        events
+    }
+
+    /// When `tick` will next have something to do.
+    pub fn next_deadline(&self, policies: &[KeyPolicy]) -> Option<u64> {
+        let ends = self.keys().filter_map(|key| leaves_at(key));
+        let rotations = policies.iter().filter(|policy| self.staged(policy.service_id).is_none());
+        ends.chain(rotations.filter_map(|policy| rotation_due(self.signer(policy.service_id)?, policy))).min()
+    }
+
+    /// Begins the replacement of a service's key, or joins one that has begun.
+    ///
+    /// # Errors
+    /// If no slot is free.
+    pub fn rotate(
+        &mut self,
+        policy: &KeyPolicy,
+        now: u64,
+        random: Random<'_>,
+    ) -> Result<Rotation, KeyringError> {
+        let active = self.signer(policy.service_id).map(|key| key.id);
+        if let Some(staged) = self.staged(policy.service_id) {
+            return Ok(Rotation { staged: staged.id, active, joined: true });
+        }
+        Ok(Rotation { staged: self.stage(policy, now, random)?, active, joined: false })
+    }
+
+    /// Says that every kernel verifies with a staged key: from now on it signs, and the key before retires. Once
+    /// more for a key that signs already: `None`.
+    ///
+    /// # Errors
+    /// If there is no such key, or it may not sign any more.
+    pub fn confirm_installed(&mut self, id: KeyId, now: u64) -> Result<Option<Activation>, KeyringError> {
+        let key = self.keys.get(&id).ok_or(KeyringError::NoSuchKey(id))?;
+        match key.state {
+            KeyState::Staged => {}
+            KeyState::Active => return Ok(None),
+            state => return Err(KeyringError::NotStaged { id, state }),
+        }
+        let retiring = self.signer(key.service_id).map(|signer| signer.id);
+        if let Some(signer) = retiring.and_then(|id| self.keys.get_mut(&id)) {
+            signer.retire(now);
+        }
+        if let Some(key) = self.keys.get_mut(&id) {
+            key.state = KeyState::Active;
+            key.activated_at = Some(now);
+            key.sign_until = key.sign_until.max(now);
+        }
+        Ok(Some(Activation { active: id, retiring }))
+    }
+
+    /// Stops a key, at once and for good. A key that is revoked stays so.
+    ///
+    /// # Errors
+    /// If there is no such key.
+    pub fn revoke(&mut self, id: KeyId, now: u64) -> Result<Revocation, KeyringError> {
+        let key = self.keys.get_mut(&id).ok_or(KeyringError::NoSuchKey(id))?;
+        let (was, service_id) = (key.state, key.service_id);
+        if was != KeyState::Revoked {
+            if was == KeyState::Active {
+                key.sign_until = key.sign_until.max(now);
+            }
+            key.state = KeyState::Revoked;
+            key.not_after = Some(now);
+            self.slots.revoked(id);
+        }
+        Ok(Revocation { was, service_id, signer_left: self.signer(service_id).is_some() })
+    }
+
+    fn of(&self, service_id: u32) -> impl Iterator<Item = &Key> {
+        self.keys().filter(move |key| key.service_id == service_id)
+    }
+
+    fn stage(&mut self, policy: &KeyPolicy, now: u64, random: Random<'_>) -> Result<KeyId, KeyringError> {
+        let id = self.allocate(now, random)?;
+        let mut master = zeroize::Zeroizing::new([0; 32]);
+        random(&mut *master);
+        let key = Key {
+            id,
+            service_id: policy.service_id,
+            state: KeyState::Staged,
+            master: MasterKey::from_bytes(*master),
+            created_at: now,
+            activated_at: None,
+            sign_until: 0,
+            not_after: None,
+            max_ttl: policy.max_ttl,
+            imported: false,
+        };
+        self.insert(key);
+        Ok(id)
+    }
+
+    fn insert(&mut self, key: Key) {
+        self.slots.occupy(key.id, &key.master);
+        self.keys.insert(key.id, key);
+    }
+
+    /// Takes a key off the list; its slot rests from the end of the key on.
+    fn remove(&mut self, id: KeyId) {
+        if let Some(key) = self.keys.remove(&id) {
+            self.slots.vacate(id, key.not_after.unwrap_or(key.created_at));
+        }
+    }
+
+    fn follow_max_ttl(&mut self, now: u64, policy: &KeyPolicy) {
+        for key in self.keys.values_mut().filter(|key| key.service_id == policy.service_id) {
+            match key.state {
+                KeyState::Staged | KeyState::Active => key.max_ttl = key.max_ttl.max(policy.max_ttl),
+                KeyState::Retiring if now <= key.sign_until.saturating_add(LATE) => {
+                    key.max_ttl = key.max_ttl.max(policy.max_ttl);
+                    key.not_after = key.not_after.max(Some(key.last_token_ends()));
+                }
+                KeyState::Retiring | KeyState::Revoked => {}
+            }
+        }
+    }
+
+    fn end(&mut self, now: u64) -> Vec<Event> {
+        let over = |key: &&Key| leaves_at(key).is_some_and(|end| end <= now);
+        let ended: Vec<_> = self.keys().filter(over).map(|key| (key.service_id, key.id)).collect();
+        ended
+            .into_iter()
+            .map(|(service_id, key_id)| {
+                self.remove(key_id);
+                Event::Ended { service_id, key_id }
+            })
+            .collect()
+    }
+}
+
+/// When a key leaves the list by itself.
+fn leaves_at(key: &Key) -> Option<u64> {
+    match key.state {
+        KeyState::Staged | KeyState::Active => None,
+        KeyState::Retiring => key.not_after,
+        // A token of it in the wild is then no token any more: nobody needs to ask what became of its key.
+        KeyState::Revoked => key.not_after.map(|end| end.max(key.last_token_ends())),
+    }
+}
+
+fn rotation_due(signer: &Key, policy: &KeyPolicy) -> Option<u64> {
+    Some(signer.activated_at?.saturating_add(policy.rotation?))
+}
+
+#[cfg(test)]
+mod tests;

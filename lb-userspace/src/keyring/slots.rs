@@ -1,0 +1,120 @@
+//! Which slot, and which generation of it, a new key takes.
+//!
+//! A slot takes its next key only when the one before has verified nothing for a while, and only under a higher
+//! generation: what every slot had last is remembered for ever, so no id is ever given twice. A slot that never had
+//! a key is chosen at random and begins with a random generation: keys of nodes that start without each other, and
+//! of a node that lost its store, then rarely share an id, and keysets can be imported both ways.
+
+use std::collections::BTreeMap;
+
+use lb_common::{
+    keyslot::{GENERATION_MAX, KeyId},
+    maps::KEY_SLOTS_MAX,
+    token::keys::MasterKey,
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{KeyState, Keyring, KeyringError, Random};
+
+/// How long a slot rests after its key: until the last node has surely switched it off.
+pub(super) const REST: u64 = 60;
+/// First generations are 1 to this: few enough to leave a slot nearly all of its generations.
+const FIRST_GENERATION_MAX: u32 = 0xffff;
+
+/// What a slot had last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Used {
+    pub(super) generation: u32,
+    /// The start of the hash of the master key: tells the key from another of the same id.
+    #[serde(with = "hex::serde")]
+    pub(super) fingerprint: [u8; 8],
+    pub(super) revoked: bool,
+    /// When it may take another key; without meaning while a key is in it.
+    pub(super) free_at: u64,
+}
+
+/// Every slot that ever had a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Slots(pub(super) BTreeMap<u32, Used>);
+
+impl Slots {
+    pub(super) fn get(&self, id: KeyId) -> Option<&Used> {
+        self.0.get(&id.slot())
+    }
+
+    pub(super) fn occupy(&mut self, id: KeyId, master: &MasterKey) {
+        let fingerprint = fingerprint(master);
+        let used = Used { generation: id.generation(), fingerprint, revoked: false, free_at: 0 };
+        self.0.insert(id.slot(), used);
+    }
+
+    pub(super) fn revoked(&mut self, id: KeyId) {
+        if let Some(used) = self.0.get_mut(&id.slot()) {
+            used.revoked = true;
+        }
+    }
+
+    pub(super) fn vacate(&mut self, id: KeyId, ended_at: u64) {
+        if let Some(used) = self.0.get_mut(&id.slot()) {
+            used.free_at = ended_at.saturating_add(REST);
+        }
+    }
+}
+
+pub(super) fn fingerprint(master: &MasterKey) -> [u8; 8] {
+    let hash: [u8; 32] = Sha256::digest(master.as_bytes()).into();
+    std::array::from_fn(|i| hash[i])
+}
+
+impl Keyring {
+    /// The id of a new key: of a slot that never had one, else of the one that is free for longest, else of one whose
+    /// revoked key is still listed.
+    pub(super) fn allocate(&mut self, now: u64, random: Random<'_>) -> Result<KeyId, KeyringError> {
+        if let Some(id) = self.fresh(random) {
+            return Ok(id);
+        }
+        let revoked = |id: KeyId| self.keys.get(&id).filter(|key| key.state == KeyState::Revoked);
+        // Free slots come before those of revoked keys, each by the time since when they are free.
+        let candidates = self.slots.0.iter().filter(|(_, used)| used.generation < GENERATION_MAX);
+        let free = candidates.filter_map(|(slot, used)| {
+            let id = KeyId::new(*slot, used.generation)?;
+            match self.keys.get(&id) {
+                None => Some((false, used.free_at, id)),
+                Some(_) => Some((true, revoked(id)?.not_after?.saturating_add(REST), id)),
+            }
+        });
+        let Some((_, _, last)) = free.filter(|(_, free_at, _)| *free_at <= now).min() else {
+            return Err(KeyringError::SlotsFull { next_free_at: self.next_free_at(now) });
+        };
+        self.remove(last);
+        Ok(KeyId(last.0 + (1 << lb_common::keyslot::SLOT_BITS)))
+    }
+
+    /// The id of a slot that never had a key.
+    fn fresh(&self, random: Random<'_>) -> Option<KeyId> {
+        let mut unused = (0..KEY_SLOTS_MAX).filter(|slot| !self.slots.0.contains_key(slot));
+        let count = KEY_SLOTS_MAX as usize - self.slots.0.len();
+        if count == 0 {
+            return None;
+        }
+        let mut draw = || {
+            let mut bytes = [0; 4];
+            random(&mut bytes);
+            u32::from_le_bytes(bytes)
+        };
+        let slot = unused.nth(draw() as usize % count)?;
+        KeyId::new(slot, 1 + draw() % FIRST_GENERATION_MAX)
+    }
+
+    /// When the first slot will be free by itself.
+    fn next_free_at(&self, now: u64) -> Option<u64> {
+        let usable = self.slots.0.iter().filter(|(_, used)| used.generation < GENERATION_MAX);
+        let free_at = usable.filter_map(|(slot, used)| {
+            let id = KeyId::new(*slot, used.generation)?;
+            self.keys.get(&id).map_or(Some(used.free_at), |key| Some(key.not_after?.saturating_add(REST)))
+        });
+        free_at.filter(|at| *at > now).min()
+    }
+}
