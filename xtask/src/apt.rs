@@ -79,9 +79,12 @@ pub fn names(prefix: &str) -> Result<Vec<String>> {
 pub fn dependencies(package: &str) -> Result<Vec<String>> {
     require_apt(&[package.to_owned()])?;
     refresh();
-    let lines =
-        command::output(command::command("apt-cache").args(["depends", package]).stderr(Stdio::null()))
-            .unwrap_or_default();
+    let output = command::command("apt-cache")
+        .args(["depends", package])
+        .stderr(Stdio::null())
+        .output()
+        .context("cannot start apt-cache")?;
+    let lines = String::from_utf8_lossy(&output.stdout);
     let depended = lines.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
     Ok(depended.map(str::to_owned).collect())
 }
@@ -109,7 +112,7 @@ fn as_root(program: &str) -> Option<Command> {
             return None;
         }
         let mut command = command::command(sudo);
-        command.args(["-n", "DEBIAN_FRONTEND=noninteractive", program]);
+        command.args(["-n", "env", "DEBIAN_FRONTEND=noninteractive", program]);
         command
     };
     command.env("DEBIAN_FRONTEND", "noninteractive");

@@ -10,6 +10,6 @@ use crate::{build, command};
 pub fn run(args: &[OsString]) -> Result<()> {
     command::require_root("bench", "loads XDP programs and runs them in the kernel")?;
     let built = build::run()?;
-    let bench = built.test_executable("bench", ["--bench", "program"])?;
+    let bench = built.test_executable(["--bench", "program"])?;
     command::become_program(built.test_program(bench).args(args))
 }

@@ -88,7 +88,7 @@ pub fn require_root(subcommand: &str, because: &str) -> Result<()> {
     if !is_root() {
         bail!(
             "cargo xtask {subcommand} needs root: it {because}\n\
-             try: sudo --preserve-env=HOME,CARGO_HOME,RUSTUP_HOME \"$(command -v cargo)\" xtask {subcommand}"
+             try: sudo --preserve-env=HOME,CARGO_HOME,RUSTUP_HOME env \"PATH=$PATH\" cargo xtask {subcommand}"
         );
     }
     Ok(())

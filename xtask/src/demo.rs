@@ -10,6 +10,6 @@ use crate::{build, command};
 pub fn run(args: &[OsString]) -> Result<()> {
     command::require_root("demo", "makes network namespaces and loads an XDP program")?;
     let built = build::run()?;
-    let demo = built.test_executable("build", ["--bin", "demo"])?;
+    let demo = built.test_executable(["--bin", "demo"])?;
     command::become_program(built.test_program(demo).args(args))
 }

@@ -28,7 +28,7 @@ pub fn run() -> Result<()> {
 
 /// Runs the program's tests in Linux 6.1.
 pub fn run_tests(built: &Built) -> Result<()> {
-    let tests = built.test_executable("test", ["--test", "program"])?;
+    let tests = built.test_executable(["--test", "program"])?;
     let initramfs = pack(&[(&tests, "tests"), (&built.object, "tollgate-xdp")])?;
     let report = boot(&built.tools.linux_6_1, &initramfs)?;
     let passed = report.verdict("6.1.")?;

@@ -39,9 +39,18 @@ pub fn show() -> Result<()> {
 
 /// Finds everything, and installs what is missing.
 pub fn run() -> Result<Tools> {
-    let missing = PROGRAMS.iter().filter(|(program, _)| command::find(program).is_none());
-    apt::install(&missing.map(|&(_, package)| package.to_owned()).collect::<Vec<_>>())?;
-    Ok(Tools { bpf: toolchain::find_or_make()?, promtool: promtool()?, linux_6_1: linux_6_1()? })
+    let toolchain = toolchain::find();
+    let without = PROGRAMS.iter().filter(|(program, _)| command::find(program).is_none());
+    let mut packages: Vec<_> = without.map(|&(_, package)| package.to_owned()).collect();
+    if toolchain.is_none() {
+        packages.extend(toolchain::missing_packages()?);
+    }
+    apt::install(&packages)?;
+    let bpf = match toolchain {
+        Some(bpf) => bpf,
+        None => toolchain::make()?,
+    };
+    Ok(Tools { bpf, promtool: promtool()?, linux_6_1: linux_6_1()? })
 }
 
 /// The one in PATH, or out of Debian's package without installing the server that it belongs to.

@@ -14,6 +14,9 @@ use crate::{apt, command};
 /// The version that is built where none is found. It knows the LLVM majors for which it has a feature `llvm-N`.
 const BPF_LINKER: &str = "0.13.0";
 
+/// Where Debian's compiler is, which rustup's does not hide from us.
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+
 /// What the workspace's `rust-version` asks for.
 const OLDEST_RUSTC: u32 = 95;
 
@@ -39,12 +42,38 @@ pub enum Route {
     Debian,
 }
 
-/// Finds a toolchain, or makes Debian's.
-pub fn find_or_make() -> Result<Toolchain> {
-    match find_nightly() {
-        Some(nightly) => Ok(nightly),
-        None => debian(),
+/// A toolchain that is complete.
+pub fn find() -> Option<Toolchain> {
+    find_nightly().or_else(find_debian)
+}
+
+/// The Debian packages that [`make`] takes and that are not there.
+pub fn missing_packages() -> Result<Vec<String>> {
+    let mut packages =
+        ["rustc-web", "rust-web-src", "rust-web-llvm", "rust-web-clippy"].map(str::to_owned).to_vec();
+    let Some(version) = debian_version() else {
+        // Not filtered: an older compiler is there under the same names. Where apt cannot say yet which LLVM the new one
+        // has, `make` asks for the rest.
+        packages.extend(llvm_of_debian()?.into_iter().flat_map(llvm_packages));
+        return Ok(packages);
+    };
+    packages.extend(llvm_packages(version.llvm));
+    apt::missing(&packages)
+}
+
+/// Builds what Debian has no package of, and returns the toolchain.
+pub fn make() -> Result<Toolchain> {
+    let version = debian_version().with_context(|| {
+        format!(
+            "{DEBIAN_RUSTC} is older than 1.{OLDEST_RUSTC}, or its library source (rust-web-src) is missing\n\
+             try: apt-get update && apt-get install rustc-web rust-web-src"
+        )
+    })?;
+    if find_bpf_linker(version.llvm).is_none() {
+        make_bpf_linker(version.llvm)?;
     }
+    find_debian()
+        .context("the toolchain is not complete after all of it was installed\ntry: cargo xtask setup")
 }
 
 impl Toolchain {
@@ -108,35 +137,26 @@ fn find_nightly() -> Option<Toolchain> {
     })
 }
 
-/// Debian's compiler and a bpf-linker for it; what is missing is installed and built.
-fn debian() -> Result<Toolchain> {
-    const RUSTC: &str = "/usr/bin/rustc";
-    let rustc = PathBuf::from(RUSTC);
-    let is_there = |version: &Version| version.is_new_enough() && has_library_source(Path::new("/usr"));
-    if !Version::of(&rustc).is_ok_and(|version| is_there(&version))
-        || !Path::new("/usr/bin/clippy-driver").is_file()
-    {
-        let mut packages =
-            ["rustc-web", "rust-web-src", "rust-web-llvm", "rust-web-clippy"].map(str::to_owned).to_vec();
-        // All in one call, if apt knows already which LLVM this compiler will have.
-        if let Some(llvm) = llvm_of_debian()? {
-            packages.extend(llvm_packages(llvm));
-        }
-        apt::install(&packages)?;
+/// Debian's compiler with clippy and library source, if there is a bpf-linker of its LLVM.
+fn find_debian() -> Option<Toolchain> {
+    let version = debian_version()?;
+    let rustc = PathBuf::from(DEBIAN_RUSTC);
+    if !rustc.with_file_name("clippy-driver").is_file() {
+        return None;
     }
-    let version = Version::of(&rustc)?;
-    ensure!(
-        is_there(&version),
-        "{RUSTC} is {}, which is older than 1.{OLDEST_RUSTC} or without its library source (rust-web-src)\n\
-         try: apt-get update && apt-get install rustc-web rust-web-src",
-        version.release
-    );
-    let bpf_linker = match find_bpf_linker(version.llvm) {
-        Some(bpf_linker) => bpf_linker,
-        None => make_bpf_linker(version.llvm)?,
-    };
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    Ok(Toolchain { route: Route::Debian, rustc, bpf_linker, cargo, version })
+    Some(Toolchain {
+        route: Route::Debian,
+        bpf_linker: find_bpf_linker(version.llvm)?,
+        cargo: env::var_os("CARGO").unwrap_or_else(|| "cargo".into()),
+        rustc,
+        version,
+    })
+}
+
+/// The version of Debian's compiler, if it is new enough and its library source is there.
+fn debian_version() -> Option<Version> {
+    let version = Version::of(Path::new(DEBIAN_RUSTC)).ok()?;
+    (version.is_new_enough() && has_library_source(Path::new("/usr"))).then_some(version)
 }
 
 /// The LLVM that Debian's compiler will have when it is installed; `None` if apt cannot say.
@@ -161,7 +181,7 @@ fn find_bpf_linker(llvm: u32) -> Option<PathBuf> {
 }
 
 /// Builds bpf-linker against Debian's LLVM.
-fn make_bpf_linker(llvm: u32) -> Result<PathBuf> {
+fn make_bpf_linker(llvm: u32) -> Result<()> {
     apt::install(&apt::missing(&llvm_packages(llvm))?)?;
     eprintln!("setup: building bpf-linker {BPF_LINKER} for LLVM {llvm}");
     let made = made_bpf_linker(llvm);
@@ -188,7 +208,7 @@ fn make_bpf_linker(llvm: u32) -> Result<PathBuf> {
         "{} was built, but not against LLVM {llvm}\ntry: remove other versions' llvm-*-dev packages",
         made.display()
     );
-    Ok(made)
+    Ok(())
 }
 
 /// Where we put the bpf-linker that we build.
