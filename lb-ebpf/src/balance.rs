@@ -6,44 +6,34 @@ use lb_common::{
     live::Tables,
     maps::{BACKENDS_MAX, SERVICES_MAX},
     reason::Reason,
-    service::{FORWARD_LOCAL, Service},
+    service::Service,
     session::Admission,
     token::Source,
 };
 
 use crate::maps::{BACKENDS, MAGLEV, PINNED};
 
-/// Where a packet goes.
-pub enum Way {
-    /// To this host's own stack.
-    Local,
-    /// To a backend on this segment.
-    L2(&'static Backend),
-}
-
-/// The way of a session: to the backend its token names, else to the one its hash picks.
+/// The backend of a session: the one its token names, else the one its hash picks.
 #[inline(always)]
-pub fn for_session(tables: Tables, service: &Service, admission: &Admission) -> Result<Way, Reason> {
-    if service.forward == FORWARD_LOCAL {
-        return Ok(Way::Local);
-    }
+pub fn for_session(
+    tables: Tables,
+    service: &Service,
+    admission: &Admission,
+) -> Result<&'static Backend, Reason> {
     match admission.backend_id {
         0 => hashed(tables, service, admission.session_id),
         backend_id => pinned(tables, service, backend_id),
     }
 }
 
-/// The way of a client without a token: by its address alone, so that its fragments go the same way.
+/// The backend of a client without a token: by its address alone, so that its fragments go the same way.
 #[inline(always)]
-pub fn for_client(tables: Tables, service: &Service, from: &Source) -> Result<Way, Reason> {
-    if service.forward == FORWARD_LOCAL {
-        return Ok(Way::Local);
-    }
+pub fn for_client(tables: Tables, service: &Service, from: &Source) -> Result<&'static Backend, Reason> {
     hashed(tables, service, from.address)
 }
 
 #[inline(always)]
-fn hashed(tables: Tables, service: &Service, session: u64) -> Result<Way, Reason> {
+fn hashed(tables: Tables, service: &Service, session: u64) -> Result<&'static Backend, Reason> {
     let table = MAGLEV.get(tables.half * SERVICES_MAX + service.index).ok_or(Reason::NoBackend)?;
     match table[balance::position(session) as usize] {
         0 => Err(Reason::NoBackend),
@@ -52,7 +42,7 @@ fn hashed(tables: Tables, service: &Service, session: u64) -> Result<Way, Reason
 }
 
 #[inline(always)]
-fn pinned(tables: Tables, service: &Service, backend_id: u16) -> Result<Way, Reason> {
+fn pinned(tables: Tables, service: &Service, backend_id: u16) -> Result<&'static Backend, Reason> {
     let key = PinnedKey { half: tables.half, service_index: service.index as u16, backend_id };
     // SAFETY: a word, copied out here and now.
     let place = *unsafe { PINNED.get(key) }.ok_or(Reason::NoBackend)?;
@@ -60,6 +50,6 @@ fn pinned(tables: Tables, service: &Service, backend_id: u16) -> Result<Way, Rea
 }
 
 #[inline(always)]
-fn at(tables: Tables, place: u32) -> Result<Way, Reason> {
-    BACKENDS.get(tables.half * BACKENDS_MAX + place).map(Way::L2).ok_or(Reason::NoBackend)
+fn at(tables: Tables, place: u32) -> Result<&'static Backend, Reason> {
+    BACKENDS.get(tables.half * BACKENDS_MAX + place).ok_or(Reason::NoBackend)
 }

@@ -9,7 +9,7 @@ use lb_common::{
 };
 use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vlan::VlanHdr};
 
-use crate::{balance::Way, packet::Frame, parse::Datagram, token::Token};
+use crate::{packet::Frame, parse::Datagram, token::Token};
 
 /// How a packet leaves the program.
 pub enum Delivery {
@@ -33,76 +33,77 @@ const HEADERS_MAX: usize = 2 * MAC_LEN + TAGS_LEN_MAX + Ipv4Hdr::LEN + UdpHdr::L
 // Headers move forward over the token, and never onto themselves.
 const _: () = assert!(HEADERS_MAX <= header::LEN);
 
-/// Sends a packet with a valid token.
+/// Passes a packet with a valid token to this host's stack.
 #[inline(always)]
-pub fn admitted(
+pub fn to_host(
     frame: &Frame,
     datagram: &Datagram,
     token: &Token,
     service: &Service,
-    way: &Way,
 ) -> Result<Delivery, Reason> {
-    reachable(frame, way)?;
     if service.strips() {
-        strip(frame, datagram, token, way)?;
-    } else {
-        address(frame, 0, way)?;
+        let addresses = frame.start().read(0).ok_or(Reason::Internal)?;
+        strip(frame, datagram, token, addresses)?;
     }
-    Ok(delivery(way))
+    Ok(Delivery::Host)
 }
 
-/// Sends a packet as it is.
+/// Sends a packet with a valid token to a backend.
 #[inline(always)]
-pub fn untouched(frame: &Frame, way: &Way) -> Result<Delivery, Reason> {
-    reachable(frame, way)?;
-    address(frame, 0, way)?;
-    Ok(delivery(way))
+pub fn to_backend(
+    frame: &Frame,
+    datagram: &Datagram,
+    token: &Token,
+    service: &Service,
+    backend: &Backend,
+) -> Result<Delivery, Reason> {
+    reachable(frame, backend)?;
+    if service.strips() {
+        strip(frame, datagram, token, addresses(backend))?;
+    } else {
+        frame.start().write(0, addresses(backend)).ok_or(Reason::Internal)?;
+    }
+    Ok(Delivery::Transmit { counter: backend.counter })
+}
+
+/// Sends a packet to a backend as it is.
+#[inline(always)]
+pub fn untouched(frame: &Frame, backend: &Backend) -> Result<Delivery, Reason> {
+    reachable(frame, backend)?;
+    frame.start().write(0, addresses(backend)).ok_or(Reason::Internal)?;
+    Ok(Delivery::Transmit { counter: backend.counter })
 }
 
 /// Only what is reached through the packet's own interface can be sent to: a MAC address means nothing elsewhere.
 #[inline(always)]
-fn reachable(frame: &Frame, way: &Way) -> Result<(), Reason> {
-    match way {
-        Way::L2(backend) if backend.ifindex != frame.ingress() => Err(Reason::NoBackend),
-        Way::L2(_) | Way::Local => Ok(()),
-    }
+fn reachable(frame: &Frame, backend: &Backend) -> Result<(), Reason> {
+    if backend.ifindex == frame.ingress() { Ok(()) } else { Err(Reason::NoBackend) }
+}
+
+/// Destination and source MAC address, as they begin a frame.
+type Addresses = [u16; 6];
+
+#[inline(always)]
+const fn addresses(backend: &Backend) -> Addresses {
+    let [a, b, c, d, e, f] = backend.destination_mac;
+    let [g, h, i, j, k, l] = backend.source_mac;
+    [word(a, b), word(c, d), word(e, f), word(g, h), word(i, j), word(k, l)]
 }
 
 #[inline(always)]
-fn delivery(way: &Way) -> Delivery {
-    match way {
-        Way::Local => Delivery::Host,
-        Way::L2(backend) => Delivery::Transmit { counter: backend.counter },
-    }
-}
-
-/// Writes the MAC addresses of the way `at` bytes into the frame; a local packet keeps its own.
-#[inline(always)]
-fn address(frame: &Frame, at: usize, way: &Way) -> Result<(), Reason> {
-    let addresses = match way {
-        Way::L2(Backend { destination_mac, source_mac, .. }) => [*destination_mac, *source_mac].map(words),
-        Way::Local if at == 0 => return Ok(()),
-        Way::Local => frame.start().read(0).ok_or(Reason::Internal)?,
-    };
-    frame.start().write(at, addresses).ok_or(Reason::Internal)
-}
-
-/// A MAC address as three words, to be copied by words.
-#[inline(always)]
-const fn words(mac: [u8; 6]) -> [u16; 3] {
-    let [a, b, c, d, e, f] = mac;
-    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
+const fn word(a: u8, b: u8) -> u16 {
+    u16::from_ne_bytes([a, b])
 }
 
 /// Takes the token out: the headers move forward over it, shorter by it and with checksums to match, then the frame
 /// begins where they do. Nothing may touch the frame afterwards.
 #[inline(always)]
-fn strip(frame: &Frame, datagram: &Datagram, token: &Token, way: &Way) -> Result<(), Reason> {
+fn strip(frame: &Frame, datagram: &Datagram, token: &Token, addresses: Addresses) -> Result<(), Reason> {
     let mut ip: Ipv4Hdr = datagram.ip.read(0).ok_or(Reason::Internal)?;
     let mut udp: UdpHdr = datagram.ip.read(Ipv4Hdr::LEN).ok_or(Reason::Internal)?;
     shorten(&mut ip, &mut udp, &token.header()?);
 
-    address(frame, header::LEN, way)?;
+    frame.start().write(header::LEN, addresses).ok_or(Reason::Internal)?;
     let tags = frame.start().skip(2 * MAC_LEN);
     let tags_len = datagram.ip.offset_in(frame) - 2 * MAC_LEN;
     // The EtherType and, with tags, what stands between: 2, 6 or 10 bytes.

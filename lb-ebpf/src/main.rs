@@ -22,7 +22,7 @@ use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
     live::{Live, Tables},
     reason::Reason,
-    service::Service,
+    service::{FORWARD_LOCAL, Service},
 };
 
 use crate::{forward::Delivery, maps::LIVE, packet::Frame, parse::Packet, verdict::Outcome};
@@ -86,15 +86,21 @@ fn admitted(
     let datagram = packet.datagram()?;
     let token = token::check(&datagram, &packet.from, service, live)?;
     let admission = admit::token(&token, service)?;
-    let way = balance::for_session(tables, service, &admission)?;
-    forward::admitted(frame, &datagram, &token, service, &way)
+    if service.forward == FORWARD_LOCAL {
+        return forward::to_host(frame, &datagram, &token, service);
+    }
+    let backend = balance::for_session(tables, service, &admission)?;
+    forward::to_backend(frame, &datagram, &token, service, backend)
 }
 
 /// The way of a packet that `mode = "enforce"` would drop.
 #[inline(always)]
 fn observed(frame: &Frame, packet: &Packet, tables: Tables, service: &Service) -> Result<Delivery, Reason> {
-    let way = balance::for_client(tables, service, &packet.from)?;
-    forward::untouched(frame, &way)
+    if service.forward == FORWARD_LOCAL {
+        return Ok(Delivery::Host);
+    }
+    let backend = balance::for_client(tables, service, &packet.from)?;
+    forward::untouched(frame, backend)
 }
 
 /// The licence that lets a program call the kernel's GPL-only helpers.
