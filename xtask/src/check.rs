@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::toolchain::Toolchain;
 use crate::{build, command, setup};
@@ -10,36 +10,48 @@ use crate::{build, command, setup};
 /// Every crate but the one that only builds for BPF.
 const HOST_CRATES: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
 
-/// Runs all checks, up to the first that finds something.
+/// Runs all checks; what any of them finds is an error.
 pub fn run() -> Result<()> {
     let bpf = setup::run()?.bpf;
-    step("formatting", command::cargo("fmt").args(["--all", "--check"]))?;
-    step(
-        "clippy, host crates",
-        command::cargo("clippy").args(HOST_CRATES).args([
-            "--all-targets",
-            "--all-features",
-            "--",
-            "--deny",
-            "warnings",
-        ]),
-    )?;
-    step("clippy, lb-ebpf", &mut bpf_clippy(&bpf)?)?;
-    step(
-        "rustdoc, host crates",
-        command::cargo("doc")
-            .args(HOST_CRATES)
-            .args(["--no-deps", "--all-features", "--document-private-items"])
-            .env("RUSTDOCFLAGS", "--deny warnings"),
-    )?;
-    step(
-        "rustdoc, lb-ebpf",
-        build::bpf_cargo(&bpf, "doc")?
-            .args(["--no-deps", "--document-private-items"])
-            .env("CARGO_ENCODED_RUSTDOCFLAGS", "--deny\u{1f}warnings"),
-    )?;
+    let mut checks = [
+        ("formatting", formatting()),
+        ("clippy, host crates", host_clippy()),
+        ("clippy, lb-ebpf", bpf_clippy(&bpf)?),
+        ("rustdoc, host crates", host_rustdoc()),
+        ("rustdoc, lb-ebpf", bpf_rustdoc(&bpf)?),
+    ];
+    let mut failed = Vec::new();
+    for (name, check) in &mut checks {
+        eprintln!("\ncheck: {name}");
+        if let Err(error) = command::run(check) {
+            eprintln!("{error}");
+            failed.push(*name);
+        }
+    }
+    ensure!(failed.is_empty(), "these checks found something: {}", failed.join("; "));
     println!("check: nothing found");
     Ok(())
+}
+
+fn formatting() -> Command {
+    let mut cargo = command::cargo("fmt");
+    cargo.args(["--all", "--check"]);
+    cargo
+}
+
+fn host_clippy() -> Command {
+    let mut cargo = command::cargo("clippy");
+    cargo.args(HOST_CRATES).args(["--all-targets", "--all-features", "--", "--deny", "warnings"]);
+    cargo
+}
+
+fn host_rustdoc() -> Command {
+    let mut cargo = command::cargo("doc");
+    cargo
+        .args(HOST_CRATES)
+        .args(["--no-deps", "--all-features", "--document-private-items"])
+        .env("RUSTDOCFLAGS", "--deny warnings");
+    cargo
 }
 
 /// Clippy as it is meant to be called, but the one that belongs to the BPF toolchain's rustc and with the very flags
@@ -53,7 +65,10 @@ fn bpf_clippy(bpf: &Toolchain) -> Result<Command> {
     Ok(cargo)
 }
 
-fn step(name: &str, command: &mut Command) -> Result<()> {
-    eprintln!("\ncheck: {name}");
-    command::run(command)
+fn bpf_rustdoc(bpf: &Toolchain) -> Result<Command> {
+    let mut cargo = build::bpf_cargo(bpf, "doc")?;
+    cargo
+        .args(["--no-deps", "--document-private-items"])
+        .env("CARGO_ENCODED_RUSTDOCFLAGS", "--deny\u{1f}warnings");
+    Ok(cargo)
 }
