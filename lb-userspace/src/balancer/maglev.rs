@@ -1,0 +1,226 @@
+//! Maglev tables (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016, §3.4).
+//!
+//! Every backend has its own permutation of the table's positions and takes turns to claim the first that is free.
+//! The table follows from service, backend ids and weights alone, so every node makes the same one, and a backend
+//! that goes takes few sessions but its own with it.
+
+use lb_common::{
+    balance::{MaglevTable, TABLE_LEN, TABLE_ROOM},
+    siphash::{SipHash24, SipKey},
+};
+
+/// A backend's part in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Its id, which decides where it stands in the table.
+    pub backend_id: u16,
+    /// Its sessions against those of the others; with 0 it gets none.
+    pub weight: u32,
+    /// What the positions of its sessions hold: anything but 0.
+    pub entry: u16,
+}
+
+/// Not a secret: permutations must be the same on every node and in every version.
+const PERMUTATIONS: SipKey = SipKey::from_bytes(b"tollgate/maglev1");
+
+/// Turns are counted in fractions of this.
+const FULL_TURN: u64 = 1 << 32;
+
+/// The table of a service, in whatever order its backends come. All 0 where none has weight.
+pub fn table(service_id: u32, shares: &[Share]) -> Box<MaglevTable> {
+    let mut table: Box<MaglevTable> = Box::new([0; TABLE_ROOM]);
+    let mut claimants = claimants(service_id, shares);
+    let Some(heaviest) = claimants.iter().map(|claimant| claimant.weight).max() else { return table };
+    let mut free = TABLE_LEN;
+    while free > 0 {
+        for claimant in &mut claimants {
+            // The heaviest has a turn in every round, half as heavy ones in every other: no loop over weights.
+            claimant.turn += FULL_TURN * u64::from(claimant.weight) / u64::from(heaviest);
+            if claimant.turn < FULL_TURN || free == 0 {
+                continue;
+            }
+            claimant.turn -= FULL_TURN;
+            while table[claimant.next] != 0 {
+                claimant.advance();
+            }
+            table[claimant.next] = claimant.entry;
+            free -= 1;
+        }
+    }
+    table
+}
+
+struct Claimant {
+    entry: u16,
+    weight: u32,
+    /// How much of a turn it has saved up.
+    turn: u64,
+    /// The next position of its permutation.
+    next: usize,
+    skip: usize,
+}
+
+impl Claimant {
+    const fn advance(&mut self) {
+        self.next += self.skip;
+        if self.next >= TABLE_LEN {
+            self.next -= TABLE_LEN;
+        }
+    }
+}
+
+/// In the order of their ids, whatever order they were given in.
+fn claimants(service_id: u32, shares: &[Share]) -> Vec<Claimant> {
+    let mut shares: Vec<_> = shares.iter().filter(|share| share.weight > 0).collect();
+    shares.sort_unstable_by_key(|share| share.backend_id);
+    let claimant = |share: &&Share| {
+        let place = u64::from(service_id) << 32 | u64::from(share.backend_id);
+        let hash = |which: u64| SipHash24::new(PERMUTATIONS).word(place).word(which).finish(0, 16) as usize;
+        Claimant {
+            entry: share.entry,
+            weight: share.weight,
+            turn: 0,
+            next: hash(0) % TABLE_LEN,
+            // Any step but 0 goes through all positions: their number is a prime.
+            skip: 1 + hash(1) % (TABLE_LEN - 1),
+        }
+    };
+    shares.iter().map(claimant).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn shares(weights: &[u32]) -> Vec<Share> {
+        let share = |(i, weight): (u16, &u32)| Share { backend_id: 10 + i, weight: *weight, entry: 1 + i };
+        (0..).zip(weights).map(share).collect()
+    }
+
+    /// How many positions hold each entry.
+    fn counts(table: &MaglevTable) -> BTreeMap<u16, usize> {
+        let mut counts = BTreeMap::new();
+        table[..TABLE_LEN].iter().for_each(|entry| *counts.entry(*entry).or_default() += 1);
+        counts
+    }
+
+    fn moved(before: &MaglevTable, after: &MaglevTable, but: u16) -> usize {
+        let pairs = before.iter().zip(after.iter());
+        pairs.filter(|(before, after)| **before != but && before != after).count()
+    }
+
+    #[test]
+    fn without_backends_it_is_empty() {
+        assert!(table(42, &[]).iter().all(|entry| *entry == 0));
+        assert!(table(42, &shares(&[0, 0])).iter().all(|entry| *entry == 0));
+    }
+
+    #[test]
+    fn one_backend_has_all_of_it() {
+        let table = table(42, &shares(&[0, 7]));
+        assert_eq!(counts(&table), BTreeMap::from([(2, TABLE_LEN)]));
+        assert!(table[TABLE_LEN..].iter().all(|entry| *entry == 0), "no session has a position there");
+    }
+
+    #[test]
+    fn equal_weights_have_equal_shares() {
+        for backends in [2, 3, 10, 100, 1000, 4096] {
+            let counts = counts(&table(42, &shares(&vec![100; backends])));
+            let (least, most) = (counts.values().min().unwrap(), counts.values().max().unwrap());
+            assert_eq!(counts.len(), backends);
+            assert!(most - least <= 1, "{backends} backends: {least} to {most} positions");
+        }
+    }
+
+    #[test]
+    fn weights_are_shares() {
+        let weights = [1, 10, 100, 100, 250, 500, 39];
+        let counts = counts(&table(42, &shares(&weights)));
+        for (entry, weight) in (1..).zip(weights) {
+            let expected = TABLE_LEN as f64 * f64::from(weight) / 1000.0;
+            let found = counts[&entry] as f64;
+            assert!(
+                (found - expected).abs() <= 0.01 * expected + 1.0,
+                "weight {weight}: {found}, not {expected}"
+            );
+        }
+    }
+
+    /// The most extreme weights that a configuration can have.
+    #[test]
+    fn the_lightest_backend_is_not_forgotten() {
+        let counts = counts(&table(42, &shares(&[65_535, 1])));
+        assert_eq!(counts.values().sum::<usize>(), TABLE_LEN);
+        assert!(counts.get(&2).is_none_or(|positions| *positions <= 1), "{counts:?}");
+    }
+
+    #[test]
+    fn removal_moves_few_sessions_of_others() {
+        for backends in [3usize, 10, 100, 1000] {
+            let all = shares(&vec![100; backends]);
+            let before = table(42, &all);
+            let mut without = all.clone();
+            let gone = without.remove(backends / 2).entry;
+            let moved = moved(&before, &table(42, &without), gone);
+            let percent = 100.0 * moved as f64 / TABLE_LEN as f64;
+            // The paper's figure 12 shows a few percent at most for tables 100 times the backends; smaller tables more.
+            let most = if backends <= 100 { 4.0 } else { 7.0 };
+            println!("{backends} backends, one removed: {percent:.2} % of all sessions moved without need");
+            assert!(percent < most, "{backends} backends: {percent:.2} % of all sessions moved without need");
+        }
+    }
+
+    #[test]
+    fn services_have_tables_of_their_own() {
+        let all = shares(&[100; 10]);
+        let same = table(1, &all).iter().zip(table(2, &all).iter()).filter(|(a, b)| a == b).count();
+        assert!(same < TABLE_LEN / 5, "{same} positions are the same; a tenth is chance");
+    }
+
+    /// Written down once: another table for the same backends would move every session on an upgrade, and nodes of
+    /// two versions would not agree.
+    #[test]
+    fn the_table_is_for_good() {
+        let table = table(42, &shares(&[100, 50, 25]));
+        let hash =
+            table.iter().fold(SipHash24::new(PERMUTATIONS), |hash, entry| hash.word(u64::from(*entry)));
+        assert_eq!(table[..16], FIRST, "{:?}", &table[..16]);
+        assert_eq!(hash.finish(0, 0), WHOLE);
+    }
+
+    const FIRST: [u16; 16] = [3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 1, 1, 3];
+    const WHOLE: u64 = 17_626_663_774_219_699_456;
+
+    /// Not a benchmark: a table of the most backends must not hold up the daemon.
+    #[test]
+    fn the_largest_table_takes_no_time() {
+        let all: Vec<_> =
+            (1..=4096).map(|id| Share { backend_id: id, weight: 1 + u32::from(id), entry: id }).collect();
+        let start = std::time::Instant::now();
+        let table = table(42, &all);
+        assert!(table[..TABLE_LEN].iter().all(|entry| *entry != 0));
+        let took = start.elapsed();
+        println!("4096 backends of 4096 weights: {took:?}");
+        assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn the_order_does_not_matter(
+            weights in proptest::collection::vec(0u32..1000, 1..40),
+            service_id: u32,
+            seed: u64,
+        ) {
+            let all = shares(&weights);
+            let mut other = all.clone();
+            other.sort_by_key(|share| (u64::from(share.backend_id) ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            prop_assert_eq!(table(service_id, &all), table(service_id, &other));
+        }
+    }
+}
