@@ -1,4 +1,6 @@
 //! Tollgate, the daemon and its command line.
 
+pub mod balancer;
 pub mod config;
 pub mod keyring;
+pub mod store;

@@ -296,7 +296,7 @@ impl Keyring {
 
     /// When `tick` will next have something to do.
     pub fn next_deadline(&self, policies: &[KeyPolicy]) -> Option<u64> {
-        let ends = self.keys().filter_map(|key| leaves_at(key));
+        let ends = self.keys().filter_map(leaves_at);
         let rotations = policies.iter().filter(|policy| self.staged(policy.service_id).is_none());
         ends.chain(rotations.filter_map(|policy| rotation_due(self.signer(policy.service_id)?, policy))).min()
     }

@@ -1,0 +1,176 @@
+//! The state as a file: `{"format": 1, "sha256": of the content, "content": {"revision": N, "state": {..}}}`.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, ErrorKind, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use super::{Snapshot, State, StoreError};
+
+/// Of this version.
+pub(super) const FORMAT: u32 = 1;
+
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope<'a> {
+    format: u32,
+    sha256: String,
+    #[serde(borrow)]
+    content: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    revision: u64,
+    state: State,
+}
+
+#[derive(Serialize)]
+struct ContentRef<'a> {
+    revision: u64,
+    state: &'a State,
+}
+
+/// Why bytes are no state.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unsound {
+    Damaged(String),
+    Newer(u32),
+}
+
+/// The bytes of the file.
+pub(super) fn encode(snapshot: &Snapshot) -> Zeroizing<Vec<u8>> {
+    let content = ContentRef { revision: snapshot.revision, state: &snapshot.state };
+    let content =
+        Zeroizing::new(serde_json::to_string(&content).expect("the state has nothing that JSON has not"));
+    let sha256 = hex::encode(Sha256::digest(content.as_bytes()));
+    Zeroizing::new(
+        format!("{{\"format\":{FORMAT},\"sha256\":\"{sha256}\",\"content\":{}}}\n", content.as_str())
+            .into_bytes(),
+    )
+}
+
+pub(super) fn decode(bytes: &[u8]) -> Result<Snapshot, Unsound> {
+    let damaged = |what: String| Unsound::Damaged(what);
+    if bytes.is_empty() {
+        return Err(damaged("it is empty".to_owned()));
+    }
+    let not_json = |error: serde_json::Error| {
+        damaged(format!("after byte {} of {} it is not what Tollgate writes", error.column(), bytes.len()))
+    };
+    let Format { format } = serde_json::from_slice(bytes).map_err(not_json)?;
+    if format > FORMAT {
+        return Err(Unsound::Newer(format));
+    }
+    let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(not_json)?;
+    let content = envelope.content.get();
+    if hex::encode(Sha256::digest(content.as_bytes())) != envelope.sha256 {
+        return Err(damaged("its checksum does not match".to_owned()));
+    }
+    let Content { revision, state } = serde_json::from_str(content)
+        .map_err(|error| damaged(format!("its content is contradictory ({error})")))?;
+    Ok(Snapshot { revision, state: Arc::new(state) })
+}
+
+/// Makes the directory, or checks that it can hold secrets.
+pub(super) fn directory(path: &Path) -> Result<(), StoreError> {
+    match fs::DirBuilder::new().recursive(true).mode(0o700).create(path) {
+        Ok(()) => {}
+        Err(source) => return Err(io_error("make", path, source)),
+    }
+    let metadata = fs::metadata(path).map_err(|source| io_error("look at", path, source))?;
+    let mode = metadata.mode() & 0o777;
+    owned(path, metadata.uid())?;
+    if mode & 0o022 != 0 {
+        return Err(StoreError::Writable { path: path.to_owned(), mode });
+    }
+    if mode != 0o700 {
+        // As a service manager makes it, say. The files in it have never been readable.
+        let restricted = fs::set_permissions(path, Permissions::from_mode(0o700));
+        restricted.map_err(|source| io_error("restrict the permissions of", path, source))?;
+    }
+    Ok(())
+}
+
+/// Reads a file with secrets in it; `None` if there is none.
+pub(super) fn read_secret(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+    let mut file = match OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(io_error("open", path, source)),
+    };
+    let metadata = file.metadata().map_err(|source| io_error("look at", path, source))?;
+    owned(path, metadata.uid())?;
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(StoreError::Readable { path: path.to_owned(), mode });
+    }
+    // Room for all of it at once: a vector that grows leaves copies behind.
+    let len = usize::try_from(metadata.len()).unwrap_or(0);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(len + 1));
+    io::Read::read_to_end(&mut file, &mut bytes).map_err(|source| io_error("read", path, source))?;
+    Ok(Some(bytes))
+}
+
+fn owned(path: &Path, owner: u32) -> Result<(), StoreError> {
+    let user = nix::unistd::geteuid().as_raw();
+    if owner == user { Ok(()) } else { Err(StoreError::Foreign { path: path.to_owned(), owner, user }) }
+}
+
+/// Replaces a file as a whole: after a crash, or an error, there is either the old one or the new one.
+pub(super) fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), StoreError> {
+    let temporary = temporary(path);
+    remove_leftover(path)?;
+    let written =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut file| {
+            write(&mut file)?;
+            file.sync_all()
+        });
+    if let Err(source) = written.and_then(|()| fs::rename(&temporary, path)) {
+        // The error to tell is the first one; what is left over is removed at the next start at the latest.
+        let _ = fs::remove_file(&temporary);
+        return Err(io_error("write", path, source));
+    }
+    let directory = path.parent().unwrap_or(path);
+    File::open(directory)
+        .and_then(|opened| opened.sync_all())
+        .map_err(|source| io_error("sync", directory, source))
+}
+
+pub(super) fn write_all(bytes: &[u8]) -> impl FnOnce(&mut File) -> io::Result<()> {
+    |file| file.write_all(bytes)
+}
+
+/// Removes what a crash has left of a replacement.
+pub(super) fn remove_leftover(path: &Path) -> Result<(), StoreError> {
+    let temporary = temporary(path);
+    match fs::remove_file(&temporary) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(io_error("remove", &temporary, source)),
+        _ => Ok(()),
+    }
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    path.with_added_extension("tmp")
+}
+
+pub(super) fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io { action, path: path.to_owned(), source }
+}

@@ -1,0 +1,145 @@
+//! The store of one node: a directory with `state.json`, the copy before it, and a lock.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{Read, Seek, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use super::{
+    Snapshot, State, Store, StoreError, StoreFuture,
+    disk::{self, Unsound, io_error},
+};
+
+/// Keeps the state in a directory of this host. One process at a time.
+pub struct FileStore(Arc<Inner>);
+
+struct Inner {
+    state: PathBuf,
+    previous: PathBuf,
+    latest: watch::Sender<Snapshot>,
+    /// Held while a commit is under way.
+    committing: Mutex<()>,
+    /// Locked as long as it is open.
+    _lock: File,
+}
+
+impl FileStore {
+    /// Opens the store in `directory`, or makes one.
+    ///
+    /// # Errors
+    /// If another process has it, if it cannot be read, or if it is not to be trusted. Nothing has changed then.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        disk::directory(directory)?;
+        let lock = lock(directory)?;
+        let state = directory.join("state.json");
+        let previous = directory.join("state.json.prev");
+        for path in [&state, &previous] {
+            disk::remove_leftover(path)?;
+        }
+        let snapshot = match disk::read_secret(&state)? {
+            Some(bytes) => disk::decode(&bytes).map_err(|unsound| refusal(&state, &previous, unsound))?,
+            None if previous.exists() => {
+                return Err(StoreError::Missing { path: state, previous: sound_revision(&previous) });
+            }
+            None => Snapshot::default(),
+        };
+        let latest = watch::Sender::new(snapshot);
+        Ok(Self(Arc::new(Inner { state, previous, latest, committing: Mutex::new(()), _lock: lock })))
+    }
+}
+
+impl Store for FileStore {
+    fn snapshot(&self) -> StoreFuture<'_, Snapshot> {
+        let latest = self.0.latest.borrow().clone();
+        Box::pin(std::future::ready(Ok(latest)))
+    }
+
+    fn watch(&self) -> watch::Receiver<Snapshot> {
+        self.0.latest.subscribe()
+    }
+
+    fn commit(&self, expected: u64, state: State) -> StoreFuture<'_, Snapshot> {
+        let inner = Arc::clone(&self.0);
+        Box::pin(async move {
+            // A disk may take its time for an fsync. A commit that nobody waits for any more is finished all the same.
+            match tokio::task::spawn_blocking(move || inner.commit(expected, state)).await {
+                Ok(result) => result,
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
+        })
+    }
+}
+
+impl Inner {
+    fn commit(&self, expected: u64, state: State) -> Result<Snapshot, StoreError> {
+        let _one_at_a_time = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = self.latest.borrow().revision;
+        if found != expected {
+            return Err(StoreError::Conflict { expected, found });
+        }
+        self.keep_previous(found)?;
+        let next = Snapshot { revision: found + 1, state: Arc::new(state) };
+        disk::replace(&self.state, disk::write_all(&disk::encode(&next)))?;
+        self.latest.send_replace(next.clone());
+        Ok(next)
+    }
+
+    /// Keeps a copy of what is about to be replaced, unless that is not what this process has written.
+    fn keep_previous(&self, revision: u64) -> Result<(), StoreError> {
+        let changed = || StoreError::Changed { path: self.state.clone() };
+        match disk::read_secret(&self.state)? {
+            None if revision == 0 => Ok(()),
+            None => Err(changed()),
+            Some(bytes) => match disk::decode(&bytes) {
+                Ok(stored) if stored == *self.latest.borrow() => {
+                    disk::replace(&self.previous, disk::write_all(&bytes))
+                }
+                _ => Err(changed()),
+            },
+        }
+    }
+}
+
+fn lock(directory: &Path) -> Result<File, StoreError> {
+    let path = directory.join("lock");
+    let opened =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let mut file = opened.map_err(|source| io_error("open", &path, source))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            // Without a number the message says "another process".
+            let _ = file.read_to_string(&mut pid);
+            return Err(StoreError::InUse { directory: directory.to_owned(), pid: pid.trim().parse().ok() });
+        }
+        Err(TryLockError::Error(source)) => return Err(io_error("lock", &path, source)),
+    }
+    // For the message above alone: a full disk must not keep the daemon from starting.
+    let _ =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file)
+}
+
+fn refusal(state: &Path, previous: &Path, unsound: Unsound) -> StoreError {
+    let path = state.to_owned();
+    match unsound {
+        Unsound::Newer(found) => StoreError::Newer { path, found },
+        Unsound::Damaged(what) => StoreError::Damaged { path, what, previous: sound_revision(previous) },
+    }
+}
+
+/// The revision of the previous copy, if going back to it is worth a proposal.
+fn sound_revision(previous: &Path) -> Option<u64> {
+    let bytes = disk::read_secret(previous).ok().flatten()?;
+    Some(disk::decode(&bytes).ok()?.revision)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
