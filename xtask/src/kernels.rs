@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::build::{self, Built};
 use crate::command;
 
-/// Seconds until a virtual machine that has not ended is ended. Booting takes about 10 s, the tests one to two minutes.
+/// Seconds until a virtual machine that has not ended is ended. Booting and loading take about five.
 const LONGEST_RUN: &str = "600";
 
 /// Begins the line with which the guest's init says what kernel it runs on.
