@@ -2,5 +2,6 @@
 
 pub mod balancer;
 pub mod config;
+pub mod datapath;
 pub mod keyring;
 pub mod store;

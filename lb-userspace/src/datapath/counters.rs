@@ -1,0 +1,139 @@
+//! What the program counted, over all CPUs.
+
+use aya::maps::{HashMap, IterableMap as _, Map, MapData, PerCpuArray, PerCpuValues};
+use lb_common::{
+    counter::{Counter, counter_index},
+    maps::{BACKEND_COUNTERS, COUNTERS, SCRATCH, SESSIONS},
+    reason::{self, Reason},
+    scratch::Scratch,
+    session::{Session, TokenKey},
+};
+
+use super::{DatapathError, batch};
+
+/// The maps that the program counts in.
+pub struct Counters {
+    counters: PerCpuArray<MapData, Counter>,
+    backends: PerCpuArray<MapData, Counter>,
+    scratch: PerCpuArray<MapData, Scratch>,
+    sessions: HashMap<MapData, TokenKey, Session>,
+    cpus: usize,
+}
+
+/// One reading of a counter map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Totals(Vec<Counter>);
+
+impl Totals {
+    /// Of one service index and reason, where this is a reading of [`Counters::services`].
+    pub fn of(&self, service_index: u32, reason: Reason) -> Counter {
+        self.at(counter_index(service_index, reason))
+    }
+
+    /// Of one index.
+    pub fn at(&self, index: u32) -> Counter {
+        self.0.get(index as usize).copied().unwrap_or_default()
+    }
+}
+
+impl Counters {
+    pub(super) fn new(
+        [counters, backends, scratch, sessions]: [Map; 4],
+        cpus: usize,
+    ) -> Result<Self, DatapathError> {
+        let opened = |map| move |source| DatapathError::Map { map, action: "open it", source };
+        Ok(Self {
+            counters: counters.try_into().map_err(opened(COUNTERS))?,
+            backends: backends.try_into().map_err(opened(BACKEND_COUNTERS))?,
+            scratch: scratch.try_into().map_err(opened(SCRATCH))?,
+            sessions: sessions.try_into().map_err(opened(SESSIONS))?,
+            cpus,
+        })
+    }
+
+    /// Packets and bytes by service index and reason.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn services(&self) -> Result<Totals, DatapathError> {
+        self.totals(COUNTERS, self.counters.map())
+    }
+
+    /// Packets and bytes by a backend's counter.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn backends(&self) -> Result<Totals, DatapathError> {
+        self.totals(BACKEND_COUNTERS, self.backends.map())
+    }
+
+    /// HMACs that all CPUs have made.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn hmacs(&self) -> Result<u64, DatapathError> {
+        let reading = |source| DatapathError::Map { map: SCRATCH, action: "read it", source };
+        let per_cpu = self.scratch.get(&0, 0).map_err(reading)?;
+        Ok(per_cpu.iter().map(|scratch| scratch.hmacs).sum())
+    }
+
+    /// Entries of the token cache. Reads all of it: milliseconds for hundreds of thousands.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn sessions(&self) -> Result<u64, DatapathError> {
+        let mut count = 0;
+        batch::lookup_all::<TokenKey, Session>(self.sessions.map(), 1, 4096, |keys, _| {
+            count += keys.len() as u64;
+        })
+        .map_err(|source| DatapathError::Map { map: SESSIONS, action: "read it", source })?;
+        Ok(count)
+    }
+
+    /// Sets all of a service index's counters to zero, before another service gets it.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn clear_service(&mut self, service_index: u32) -> Result<(), DatapathError> {
+        let first = service_index * reason::CAPACITY as u32;
+        for index in first..first + reason::CAPACITY as u32 {
+            clear(&mut self.counters, COUNTERS, index, self.cpus)?;
+        }
+        Ok(())
+    }
+
+    /// Sets a backend's counter to zero, before another backend gets it.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn clear_backend(&mut self, counter: u32) -> Result<(), DatapathError> {
+        clear(&mut self.backends, BACKEND_COUNTERS, counter, self.cpus)
+    }
+
+    fn totals(&self, name: &'static str, map: &MapData) -> Result<Totals, DatapathError> {
+        let all = batch::array::<Counter>(map, self.cpus).map_err(|source| DatapathError::Map {
+            map: name,
+            action: "read it",
+            source,
+        })?;
+        let sum = |per_cpu: &[Counter]| {
+            per_cpu.iter().fold(Counter::default(), |sum, one| Counter {
+                packets: sum.packets.wrapping_add(one.packets),
+                bytes: sum.bytes.wrapping_add(one.bytes),
+            })
+        };
+        Ok(Totals(all.chunks_exact(self.cpus).map(sum).collect()))
+    }
+}
+
+fn clear(
+    map: &mut PerCpuArray<MapData, Counter>,
+    name: &'static str,
+    index: u32,
+    cpus: usize,
+) -> Result<(), DatapathError> {
+    let zeros = PerCpuValues::try_from(vec![Counter::default(); cpus])
+        .map_err(aya::maps::MapError::IoError)
+        .and_then(|zeros| map.set(index, zeros, 0));
+    zeros.map_err(|source| DatapathError::Map { map: name, action: "write it", source })
+}

@@ -1,0 +1,141 @@
+//! What can go wrong between this process and the kernel.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use aya::maps::MapError;
+
+/// Why the data path cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// Built without a BPF object.
+    #[error("this tollgate was built without its XDP program; build it with `cargo xtask build`")]
+    NoObject,
+    /// aya does not read the object.
+    #[error("the XDP program cannot be read: {0}; build it anew with `cargo xtask build`")]
+    Object(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A map or program that is not in the object.
+    #[error("the XDP program has no {what} `{name}`; build it anew with `cargo xtask build`")]
+    Missing {
+        /// Map or program.
+        what: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+    /// The kernel refuses maps or program.
+    #[error("the kernel refuses the XDP program: {cause}; {mend}")]
+    Refused {
+        /// All of what aya and the kernel say.
+        cause: String,
+        /// What to try.
+        mend: &'static str,
+    },
+    /// A pinned map that this program cannot use.
+    #[error(
+        "the pinned map {} has {found}, and this tollgate needs {wanted}: it was left by another version; \
+         `tollgate detach` removes it (packets are not filtered until the next start)", path.display()
+    )]
+    Layout {
+        /// The pin.
+        path: PathBuf,
+        /// What differs, as found.
+        found: String,
+        /// What it should be.
+        wanted: String,
+    },
+    /// Something on bpffs cannot be made, read or removed.
+    #[error("{}: cannot {action}: {source}; {mend}", path.display())]
+    Pin {
+        /// The pin or directory.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+        /// What to try.
+        mend: &'static str,
+    },
+    /// The directory is on another file system.
+    #[error(
+        "{} is not on a BPF file system, which is where program and maps outlive the daemon; \
+         `mount -t bpf bpf /sys/fs/bpf`, or set `bpffs` to a directory below one", path.display()
+    )]
+    NotBpffs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Another daemon works on these pins.
+    #[error(
+        "{} is in use by a running tollgate; stop that one first, or give this one a `bpffs` of its own",
+        path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A map call failed.
+    #[error("map `{map}`: cannot {action}: {source}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// What was tried.
+        action: &'static str,
+        /// What aya or the kernel said.
+        source: MapError,
+    },
+    /// The other half may still be in use by a packet.
+    #[error("the tables were changed less than {GRACE_MS} ms ago; again in {0:?}", GRACE_MS = super::GRACE.as_millis())]
+    Grace(Duration),
+    /// A live key slot is never overwritten.
+    #[error("key slot {slot} holds key {held} alive, so key {wanted} cannot have it")]
+    SlotInUse {
+        /// The slot.
+        slot: u32,
+        /// The key in it.
+        held: u32,
+        /// The key that was to be put in.
+        wanted: u32,
+    },
+    /// More than the maps have room for.
+    #[error("{wanted} {what} do not fit: there is room for {room}")]
+    Full {
+        /// Of what.
+        what: &'static str,
+        /// How many were to go in.
+        wanted: usize,
+        /// How many can.
+        room: usize,
+    },
+    /// A test run of the program failed.
+    #[error("the program `{program}` cannot be run: {cause}")]
+    Run {
+        /// The program.
+        program: &'static str,
+        /// Why.
+        cause: String,
+    },
+    /// The program cannot be attached, or is attached other than it should be.
+    #[error("interface `{interface}`: {cause}; {mend}")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// Why.
+        cause: String,
+        /// What to try.
+        mend: String,
+    },
+}
+
+/// An error and all its sources in one line: aya's own messages leave them out.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
+}

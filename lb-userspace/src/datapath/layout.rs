@@ -1,0 +1,118 @@
+//! Pinned maps against the object's: aya re-uses a pin as it is, and a wrong value size corrupts memory.
+
+use aya::maps::{MapData, MapError, MapInfo};
+use lb_common::maps;
+
+use super::{DatapathError, Pins, error::chain};
+
+/// What must be the same for a map to be re-used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+}
+
+impl Layout {
+    /// Of each of the object's maps, by name, with `sessions` entries in the token cache.
+    pub(super) fn of_object(
+        object: &[u8],
+        sessions: u32,
+    ) -> Result<Vec<(&'static str, Self)>, DatapathError> {
+        let parsed =
+            aya_obj::Object::parse(object).map_err(|error| DatapathError::Object(Box::new(error)))?;
+        maps::ALL
+            .into_iter()
+            .map(|name| {
+                let map = parsed.maps.get(name).ok_or(DatapathError::Missing { what: "map", name })?;
+                let entries = if name == maps::SESSIONS { sessions } else { map.max_entries() };
+                let layout = Self {
+                    kind: map.map_type(),
+                    key: map.key_size(),
+                    value: map.value_size(),
+                    entries,
+                    flags: map.map_flags(),
+                };
+                Ok((name, layout))
+            })
+            .collect()
+    }
+
+    fn of_pin(info: &MapInfo) -> Result<Self, MapError> {
+        Ok(Self {
+            kind: info.map_type()? as u32,
+            key: info.key_size(),
+            value: info.value_size(),
+            entries: info.max_entries(),
+            flags: info.map_flags(),
+        })
+    }
+}
+
+/// Compares each pinned map with the object's. The token cache of another size is unpinned, so that loading makes it
+/// anew: it costs each live token one more HMAC. Returns whether that was so.
+///
+/// # Errors
+/// For any other difference, before anything has changed.
+pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Result<bool, DatapathError> {
+    let mut resized = false;
+    for (name, wanted) in wanted {
+        let path = pins.map(name);
+        if !path.exists() {
+            continue;
+        }
+        let found = MapData::from_pin(&path)
+            .and_then(|map| map.info())
+            .and_then(|info| Layout::of_pin(&info))
+            .map_err(|error| DatapathError::Refused {
+                cause: format!("{}: {}", path.display(), chain(&error)),
+                mend: "is this a pinned map? `tollgate detach` removes all pins",
+            })?;
+        if found == *wanted {
+            continue;
+        }
+        if *name == maps::SESSIONS && (Layout { entries: wanted.entries, ..found }) == *wanted {
+            resized = true;
+            continue;
+        }
+        return Err(DatapathError::Layout {
+            path,
+            found: found.beside(wanted),
+            wanted: wanted.beside(&found),
+        });
+    }
+    if resized {
+        pins.remove(&pins.map(maps::SESSIONS))?;
+    }
+    Ok(resized)
+}
+
+impl Layout {
+    /// The fields in which it differs from another.
+    fn beside(&self, other: &Self) -> String {
+        let fields = [
+            ("type", self.kind, other.kind),
+            ("key bytes", self.key, other.key),
+            ("value bytes", self.value, other.value),
+            ("entries", self.entries, other.entries),
+            ("flags", self.flags, other.flags),
+        ];
+        let differing = fields.iter().filter(|(_, mine, theirs)| mine != theirs);
+        differing.map(|(name, mine, _)| format!("{name} {mine}")).collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_named() {
+        let one = Layout { kind: 2, key: 4, value: 24, entries: 10, flags: 0 };
+        let other = Layout { value: 32, flags: 1024, ..one };
+        assert_eq!(one.beside(&other), "value bytes 24, flags 0");
+        assert_eq!(other.beside(&one), "value bytes 32, flags 1024");
+    }
+}

@@ -1,0 +1,92 @@
+//! The words that are changed under running packets: the live map, mapped into this process.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aya::maps::MapData;
+use lb_common::{
+    live::{Live, Tables},
+    maps,
+};
+
+use super::DatapathError;
+
+/// [`Live`] as the program reads it, each word changed by one atomic store.
+#[derive(Debug)]
+pub struct LiveWords {
+    words: NonNull<AtomicU64>,
+}
+
+// SAFETY: the mapping belongs to no thread, and all access goes through atomics.
+unsafe impl Send for LiveWords {}
+// SAFETY: as above.
+unsafe impl Sync for LiveWords {}
+
+const WORDS: usize = size_of::<Live>() / size_of::<u64>();
+const OFFSET: usize = std::mem::offset_of!(Live, offset_ns) / size_of::<u64>();
+const TICK: usize = std::mem::offset_of!(Live, tick_ns) / size_of::<u64>();
+const TABLES: usize = std::mem::offset_of!(Live, tables) / size_of::<u64>();
+
+impl LiveWords {
+    pub(super) fn new(map: &MapData) -> Result<Self, DatapathError> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = map.fd().as_fd().as_raw_fd();
+        // SAFETY: a new shared mapping at an address of the kernel's choice.
+        let address = unsafe {
+            libc::mmap(std::ptr::null_mut(), size_of::<Live>(), protection, libc::MAP_SHARED, fd, 0)
+        };
+        if address == libc::MAP_FAILED {
+            let source = aya::maps::MapError::IoError(io::Error::last_os_error());
+            return Err(DatapathError::Map { map: maps::LIVE, action: "map it into memory", source });
+        }
+        let words = NonNull::new(address.cast()).expect("mmap maps nothing at address 0 unless asked to");
+        Ok(Self { words })
+    }
+
+    /// Unix time minus ticks, nanoseconds; 0 if never published.
+    pub fn offset_ns(&self) -> u64 {
+        self.words()[OFFSET].load(Ordering::Acquire)
+    }
+
+    /// Changes the clock of all packets from here on.
+    pub fn set_offset_ns(&self, offset_ns: u64) {
+        self.words()[OFFSET].store(offset_ns, Ordering::Release);
+    }
+
+    /// Nanoseconds of a tick; 0 stops the clock at the offset, for tests.
+    pub fn tick_ns(&self) -> u64 {
+        self.words()[TICK].load(Ordering::Acquire)
+    }
+
+    /// Changes the length of a tick. Before the offset, which counts on it.
+    pub fn set_tick_ns(&self, tick_ns: u64) {
+        self.words()[TICK].store(tick_ns, Ordering::Release);
+    }
+
+    /// The tables that count.
+    pub fn tables(&self) -> Tables {
+        Tables::from_word(self.words()[TABLES].load(Ordering::Acquire))
+    }
+
+    /// Makes other tables count.
+    pub(super) fn set_tables(&self, tables: Tables) {
+        self.words()[TABLES].store(tables.to_word(), Ordering::Release);
+    }
+
+    fn words(&self) -> &[AtomicU64; WORDS] {
+        // SAFETY: mapped for as long as `self` lives, page-aligned, zeroed by the kernel, and others change it by
+        // atomic stores alone.
+        unsafe { self.words.cast().as_ref() }
+    }
+}
+
+impl Drop for LiveWords {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no reference into it outlives `self`.
+        unsafe { libc::munmap(self.words.as_ptr().cast(), size_of::<Live>()) };
+    }
+}

@@ -1,0 +1,227 @@
+//! The program and its maps, in the kernel.
+
+use std::{io, sync::Arc, time::Duration};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
+    maps::{Map, MapError},
+    programs::{ProgramError, Xdp},
+};
+use aya_log::EbpfLogger;
+use lb_common::{
+    live::{ClockReading, SECOND_NS},
+    maps,
+};
+
+use super::{Counters, DatapathError, GRACE, KeySlots, LiveWords, Pins, Tables, error::chain, layout};
+
+/// What is decided when the program is loaded.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Entries of the token cache.
+    pub sessions: u32,
+    /// What one HMAC costs of a CPU's budget, nanoseconds.
+    pub hmac_cost_ns: u64,
+    /// How long what was live is left alone. Zero for whoever runs the program on packets of its own.
+    pub grace: Duration,
+    /// Where the maps are pinned; `None`: private to this process.
+    pub pins: Option<Pins>,
+}
+
+impl Default for Options {
+    /// Private maps of the sizes and budget that a configuration without numbers gets.
+    fn default() -> Self {
+        Self {
+            sessions: maps::SESSIONS_DEFAULT,
+            hmac_cost_ns: SECOND_NS / maps::HMACS_PER_SECOND_DEFAULT,
+            grace: GRACE,
+            pins: None,
+        }
+    }
+}
+
+/// The loaded programs and their maps.
+pub struct Datapath {
+    ebpf: Ebpf,
+    /// The clock, and which tables count.
+    pub live: Arc<LiveWords>,
+    /// Services, Maglev tables and backends.
+    pub tables: Tables,
+    /// The keys.
+    pub key_slots: KeySlots,
+    /// What was counted.
+    pub counters: Counters,
+    /// Whether the pinned token cache was of another size and has been made anew.
+    pub sessions_made_anew: bool,
+    logger: Option<EbpfLogger<&'static dyn log::Log>>,
+}
+
+/// How often the program ran, and for how long; counted only while the kernel's BPF statistics are on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProgramRuns {
+    /// Runs.
+    pub runs: u64,
+    /// Time in all of them.
+    pub time: Duration,
+}
+
+/// The object that was built into this binary.
+///
+/// # Errors
+/// If there is none.
+pub fn embedded_object() -> Result<&'static [u8], DatapathError> {
+    #[cfg(bpf_object)]
+    return Ok(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tollgate-xdp")));
+    #[cfg(not(bpf_object))]
+    Err(DatapathError::NoObject)
+}
+
+impl Datapath {
+    /// Loads an object's programs, with pinned maps where there are any; attaches nothing.
+    ///
+    /// # Errors
+    /// If a pinned map has another layout, or the kernel refuses.
+    pub fn load(object: &[u8], options: &Options) -> Result<Self, DatapathError> {
+        let layouts = layout::Layout::of_object(object, options.sessions)?;
+        let mut sessions_made_anew = false;
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries(maps::SESSIONS, options.sessions).override_global(
+            maps::HMAC_COST_NS,
+            &options.hmac_cost_ns,
+            true,
+        );
+        if let Some(pins) = &options.pins {
+            sessions_made_anew = layout::reconcile(pins, &layouts)?;
+            for name in maps::ALL {
+                loader.map_pin_path(name, pins.map(name));
+            }
+        }
+        let mut ebpf = loader.load(object).map_err(refused_object)?;
+        for name in [maps::PROGRAM, maps::PROGRAM_PASS, maps::PROGRAM_CLOCK] {
+            xdp(&mut ebpf, name)?.load().map_err(refused_program)?;
+        }
+        let mut take = |name| ebpf.take_map(name).ok_or(DatapathError::Missing { what: "map", name });
+        let Map::Array(live) = take(maps::LIVE)? else {
+            return Err(DatapathError::Missing { what: "array", name: maps::LIVE });
+        };
+        let live = Arc::new(LiveWords::new(&live)?);
+        let tables = [take(maps::SERVICES)?, take(maps::MAGLEV)?, take(maps::BACKENDS)?, take(maps::PINNED)?];
+        let key_slots = take(maps::KEY_SLOTS)?;
+        let counters = [
+            take(maps::COUNTERS)?,
+            take(maps::BACKEND_COUNTERS)?,
+            take(maps::SCRATCH)?,
+            take(maps::SESSIONS)?,
+        ];
+        let cpus = aya::util::nr_cpus().map_err(|(path, error)| DatapathError::Refused {
+            cause: format!("{path}: {error}"),
+            mend: "is /sys mounted?",
+        })?;
+        Ok(Self {
+            tables: Tables::new(Arc::clone(&live), tables, options.grace)?,
+            live,
+            key_slots: KeySlots::new(key_slots, options.grace)?,
+            counters: Counters::new(counters, cpus)?,
+            sessions_made_anew,
+            // An object without log calls has no map for them.
+            logger: EbpfLogger::init(&mut ebpf).ok(),
+            ebpf,
+        })
+    }
+
+    /// One of the programs of `lb_common::maps`.
+    ///
+    /// # Errors
+    /// If the object has none of this name.
+    pub fn program(&self, name: &'static str) -> Result<&Xdp, DatapathError> {
+        let missing = DatapathError::Missing { what: "program", name };
+        self.ebpf.program(name).and_then(|program| program.try_into().ok()).ok_or(missing)
+    }
+
+    /// The kernel's id of the filtering program.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn program_id(&self) -> Result<u32, DatapathError> {
+        let info = self.program(maps::PROGRAM)?.info().map_err(refused_program)?;
+        Ok(info.id())
+    }
+
+    /// How often the filtering program ran; `None` while the kernel does not count it.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn program_runs(&self) -> Result<Option<ProgramRuns>, DatapathError> {
+        let counts =
+            std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|on| on.trim() == "1");
+        let info = self.program(maps::PROGRAM)?.info().map_err(refused_program)?;
+        Ok(counts.then(|| ProgramRuns { runs: info.run_count(), time: info.run_time() }))
+    }
+
+    /// Reads the kernel's clocks at one moment.
+    ///
+    /// # Errors
+    /// If the program cannot be run.
+    pub fn read_clock(&self) -> Result<ClockReading, DatapathError> {
+        let failed = |cause| DatapathError::Run { program: maps::PROGRAM_CLOCK, cause };
+        let packet = [0; 64];
+        let mut out = [0; 64];
+        let options =
+            TestRunOptions { data_in: Some(&packet), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let result =
+            self.program(maps::PROGRAM_CLOCK)?.test_run(options).map_err(|error| failed(chain(&error)))?;
+        const XDP_PASS: u32 = 2;
+        if result.return_value != XDP_PASS {
+            return Err(failed(format!("it returned {}", result.return_value)));
+        }
+        let word = |at: usize| u64::from_ne_bytes(out[at..at + 8].try_into().expect("eight bytes"));
+        Ok(ClockReading {
+            jiffies: word(std::mem::offset_of!(ClockReading, jiffies)),
+            monotonic_ns: word(std::mem::offset_of!(ClockReading, monotonic_ns)),
+        })
+    }
+
+    /// Passes what the program has logged on to the log.
+    pub fn flush_log(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+    }
+}
+
+fn xdp<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Xdp, DatapathError> {
+    let missing = DatapathError::Missing { what: "program", name };
+    ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(missing)
+}
+
+fn refused_object(error: EbpfError) -> DatapathError {
+    let io_error = match &error {
+        EbpfError::MapError(MapError::CreateError { io_error, .. } | MapError::IoError(io_error)) => {
+            Some(io_error)
+        }
+        EbpfError::MapError(MapError::SyscallError(error)) => Some(&error.io_error),
+        EbpfError::ParseError(_) => return DatapathError::Object(Box::new(error)),
+        _ => None,
+    };
+    DatapathError::Refused { cause: chain(&error), mend: mend(io_error) }
+}
+
+fn refused_program(error: ProgramError) -> DatapathError {
+    let io_error = match &error {
+        ProgramError::LoadError { io_error, .. } => Some(io_error),
+        ProgramError::SyscallError(error) => Some(&error.io_error),
+        _ => None,
+    };
+    DatapathError::Refused { cause: chain(&error), mend: mend(io_error) }
+}
+
+fn mend(error: Option<&io::Error>) -> &'static str {
+    match error.and_then(io::Error::raw_os_error) {
+        Some(libc::EPERM | libc::EACCES) => {
+            "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; `tollgate check` says what is missing"
+        }
+        Some(libc::ENOMEM) => "free memory, or make `sessions` smaller",
+        Some(libc::E2BIG) => "make `sessions` smaller",
+        _ => "`tollgate check` says what this kernel lacks",
+    }
+}

@@ -1,0 +1,22 @@
+//! The only code that touches aya: the kernel before it is used, the program, its maps, its attachment.
+//!
+//! [`Datapath::load`] gives the program and its typed maps; pinned for the daemon, or private to whoever runs it on
+//! packets of its own. `attach` puts a pinned one before interfaces, and `detach` takes it off again.
+
+mod batch;
+mod counters;
+mod error;
+mod key_slots;
+mod layout;
+mod live;
+mod load;
+mod pins;
+mod tables;
+
+pub use counters::{Counters, Totals};
+pub use error::DatapathError;
+pub use key_slots::KeySlots;
+pub use live::LiveWords;
+pub use load::{Datapath, Options, ProgramRuns, embedded_object};
+pub use pins::{PinLock, Pins};
+pub use tables::{GRACE, Snapshot, TableSet, Tables};

@@ -1,0 +1,145 @@
+//! Where the data path outlives the daemon: `<bpffs>/v<ABI>/`, readable by root alone.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use lb_common::maps::ABI_VERSION;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::DatapathError;
+
+const LINK: &str = "link-";
+const NEEDS_ROOT: &str = "run as root";
+
+/// The directory of one layout's pins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    base: PathBuf,
+    directory: PathBuf,
+}
+
+/// Held by the one process that may change what is pinned.
+#[derive(Debug)]
+pub struct PinLock(#[expect(dead_code, reason = "held for its Drop")] Flock<File>);
+
+impl Pins {
+    /// Below the configured directory, which need not be there yet.
+    ///
+    /// # Errors
+    /// If it would not be on a BPF file system.
+    pub fn new(bpffs: &Path) -> Result<Self, DatapathError> {
+        let there = bpffs.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+        let on_bpffs = statfs(there).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
+        if !on_bpffs {
+            return Err(DatapathError::NotBpffs { path: bpffs.to_owned() });
+        }
+        Ok(Self { base: bpffs.to_owned(), directory: bpffs.join(format!("v{ABI_VERSION}")) })
+    }
+
+    /// Makes the directories and locks them for this process, until the lock is dropped.
+    ///
+    /// # Errors
+    /// If they cannot be made, or another process has the lock.
+    pub fn lock(&self) -> Result<PinLock, DatapathError> {
+        let failed = |action, source| DatapathError::Pin {
+            path: self.directory.clone(),
+            action,
+            source,
+            mend: NEEDS_ROOT,
+        };
+        for directory in [&self.base, &self.directory] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o700)))
+                .map_err(|source| failed("make the directory", source))?;
+        }
+        let directory = File::open(&self.directory).map_err(|source| failed("open it", source))?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(PinLock(lock)),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                Err(DatapathError::InUse { path: self.directory.clone() })
+            }
+            Err((_, errno)) => Err(failed("lock it", errno.into())),
+        }
+    }
+
+    /// Whether anything is pinned.
+    pub fn exist(&self) -> bool {
+        self.directory.is_dir()
+    }
+
+    /// The pin of a map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// The pin of an interface's link. Interface names hold neither `/` nor NUL.
+    pub fn link(&self, interface: &str) -> PathBuf {
+        self.directory.join(format!("{LINK}{interface}"))
+    }
+
+    /// The interfaces that have a pinned link.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn links(&self) -> Result<Vec<String>, DatapathError> {
+        let names = self.names()?;
+        Ok(names.iter().filter_map(|name| name.strip_prefix(LINK)).map(str::to_owned).collect())
+    }
+
+    /// Removes one pin; one that is not there is no error.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn remove(&self, pin: &Path) -> Result<(), DatapathError> {
+        match fs::remove_file(pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DatapathError::Pin {
+                path: pin.to_owned(),
+                action: "remove the pin",
+                source: error,
+                mend: NEEDS_ROOT,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes all pins, links first: no interface is to run a program whose maps nobody finds any more.
+    ///
+    /// # Errors
+    /// If one cannot be removed.
+    pub fn remove_all(&self) -> Result<(), DatapathError> {
+        let mut names = self.names()?;
+        names.sort_by_key(|name| !name.starts_with(LINK));
+        for name in names {
+            self.remove(&self.directory.join(name))?;
+        }
+        // The base may hold other versions' directories; then it stays.
+        for directory in [&self.directory, &self.base] {
+            let _ = fs::remove_dir(directory);
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Result<Vec<String>, DatapathError> {
+        let failed = |source| DatapathError::Pin {
+            path: self.directory.clone(),
+            action: "list the pins",
+            source,
+            mend: NEEDS_ROOT,
+        };
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        entries.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
+    }
+}

@@ -1,0 +1,331 @@
+//! Services, Maglev tables and backends: published as a whole, into the half that no packet looks at, then made to
+//! count by one store. What is read back is the half that counts.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{Array, HashMap, IterableMap as _, MapData, MapError};
+use lb_common::{
+    backend::{Backend, PinnedKey},
+    balance::{MaglevTable, TABLE_ROOM},
+    live::Tables as TablesWord,
+    maps::{BACKENDS, BACKENDS_MAX, HALVES, MAGLEV, PINNED, SERVICES, SERVICES_MAX},
+    service::{BUCKET_LEN, BUCKETS, Service, ServiceBucket, ServiceEntry, ServiceKey},
+};
+
+use super::{DatapathError, LiveWords, batch};
+
+/// How long a packet may go on with what it looked up before a change: far longer than any takes.
+pub const GRACE: Duration = Duration::from_millis(50);
+
+/// Seeds that are tried for a service table; one of the first few does for any number of services a node can have.
+const SEEDS: u32 = 1 << 16;
+
+/// What the tables are to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Each service by its address and port. The address entries are added to them.
+    pub services: Vec<(ServiceKey, Service)>,
+    /// By service index, for the services that have backends.
+    pub maglev: BTreeMap<u32, Box<MaglevTable>>,
+    /// The usable backends; a Maglev table names them by their place here, and one more.
+    pub backends: Vec<Backend>,
+}
+
+/// A [`Snapshot`] as it lies in the maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableSet {
+    seed: u32,
+    buckets: Vec<ServiceBucket>,
+    maglev: BTreeMap<u32, Box<MaglevTable>>,
+    backends: Vec<Backend>,
+    /// Service index and backend id → place.
+    pinned: BTreeMap<(u16, u16), u32>,
+}
+
+/// The maps of the tables.
+pub struct Tables {
+    live: Arc<LiveWords>,
+    services: Array<MapData, ServiceBucket>,
+    maglev: Array<MapData, MaglevTable>,
+    backends: Array<MapData, Backend>,
+    pinned: HashMap<MapData, PinnedKey, u32>,
+    grace: Duration,
+    flipped_at: Instant,
+}
+
+impl TableSet {
+    /// Lays the snapshot out. The same snapshot always gives the same set.
+    ///
+    /// # Errors
+    /// If it does not fit.
+    pub fn new(snapshot: &Snapshot) -> Result<Self, DatapathError> {
+        let full = |what, wanted, room: u32| DatapathError::Full { what, wanted, room: room as usize };
+        let (services, backends) = (&snapshot.services, &snapshot.backends);
+        if services.len() >= SERVICES_MAX as usize {
+            return Err(full("services", services.len(), SERVICES_MAX - 1));
+        }
+        if backends.len() > BACKENDS_MAX as usize {
+            return Err(full("backends", backends.len(), BACKENDS_MAX));
+        }
+        let entries = with_address_entries(services);
+        let (seed, buckets) = (0..SEEDS)
+            .find_map(|seed| Some((seed, fill(&entries, seed)?)))
+            .ok_or_else(|| full("service entries", entries.len(), BUCKETS))?;
+        let pinned = backends
+            .iter()
+            .zip(0..)
+            .map(|(backend, place)| ((backend.service_index, backend.backend_id), place))
+            .collect();
+        Ok(Self { seed, buckets, maglev: snapshot.maglev.clone(), backends: backends.clone(), pinned })
+    }
+
+    /// The services in it, without the address entries.
+    pub fn services(&self) -> impl Iterator<Item = (ServiceKey, Service)> {
+        let entries = self.buckets.iter().flatten();
+        entries
+            .filter(|entry| entry.service.index != 0 && entry.key.port_be != 0)
+            .map(|entry| (entry.key, entry.service))
+    }
+
+    /// The backends in it.
+    pub fn backends(&self) -> &[Backend] {
+        &self.backends
+    }
+
+    /// What differs from another set, a line each.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        if (self.seed, &self.buckets) != (other.seed, &other.buckets) {
+            found.push("the service table".to_owned());
+        }
+        let indices = self.maglev.keys().chain(other.maglev.keys().filter(|i| !self.maglev.contains_key(i)));
+        let differing = indices.filter(|index| self.maglev.get(index) != other.maglev.get(index));
+        found.extend(differing.map(|index| format!("the Maglev table of service index {index}")));
+        if self.backends != other.backends {
+            found.push("the backends".to_owned());
+        }
+        if self.pinned != other.pinned {
+            found.push("the places of the backends that tokens name".to_owned());
+        }
+        found
+    }
+}
+
+/// An address entry beside each address's services: that of the service with the lowest id.
+fn with_address_entries(services: &[(ServiceKey, Service)]) -> Vec<ServiceEntry> {
+    let mut lowest = BTreeMap::<[u32; 4], Service>::new();
+    for (key, service) in services {
+        let entry = lowest.entry(key.address_be).or_insert(*service);
+        if service.id < entry.id {
+            *entry = *service;
+        }
+    }
+    let own = services.iter().map(|(key, service)| ServiceEntry { key: *key, service: *service });
+    let address = lowest
+        .into_iter()
+        .map(|(address_be, service)| ServiceEntry { key: ServiceKey { address_be, port_be: 0 }, service });
+    let mut entries: Vec<_> = own.chain(address).collect();
+    entries.sort_by_key(|entry| (entry.key.address_be, entry.key.port_be));
+    entries
+}
+
+/// `None` if a bucket overflows.
+fn fill(entries: &[ServiceEntry], seed: u32) -> Option<Vec<ServiceBucket>> {
+    let mut buckets = vec![[ServiceEntry::default(); BUCKET_LEN]; BUCKETS as usize];
+    for entry in entries {
+        let bucket = &mut buckets[entry.key.bucket(seed) as usize];
+        *bucket.iter_mut().find(|place| place.service.index == 0)? = *entry;
+    }
+    Some(buckets)
+}
+
+impl Tables {
+    pub(super) fn new(
+        live: Arc<LiveWords>,
+        [services, maglev, backends, pinned]: [aya::maps::Map; 4],
+        grace: Duration,
+    ) -> Result<Self, DatapathError> {
+        let opened = |map| move |source| DatapathError::Map { map, action: "open it", source };
+        Ok(Self {
+            live,
+            services: services.try_into().map_err(opened(SERVICES))?,
+            maglev: maglev.try_into().map_err(opened(MAGLEV))?,
+            backends: backends.try_into().map_err(opened(BACKENDS))?,
+            pinned: pinned.try_into().map_err(opened(PINNED))?,
+            grace,
+            // Another process may have flipped a moment ago.
+            flipped_at: Instant::now(),
+        })
+    }
+
+    /// What counts now.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    pub fn live(&self) -> Result<TableSet, DatapathError> {
+        let TablesWord { half, seed } = self.live.tables();
+        self.read(half, seed)
+    }
+
+    /// How long until [`Tables::publish`] may write.
+    pub fn grace_left(&self) -> Duration {
+        self.grace.saturating_sub(self.flipped_at.elapsed())
+    }
+
+    /// Writes the half that does not count, then makes it count. If a write fails, nothing has changed.
+    ///
+    /// # Errors
+    /// `Grace` if called too early, or if a map cannot be written.
+    pub fn publish(&mut self, set: &TableSet) -> Result<(), DatapathError> {
+        let left = self.grace_left();
+        if !left.is_zero() {
+            return Err(DatapathError::Grace(left));
+        }
+        let half = (self.live.tables().half + 1) % HALVES;
+        self.write(half, set)?;
+        self.live.set_tables(TablesWord { half, seed: set.seed });
+        self.flipped_at = Instant::now();
+        Ok(())
+    }
+
+    fn read(&self, half: u32, seed: u32) -> Result<TableSet, DatapathError> {
+        let reading = |map| move |source| DatapathError::Map { map, action: "read it", source };
+        let all = batch::array(self.services.map(), 1).map_err(reading(SERVICES))?;
+        let buckets: Vec<ServiceBucket> =
+            all.into_iter().skip((half * BUCKETS) as usize).take(BUCKETS as usize).collect();
+        let mut maglev = BTreeMap::new();
+        let mut has_backends = [false; SERVICES_MAX as usize];
+        let all = batch::array::<Backend>(self.backends.map(), 1).map_err(reading(BACKENDS))?;
+        let backends: Vec<Backend> = all
+            .into_iter()
+            .skip((half * BACKENDS_MAX) as usize)
+            .take(BACKENDS_MAX as usize)
+            .take_while(|backend| backend.backend_id != 0)
+            .collect();
+        for backend in &backends {
+            if let Some(has) = has_backends.get_mut(usize::from(backend.service_index)) {
+                *has = true;
+            }
+        }
+        for (index, _) in (0..SERVICES_MAX).zip(has_backends).filter(|(_, has)| *has) {
+            let table = self.maglev.get(&(half * SERVICES_MAX + index), 0).map_err(reading(MAGLEV))?;
+            maglev.insert(index, Box::new(table));
+        }
+        let mut pinned = BTreeMap::new();
+        for entry in &self.pinned {
+            let (key, place) = entry.map_err(reading(PINNED))?;
+            if key.half == half {
+                pinned.insert((key.service_index, key.backend_id), place);
+            }
+        }
+        Ok(TableSet { seed, buckets, maglev, backends, pinned })
+    }
+
+    fn write(&mut self, half: u32, set: &TableSet) -> Result<(), DatapathError> {
+        let writing = |map| move |source| DatapathError::Map { map, action: "write it", source };
+        let there = self.read(half, set.seed)?;
+        for ((index, old), new) in (half * BUCKETS..).zip(&there.buckets).zip(&set.buckets) {
+            if old != new {
+                self.services.set(index, new, 0).map_err(writing(SERVICES))?;
+            }
+        }
+        // A service without backends has an empty table, not that of whoever had its index before.
+        let indices = set.services().map(|(_, service)| service.index);
+        let empty = Box::new([0; TABLE_ROOM]);
+        for index in indices {
+            let table: &MaglevTable = set.maglev.get(&index).unwrap_or(&empty);
+            self.maglev.set(half * SERVICES_MAX + index, table, 0).map_err(writing(MAGLEV))?;
+        }
+        // The one after the last says that it was the last.
+        let terminated = set.backends.iter().copied().chain([Backend::default()]);
+        for (index, backend) in (half * BACKENDS_MAX..).zip(terminated.take(BACKENDS_MAX as usize)) {
+            self.backends.set(index, backend, 0).map_err(writing(BACKENDS))?;
+        }
+        for (service_index, backend_id) in there.pinned.keys().filter(|key| !set.pinned.contains_key(key)) {
+            let key = PinnedKey { half, service_index: *service_index, backend_id: *backend_id };
+            match self.pinned.remove(&key) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(writing(PINNED)(source)),
+            }
+        }
+        for ((service_index, backend_id), place) in &set.pinned {
+            let key = PinnedKey { half, service_index: *service_index, backend_id: *backend_id };
+            self.pinned.insert(key, place, 0).map_err(writing(PINNED))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(id: u32, index: u32, port: u16) -> (ServiceKey, Service) {
+        let key = ServiceKey::v4(u32::from_ne_bytes([192, 0, 2, 1]), port.to_be());
+        (key, Service { id, index, ..Service::default() })
+    }
+
+    #[test]
+    fn an_address_has_one_entry_of_its_lowest_service() {
+        let set = TableSet::new(&Snapshot {
+            services: vec![service(9, 1, 1000), service(3, 2, 2000), service(5, 3, 3000)],
+            ..Snapshot::default()
+        });
+        let set = set.expect("three services fit");
+        let address_entries: Vec<_> = set
+            .buckets
+            .iter()
+            .flatten()
+            .filter(|entry| entry.service.index != 0 && entry.key.port_be == 0)
+            .collect();
+        assert_eq!(address_entries.len(), 1);
+        assert_eq!(address_entries[0].service.id, 3);
+        assert_eq!(set.services().count(), 3);
+    }
+
+    #[test]
+    fn as_many_services_as_a_node_can_have_fit() {
+        for same_address in [true, false] {
+            let services = (1..SERVICES_MAX)
+                .map(|i| {
+                    let (mut key, service) = service(i, i, 7000 + if same_address { i as u16 } else { 0 });
+                    key.address_be[3] =
+                        u32::from_ne_bytes([10, 0, 0, if same_address { 1 } else { i as u8 }]);
+                    (key, service)
+                })
+                .collect();
+            let set = TableSet::new(&Snapshot { services, ..Snapshot::default() }).expect("they fit");
+            assert_eq!(set.services().count(), SERVICES_MAX as usize - 1);
+        }
+    }
+
+    #[test]
+    fn too_many_are_refused() {
+        let services = (1..=SERVICES_MAX).map(|i| service(i, i, i as u16)).collect();
+        let refused = TableSet::new(&Snapshot { services, ..Snapshot::default() });
+        assert!(matches!(refused, Err(DatapathError::Full { .. })));
+    }
+
+    #[test]
+    fn differences_are_named() {
+        let one =
+            TableSet::new(&Snapshot { services: vec![service(1, 1, 1)], ..Snapshot::default() }).unwrap();
+        let other = TableSet::new(&Snapshot {
+            services: vec![service(1, 1, 1)],
+            backends: vec![Backend { service_index: 1, backend_id: 4, ..Backend::default() }],
+            maglev: [(1, Box::new([1; TABLE_ROOM]))].into(),
+        })
+        .unwrap();
+        assert_eq!(one.differences(&one), Vec::<String>::new());
+        assert_eq!(
+            one.differences(&other).len(),
+            3,
+            "table, backends, places: {:?}",
+            one.differences(&other)
+        );
+    }
+}
