@@ -126,7 +126,7 @@ pub(super) fn read_secret(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, Sto
     Ok(Some(bytes))
 }
 
-fn owned(path: &Path, owner: u32) -> Result<(), StoreError> {
+pub(super) fn owned(path: &Path, owner: u32) -> Result<(), StoreError> {
     let user = nix::unistd::geteuid().as_raw();
     if owner == user { Ok(()) } else { Err(StoreError::Foreign { path: path.to_owned(), owner, user }) }
 }

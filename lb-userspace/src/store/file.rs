@@ -139,7 +139,3 @@ fn sound_revision(previous: &Path) -> Option<u64> {
     let bytes = disk::read_secret(previous).ok().flatten()?;
     Some(disk::decode(&bytes).ok()?.revision)
 }
-
-#[cfg(test)]
-#[path = "tests.rs"]
-mod tests;

@@ -60,3 +60,6 @@ pub fn open(location: &StoreLocation) -> Result<Arc<dyn Store>, StoreError> {
         StoreLocation::File(directory) => Ok(Arc::new(FileStore::open(directory)?)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,372 @@
+use std::{
+    fs::{self, Permissions},
+    io::{self, BufRead, BufReader, Write},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
+use tempfile::TempDir;
+
+use super::{disk::Unsound, *};
+use crate::keyring::{KeyPolicy, Keyring};
+
+const POLICY: KeyPolicy = KeyPolicy { service_id: 42, max_ttl: 3600, rotation: None };
+
+/// A directory for a store, and what is to go into it.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.0.path().join("store")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory().join(name)
+    }
+
+    fn open(&self) -> FileStore {
+        FileStore::open(&self.directory()).unwrap()
+    }
+
+    fn refused(&self) -> StoreError {
+        FileStore::open(&self.directory()).err().expect("refused")
+    }
+
+    /// A store of two revisions, closed.
+    fn with_two_revisions() -> Self {
+        let place = Self::new();
+        let store = place.open();
+        commit(&store, 0, state(1)).unwrap();
+        commit(&store, 1, state(2)).unwrap();
+        place
+    }
+
+    /// Names and contents.
+    fn contents(&self) -> Vec<(String, Vec<u8>)> {
+        let entries = fs::read_dir(self.directory()).unwrap().map(|entry| entry.unwrap().path());
+        let mut contents: Vec<_> = entries
+            .filter(|path| path.file_name().unwrap() != "lock")
+            .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap()))
+            .collect();
+        contents.sort();
+        contents
+    }
+}
+
+/// A state that differs by `seed`.
+fn state(seed: u8) -> State {
+    let mut keyring = Keyring::default();
+    let mut random = |buffer: &mut [u8]| buffer.fill(seed);
+    keyring.tick(1_700_000_000, &[POLICY], &mut random);
+    State { keyring }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+fn commit(store: &FileStore, expected: u64, state: State) -> Result<Snapshot, StoreError> {
+    block_on(store.commit(expected, state))
+}
+
+fn snapshot(store: &FileStore) -> Snapshot {
+    block_on(store.snapshot()).unwrap()
+}
+
+#[test]
+fn a_new_store_is_empty_and_remembers_what_is_committed() {
+    let place = Place::new();
+    let store = place.open();
+    assert_eq!(snapshot(&store), Snapshot::default());
+    let mut watch = store.watch();
+    assert!(!watch.has_changed().unwrap());
+    let first = commit(&store, 0, state(1)).unwrap();
+    assert_eq!((first.revision, &*first.state), (1, &state(1)));
+    assert_eq!(snapshot(&store), first);
+    assert!(watch.has_changed().unwrap());
+    assert_eq!(*watch.borrow_and_update(), first);
+    let second = commit(&store, 1, state(2)).unwrap();
+    drop(store);
+    assert_eq!(snapshot(&place.open()), second);
+    assert_eq!(
+        place.contents().iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["state.json", "state.json.prev"]
+    );
+    let previous = disk::decode(&fs::read(place.file("state.json.prev")).unwrap()).unwrap();
+    assert_eq!(previous, first);
+}
+
+#[test]
+fn only_one_of_two_commits_on_a_revision_succeeds() {
+    let place = Place::with_two_revisions();
+    let store = place.open();
+    let before = place.contents();
+    let error = commit(&store, 1, state(3)).unwrap_err();
+    assert!(matches!(error, StoreError::Conflict { expected: 1, found: 2 }), "{error}");
+    assert_eq!(place.contents(), before);
+    let won = std::thread::scope(|scope| {
+        let race = |seed| {
+            scope.spawn({
+                let store = &store;
+                move || commit(store, 2, state(seed)).is_ok()
+            })
+        };
+        let racers: Vec<_> = (3..19).map(race).collect();
+        racers.into_iter().map(|racer| racer.join().unwrap()).filter(|won| *won).count()
+    });
+    assert_eq!(won, 1);
+    assert_eq!(snapshot(&store).revision, 3);
+}
+
+#[test]
+fn secrets_are_for_the_owner_alone() {
+    let place = Place::with_two_revisions();
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(place.directory()), 0o700);
+    for name in ["state.json", "state.json.prev", "lock"] {
+        assert_eq!(mode(place.file(name)), 0o600, "{name}");
+    }
+    fs::set_permissions(place.directory(), Permissions::from_mode(0o755)).unwrap();
+    drop(place.open());
+    assert_eq!(mode(place.directory()), 0o700, "mended: nobody could read the files in it");
+    fs::set_permissions(place.directory(), Permissions::from_mode(0o770)).unwrap();
+    let error = place.refused().to_string();
+    assert!(error.contains("can be changed by other users (mode 770); `chmod 700 /"), "{error}");
+    fs::set_permissions(place.directory(), Permissions::from_mode(0o700)).unwrap();
+    fs::set_permissions(place.file("state.json"), Permissions::from_mode(0o644)).unwrap();
+    let error = place.refused().to_string();
+    assert!(
+        error.contains("can be read by other users (mode 644) and holds secret keys; `chmod 600 /"),
+        "{error}"
+    );
+    assert_eq!(mode(place.file("state.json")), 0o644);
+}
+
+#[test]
+fn a_second_daemon_is_told_which_process_has_it() {
+    let place = Place::with_two_revisions();
+    let store = place.open();
+    let error = place.refused();
+    let pid = std::process::id();
+    assert!(error.to_string().contains(&format!("is in use by process {pid}; stop that daemon")), "{error}");
+    drop(store);
+    place.open();
+}
+
+#[test]
+fn a_lock_is_held_across_processes_and_ends_with_its_process() {
+    let place = Place::with_two_revisions();
+    let script = "echo $$ > \"$0\"; echo locked; read line";
+    let mut holder = Command::new("flock")
+        .arg(place.file("lock"))
+        .args(["sh", "-c", script])
+        .arg(place.file("lock"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("flock of util-linux");
+    let mut line = String::new();
+    BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "locked\n");
+    let error = place.refused();
+    let StoreError::InUse { pid: Some(pid), .. } = error else { panic!("{error}") };
+    assert_ne!(pid, std::process::id());
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    assert_eq!(snapshot(&place.open()).revision, 2);
+}
+
+/// Whatever a crash, a disk or an editor leaves of the file: the state, or an error, and never an empty store.
+#[test]
+fn a_truncated_file_is_never_taken_for_another_state() {
+    let place = Place::with_two_revisions();
+    let whole = fs::read(place.file("state.json")).unwrap();
+    let previous = fs::read(place.file("state.json.prev")).unwrap();
+    let whole_snapshot = disk::decode(&whole).unwrap();
+    for len in 0..whole.len() {
+        fs::write(place.file("state.json"), &whole[..len]).unwrap();
+        match FileStore::open(&place.directory()) {
+            // Only the final newline is missing.
+            Ok(store) => assert_eq!((snapshot(&store), len), (whole_snapshot.clone(), whole.len() - 1)),
+            Err(error @ StoreError::Damaged { previous: Some(1), .. }) => {
+                let text = error.to_string();
+                assert!(text.contains("state.json is damaged: ") && text.contains("cp -p"), "{len}: {text}");
+                assert_eq!(fs::read(place.file("state.json")).unwrap(), whole[..len], "not touched");
+            }
+            Err(error) => panic!("{len}: {error}"),
+        }
+        assert_eq!(fs::read(place.file("state.json.prev")).unwrap(), previous);
+    }
+    fs::copy(place.file("state.json.prev"), place.file("state.json")).unwrap();
+    assert_eq!(snapshot(&place.open()).revision, 1, "the way back that the error names");
+}
+
+#[test]
+fn every_flipped_byte_is_noticed() {
+    let whole = disk::encode(&Snapshot { revision: 7, state: Arc::new(state(1)) });
+    let sound = disk::decode(&whole).unwrap();
+    for at in 0..whole.len() {
+        for bit in 0..8 {
+            let mut flipped = whole.to_vec();
+            flipped[at] ^= 1 << bit;
+            let decoded = disk::decode(&flipped);
+            // The case of a letter in an escape or of white space cannot matter; the content cannot differ.
+            assert!(decoded.as_ref().is_err() || decoded.as_ref() == Ok(&sound), "byte {at} bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn what_a_crash_leaves_is_the_old_state() {
+    let place = Place::with_two_revisions();
+    let before = snapshot(&place.open());
+    for leftover in ["state.json.tmp", "state.json.prev.tmp"] {
+        fs::write(place.file(leftover), "{\"format\":1,").unwrap();
+        assert_eq!(snapshot(&place.open()), before);
+        assert!(!place.file(leftover).exists(), "{leftover} is removed");
+    }
+    // Between the two renames of a commit: the copy is the state itself.
+    fs::copy(place.file("state.json"), place.file("state.json.prev")).unwrap();
+    let store = place.open();
+    assert_eq!(commit(&store, 2, state(3)).unwrap().revision, 3);
+}
+
+/// The write fails in the middle.
+#[test]
+fn a_full_or_read_only_disk_leaves_the_old_state() {
+    let place = Place::with_two_revisions();
+    let before = place.contents();
+    let cases = [
+        (nix::libc::ENOSPC, "free some space and try again; what was stored is intact"),
+        (nix::libc::EDQUOT, "free some space"),
+        (nix::libc::EROFS, "make the file system writable, or set another `store`"),
+        (nix::libc::EIO, "check the disk"),
+    ];
+    for (code, mend) in cases {
+        let error = disk::replace(&place.file("state.json"), |file| {
+            file.write_all(b"{\"format\":1,\"sha")?;
+            Err(io::Error::from_raw_os_error(code))
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("cannot write /") && error.contains(mend), "{error}");
+        assert_eq!(place.contents(), before, "and no temporary file is left");
+    }
+}
+
+#[test]
+fn what_belongs_to_another_user_is_refused() {
+    let user = nix::unistd::geteuid().as_raw();
+    let path = std::path::Path::new("/var/lib/tollgate");
+    assert!(disk::owned(path, user).is_ok());
+    let error = disk::owned(path, user + 1).unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("belongs to user {}, and this is user {user}; run as that user", user + 1)),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_failed_commit_changes_nothing_and_can_be_repeated() {
+    let place = Place::with_two_revisions();
+    let store = place.open();
+    let before = snapshot(&store);
+    // A directory in the place of the temporary file: not even root can write over it.
+    fs::create_dir(place.file("state.json.tmp")).unwrap();
+    let error = commit(&store, 2, state(3)).unwrap_err();
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+    assert_eq!(snapshot(&store), before);
+    fs::remove_dir(place.file("state.json.tmp")).unwrap();
+    assert_eq!(commit(&store, 2, state(3)).unwrap().revision, 3);
+}
+
+#[test]
+fn a_store_of_a_later_version_is_left_alone() {
+    let place = Place::with_two_revisions();
+    let later = "{\"format\":2,\"checksum\":\"?\",\"parts\":[]}";
+    fs::write(place.file("state.json"), later).unwrap();
+    let error = place.refused().to_string();
+    assert!(
+        error.contains("has format 2, and this version knows 1; run the version that wrote it"),
+        "{error}"
+    );
+    assert_eq!(fs::read_to_string(place.file("state.json")).unwrap(), later);
+}
+
+#[test]
+fn a_sound_checksum_over_nonsense_is_nonsense() {
+    let sound = disk::encode(&Snapshot { revision: 1, state: Arc::new(state(1)) });
+    let text = std::str::from_utf8(&sound).unwrap();
+    let content = text.split_once("\"content\":").unwrap().1.trim_end().strip_suffix('}').unwrap();
+    let contradictory = content.replace("\"imported\":false", "\"imported\":false,\"colour\":3");
+    let sum = |content: &str| {
+        use sha2::{Digest, Sha256};
+        hex::encode(Sha256::digest(content))
+    };
+    let forged = text.replace(&sum(content), &sum(&contradictory)).replace(content, &contradictory);
+    let Err(Unsound::Damaged(what)) = disk::decode(forged.as_bytes()) else { panic!("accepted") };
+    assert!(what.contains("its content is contradictory (unknown field `colour`"), "{what}");
+}
+
+#[test]
+fn a_missing_state_is_not_a_new_store() {
+    let place = Place::with_two_revisions();
+    fs::remove_file(place.file("state.json")).unwrap();
+    let error = place.refused().to_string();
+    assert!(
+        error.contains("is missing, but its previous copy is there; to go back to its revision 1: `cp"),
+        "{error}"
+    );
+    assert!(error.contains("to begin with new keys: `mv"), "{error}");
+    fs::write(place.file("state.json.prev"), "x").unwrap();
+    let error = place.refused();
+    assert!(matches!(error, StoreError::Missing { previous: None, .. }), "{error}");
+}
+
+#[test]
+fn damage_without_a_copy_says_so() {
+    let place = Place::with_two_revisions();
+    fs::write(place.file("state.json"), "").unwrap();
+    fs::write(place.file("state.json.prev"), "x").unwrap();
+    let error = place.refused().to_string();
+    assert!(
+        error.contains("state.json is damaged: it is empty; nothing was changed, and there is no sound"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_others_wrote_meanwhile_is_not_overwritten() {
+    let place = Place::with_two_revisions();
+    let store = place.open();
+    fs::copy(place.file("state.json.prev"), place.file("state.json")).unwrap();
+    let before = place.contents();
+    let error = commit(&store, 2, state(3)).unwrap_err();
+    assert!(error.to_string().contains("was changed by somebody else while in use; restart"), "{error}");
+    assert_eq!(place.contents(), before);
+    fs::remove_file(place.file("state.json")).unwrap();
+    let error = commit(&store, 2, state(3)).unwrap_err();
+    assert!(matches!(error, StoreError::Changed { .. }), "{error}");
+}
+
+#[test]
+fn what_is_no_directory_is_refused() {
+    let place = Place::new();
+    fs::write(place.directory(), "").unwrap();
+    let error = place.refused().to_string();
+    assert!(error.contains("cannot make /") && error.contains("something else is in its place"), "{error}");
+}
+
+#[test]
+fn a_link_is_not_followed() {
+    let place = Place::with_two_revisions();
+    let elsewhere = place.0.path().join("elsewhere.json");
+    fs::rename(place.file("state.json"), &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, place.file("state.json")).unwrap();
+    let error = place.refused();
+    assert!(matches!(error, StoreError::Io { action: "open", .. }), "{error}");
+}

@@ -1,0 +1,142 @@
+//! Slots, generations, and the stored form.
+
+use super::*;
+use crate::keyring::slots::{REST, Used, fingerprint};
+use lb_common::{keyslot::GENERATION_MAX, maps::KEY_SLOTS_MAX};
+
+/// A keyring in which every slot has had a key; those of `listed` still have it, retiring until `START + DAY`.
+fn full(listed: impl Fn(u32) -> bool, used: impl Fn(u32) -> Used) -> Keyring {
+    let mut keyring = Keyring::default();
+    for slot in 0..KEY_SLOTS_MAX {
+        let used = used(slot);
+        if listed(slot) {
+            let id = KeyId::new(slot, used.generation).unwrap();
+            keyring.keys.insert(id, key(id, KeyState::Retiring, Some(START + DAY)));
+        }
+        keyring.slots.0.insert(slot, used);
+    }
+    keyring
+}
+
+fn key(id: KeyId, state: KeyState, not_after: Option<u64>) -> Key {
+    Key {
+        id,
+        service_id: 1,
+        state,
+        master: MasterKey::from_bytes([3; 32]),
+        created_at: START,
+        activated_at: None,
+        sign_until: START,
+        not_after,
+        max_ttl: 3600,
+        imported: false,
+    }
+}
+
+fn used(generation: u32, free_at: u64) -> Used {
+    Used { generation, fingerprint: fingerprint(&MasterKey::from_bytes([3; 32])), revoked: false, free_at }
+}
+
+#[test]
+fn slots_that_never_had_a_key_come_first() {
+    let mut random = random(5);
+    let mut keyring = Keyring::default();
+    let policies: Vec<_> = (1..=KEY_SLOTS_MAX).map(|service_id| KeyPolicy { service_id, ..POLICY }).collect();
+    let events = keyring.tick(START, &policies, &mut random);
+    assert!(events.iter().all(|event| matches!(event, Event::Staged { .. })));
+    let slots: std::collections::BTreeSet<_> = keyring.keys().map(|key| key.id.slot()).collect();
+    assert_eq!(slots.len(), KEY_SLOTS_MAX as usize);
+    assert!(keyring.keys().all(|key| key.id.0 != 0 && (1..=0xffff).contains(&key.id.generation())));
+
+    let one_more = KeyPolicy { service_id: 5000, ..POLICY };
+    let events = keyring.tick(START, &[one_more], &mut random);
+    let [Event::Blocked { service_id: 5000, error: error @ KeyringError::SlotsFull { next_free_at: None } }] =
+        &events[..]
+    else {
+        panic!("{events:?}")
+    };
+    assert!(error.to_string().contains("all 4096 key slots are in use; revoke retiring keys"), "{error}");
+    assert!(keyring.keys().all(|key| key.service_id != 5000));
+}
+
+#[test]
+fn then_the_one_that_is_free_for_longest() {
+    let free_at = |slot| START - 1000 + u64::from((slot + 4000) % KEY_SLOTS_MAX);
+    let mut keyring = full(|_| false, |slot| used(9, free_at(slot)));
+    for slot in 96..99 {
+        let id = keyring.rotate(&POLICY, START, &mut random(1)).unwrap().staged;
+        assert_eq!(id, KeyId::new(slot, 10).unwrap());
+        keyring.revoke(id, START).unwrap();
+    }
+    assert_eq!(keyring.keys().count(), 3, "revoked keys are listed as long as there are free slots");
+}
+
+#[test]
+fn a_slot_rests_before_it_is_used_again() {
+    let resting = |slot| used(9, if slot == 7 { START + 10 } else { START + 20 });
+    let mut keyring = full(|_| false, resting);
+    let error = keyring.rotate(&POLICY, START + 9, &mut random(1)).unwrap_err();
+    assert_eq!(error, KeyringError::SlotsFull { next_free_at: Some(START + 10) });
+    assert!(error.to_string().contains("the first is free at 2023-11-14T22:13:30Z"), "{error}");
+    let id = keyring.rotate(&POLICY, START + 10, &mut random(1)).unwrap().staged;
+    assert_eq!(id, KeyId::new(7, 10).unwrap());
+}
+
+#[test]
+fn a_full_table_is_helped_by_revoking() {
+    let mut keyring = full(|_| true, |_| used(9, 0));
+    let error = keyring.rotate(&POLICY, START, &mut random(1)).unwrap_err();
+    assert_eq!(error, KeyringError::SlotsFull { next_free_at: Some(START + DAY + REST) });
+    let revoked = KeyId::new(1234, 9).unwrap();
+    keyring.revoke(revoked, START).unwrap();
+    let error = keyring.rotate(&POLICY, START + REST - 1, &mut random(1)).unwrap_err();
+    assert_eq!(error, KeyringError::SlotsFull { next_free_at: Some(START + REST) });
+    let id = keyring.rotate(&POLICY, START + REST, &mut random(1)).unwrap().staged;
+    assert_eq!(id, KeyId::new(1234, 10).unwrap());
+    assert_eq!(state(&keyring, revoked), None, "it made room");
+}
+
+#[test]
+fn a_slot_without_generations_is_never_used_again() {
+    let mut keyring = full(|_| false, |slot| used(if slot == 5 { 9 } else { GENERATION_MAX }, 0));
+    assert_eq!(keyring.rotate(&POLICY, START, &mut random(1)).unwrap().staged, KeyId::new(5, 10).unwrap());
+    let other = KeyPolicy { service_id: 43, ..POLICY };
+    let error = keyring.rotate(&other, START, &mut random(1)).unwrap_err();
+    assert_eq!(error, KeyringError::SlotsFull { next_free_at: None });
+}
+
+#[test]
+fn what_is_stored_comes_back() {
+    let (mut keyring, _, mut random) = started();
+    keyring.export("game", &POLICY, START);
+    let staged = keyring.rotate(&POLICY, START, &mut random).unwrap().staged;
+    keyring.confirm_installed(staged, START).unwrap();
+    keyring.revoke(staged, START).unwrap();
+    assert_eq!(restored(&stored(&keyring)).unwrap(), keyring);
+    assert_eq!(restored(&stored(&Keyring::default())).unwrap(), Keyring::default());
+}
+
+#[test]
+fn a_contradiction_is_not_a_keyring() {
+    let (keyring, id, _) = started();
+    let sound = stored(&keyring);
+    let key = sound.split("[").nth(1).unwrap().split("]").next().unwrap();
+    let number = id.0.to_string();
+    let cases = [
+        (sound.replace(key, &format!("{key},{key}")), "service 42 has two keys that are active"),
+        (sound.replace(&format!("\"key_id\":{number}"), "\"key_id\":0"), "key 0 is not the last of its slot"),
+        (
+            sound.replace(&format!("\"{}\":{{\"gen", id.slot()), "\"4096\":{\"gen"),
+            "slot 4096 or its generation",
+        ),
+        (sound.replace("\"revoked\":false", "\"revoked\":7"), "invalid type"),
+        (sound.replace("\"active\"", "\"retiring\""), "is retiring, and its end says otherwise"),
+        (sound.replace("\"active\"", "\"alive\""), "unknown variant `alive`"),
+        (sound.replace("\"master\":\"", "\"master\":\"x"), "a master key is 64 hexadecimal digits"),
+        (sound.replace("\"imported\"", "\"imparted\""), "unknown field"),
+    ];
+    for (text, expected) in cases {
+        let error = restored(&text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}, not {expected}");
+    }
+}
