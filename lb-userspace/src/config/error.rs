@@ -48,7 +48,10 @@ impl ConfigError {
         let theme = if colours { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
         let handler = GraphicalReportHandler::new_themed(theme).with_width(110).without_cause_chain();
         let mut page = String::new();
-        for problem in &invalid.problems {
+        for (i, problem) in invalid.problems.iter().enumerate() {
+            if i > 0 {
+                page.push('\n');
+            }
             let shown = Shown { problem, source: &invalid.source };
             handler.render_report(&mut page, &shown).expect("a string takes all that is written to it");
         }
@@ -144,9 +147,9 @@ impl Diagnostic for Shown<'_> {
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let label = |span: &Range<usize>, text: &str| LabeledSpan::at(span.clone(), text);
-        let here = label(&self.problem.span, "here");
-        let other = self.problem.other.as_ref().map(|(span, text)| label(span, text));
+        let here = LabeledSpan::new_primary_with_span(Some("here".to_owned()), self.problem.span.clone());
+        let other = self.problem.other.as_ref();
+        let other = other.map(|(span, text)| LabeledSpan::at(span.clone(), text.as_str()));
         Some(Box::new(std::iter::once(here).chain(other)))
     }
 }

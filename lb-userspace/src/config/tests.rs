@@ -245,6 +245,8 @@ fn duplicates_are_shown_with_the_first() {
     assert!(lines[0].contains("`service.id` = 4294967295 is on line 13 already"), "{lines:?}");
     assert!(lines[1].contains("`service.name` = \"game\" is on line 14 already"), "{lines:?}");
     assert!(lines[2].contains("203.0.113.10 port 7777 is taken by the service of line 15"), "{lines:?}");
+    let page = parse(&text).unwrap_err().report(false);
+    assert!(page.contains("tollgate.toml:38:6") && page.contains("first here"), "{page}");
     let lines = refused(&WHOLE.replace("65535", "1").replace("10.0.0.12", "10.0.0.11"));
     assert!(lines[0].contains("`service.backend.id` = 1 is on line 26 already"), "{lines:?}");
     assert!(lines[1].contains("`service.backend.address` = 10.0.0.11 is on line 28 already"), "{lines:?}");

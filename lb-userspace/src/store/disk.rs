@@ -108,7 +108,7 @@ pub(super) fn directory(path: &Path) -> Result<(), StoreError> {
 
 /// Reads a file with secrets in it; `None` if there is none.
 pub(super) fn read_secret(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
-    let mut file = match OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path) {
+    let mut file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(io_error("open", path, source)),

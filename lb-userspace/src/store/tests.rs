@@ -242,10 +242,10 @@ fn a_full_or_read_only_disk_leaves_the_old_state() {
     let place = Place::with_two_revisions();
     let before = place.contents();
     let cases = [
-        (nix::libc::ENOSPC, "free some space and try again; what was stored is intact"),
-        (nix::libc::EDQUOT, "free some space"),
-        (nix::libc::EROFS, "make the file system writable, or set another `store`"),
-        (nix::libc::EIO, "check the disk"),
+        (libc::ENOSPC, "free some space and try again; what was stored is intact"),
+        (libc::EDQUOT, "free some space"),
+        (libc::EROFS, "make the file system writable, or set another `store`"),
+        (libc::EIO, "check the disk"),
     ];
     for (code, mend) in cases {
         let error = disk::replace(&place.file("state.json"), |file| {
