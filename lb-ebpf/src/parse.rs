@@ -77,6 +77,9 @@ fn ipv4(ip: Cursor, tags: usize) -> Option<Packet> {
     let first = header.frag_offset() == 0;
     let udp = ip.skip(if plain { Ipv4Hdr::LEN } else { usize::from(ihl) * 4 });
     let ports = if first && ihl >= IHL_PLAIN { udp.read::<[u16; 2]>(0) } else { None };
+    if let Some([_, 0]) = ports {
+        return None; // Port 0 stands for ports that cannot be read, and is no service's.
+    }
 
     let refused = if !first || header.frag_flags() & MORE_FRAGMENTS != 0 {
         Some(Reason::Fragment)
