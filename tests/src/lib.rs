@@ -1,1 +1,7 @@
-//! The harness.
+//! The harness of Tollgate's tests: packets, the world they come into, and the program in the kernel.
+
+pub mod case;
+pub mod oracle;
+pub mod packet;
+pub mod program;
+pub mod world;

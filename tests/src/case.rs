@@ -1,0 +1,135 @@
+//! A test case: data, and the one function that checks it.
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{backend::Backend, reason::Reason};
+
+use crate::{
+    packet::Packet,
+    program::{Counts, Outcome, Program, Verdict},
+    world::{SERVICE_INDEX, World},
+};
+
+/// A packet, the world it comes into, and what is to become of it.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// For people.
+    pub name: String,
+    /// What the program has been told.
+    pub world: World,
+    /// The frame that comes in.
+    pub frame: Vec<u8>,
+    /// What is to happen.
+    pub expected: Expected,
+}
+
+/// What is to become of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Verdict and whole frame.
+    pub outcome: Outcome,
+    /// Index of the service it is counted for; 0 for none.
+    pub service: u32,
+    /// The reason it is counted under.
+    pub reason: Reason,
+    /// The backend it is counted for, by its counter.
+    pub backend: Option<u32>,
+}
+
+impl Case {
+    /// A packet of the default service that is refused.
+    pub fn refused(name: impl Into<String>, world: World, packet: &Packet, reason: Reason) -> Self {
+        let outcome = Outcome { verdict: Verdict::Drop, frame: packet.bytes() };
+        let expected = Expected { outcome, service: SERVICE_INDEX, reason, backend: None };
+        Self { name: name.into(), world, frame: packet.bytes(), expected }
+    }
+
+    /// A packet that is for no service.
+    pub fn not_ours(name: impl Into<String>, world: World, packet: &Packet) -> Self {
+        let outcome = Outcome { verdict: Verdict::Pass, frame: packet.bytes() };
+        let expected = Expected { outcome, service: 0, reason: Reason::NotOurs, backend: None };
+        Self { name: name.into(), world, frame: packet.bytes(), expected }
+    }
+
+    /// A packet of the default service that goes to this backend as `sent`, but for the MAC addresses, which follow
+    /// from the backend.
+    pub fn sent(
+        name: impl Into<String>,
+        world: World,
+        packet: &Packet,
+        sent: &Packet,
+        backend: &Backend,
+        reason: Reason,
+    ) -> Self {
+        let Backend { destination_mac, source_mac, counter, .. } = *backend;
+        let sent = Packet { destination_mac, source_mac, ..sent.clone() };
+        let outcome = Outcome { verdict: Verdict::Transmit, frame: sent.bytes() };
+        let expected = Expected { outcome, service: SERVICE_INDEX, reason, backend: Some(counter) };
+        Self { name: name.into(), world, frame: packet.bytes(), expected }
+    }
+
+    /// A packet of the default service that goes on to this host as `delivered`.
+    pub fn local(
+        name: impl Into<String>,
+        world: World,
+        packet: &Packet,
+        delivered: &Packet,
+        reason: Reason,
+    ) -> Self {
+        let outcome = Outcome { verdict: Verdict::Pass, frame: delivered.bytes() };
+        let expected = Expected { outcome, service: SERVICE_INDEX, reason, backend: None };
+        Self { name: name.into(), world, frame: packet.bytes(), expected }
+    }
+
+    /// The same in another world.
+    pub fn with_world(self, world: World) -> Self {
+        Self { world, ..self }
+    }
+
+    /// Runs it and checks everything: the verdict, each byte that comes out, the counters that move, and that no other
+    /// counter moves.
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn check(&self, program: &mut Program) -> Result<()> {
+        check_all(program, std::slice::from_ref(self))
+    }
+}
+
+/// [`Case::check`] of each, one after the other; counters are read once, around all of them.
+///
+/// # Errors
+/// The first that differs, or the counters if only they do.
+pub fn check_all(program: &mut Program, cases: &[Case]) -> Result<()> {
+    let before = program.counts()?;
+    let mut expected = Counts::default();
+    for case in cases {
+        program.enter(&case.world)?;
+        let outcome = program.run(&case.frame).with_context(|| case.name.clone())?;
+        let Expected { outcome: wanted, service, reason, backend } = &case.expected;
+        ensure!(
+            outcome == *wanted,
+            "{}: {:?} where {:?} as {} was expected\n  came in  {}\n  came out {}\n  expected {}",
+            case.name,
+            outcome.verdict,
+            wanted.verdict,
+            reason.name(),
+            Hex(&case.frame),
+            Hex(&outcome.frame),
+            Hex(&wanted.frame),
+        );
+        expected.add(*service, *reason, *backend, case.frame.len());
+    }
+    let moved = program.counts()?.since(&before);
+    let what = if let [case] = cases { case.name.as_str() } else { "all of these cases" };
+    ensure!(moved == expected, "{what}: counted as\n  {moved:?}\nwhere this was expected:\n  {expected:?}");
+    Ok(())
+}
+
+/// Bytes for people, to be pasted into whatever dissects packets.
+pub struct Hex<'a>(pub &'a [u8]);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}

@@ -1,0 +1,257 @@
+//! The program in the kernel, run on one packet after the other (BPF_PROG_TEST_RUN). It is loaded and told of services
+//! and backends by the daemon's own code; nothing is attached, and its maps are private.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    TestRun as _, TestRunOptions,
+    maps::{Array, HashMap, Map, MapData},
+};
+use lb_common::{
+    counter::Counter,
+    keyslot::{KeyId, KeySlot},
+    maps::{self, BACKENDS_MAX, SERVICES_MAX},
+    reason::{self, Reason},
+    session::{Session, TokenKey},
+};
+use tollgate::datapath::{Datapath, Options, TableSet, embedded_object};
+
+use crate::{packet::ETHERNET_LEN, world::World};
+
+/// Room for a frame in a test run: a page without what the kernel keeps before and behind the frame.
+const FRAME_MAX: usize = 3520;
+
+/// What a packet's fate is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// On to the host's stack.
+    Pass,
+    /// Gone.
+    Drop,
+    /// Back out of the interface it came in on.
+    Transmit,
+}
+
+impl Verdict {
+    /// From a program's return value (`enum xdp_action`).
+    fn of_action(action: u32) -> Result<Self> {
+        match action {
+            1 => Ok(Self::Drop),
+            2 => Ok(Self::Pass),
+            3 => Ok(Self::Transmit),
+            other => bail!("the program returned XDP action {other}, which it never should"),
+        }
+    }
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The whole frame as the program left it.
+    pub frame: Vec<u8>,
+}
+
+/// Counters that are not zero, or by how much they moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// By service index and reason.
+    pub reasons: BTreeMap<(u32, Reason), Counter>,
+    /// By the backends' counter indices.
+    pub backends: BTreeMap<u32, Counter>,
+}
+
+/// The loaded program.
+pub struct Program {
+    datapath: Datapath,
+    key_slots: Array<MapData, KeySlot>,
+    sessions: HashMap<MapData, TokenKey, Session>,
+    world: World,
+    used_slots: BTreeSet<u32>,
+}
+
+impl Program {
+    /// Loads it as the daemon does by default, but with a small token cache.
+    ///
+    /// # Errors
+    /// If it was built without its object or the kernel refuses it.
+    pub fn load() -> Result<Self> {
+        Self::load_with(&small())
+    }
+
+    /// Loads it into the default [`World`].
+    ///
+    /// # Errors
+    /// If it was built without its object or the kernel refuses it.
+    pub fn load_with(options: &Options) -> Result<Self> {
+        let datapath = Datapath::load(embedded_object()?, options)?;
+        let mut program = Self {
+            key_slots: Map::Array(map_of(&datapath, maps::KEY_SLOTS)?).try_into()?,
+            sessions: Map::LruHashMap(map_of(&datapath, maps::SESSIONS)?).try_into()?,
+            datapath,
+            world: World { services: vec![], keys: vec![], backends: vec![], ..World::default() },
+            used_slots: BTreeSet::new(),
+        };
+        program.enter(&World::default())?;
+        Ok(program)
+    }
+
+    /// Makes the program's world this one.
+    ///
+    /// # Errors
+    /// If a map cannot be written.
+    pub fn enter(&mut self, world: &World) -> Result<()> {
+        if self.world.now_ns != world.now_ns || self.datapath.live.offset_ns() == 0 {
+            self.datapath.live.set_tick_ns(0);
+            self.datapath.live.set_offset_ns(world.now_ns);
+        }
+        if self.world.keys != world.keys {
+            self.write_keys(&world.keys)?;
+        }
+        if !self.world.same_tables(world) {
+            self.datapath.tables.publish(&TableSet::new(&world.snapshot())?)?;
+        }
+        self.world = world.clone();
+        Ok(())
+    }
+
+    /// Not through the daemon's key slots, which refuse what a test must try: states that they never write.
+    fn write_keys(&mut self, keys: &[KeySlot]) -> Result<()> {
+        for slot in std::mem::take(&mut self.used_slots) {
+            self.key_slots.set(slot, KeySlot::default(), 0)?;
+        }
+        for key in keys {
+            let slot = KeyId(key.key_id).slot();
+            self.key_slots.set(slot, key, 0)?;
+            self.used_slots.insert(slot);
+        }
+        Ok(())
+    }
+
+    /// Runs the program on a frame.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run, as it does for frames shorter than an Ethernet header.
+    pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
+        ensure!(
+            frame.len() >= ETHERNET_LEN,
+            "the kernel runs no program on {} bytes: a test frame has at least an Ethernet header",
+            frame.len()
+        );
+        let mut out = vec![0; FRAME_MAX];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let result = self
+            .datapath
+            .program(maps::PROGRAM)?
+            .test_run(options)
+            .with_context(|| format!("a test run on {} bytes", frame.len()))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Outcome { verdict: Verdict::of_action(result.return_value)?, frame: out })
+    }
+
+    /// All counters that are not zero.
+    ///
+    /// # Errors
+    /// If a map cannot be read, or something is counted that has no name.
+    pub fn counts(&self) -> Result<Counts> {
+        let (services, backends) = (self.datapath.counters.services()?, self.datapath.counters.backends()?);
+        let mut counts = Counts::default();
+        for at in 0..SERVICES_MAX * reason::CAPACITY as u32 {
+            let counter = services.at(at);
+            if counter != Counter::default() {
+                let (service, number) = (at / reason::CAPACITY as u32, at % reason::CAPACITY as u32);
+                let reason = Reason::from_index(number)
+                    .with_context(|| format!("{number} is counted, which is no reason's number"))?;
+                counts.reasons.insert((service, reason), counter);
+            }
+        }
+        let moved = (0..BACKENDS_MAX).map(|at| (at, backends.at(at)));
+        counts.backends = moved.filter(|(_, counter)| *counter != Counter::default()).collect();
+        Ok(counts)
+    }
+
+    /// HMACs that all CPUs have made.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn hmacs(&self) -> Result<u64> {
+        Ok(self.datapath.counters.hmacs()?)
+    }
+
+    /// The token cache.
+    pub const fn sessions(&mut self) -> &mut HashMap<MapData, TokenKey, Session> {
+        &mut self.sessions
+    }
+
+    /// What the daemon has of it.
+    pub const fn datapath(&mut self) -> &mut Datapath {
+        &mut self.datapath
+    }
+}
+
+/// The daemon's defaults, but with a small token cache and without waiting for packets that nobody sends.
+pub fn small() -> Options {
+    Options { sessions: 4096, grace: Duration::ZERO, ..Options::default() }
+}
+
+/// A map of the program by its name, to look behind the daemon's back.
+fn map_of(datapath: &Datapath, name: &'static str) -> Result<MapData> {
+    let ids = datapath.program(maps::PROGRAM)?.info()?.map_ids()?.context("this kernel tells no map ids")?;
+    for id in ids {
+        let map = MapData::from_id(id)?;
+        if map.info()?.name_as_str() == Some(name) {
+            return Ok(map);
+        }
+    }
+    bail!("the program uses no map `{name}`")
+}
+
+impl Counts {
+    /// By how much they moved since `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            reasons: moved(&self.reasons, &before.reasons),
+            backends: moved(&self.backends, &before.backends),
+        }
+    }
+
+    /// Counts one frame.
+    pub fn add(&mut self, service: u32, reason: Reason, backend: Option<u32>, bytes: usize) {
+        let counter = self.reasons.entry((service, reason)).or_default();
+        let backend = backend.map(|backend| self.backends.entry(backend).or_default());
+        for counter in [Some(counter), backend].into_iter().flatten() {
+            counter.packets += 1;
+            counter.bytes += bytes as u64;
+        }
+    }
+
+    /// Packets under all reasons.
+    pub fn packets(&self) -> u64 {
+        self.reasons.values().map(|counter| counter.packets).sum()
+    }
+}
+
+fn moved<K: Ord + Copy>(after: &BTreeMap<K, Counter>, before: &BTreeMap<K, Counter>) -> BTreeMap<K, Counter> {
+    let difference = |(key, after): (&K, &Counter)| {
+        let before = before.get(key).copied().unwrap_or_default();
+        let moved = Counter { packets: after.packets - before.packets, bytes: after.bytes - before.bytes };
+        (moved != Counter::default()).then_some((*key, moved))
+    };
+    after.iter().filter_map(difference).collect()
+}
+
+/// Keeps the calling thread on one CPU, for what each CPU has of its own.
+///
+/// # Errors
+/// If there is no such CPU.
+pub fn pin_to_cpu(cpu: usize) -> Result<()> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).with_context(|| format!("CPU {cpu}"))
+}

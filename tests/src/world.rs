@@ -1,0 +1,229 @@
+//! What the program is told before a packet comes: time, services, keys, backends. The defaults are one service with
+//! one key and three backends on the segment, and a token for it.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use lb_common::{
+    backend::Backend,
+    balance::{MaglevTable, TABLE_LEN, TABLE_ROOM},
+    keyslot::{KeyId, KeySlot, STATE_VERIFY},
+    live::SECOND_NS,
+    service::{ACCEPT_BEARER, FLAG_STRIP, FORWARD_L2, Service, ServiceKey},
+    token::{
+        Claims, Header,
+        keys::{DerivedKeys, MasterKey},
+        mint::Grant,
+    },
+};
+use tollgate::datapath::Snapshot;
+
+/// Where the default service is reached.
+pub const SERVICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 10), 7777);
+/// The default client.
+pub const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 23), 40_000);
+/// The network card under test.
+pub const BALANCER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
+/// Where packets come from.
+pub const ROUTER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0xfe];
+/// The default service's id.
+pub const SERVICE_ID: u32 = 42;
+/// The default service's index: none that a forgotten one would hit by chance.
+pub const SERVICE_INDEX: u32 = 3;
+/// The default moment, unix seconds.
+pub const NOW: u32 = 1_700_000_010;
+/// The interface of test runs without one of their own: loopback.
+pub const LOOPBACK: u32 = 1;
+/// The default session.
+pub const SESSION: u64 = 0x1122_3344_5566_7788;
+
+/// All that the program is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct World {
+    /// Unix nanoseconds. The clock stands still.
+    pub now_ns: u64,
+    /// Services, and where they are reached.
+    pub services: Vec<(SocketAddrV4, Service)>,
+    /// Keys, each for the slot its id names.
+    pub keys: Vec<KeySlot>,
+    /// Backends, by place.
+    pub backends: Vec<Backend>,
+    /// One more than the place that stands at every position of the Maglev tables; `None`: the places of a service's
+    /// backends in turns.
+    pub maglev: Option<u16>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            now_ns: u64::from(NOW) * SECOND_NS,
+            services: vec![(SERVICE, service())],
+            keys: vec![key().slot(SERVICE_ID)],
+            backends: (1..=3).map(backend).collect(),
+            maglev: None,
+        }
+    }
+}
+
+impl World {
+    /// The default world with this one service in place of the default one, at its address.
+    pub fn with_service(service: Service) -> Self {
+        Self { services: vec![(SERVICE, service)], ..Self::default() }
+    }
+
+    /// The default world with this one key.
+    pub fn with_key(key: KeySlot) -> Self {
+        Self { keys: vec![key], ..Self::default() }
+    }
+
+    /// The default world at another moment, unix nanoseconds.
+    pub fn at(now_ns: u64) -> Self {
+        Self { now_ns, ..Self::default() }
+    }
+
+    /// The places of a service's backends.
+    pub fn places(&self, service_index: u32) -> Vec<u16> {
+        let places = self.backends.iter().zip(0..);
+        places
+            .filter(|(backend, _)| u32::from(backend.service_index) == service_index)
+            .map(|(_, at)| at)
+            .collect()
+    }
+
+    /// What stands at a position of a service's Maglev table.
+    pub fn maglev_at(&self, service_index: u32, position: usize) -> u16 {
+        self.maglev.unwrap_or_else(|| match &self.places(service_index)[..] {
+            [] => 0,
+            places => places[position % places.len()] + 1,
+        })
+    }
+
+    /// Whether services and backends are the same.
+    pub fn same_tables(&self, other: &Self) -> bool {
+        self.services == other.services && self.backends == other.backends && self.maglev == other.maglev
+    }
+
+    /// Services and backends as the daemon publishes them.
+    pub fn snapshot(&self) -> Snapshot {
+        let table = |service: &Service| {
+            let mut table: Box<MaglevTable> = Box::new([0; TABLE_ROOM]);
+            for (position, place) in table.iter_mut().enumerate().take(TABLE_LEN) {
+                *place = self.maglev_at(service.index, position);
+            }
+            (service.index, table)
+        };
+        let key = |at: &SocketAddrV4| ServiceKey::v4(u32::from_ne_bytes(at.ip().octets()), at.port().to_be());
+        Snapshot {
+            services: self.services.iter().map(|(at, service)| (key(at), *service)).collect(),
+            maglev: self.services.iter().map(|(_, service)| table(service)).collect(),
+            backends: self.backends.clone(),
+        }
+    }
+
+    /// The backend that a hash picks for the default service.
+    pub fn picked(&self, hashed: u64) -> Backend {
+        let position = lb_common::balance::position(hashed) as usize;
+        self.backends[usize::from(self.maglev_at(SERVICE_INDEX, position)) - 1]
+    }
+}
+
+/// The default service: BEARER tokens of at most an hour, strip, l2.
+pub fn service() -> Service {
+    Service {
+        id: SERVICE_ID,
+        index: SERVICE_INDEX,
+        max_ttl: 3600,
+        accept: ACCEPT_BEARER,
+        forward: FORWARD_L2,
+        flags: FLAG_STRIP,
+        ..Service::default()
+    }
+}
+
+/// The default service's backend with this id, behind loopback.
+pub fn backend(id: u8) -> Backend {
+    Backend {
+        service_index: SERVICE_INDEX as u16,
+        backend_id: id.into(),
+        counter: 100 + u32::from(id),
+        ifindex: LOOPBACK,
+        destination_mac: [0x02, 0, 0, 0, 0x0a, id],
+        source_mac: BALANCER_MAC,
+    }
+}
+
+/// A key on the issuer's side.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// Its id.
+    pub id: KeyId,
+    /// What is derived from its master key.
+    pub derived: DerivedKeys,
+}
+
+/// The default key.
+pub fn key() -> Key {
+    Key::new([7; 32], KeyId::new(5, 9).expect("in range"))
+}
+
+impl Key {
+    /// From a master key.
+    pub fn new(master: [u8; 32], id: KeyId) -> Self {
+        Self { id, derived: DerivedKeys::derive(&MasterKey::from_bytes(master), id) }
+    }
+
+    /// As the kernel holds it: verifying tokens of this service for all time.
+    pub fn slot(&self, service_id: u32) -> KeySlot {
+        KeySlot {
+            key_id: self.id.0,
+            state: STATE_VERIFY,
+            service_id,
+            reserved: 0,
+            not_before_ns: 0,
+            not_after_ns: u64::MAX,
+            fast: self.derived.fast,
+            seal: self.derived.seal,
+            full: self.derived.full,
+            proof: self.derived.proof,
+        }
+    }
+
+    /// A BEARER token.
+    pub fn bearer(&self, grant: &Grant) -> Header {
+        grant.bearer(self.id, &self.derived)
+    }
+
+    /// A BEARER token with this header's claims, changed by `damage` before it is signed: both tags are right.
+    pub fn resign(&self, header: &Header, damage: impl FnOnce(&mut [u64; 5])) -> Header {
+        use lb_common::{sha256::Scratch, token::tags};
+        let mut claims = header.claims();
+        damage(&mut claims);
+        let [a, b, c, d, e] = claims;
+        let binding = lb_common::token::header::Binding::default();
+        let [f, g] = tags::full(&self.derived.full, claims, &binding, &mut Scratch::default());
+        let fast = tags::fast(self.derived.fast, &Header::again([a, b, c, d, e, 0, f, g]), &binding);
+        Header::again([a, b, c, d, e, fast, f, g])
+    }
+}
+
+/// What the default token says: five minutes from ten seconds before now, bound to nothing.
+pub fn grant() -> Grant {
+    Grant {
+        claims: Claims { service_id: SERVICE_ID, class: 1, backend_id: 0, session_id: SESSION },
+        issued_at: NOW - 10,
+        expires_at: NOW + 290,
+        nonce: *b"a nonce!",
+        bind: None,
+        bind_port: None,
+    }
+}
+
+/// The default token.
+pub fn token() -> Header {
+    key().bearer(&grant())
+}
+
+/// A token with a nonce and a session of its own.
+pub fn token_number(number: u64) -> Header {
+    let claims = Claims { session_id: number, ..grant().claims };
+    key().bearer(&Grant { claims, nonce: number.to_be_bytes(), ..grant() })
+}

@@ -1,0 +1,171 @@
+//! The token cache and the budget of full checks.
+
+use anyhow::Result;
+use lb_common::{
+    keyslot::{KeyId, STATE_OFF},
+    reason::Reason,
+    scratch::BURST_NS,
+    session::{Admission, Session, TokenKey},
+    token::Header,
+};
+use lb_tests::{
+    case::{Case, check_all},
+    packet::Packet,
+    program::{Program, pin_to_cpu, small},
+    world::{self, Key, SERVICE_ID, SESSION, World},
+};
+use tollgate::datapath::Options;
+
+fn forwarded(token: &Header, session: u64) -> Case {
+    let packet = Packet::with_token(token);
+    let world = World::default();
+    let backend = world.picked(session);
+    let name = format!("session {session:#x}");
+    Case::sent(name, world, &packet, &packet.clone().stripped(), &backend, Reason::Forwarded)
+}
+
+fn key_of(token: &Header) -> TokenKey {
+    TokenKey { fast_tag: token.fast_tag(), nonce: token.nonce() }
+}
+
+fn session_of(token: &Header, session_id: u64) -> Session {
+    let class = world::grant().claims.class;
+    Session { claims: token.claims(), admission: Admission { session_id, class, ..Admission::default() } }
+}
+
+#[test]
+fn a_token_is_fully_checked_once() -> Result<()> {
+    let mut program = Program::load()?;
+    let token = world::token();
+    let case = forwarded(&token, SESSION);
+    for _ in 0..5 {
+        case.check(&mut program)?;
+        assert_eq!(program.hmacs()?, 1);
+    }
+    let entries: Vec<_> = program.sessions().iter().collect::<Result<_, _>>()?;
+    assert_eq!(entries, [(key_of(&token), session_of(&token, SESSION))]);
+    Ok(())
+}
+
+/// What is refused by its full check leaves no entry, and is checked in full each time.
+#[test]
+fn refused_tokens_are_not_remembered() -> Result<()> {
+    let mut program = Program::load()?;
+    let full_checks = [Reason::BadFullTag, Reason::WrongService];
+    let cases: Vec<_> = crate::token::cases()
+        .into_iter()
+        .filter(|case| full_checks.contains(&case.expected.reason))
+        .collect();
+    for round in 1..=3 {
+        check_all(&mut program, &cases)?;
+        assert_eq!(program.hmacs()?, round * cases.len() as u64);
+    }
+    assert_eq!(program.sessions().iter().count(), 0);
+    Ok(())
+}
+
+/// The admission of an entry is believed, so the test below shows something.
+#[test]
+fn a_hit_is_believed() -> Result<()> {
+    let mut program = Program::load()?;
+    let token = world::token();
+    let elsewhere =
+        (0..).find(|session| World::default().picked(*session) != World::default().picked(SESSION));
+    let elsewhere = elsewhere.expect("three backends");
+    program.sessions().insert(key_of(&token), session_of(&token, elsewhere), 0)?;
+    forwarded(&token, elsewhere).check(&mut program)?;
+    assert_eq!(program.hmacs()?, 0);
+    Ok(())
+}
+
+/// An entry of a token with the same fast tag and nonce and other claims: 64 bits may collide.
+#[test]
+fn an_entry_of_other_claims_is_no_hit() -> Result<()> {
+    let token = world::token();
+    for word in 0..5 {
+        let mut program = Program::load()?;
+        let mut session = session_of(&token, 1);
+        session.claims[word] ^= 1 << 63;
+        program.sessions().insert(key_of(&token), session, 0)?;
+        forwarded(&token, SESSION).check(&mut program)?;
+        assert_eq!(program.hmacs()?, 1, "word {word}");
+        // It was checked in full, and now the entry is its own.
+        assert_eq!(program.sessions().get(&key_of(&token), 0)?, session_of(&token, SESSION));
+    }
+    Ok(())
+}
+
+/// Revoking a key stops its tokens at the next packet, remembered or not.
+#[test]
+fn a_hit_needs_its_key() -> Result<()> {
+    let mut program = Program::load()?;
+    let valid = forwarded(&world::token(), SESSION);
+    let packet = Packet::default();
+    let off = {
+        let mut slot = world::key().slot(SERVICE_ID);
+        slot.state = STATE_OFF;
+        Case::refused("its key is off", World::with_key(slot), &packet, Reason::InactiveKey)
+    };
+    let next = {
+        let id = KeyId::new(world::key().id.slot(), world::key().id.generation() + 1).expect("in range");
+        let slot = Key::new([7; 32], id).slot(SERVICE_ID);
+        Case::refused("its slot has another key", World::with_key(slot), &packet, Reason::UnknownKey)
+    };
+    let empty = {
+        let world = World { keys: vec![], ..World::default() };
+        Case::refused("its slot is empty", world, &packet, Reason::UnknownKey)
+    };
+    for refused in [off, next, empty] {
+        valid.check(&mut program)?;
+        refused.check(&mut program)?;
+    }
+    valid.check(&mut program)?;
+    assert_eq!(program.hmacs()?, 1);
+    Ok(())
+}
+
+/// More tokens than the cache holds: all are served, some at the price of another full check.
+#[test]
+fn a_full_cache_forgets() -> Result<()> {
+    let mut program = Program::load_with(&Options { sessions: 64, ..small() })?;
+    let cases: Vec<_> = (0..1000).map(|number| forwarded(&world::token_number(number), number)).collect();
+    for _ in 0..2 {
+        check_all(&mut program, &cases)?;
+    }
+    assert!(program.sessions().iter().count() <= 64);
+    assert!(program.hmacs()? > 1000);
+    Ok(())
+}
+
+/// A CPU without budget.
+pub fn budget_case() -> Case {
+    let packet = Packet::with_token(&world::token_number(2));
+    Case::refused("no HMACs left", World::default(), &packet, Reason::HmacBudget)
+}
+
+/// The clock stands still, so the one HMAC that the burst allows is all there is. Tokens that are remembered go on.
+#[test]
+fn the_budget_is_each_cpus() -> Result<()> {
+    pin_to_cpu(0)?;
+    let mut program = Program::load_with(&Options { hmac_cost_ns: BURST_NS, ..small() })?;
+    let first = forwarded(&world::token_number(1), 1);
+    for _ in 0..3 {
+        first.check(&mut program)?;
+        budget_case().check(&mut program)?;
+    }
+    assert_eq!(program.hmacs()?, 1);
+    Ok(())
+}
+
+/// The budget fills again with time.
+#[test]
+fn the_budget_is_a_rate() -> Result<()> {
+    pin_to_cpu(0)?;
+    let mut program = Program::load_with(&Options { hmac_cost_ns: BURST_NS / 10, ..small() })?;
+    let forwarded: Vec<_> =
+        (100..110).map(|number| forwarded(&world::token_number(number), number)).collect();
+    check_all(&mut program, &forwarded)?;
+    budget_case().check(&mut program)?;
+    assert_eq!(program.hmacs()?, 10);
+    Ok(())
+}

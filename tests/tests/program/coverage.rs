@@ -1,0 +1,34 @@
+//! Every reason has a case, or an excuse.
+
+use std::collections::BTreeSet;
+
+use lb_common::reason::Reason;
+
+/// Reasons without a case, and why.
+const EXCUSED: [(Reason, &str); 7] = [
+    (Reason::StaleProof, "PROOF tokens are not built yet"),
+    (Reason::BadProof, "PROOF tokens are not built yet"),
+    (Reason::Replay, "PROOF tokens are not built yet"),
+    (Reason::RateLimited, "limits are not built yet"),
+    (Reason::TooManySources, "limits are not built yet"),
+    (Reason::TooBig, "a packet that l2 or local forwards only ever gets shorter"),
+    (Reason::Internal, "a helper would have to fail where it never should"),
+];
+
+#[test]
+fn every_reason_has_a_case() {
+    let all = [
+        crate::parse::cases(),
+        crate::token::cases(),
+        crate::delivery::cases(),
+        vec![crate::cache::budget_case()],
+    ]
+    .concat();
+    let covered: BTreeSet<Reason> = all.iter().map(|case| case.expected.reason).collect();
+    let excused: BTreeSet<Reason> = EXCUSED.iter().map(|(reason, _)| *reason).collect();
+    let all: BTreeSet<Reason> = Reason::ALL.iter().copied().collect();
+    let missing: Vec<_> = all.difference(&covered.union(&excused).copied().collect()).copied().collect();
+    assert!(missing.is_empty(), "no case for {missing:?}");
+    let idle: Vec<_> = covered.intersection(&excused).collect();
+    assert!(idle.is_empty(), "these have a case and need no excuse: {idle:?}");
+}

@@ -1,0 +1,268 @@
+//! Step 10: to which backend, and what of the packet it gets.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::{Context as _, Result};
+use lb_common::{
+    backend::Backend,
+    keyslot::KeyId,
+    reason::Reason,
+    service::{FLAG_STRIP, FORWARD_LOCAL, Service},
+    token::{Claims, mint::Grant},
+};
+use lb_tests::{
+    case::{Case, Expected, check_all},
+    packet::{Packet, UdpChecksum},
+    program::Program,
+    world::{self, Key, SESSION, World},
+};
+
+#[test]
+fn strip() -> Result<()> {
+    let cases: Vec<_> = forms().iter().map(|(name, packet)| stripped(name, packet)).collect();
+    crate::check_each(&cases)
+}
+
+#[test]
+fn as_it_is() -> Result<()> {
+    let cases: Vec<_> = forms().iter().map(|(name, packet)| unstripped(name, packet)).collect();
+    crate::check_each(&cases)
+}
+
+#[test]
+fn local() -> Result<()> {
+    crate::check_each(&local_cases())
+}
+
+#[test]
+fn backends() -> Result<()> {
+    crate::check_each(&backend_cases())
+}
+
+/// The cases of this module that a reason of its own belongs to.
+pub fn cases() -> Vec<Case> {
+    [backend_cases(), local_cases()].concat()
+}
+
+/// Valid packets that differ in what delivery may spoil.
+fn forms() -> Vec<(String, Packet)> {
+    let mut forms = Vec::new();
+    for tags in 0..=2 {
+        for (checksum, udp_checksum) in [
+            ("right", UdpChecksum::Right),
+            ("no", UdpChecksum::None),
+            ("a wrong", UdpChecksum::OffBy(0x1234)),
+        ] {
+            for (data, len) in [("no", 0), ("a byte of", 1), ("little", 15), ("much", 1200)] {
+                let payload = [&world::token().to_bytes()[..], &vec![0xd7; len]].concat();
+                let packet = Packet { udp_checksum, ..Packet::with_payload(payload).tagged(tags) };
+                forms.push((format!("{tags} tags, {checksum} UDP checksum, {data} data"), packet));
+            }
+        }
+        let padded = Packet { padding: vec![0xee; 7], ..Packet::default().tagged(tags) };
+        forms.push((format!("{tags} tags, padding"), padded));
+    }
+    forms.push(("time to live 1".into(), Packet { ttl: 1, ..Packet::default() }));
+    forms.push(("a wrong IP checksum".into(), Packet { ip_checksum_off_by: 9, ..Packet::default() }));
+    forms.push(("may be fragmented".into(), Packet { fragment: 0, ..Packet::default() }));
+    forms.push(("for another card".into(), Packet { destination_mac: [0xff; 6], ..Packet::default() }));
+    forms
+}
+
+fn without_strip() -> World {
+    World::with_service(Service { flags: 0, ..world::service() })
+}
+
+fn stripped(name: &str, packet: &Packet) -> Case {
+    let world = World::default();
+    let backend = world.picked(SESSION);
+    Case::sent(name, world, packet, &packet.clone().stripped(), &backend, Reason::Forwarded)
+}
+
+fn unstripped(name: &str, packet: &Packet) -> Case {
+    let backend = without_strip().picked(SESSION);
+    Case::sent(name, without_strip(), packet, packet, &backend, Reason::Forwarded)
+}
+
+/// A checksum that comes to zero is sent as all ones: zero says that there is none (RFC 768).
+#[test]
+fn a_udp_checksum_never_becomes_zero() -> Result<()> {
+    let with_data =
+        |word: u16| Packet::with_payload([&world::token().to_bytes()[..], &word.to_be_bytes()].concat());
+    let udp_checksum = |packet: &Packet| {
+        let at = packet.payload_offset() - 2;
+        u16::from_be_bytes([packet.bytes()[at], packet.bytes()[at + 1]])
+    };
+    let after = |word: &u16| udp_checksum(&with_data(*word).stripped()) == 0xffff;
+    let before = |word: &u16| udp_checksum(&with_data(*word)) == 0xffff;
+    let becomes = (0..=u16::MAX).find(after).context("one of all words makes the checksum zero")?;
+    let was = (0..=u16::MAX).find(before).context("one of all words makes the checksum zero")?;
+    let cases = [with_data(becomes), with_data(was)].map(|packet| stripped("a checksum of zero", &packet));
+    crate::check_each(&cases)
+}
+
+/// Checksums by difference against checksums in full, over payloads of all lengths.
+#[test]
+fn checksums_of_many_payloads() -> Result<()> {
+    let mut random = fastrand::Rng::with_seed(1);
+    let cases: Vec<_> = (0..600)
+        .map(|len| {
+            let token = world::token_number(len as u64 % 40);
+            let data: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(len).collect();
+            let packet = Packet {
+                from: SocketAddrV4::new(Ipv4Addr::from_bits(random.u32(..)), random.u16(..)),
+                ..Packet::with_payload([&token.to_bytes()[..], &data].concat())
+            };
+            let backend = World::default().picked(len as u64 % 40);
+            let name = format!("{len} bytes of data");
+            let sent = packet.clone().stripped();
+            Case::sent(name, World::default(), &packet, &sent, &backend, Reason::Forwarded)
+        })
+        .collect();
+    check_all(&mut Program::load()?, &cases)
+}
+
+fn backend_cases() -> Vec<Case> {
+    let pinned_to = |backend_id| {
+        let claims = Claims { backend_id, ..world::grant().claims };
+        Packet::with_token(&world::key().bearer(&Grant { claims, ..world::grant() }))
+    };
+    let sent = |name: &str, packet: Packet, backend: &Backend| {
+        let stripped = packet.clone().stripped();
+        Case::sent(name, World::default(), &packet, &stripped, backend, Reason::Forwarded)
+    };
+    let none =
+        |name: &str, world: World, packet: Packet| Case::refused(name, world, &packet, Reason::NoBackend);
+    let mut foreign = world::backend(9);
+    foreign.service_index += 1;
+    let elsewhere = |id| Backend { ifindex: world::LOOPBACK + 1, ..world::backend(id) };
+    let with_backends = |backends| World { backends, ..World::default() };
+    vec![
+        sent("pinned to backend 1", pinned_to(1), &world::backend(1)),
+        sent("pinned to backend 3", pinned_to(3), &world::backend(3)),
+        none("pinned to a backend there is none of", World::default(), pinned_to(4)),
+        none("pinned to the last backend id", World::default(), pinned_to(u16::MAX)),
+        none(
+            "pinned to another service's backend",
+            with_backends(vec![world::backend(1), foreign]),
+            pinned_to(9),
+        ),
+        none("no backends", with_backends(vec![]), Packet::default()),
+        none("no backends, pinned", with_backends(vec![]), pinned_to(1)),
+        none("a backend behind another interface", with_backends(vec![elsewhere(1)]), Packet::default()),
+        none("pinned to a backend behind another interface", with_backends(vec![elsewhere(2)]), pinned_to(2)),
+        none(
+            "a table that names a place without a backend",
+            World { maglev: Some(60), ..World::default() },
+            Packet::default(),
+        ),
+        none(
+            "a table that names the last place there can be",
+            World { maglev: Some(u16::MAX), ..World::default() },
+            Packet::default(),
+        ),
+    ]
+}
+
+/// Each session goes where its hash says, and all backends get some.
+#[test]
+fn sessions_spread() -> Result<()> {
+    let world = World::default();
+    let session = |number| {
+        let packet = Packet::with_token(&world::token_number(number));
+        let backend = world.picked(number);
+        let sent = packet.clone().stripped();
+        Case::sent(format!("session {number}"), world.clone(), &packet, &sent, &backend, Reason::Forwarded)
+    };
+    let cases: Vec<_> = (0..200).map(session).collect();
+    for id in 1..=3 {
+        let hits =
+            cases.iter().filter(|case| case.expected.backend == Some(world::backend(id).counter)).count();
+        assert!(hits > 30, "backend {id} gets {hits} of 200 sessions");
+    }
+    check_all(&mut Program::load()?, &cases)
+}
+
+fn local_cases() -> Vec<Case> {
+    let world = |flags| World {
+        backends: vec![],
+        ..World::with_service(Service { forward: FORWARD_LOCAL, flags, ..world::service() })
+    };
+    let pinned = Claims { backend_id: 77, ..world::grant().claims };
+    let pinned = Packet::with_token(&world::key().bearer(&Grant { claims: pinned, ..world::grant() }));
+    let mut cases = Vec::new();
+    for tags in 0..=2 {
+        let packet = Packet::default().tagged(tags);
+        let stripped = packet.clone().stripped();
+        cases.extend([
+            Case::local(
+                format!("local, stripped, {tags} tags"),
+                world(FLAG_STRIP),
+                &packet,
+                &stripped,
+                Reason::Forwarded,
+            ),
+            Case::local(format!("local, {tags} tags"), world(0), &packet, &packet, Reason::Forwarded),
+        ]);
+    }
+    cases.push(Case::local(
+        "local, pinned to a backend",
+        world(FLAG_STRIP),
+        &pinned,
+        &pinned.clone().stripped(),
+        Reason::Forwarded,
+    ));
+    cases.push(Case::refused(
+        "local, no token",
+        world(0),
+        &Packet::with_payload(vec![0; 99]),
+        Reason::NoToken,
+    ));
+    cases
+}
+
+/// As many services as a node can have, on a few addresses: each with its own key, backend and counters.
+#[test]
+fn many_services() -> Result<()> {
+    let services = 1..=255_u16;
+    let at = |index: u16| {
+        let [_, low] = (index / 50).to_be_bytes();
+        SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, low), 1000 + index % 50)
+    };
+    let id = |index: u16| 100_000 + u32::from(index);
+    let key = |index: u16| Key::new([9; 32], KeyId::new(index.into(), 1).expect("in range"));
+    let world = World {
+        services: services
+            .clone()
+            .map(|index| (at(index), Service { id: id(index), index: index.into(), ..world::service() }))
+            .collect(),
+        keys: services.clone().map(|index| key(index).slot(id(index))).collect(),
+        backends: services
+            .clone()
+            .map(|index| Backend {
+                service_index: index,
+                counter: index.into(),
+                destination_mac: [2, 2, 2, 2, 2, index as u8],
+                ..world::backend(1)
+            })
+            .collect(),
+        ..World::default()
+    };
+    let mut cases = Vec::new();
+    for index in services {
+        let claims = Claims { service_id: id(index), ..world::grant().claims };
+        let token = key(index).bearer(&Grant { claims, ..world::grant() });
+        let packet = Packet { to: at(index), ..Packet::with_token(&token) };
+        let backend = world.backends[usize::from(index) - 1];
+        let sent = packet.clone().stripped();
+        let name = format!("service {index}");
+        let mut own = Case::sent(&name, world.clone(), &packet, &sent, &backend, Reason::Forwarded);
+        own.expected.service = index.into();
+        // Another service's token: its key is not this service's.
+        let wrong = Packet { to: at(index % 255 + 1), ..packet };
+        let refused = Case::refused(&name, world.clone(), &wrong, Reason::InactiveKey);
+        let service = u32::from(index % 255 + 1);
+        cases.extend([own, Case { expected: Expected { service, ..refused.expected.clone() }, ..refused }]);
+    }
+    check_all(&mut Program::load()?, &cases)
+}

@@ -1,0 +1,20 @@
+//! The program in the kernel, packet by packet. Needs root and no network: it runs in a bare virtual machine, too.
+
+mod cache;
+mod coverage;
+mod delivery;
+mod malformed;
+mod mutation;
+mod observe;
+mod parse;
+mod token;
+mod vectors;
+
+use anyhow::Result;
+use lb_tests::{case::Case, program::Program};
+
+/// Checks each case by itself, so that every counter that moves is one case's.
+fn check_each(cases: &[Case]) -> Result<()> {
+    let mut program = Program::load()?;
+    cases.iter().try_for_each(|case| case.check(&mut program))
+}

@@ -1,0 +1,98 @@
+//! Every length that a valid packet can be cut to.
+
+use anyhow::Result;
+use lb_common::{reason::Reason, token::header};
+use lb_tests::{
+    case::{Case, check_all},
+    packet::{ETHERNET_LEN, IPV4_LEN, Packet, UDP_LEN},
+    program::{Outcome, Program, Verdict},
+    world::{SESSION, World},
+};
+
+/// Bytes of a UDP header from which the service is known.
+const PORTS_LEN: usize = 4;
+
+fn dropped(name: String, frame: Vec<u8>, reason: Reason) -> Case {
+    let mut case = Case::refused(name, World::default(), &Packet::default(), reason);
+    case.expected.outcome = Outcome { verdict: Verdict::Drop, frame: frame.clone() };
+    Case { frame, ..case }
+}
+
+fn passed(name: String, frame: Vec<u8>) -> Case {
+    let mut case = Case::not_ours(name, World::default(), &Packet::default());
+    case.expected.outcome = Outcome { verdict: Verdict::Pass, frame: frame.clone() };
+    Case { frame, ..case }
+}
+
+/// Cut short, with the lengths it had: passed on until its address can be read, dropped from there.
+#[test]
+fn cut_with_its_lengths_kept() -> Result<()> {
+    let mut cases = Vec::new();
+    for tags in 0..=4 {
+        let packet = Packet::default().tagged(tags);
+        let frame = packet.bytes();
+        let ip = packet.ip_offset();
+        for len in ETHERNET_LEN..frame.len() {
+            let cut = frame[..len].to_vec();
+            let name = format!("{tags} tags, cut to {len} of {} bytes", frame.len());
+            cases.push(match len {
+                _ if len < ip + IPV4_LEN => passed(name, cut),
+                _ if len < ip + IPV4_LEN + PORTS_LEN || tags <= 2 => dropped(name, cut, Reason::Malformed),
+                _ => dropped(name, cut, Reason::Unsupported),
+            });
+        }
+    }
+    check_all(&mut Program::load()?, &cases)
+}
+
+/// Cut short, with lengths that fit what is left: without a token until the token is whole.
+#[test]
+fn cut_with_its_lengths_adapted() -> Result<()> {
+    let mut cases = Vec::new();
+    for tags in 0..=2 {
+        let whole = Packet::default().tagged(tags);
+        for len in 0..whole.payload.len() {
+            let packet = Packet { payload: whole.payload[..len].to_vec(), ..whole.clone() };
+            let name = format!("{tags} tags, payload cut to {len} bytes");
+            cases.push(if len < header::LEN {
+                Case::refused(name, World::default(), &packet, Reason::NoToken)
+            } else {
+                let backend = World::default().picked(SESSION);
+                let sent = packet.clone().stripped();
+                Case::sent(name, World::default(), &packet, &sent, &backend, Reason::Forwarded)
+            });
+        }
+        for len in IPV4_LEN..IPV4_LEN + UDP_LEN {
+            let total_len = Some(u16::try_from(len)?);
+            let udp_len = Some(u16::try_from(len - IPV4_LEN)?);
+            let frame = Packet { total_len, udp_len, ..whole.clone() }.bytes();
+            let name = format!("{tags} tags, IP packet cut to {len} bytes");
+            cases.push(dropped(name, frame[..whole.ip_offset() + len].to_vec(), Reason::Malformed));
+        }
+    }
+    check_all(&mut Program::load()?, &cases)
+}
+
+/// Cut short, then padded to what Ethernet sends at least: padding is no part of any packet.
+#[test]
+fn cut_and_padded() -> Result<()> {
+    let whole = Packet::default();
+    let cases: Vec<_> = (0..whole.payload.len())
+        .filter(|len| *len < header::LEN)
+        .map(|len| {
+            let (payload, padding) = whole.payload.split_at(len);
+            let packet = Packet { padding: padding.to_vec(), ..Packet::with_payload(payload.to_vec()) };
+            let name = format!("payload cut to {len} bytes, the rest as padding");
+            Case::refused(name, World::default(), &packet, Reason::NoToken)
+        })
+        .collect();
+    check_all(&mut Program::load()?, &cases)
+}
+
+/// The kernel itself runs no program on less than an Ethernet header, and the harness says so.
+#[test]
+fn shorter_than_ethernet() -> Result<()> {
+    let error = Program::load()?.run(&[0; 13]).err().map(|error| error.to_string());
+    assert!(error.is_some_and(|error| error.contains("13 bytes")));
+    Ok(())
+}

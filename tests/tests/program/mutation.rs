@@ -1,0 +1,142 @@
+//! Valid packets, damaged: what becomes of each is what a second, plain reading of the rules says.
+
+use anyhow::{Result, ensure};
+use lb_common::{reason::Reason, token::header};
+use lb_tests::{
+    case::{Case, check_all},
+    oracle,
+    packet::{MORE_FRAGMENTS, Packet, UdpChecksum},
+    program::{Program, Verdict},
+    world::{self, World},
+};
+
+/// Random packets.
+const MUTANTS: usize = 20_000;
+/// Cases whose counters are compared at once.
+const BATCH: usize = 500;
+
+fn judged(name: String, world: &World, frame: Vec<u8>) -> Case {
+    let expected = oracle::judge(world, &frame);
+    Case { name, world: world.clone(), frame, expected }
+}
+
+/// No bit of a token can be flipped.
+#[test]
+fn every_bit_of_the_token() -> Result<()> {
+    let packet = Packet::default();
+    let cases: Vec<_> = (0..header::LEN * 8)
+        .map(|bit| flipped(&World::default(), &packet, packet.payload_offset() * 8 + bit))
+        .collect();
+    for case in &cases {
+        let verdict = case.expected.outcome.verdict;
+        ensure!(verdict == Verdict::Drop, "{}: {verdict:?}", case.name);
+    }
+    check_all(&mut Program::load()?, &cases)
+}
+
+/// Bits before the token: most change the packet's way or what arrives, none more than it says.
+#[test]
+fn every_bit_before_the_token() -> Result<()> {
+    let mut program = Program::load()?;
+    for tags in 0..=3 {
+        for (name, packet) in corpus() {
+            let packet = packet.tagged(tags);
+            let cases: Vec<_> = (0..packet.payload_offset() * 8)
+                .map(|bit| flipped(&World::default(), &packet, bit))
+                .collect();
+            check_all(&mut program, &cases).map_err(|error| error.context(name))?;
+        }
+    }
+    Ok(())
+}
+
+fn flipped(world: &World, packet: &Packet, bit: usize) -> Case {
+    let mut frame = packet.bytes();
+    frame[bit / 8] ^= 0x80 >> (bit % 8);
+    judged(format!("bit {} of byte {} flipped", bit % 8, bit / 8), world, frame)
+}
+
+/// What is damaged.
+fn corpus() -> Vec<(&'static str, Packet)> {
+    vec![
+        ("valid", Packet::default()),
+        ("no UDP checksum", Packet { udp_checksum: UdpChecksum::None, ..Packet::default() }),
+        ("fragment", Packet { fragment: MORE_FRAGMENTS | 1, ..Packet::default() }),
+        ("options", Packet { options: vec![1; 8], ..Packet::default() }),
+        ("padded", Packet { padding: vec![0; 12], ..Packet::default() }),
+    ]
+}
+
+/// Bytes set, removed and put in anywhere, several at once; every packet is counted exactly once.
+#[test]
+fn random_damage() -> Result<()> {
+    let mut random = fastrand::Rng::with_seed(2);
+    let mut program = Program::load()?;
+    let corpus = corpus();
+    let mut forwarded = 0;
+    for batch in 0..MUTANTS / BATCH {
+        let cases: Vec<_> = (0..BATCH)
+            .map(|number| {
+                let (name, packet) = &corpus[random.usize(..corpus.len())];
+                let mut frame = packet.clone().tagged(random.u16(..5)).bytes();
+                for _ in 0..=random.usize(..3) {
+                    damage(&mut random, &mut frame);
+                }
+                judged(format!("mutant {number} of batch {batch}, of {name}"), &World::default(), frame)
+            })
+            .collect();
+        forwarded += cases.iter().filter(|case| case.expected.reason == Reason::Forwarded).count();
+        check_all(&mut program, &cases)?;
+    }
+    assert_eq!(program.counts()?.packets(), MUTANTS as u64);
+    assert!(forwarded > MUTANTS / 100, "only {forwarded} mutants were harmless");
+    Ok(())
+}
+
+fn damage(random: &mut fastrand::Rng, frame: &mut Vec<u8>) {
+    // Mostly among the headers, where it matters.
+    let last = if random.bool() { frame.len() } else { frame.len().min(60) };
+    let at = random.usize(12..last);
+    match random.u8(..8) {
+        0 => frame.truncate(at.max(14)),
+        1 => frame.insert(at, random.u8(..)),
+        2 if frame.len() > 14 => {
+            frame.remove(at);
+        }
+        3 => frame.extend(std::iter::repeat_n(0, random.usize(..40))),
+        4 => frame[at] = [0, 1, 0xff, 0x80, 0x45][random.usize(..5)],
+        5 => frame[at] ^= 1 << random.u8(..8),
+        _ => frame[at] = random.u8(..),
+    }
+}
+
+/// Frames of nothing but chance, and of chance behind the beginning of a packet for the service.
+#[test]
+fn noise() -> Result<()> {
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut noise = |from: usize, number: usize| {
+        let mut frame = Packet::default().bytes();
+        frame.truncate(from.min(frame.len()));
+        frame.extend(std::iter::repeat_with(|| random.u8(..)).take(14 + number % 200));
+        judged(format!("noise {number} from byte {from}"), &World::default(), frame)
+    };
+    let starts = [0, 12, 14, 23, 34, 38, 42, 43, 46];
+    let cases: Vec<_> = starts
+        .iter()
+        .flat_map(|from| (0..200).map(|number| (*from, number)))
+        .map(|(f, n)| noise(f, n))
+        .collect();
+    assert!(cases.iter().all(|case| case.expected.outcome.verdict != Verdict::Transmit));
+    check_all(&mut Program::load()?, &cases)
+}
+
+/// The second reading of the rules agrees with the cases that say by hand what is right.
+#[test]
+fn the_oracle_is_right() -> Result<()> {
+    let all = [crate::parse::cases(), crate::token::cases(), crate::delivery::cases()].concat();
+    for Case { name, world, frame, expected } in &all {
+        ensure!(oracle::judge(world, frame) == *expected, "{name}");
+    }
+    assert_eq!(oracle::judge(&World::default(), &Packet::default().bytes()).service, world::SERVICE_INDEX);
+    Ok(())
+}

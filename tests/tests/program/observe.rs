@@ -1,0 +1,119 @@
+//! `mode = "observe"`: what would be dropped is counted as such, and delivered as it came.
+
+use anyhow::Result;
+use lb_common::{
+    backend::Backend,
+    reason::Reason,
+    service::{FLAG_OBSERVE, FORWARD_LOCAL, Service},
+    token::Source,
+};
+use lb_tests::{
+    case::{Case, Expected, check_all},
+    packet::{self, Packet},
+    program::{Outcome, Program, Verdict},
+    world::{self, SERVICE_INDEX, SESSION, World},
+};
+
+/// Refused all the same: what cannot be read, and what cannot be delivered.
+const DROPPED: [Reason; 2] = [Reason::Malformed, Reason::NoBackend];
+
+/// Every refused case of the other modules, observed: its reason stays, and the packet goes to the backend of the
+/// client's address.
+#[test]
+fn what_enforce_drops_is_delivered_unstripped() -> Result<()> {
+    let cases: Vec<_> = refused().into_iter().map(|case| observed(case, |_| {})).collect();
+    assert!(cases.len() > 80, "only {} cases", cases.len());
+    crate::check_each(&cases)
+}
+
+#[test]
+fn locally_too() -> Result<()> {
+    let local = |service: &mut Service| service.forward = FORWARD_LOCAL;
+    let no_backend = |case: &Case| case.expected.reason == Reason::NoBackend;
+    let cases: Vec<_> =
+        refused().into_iter().filter(|case| !no_backend(case)).map(|case| observed(case, local)).collect();
+    crate::check_each(&cases)
+}
+
+fn refused() -> Vec<Case> {
+    let all = [crate::parse::cases(), crate::token::cases(), crate::delivery::cases()].concat();
+    let is_refused = |case: &Case| case.expected.outcome.verdict == Verdict::Drop;
+    all.into_iter().filter(is_refused).collect()
+}
+
+/// The same packet under the same service in observe mode.
+fn observed(case: Case, change: impl Fn(&mut Service)) -> Case {
+    let mut world = case.world;
+    for (_, service) in &mut world.services {
+        service.flags |= FLAG_OBSERVE;
+        change(service);
+    }
+    let mut expected = case.expected;
+    if !DROPPED.contains(&expected.reason) {
+        expected = delivered(&world, &case.frame, *world::CLIENT.ip(), expected.reason);
+    }
+    Case { name: format!("observed: {}", case.name), world, frame: case.frame, expected }
+}
+
+fn delivered(world: &World, frame: &[u8], client: std::net::Ipv4Addr, reason: Reason) -> Expected {
+    let mut frame = frame.to_vec();
+    if world.services[0].1.forward == FORWARD_LOCAL {
+        let outcome = Outcome { verdict: Verdict::Pass, frame };
+        return Expected { outcome, service: SERVICE_INDEX, reason, backend: None };
+    }
+    let Backend { destination_mac, source_mac, counter, .. } =
+        world.picked(Source::new(client.into(), 0).address);
+    frame[..12].copy_from_slice(&[destination_mac, source_mac].concat());
+    let outcome = Outcome { verdict: Verdict::Transmit, frame };
+    Expected { outcome, service: SERVICE_INDEX, reason, backend: Some(counter) }
+}
+
+fn observing() -> World {
+    let flags = world::service().flags | FLAG_OBSERVE;
+    World::with_service(Service { flags, ..world::service() })
+}
+
+/// Clients without tokens spread over the backends, each with all of its packets, fragments too.
+#[test]
+fn by_the_clients_address() -> Result<()> {
+    let world = observing();
+    let mut cases = Vec::new();
+    for number in 0..200 {
+        let from = packet::client(number);
+        let whole = Packet { from, ..Packet::with_payload(vec![1; 30]) };
+        let other_port = Packet { from: std::net::SocketAddrV4::new(*from.ip(), 9), ..whole.clone() };
+        let fragment = Packet { fragment: 99, ..whole.clone() };
+        for (packet, reason) in
+            [(whole, Reason::NoToken), (other_port, Reason::NoToken), (fragment, Reason::Fragment)]
+        {
+            let frame = packet.bytes();
+            let expected = delivered(&world, &frame, *from.ip(), reason);
+            let name = format!("client {number}, {}", reason.name());
+            cases.push(Case { name, world: world.clone(), frame, expected });
+        }
+    }
+    for id in 1..=3 {
+        let counter = Some(world::backend(id).counter);
+        let hits = cases.iter().filter(|case| case.expected.backend == counter).count();
+        assert!(hits > 90, "backend {id} gets {hits} of 600 packets");
+    }
+    check_all(&mut Program::load()?, &cases)
+}
+
+#[test]
+fn valid_tokens_as_in_enforce() -> Result<()> {
+    let backend = observing().picked(SESSION);
+    let packet = Packet::default();
+    let stripped = packet.clone().stripped();
+    Case::sent("observed: a valid token", observing(), &packet, &stripped, &backend, Reason::Forwarded)
+        .check(&mut Program::load()?)
+}
+
+/// With nowhere to deliver to, what is refused is dropped, and counted for what kept it from its backend.
+#[test]
+fn without_a_backend() -> Result<()> {
+    let world = World { backends: vec![], ..observing() };
+    let packet = Packet::with_payload(vec![1; 30]);
+    Case::refused("observed: no token, no backend", world, &packet, Reason::NoBackend)
+        .check(&mut Program::load()?)
+}

@@ -1,0 +1,120 @@
+//! Step 1: whose packet it is, and whether it can be read.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::Result;
+use lb_common::reason::Reason;
+use lb_tests::{
+    case::Case,
+    packet::{MORE_FRAGMENTS, Packet, TAG_8021Q, UDP_LEN},
+    world::{self, World},
+};
+
+#[test]
+fn not_ours_is_passed_on_untouched() -> Result<()> {
+    crate::check_each(&not_ours())
+}
+
+#[test]
+fn what_cannot_be_read_is_dropped() -> Result<()> {
+    crate::check_each(&refused())
+}
+
+/// Packets for no service.
+fn not_ours() -> Vec<Case> {
+    let pass = |name: &str, packet: Packet| Case::not_ours(name, World::default(), &packet);
+    let elsewhere = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 11), world::SERVICE.port());
+    let other_port = SocketAddrV4::new(*world::SERVICE.ip(), 53);
+    let six_tags = Packet { tags: vec![(TAG_8021Q, 1); 6], ..Packet::default() };
+    vec![
+        pass("another address", Packet { to: elsewhere, ..Packet::default() }),
+        pass("another port of a service's address", Packet { to: other_port, ..Packet::default() }),
+        pass("port 0 of a service's address", Packet { to: with_port(0), ..Packet::default() }),
+        pass("TCP", Packet { protocol: 6, ..Packet::default() }),
+        pass("ICMP", Packet { protocol: 1, ..Packet::default() }),
+        pass("ARP", Packet { ether_type: 0x0806, ..Packet::default() }),
+        pass("IPv6", Packet { ether_type: 0x86dd, version: 6, ..Packet::default() }),
+        pass("an LLC frame", Packet { ether_type: 0x0040, ..Packet::default() }),
+        pass("under five VLAN tags", Packet::default().tagged(5)),
+        pass("under six VLAN tags", six_tags),
+        pass("under a QinQ tag of the old kind", Packet { tags: vec![(0x9100, 1)], ..Packet::default() }),
+        pass(
+            "another port, lengths that contradict each other",
+            Packet { to: other_port, udp_len: Some(3), ..Packet::default() },
+        ),
+        pass(
+            "another port, first fragment",
+            Packet { to: other_port, fragment: MORE_FRAGMENTS, ..Packet::default() },
+        ),
+        pass("another address, fragment", Packet { to: elsewhere, fragment: 5, ..Packet::default() }),
+        pass("no services", Packet::default()).with_world(World { services: vec![], ..World::default() }),
+    ]
+}
+
+/// Packets for a service that no service can take.
+fn refused() -> Vec<Case> {
+    let drop = |name: &str, packet: Packet, reason| Case::refused(name, World::default(), &packet, reason);
+    let to_53 = |packet| Packet { to: with_port(53), ..packet };
+    let whole = u16::try_from(20 + UDP_LEN + Packet::default().payload.len()).expect("small");
+    let options = |words: usize| Packet { options: vec![1; 4 * words], ..Packet::default() };
+    let lengths = |total_len, udp_len| Packet { total_len, udp_len, ..Packet::default() };
+    let short = |payload: &[u8]| Packet::with_payload(payload.to_vec());
+    let ihl = |ihl| Packet { ihl: Some(ihl), ..Packet::default() };
+    let fragment = |fragment| Packet { fragment, ..Packet::default() };
+    vec![
+        drop("first fragment", fragment(MORE_FRAGMENTS), Reason::Fragment),
+        drop("middle fragment", fragment(MORE_FRAGMENTS | 1), Reason::Fragment),
+        drop("last fragment", fragment(0x1fff), Reason::Fragment),
+        drop("last fragment, of any port", to_53(fragment(185)), Reason::Fragment),
+        drop("a fragment of one byte", Packet { total_len: Some(21), ..fragment(7) }, Reason::Fragment),
+        drop("a fragment with options", Packet { options: vec![1; 4], ..fragment(7) }, Reason::Fragment),
+        drop("a fragment under two tags", fragment(7).tagged(2), Reason::Fragment),
+        drop("a fragment under three tags", fragment(7).tagged(3), Reason::Fragment),
+        drop("one word of options", options(1), Reason::Unsupported),
+        drop("ten words of options", options(10), Reason::Unsupported),
+        drop("options under a tag", options(2).tagged(1), Reason::Unsupported),
+        drop("three VLAN tags", Packet::default().tagged(3), Reason::Unsupported),
+        drop("four VLAN tags", Packet::default().tagged(4), Reason::Unsupported),
+        drop("an IP header of no words", ihl(0), Reason::Malformed),
+        drop("an IP header of four words", ihl(4), Reason::Malformed),
+        drop("an IP header of four words, of any port", to_53(ihl(4)), Reason::Malformed),
+        drop(
+            "options that reach beyond the frame",
+            Packet { ihl: Some(15), total_len: Some(60), ..short(&[0; 20]) },
+            Reason::Malformed,
+        ),
+        drop(
+            "IP version 6 behind IPv4's EtherType",
+            Packet { version: 6, ..Packet::default() },
+            Reason::Malformed,
+        ),
+        drop("IP version 0", Packet { version: 0, ..Packet::default() }, Reason::Malformed),
+        drop("IP length 0", lengths(Some(0), None), Reason::Malformed),
+        drop("IP length of an IP header", lengths(Some(20), None), Reason::Malformed),
+        drop("IP length of an IP header and seven bytes", lengths(Some(27), Some(7)), Reason::Malformed),
+        drop("IP length one beyond the frame", lengths(Some(whole + 1), Some(whole - 19)), Reason::Malformed),
+        drop(
+            "IP length far beyond the frame",
+            lengths(Some(u16::MAX), Some(u16::MAX - 20)),
+            Reason::Malformed,
+        ),
+        drop("UDP length 0", lengths(None, Some(0)), Reason::Malformed),
+        drop("UDP length 7", lengths(None, Some(7)), Reason::Malformed),
+        drop("UDP length one less than IP's", lengths(None, Some(whole - 21)), Reason::Malformed),
+        drop("UDP length one more than IP's", lengths(None, Some(whole - 19)), Reason::Malformed),
+        drop(
+            "UDP length beyond IP's, in padding",
+            Packet { udp_len: Some(whole - 20 + 8), padding: vec![0; 8], ..Packet::default() },
+            Reason::Malformed,
+        ),
+    ]
+}
+
+fn with_port(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(*world::SERVICE.ip(), port)
+}
+
+/// The cases of this module.
+pub fn cases() -> Vec<Case> {
+    [not_ours(), refused()].concat()
+}

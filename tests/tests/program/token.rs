@@ -1,0 +1,301 @@
+//! Steps 2 to 6: what is wrong with a token.
+
+use anyhow::Result;
+use lb_common::{
+    keyslot::{KeyId, STATE_OFF},
+    live::SECOND_NS,
+    reason::Reason,
+    service::{ACCEPT_PROOF, BIND_REQUIRED, Service},
+    token::{
+        Claims, Header,
+        header::{FLAG_BIND_ADDR, FLAG_BIND_PORT, FLAG_BIND_V6, LEN, MAGIC},
+        mint::{Grant, Prefix},
+    },
+};
+use lb_tests::{
+    case::Case,
+    packet::Packet,
+    program::Program,
+    world::{self, Key, NOW, SERVICE_ID, World},
+};
+use tollgate::datapath::DatapathError;
+
+#[test]
+fn form() -> Result<()> {
+    crate::check_each(&[no_token(), bad_header(), policy()].concat())
+}
+
+#[test]
+fn keys() -> Result<()> {
+    crate::check_each(&key_cases())
+}
+
+#[test]
+fn time() -> Result<()> {
+    crate::check_each(&time_cases())
+}
+
+#[test]
+fn tags() -> Result<()> {
+    crate::check_each(&[bad_fast_tag(), full_check()].concat())
+}
+
+/// A key's way through its slot, as the daemon writes it: on, off, and another generation in its place.
+#[test]
+fn a_slot_through_generations() -> Result<()> {
+    let world = World { keys: vec![], ..World::default() };
+    let key = world::key();
+    let id = KeyId::new(key.id.slot(), key.id.generation() + 1).expect("in range");
+    let next = Key::new([8; 32], id);
+    let (of_key, of_next) = (Packet::default(), Packet::with_token(&next.bearer(&world::grant())));
+    let refused = |packet, reason: Reason| Case::refused(reason.name(), world.clone(), packet, reason);
+    let admitted = |packet| admitted("admitted", world.clone(), packet);
+
+    let mut program = Program::load()?;
+    refused(&of_key, Reason::UnknownKey).check(&mut program)?;
+    program.datapath().key_slots.install(&key.slot(SERVICE_ID))?;
+    admitted(&of_key).check(&mut program)?;
+    let taken = program.datapath().key_slots.install(&next.slot(SERVICE_ID));
+    anyhow::ensure!(matches!(taken, Err(DatapathError::SlotInUse { .. })), "{taken:?}");
+    admitted(&of_key).check(&mut program)?;
+    program.datapath().key_slots.stop(key.id.slot())?;
+    refused(&of_key, Reason::InactiveKey).check(&mut program)?;
+    program.datapath().key_slots.install(&next.slot(SERVICE_ID))?;
+    refused(&of_key, Reason::UnknownKey).check(&mut program)?;
+    admitted(&of_next).check(&mut program)
+}
+
+/// The cases of this module.
+pub fn cases() -> Vec<Case> {
+    [no_token(), bad_header(), policy(), key_cases(), time_cases(), bad_fast_tag(), full_check()].concat()
+}
+
+fn refused(name: &str, packet: &Packet, reason: Reason) -> Case {
+    Case::refused(name, World::default(), packet, reason)
+}
+
+fn no_token() -> Vec<Case> {
+    let short = world::token().to_bytes()[..LEN - 1].to_vec();
+    let mut other_first_byte = Packet::default();
+    other_first_byte.payload[0] = MAGIC ^ 1;
+    let case = |name, packet: Packet| refused(name, &packet, Reason::NoToken);
+    vec![
+        case("an empty datagram", Packet::with_payload(vec![])),
+        case("one byte", Packet::with_payload(vec![MAGIC])),
+        case("a header less one byte", Packet::with_payload(short.clone())),
+        case(
+            "a header whose last byte is padding",
+            Packet { padding: vec![0; 20], ..Packet::with_payload(short) },
+        ),
+        case("another first byte", other_first_byte),
+        case("application data alone", Packet::with_payload(vec![0x7f; 1200])),
+    ]
+}
+
+fn bad_header() -> Vec<Case> {
+    // Bytes 0..4 of a header that is right in everything else, tags included.
+    let first_bytes = |name: &str, bytes: [u8; 4]| {
+        let header = world::key().resign(&world::token(), |claims| {
+            claims[0] = claims[0] & !0xffff_ffff | u64::from(u32::from_le_bytes(bytes));
+        });
+        refused(name, &Packet::with_token(&header), Reason::BadHeader)
+    };
+    let v6 = FLAG_BIND_ADDR | FLAG_BIND_V6;
+    vec![
+        first_bytes("version 0", [MAGIC, 0x01, 0, 0]),
+        first_bytes("version 2", [MAGIC, 0x21, 0, 0]),
+        first_bytes("type 0", [MAGIC, 0x10, 0, 0]),
+        first_bytes("type KNOCK", [MAGIC, 0x13, 0, 0]),
+        first_bytes("type QUIC", [MAGIC, 0x14, 0, 0]),
+        first_bytes("flag 0x08", [MAGIC, 0x11, 0x08, 0]),
+        first_bytes("flag 0x80", [MAGIC, 0x11, 0x80 | FLAG_BIND_ADDR, 32]),
+        first_bytes("bound to no bits", [MAGIC, 0x11, FLAG_BIND_ADDR, 0]),
+        first_bytes("bound to 33 bits of IPv4", [MAGIC, 0x11, FLAG_BIND_ADDR, 33]),
+        first_bytes("bound to 65 bits of IPv6", [MAGIC, 0x11, v6, 65]),
+        first_bytes("bits without a binding", [MAGIC, 0x11, FLAG_BIND_PORT, 1]),
+        first_bytes("IPv6 without a binding", [MAGIC, 0x11, FLAG_BIND_V6, 0]),
+    ]
+}
+
+fn policy() -> Vec<Case> {
+    let proof_header = || {
+        let proof = world::grant().proof(world::key().id, &world::key().derived);
+        Packet::with_token(&proof.header(1, 10_000, b""))
+    };
+    let both = Service { accept: world::service().accept | ACCEPT_PROOF, ..world::service() };
+    let proof_alone = Service { accept: ACCEPT_PROOF, ..world::service() };
+    let bound = Service { bind: BIND_REQUIRED, ..world::service() };
+    let to_a_port = Grant { bind_port: Some(world::CLIENT.port()), ..world::grant() };
+    let case = |name, service, packet: &Packet| {
+        Case::refused(name, World::with_service(service), packet, Reason::Policy)
+    };
+    vec![
+        case("a PROOF token where BEARER is accepted", world::service(), &proof_header()),
+        case("a PROOF token where PROOF is accepted, which is not built yet", both, &proof_header()),
+        case("a BEARER token where PROOF is accepted", proof_alone, &Packet::default()),
+        case("an unbound token where a binding is required", bound, &Packet::default()),
+        case(
+            "a token bound to a port alone where a binding is required",
+            bound,
+            &Packet::with_token(&world::key().bearer(&to_a_port)),
+        ),
+    ]
+}
+
+fn key_cases() -> Vec<Case> {
+    let now = World::default().now_ns;
+    let key = world::key();
+    let slot = key.slot(SERVICE_ID);
+    let next_generation = KeyId::new(key.id.slot(), key.id.generation() + 1).expect("in range");
+    let other_slot = KeyId::new(key.id.slot() + 1, key.id.generation()).expect("in range");
+    let id_zero = Key::new([7; 32], KeyId(0));
+    let with = |name, slot, reason| Case::refused(name, World::with_key(slot), &Packet::default(), reason);
+    let changed = |change: fn(&mut lb_common::keyslot::KeySlot, u64)| {
+        let mut changed = slot;
+        change(&mut changed, now);
+        changed
+    };
+    vec![
+        Case::refused(
+            "no keys at all",
+            World { keys: vec![], ..World::default() },
+            &Packet::default(),
+            Reason::UnknownKey,
+        ),
+        with(
+            "the slot's next key",
+            Key { id: next_generation, ..key.clone() }.slot(SERVICE_ID),
+            Reason::UnknownKey,
+        ),
+        with(
+            "the key in another slot",
+            Key { id: other_slot, ..key.clone() }.slot(SERVICE_ID),
+            Reason::UnknownKey,
+        ),
+        Case::refused(
+            "key id 0, which is what an empty slot has",
+            World { keys: vec![], ..World::default() },
+            &Packet::with_token(&id_zero.bearer(&world::grant())),
+            Reason::UnknownKey,
+        ),
+        with("a key that is off", changed(|slot, _| slot.state = STATE_OFF), Reason::InactiveKey),
+        with("a key in an unknown state", changed(|slot, _| slot.state = 2), Reason::InactiveKey),
+        with("another service's key", changed(|slot, _| slot.service_id += 1), Reason::InactiveKey),
+        with("a key before its time", changed(|slot, now| slot.not_before_ns = now + 1), Reason::InactiveKey),
+        with(
+            "a key at the end of its time",
+            changed(|slot, now| slot.not_after_ns = now),
+            Reason::InactiveKey,
+        ),
+        admitted(
+            "a key in its first and last nanosecond",
+            World::with_key(changed(|slot, now| {
+                slot.not_before_ns = now;
+                slot.not_after_ns = now + 1;
+            })),
+            &Packet::default(),
+        ),
+    ]
+}
+
+fn time_cases() -> Vec<Case> {
+    let token = world::grant();
+    let second = |seconds: u32| u64::from(seconds) * SECOND_NS;
+    let refused_at =
+        |name, now_ns, reason| Case::refused(name, World::at(now_ns), &Packet::default(), reason);
+    let with_times = |issued_at, expires_at| {
+        Packet::with_token(&world::key().bearer(&Grant { issued_at, expires_at, ..world::grant() }))
+    };
+    let revoked_before = |second| World::with_service(Service { revoked_before: second, ..world::service() });
+    let valid = Packet::default();
+    vec![
+        refused_at("issued 2 s and 1 ns from now", second(token.issued_at - 2) - 1, Reason::NotYetValid),
+        admitted("issued 2 s from now", World::at(second(token.issued_at - 2)), &valid),
+        admitted("expired 1 ns less than 2 s ago", World::at(second(token.expires_at + 2) - 1), &valid),
+        refused_at("expired 2 s ago", second(token.expires_at + 2), Reason::Expired),
+        refused_at("expired for years", u64::MAX / 2, Reason::Expired),
+        refused_at("a clock that was never published", 0, Reason::NotYetValid),
+        admitted("a life of max_ttl", World::default(), &with_times(NOW, NOW + 3600)),
+        refused("a life of a second more", &with_times(NOW, NOW + 3601), Reason::Lifetime),
+        refused("the longest life", &with_times(0, u32::MAX), Reason::Lifetime),
+        refused("ended before it began, within the skew", &with_times(NOW + 1, NOW), Reason::Lifetime),
+        admitted("a life of no length", World::default(), &with_times(NOW, NOW)),
+        Case::refused(
+            "issued a second before the revocation",
+            revoked_before(token.issued_at + 1),
+            &valid,
+            Reason::Revoked,
+        ),
+        admitted("issued in the second of the revocation", revoked_before(token.issued_at), &valid),
+    ]
+}
+
+fn bad_fast_tag() -> Vec<Case> {
+    let bound = |bind: Option<Prefix>, bind_port| {
+        Packet::with_token(&world::key().bearer(&Grant { bind, bind_port, ..world::grant() }))
+    };
+    let prefix = |address: &str, len| Prefix::new(address.parse().expect("an address"), len).ok();
+    let port = Some(world::CLIENT.port());
+    let of_other_key = Key::new([8; 32], world::key().id).bearer(&world::grant());
+    let bad = |name, packet: &Packet| refused(name, packet, Reason::BadFastTag);
+    let good = |name, packet: &Packet| admitted(name, World::default(), packet);
+    let last_bit = |byte: usize| {
+        let mut packet = Packet::default();
+        packet.payload[byte] ^= 1;
+        packet
+    };
+    vec![
+        bad("signed with another key", &Packet::with_token(&of_other_key)),
+        bad("a flipped bit in the nonce", &last_bit(23)),
+        bad("a flipped bit in the sealed claims", &last_bit(39)),
+        bad("a flipped bit in the fast tag", &last_bit(47)),
+        bad("a flipped bit in the full tag", &last_bit(63)),
+        good("bound to the client", &bound(prefix("198.51.100.23", 32), None)),
+        bad("bound to its neighbour", &bound(prefix("198.51.100.22", 32), None)),
+        good("bound to the client's /31", &bound(prefix("198.51.100.22", 31), None)),
+        good("bound to the client's half of the internet", &bound(prefix("255.255.255.255", 1), None)),
+        bad("bound to the other half", &bound(prefix("1.2.3.4", 1), None)),
+        good("bound to the client's port", &bound(None, port)),
+        bad("bound to another port", &bound(None, Some(world::CLIENT.port() ^ 1))),
+        bad("bound to the port with its bytes swapped", &bound(None, port.map(u16::swap_bytes))),
+        good("bound to client and port", &bound(prefix("198.51.100.0", 24), port)),
+        bad("bound to an IPv6 network", &bound(prefix("c633:6417::", 64), None)),
+        bad("bound to an IPv6 network of one bit", &bound(prefix("8000::", 1), None)),
+    ]
+}
+
+fn full_check() -> Vec<Case> {
+    let key = world::key();
+    let resigned = |damage: fn(&mut [u64; 5])| Packet::with_token(&key.resign(&world::token(), damage));
+    let other = Claims { service_id: SERVICE_ID + 1, ..world::grant().claims };
+    let other = key.bearer(&Grant { claims: other, ..world::grant() });
+    vec![
+        refused(
+            "a full tag of somebody who holds the fast key alone",
+            &Packet::with_token(&with_wrong_full_tag(&key)),
+            Reason::BadFullTag,
+        ),
+        // The sealed claims are XORed with a keystream: a bit flipped there is that bit flipped.
+        refused("reserved claim byte set", &resigned(|claims| claims[3] ^= 1 << 40), Reason::BadHeader),
+        refused("a token of another service", &Packet::with_token(&other), Reason::WrongService),
+        admitted("another class", World::default(), &resigned(|claims| claims[3] ^= 0xff << 32)),
+    ]
+}
+
+/// A header whose fast tag is right and whose full tag is not.
+fn with_wrong_full_tag(key: &Key) -> Header {
+    let mut words = world::token().words();
+    words[7] ^= 1 << 63;
+    words[5] = lb_common::token::tags::fast(
+        key.derived.fast,
+        &Header::again(words),
+        &lb_common::token::header::Binding::default(),
+    );
+    Header::again(words)
+}
+
+/// A packet that is stripped and sent to the backend of the default session.
+fn admitted(name: &str, world: World, packet: &Packet) -> Case {
+    let backend = world.picked(world::SESSION);
+    Case::sent(name, world, packet, &packet.clone().stripped(), &backend, Reason::Forwarded)
+}

@@ -1,0 +1,134 @@
+//! The vectors of token.md, written by an implementation that shares no code with this one, through the program.
+
+use std::net::{IpAddr, SocketAddrV4};
+
+use anyhow::{Context as _, Result, bail};
+use lb_common::{
+    backend::Backend,
+    keyslot::KeyId,
+    live::SECOND_NS,
+    reason::Reason,
+    service::{ACCEPT_BEARER, ACCEPT_PROOF, Service},
+};
+use lb_tests::{
+    case::Case,
+    packet::Packet,
+    world::{self, Key, SERVICE_INDEX, World},
+};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Vectors {
+    keys: Vec<MasterKey>,
+    tokens: Vec<Token>,
+    rejected: Vec<Rejected>,
+}
+
+#[derive(Deserialize)]
+struct MasterKey {
+    master: String,
+    key_id: u32,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    name: String,
+    key: usize,
+    r#type: String,
+    client_addr: Option<IpAddr>,
+    client_port: Option<u16>,
+    service_id: u32,
+    session_id: String,
+    backend_id: u16,
+    issued_at: u32,
+    expires_at: u32,
+    header: String,
+    payload: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Rejected {
+    name: String,
+    reason: String,
+    header: String,
+    key: usize,
+    now: u64,
+    service_id: u32,
+    max_ttl: u32,
+}
+
+fn vectors() -> Result<Vectors> {
+    Ok(serde_json::from_str(include_str!("../../../lb-common/vectors/token-v1.json"))?)
+}
+
+impl Vectors {
+    /// One service with this vector's key, where BEARER and PROOF are accepted.
+    fn world(&self, key: usize, service_id: u32, max_ttl: u32, now_ns: u64) -> Result<World> {
+        let MasterKey { master, key_id } = &self.keys[key];
+        let master = <[u8; 32]>::try_from(hex::decode(master)?).ok().context("32 bytes")?;
+        let accept = ACCEPT_BEARER | ACCEPT_PROOF;
+        Ok(World {
+            now_ns,
+            keys: vec![Key::new(master, KeyId(*key_id)).slot(service_id)],
+            ..World::with_service(Service { id: service_id, max_ttl, accept, ..world::service() })
+        })
+    }
+}
+
+#[test]
+fn tokens() -> Result<()> {
+    let vectors = vectors()?;
+    let cases: Vec<Case> =
+        vectors.tokens.iter().map(|token| token_case(&vectors, token)).collect::<Result<_>>()?;
+    let forwarded = cases.iter().filter(|case| case.expected.reason == Reason::Forwarded).count();
+    assert_eq!((cases.len(), forwarded), (12, 6), "the vectors have changed");
+    crate::check_each(&cases)
+}
+
+fn token_case(vectors: &Vectors, token: &Token) -> Result<Case> {
+    let Token { key, service_id, issued_at, expires_at, backend_id, .. } = *token;
+    let now_ns = u64::from(issued_at + 1) * SECOND_NS;
+    let mut world = vectors.world(key, service_id, expires_at - issued_at, now_ns)?;
+    let pinned = Backend { backend_id, counter: 999, ..world::backend(200) };
+    if backend_id != 0 {
+        world.backends.push(pinned);
+    }
+    let payload = token.payload.as_deref().unwrap_or("");
+    let mut packet = Packet::with_payload(hex::decode(token.header.clone() + payload)?);
+    let v6 = token.client_addr.is_some_and(|address| address.is_ipv6());
+    if let Some(IpAddr::V4(address)) = token.client_addr {
+        packet.from = SocketAddrV4::new(address, packet.from.port());
+    }
+    packet.from.set_port(token.client_port.unwrap_or(packet.from.port()));
+
+    let refused = |reason| Case::refused(&token.name, world.clone(), &packet, reason);
+    Ok(match token.r#type.as_str() {
+        // Not built yet.
+        "proof" => refused(Reason::Policy),
+        // A packet of the other family than its token is bound to.
+        "bearer" if v6 => refused(Reason::BadFastTag),
+        "bearer" => {
+            let session = u64::from_str_radix(&token.session_id, 16)?;
+            let backend = if backend_id == 0 { world.picked(session) } else { pinned };
+            let sent = packet.clone().stripped();
+            Case::sent(&token.name, world.clone(), &packet, &sent, &backend, Reason::Forwarded)
+        }
+        other => bail!("{}: type {other}", token.name),
+    })
+}
+
+#[test]
+fn rejected() -> Result<()> {
+    let vectors = vectors()?;
+    let case = |rejected: &Rejected| {
+        let Rejected { name, reason, header, key, now, service_id, max_ttl } = rejected;
+        let world = vectors.world(*key, *service_id, *max_ttl, now * SECOND_NS)?;
+        let packet = Packet::with_payload(hex::decode(header)?);
+        let reason = Reason::ALL.iter().find(|known| known.name() == reason).context("a reason")?;
+        Ok(Case::refused(name, world, &packet, *reason))
+    };
+    let cases: Vec<Case> = vectors.rejected.iter().map(case).collect::<Result<_>>()?;
+    assert_eq!(cases.len(), 29, "the vectors have changed");
+    assert!(cases.iter().all(|case| case.expected.service == SERVICE_INDEX));
+    crate::check_each(&cases)
+}
