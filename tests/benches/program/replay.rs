@@ -1,0 +1,137 @@
+//! The programs of lb-ebpf/src/bin/replay.rs, which put another packet before the program under test at every run.
+
+use std::ops::Range;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    maps::{Array, ProgramArray},
+    programs::Xdp,
+};
+use lb_common::token::{Header, header};
+
+/// A token as the table holds it.
+type Words = [u64; header::LEN / 8];
+
+/// What the table's tokens are put before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A program that leaves frames as long as they are.
+    Keeping,
+    /// A program that takes the token off.
+    Stripping,
+    /// A program that leaves them, beside one that takes off.
+    Resizing,
+}
+
+impl Mode {
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Keeping => "replay",
+            Self::Stripping => "replay_stripped",
+            Self::Resizing => "replay_resized",
+        }
+    }
+}
+
+/// Which tokens of the table come, and which is next.
+#[derive(Clone, Debug)]
+pub struct Window {
+    first: u32,
+    end: u32,
+    next: u32,
+}
+
+impl Window {
+    /// From the first on, and again.
+    pub const fn new(range: Range<u32>) -> Self {
+        Self { first: range.start, end: range.end, next: range.start }
+    }
+}
+
+/// The loaded programs.
+pub struct Replay {
+    ebpf: Ebpf,
+}
+
+impl Replay {
+    /// Loads them, with room for this many tokens.
+    ///
+    /// # Errors
+    /// If the object is not beside the program's, or the kernel refuses it.
+    pub fn load(tokens: u32) -> Result<Self> {
+        let path = std::env::var_os("TOLLGATE_BPF_OBJECT")
+            .map(|object| std::path::Path::new(&object).with_file_name("replay-xdp"))
+            .context("the benchmark needs to know where its XDP programs are\ntry: cargo xtask bench")?;
+        let object = std::fs::read(&path).with_context(|| {
+            format!("cannot read {}\ntry: cargo xtask bench, which builds it", path.display())
+        })?;
+        let mut ebpf = EbpfLoader::new().map_max_entries("tokens", tokens).load(&object)?;
+        for (_, program) in ebpf.programs_mut() {
+            <&mut Xdp>::try_from(program)?.load()?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// Writes tokens into the table, from place `at` on.
+    ///
+    /// # Errors
+    /// If they do not fit.
+    pub fn write(&mut self, at: u32, tokens: &[Header]) -> Result<()> {
+        let mut table: Array<_, Words> = self.ebpf.map_mut("tokens").context("no table")?.try_into()?;
+        for (place, token) in (at..).zip(tokens) {
+            table.set(place, token.words(), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a program behind the replay, each time with the next token of the window in the frame. Returns its last
+    /// action and the mean time, nanoseconds.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn run(
+        &mut self,
+        mode: Mode,
+        tested: &Xdp,
+        window: &mut Window,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<(u32, u64)> {
+        let mut programs: ProgramArray<_> = self.ebpf.map_mut("tested").context("no array")?.try_into()?;
+        programs.set(0, tested.fd()?, 0)?;
+        self.open(window, frame)?;
+        let result = self.program(mode.program())?.test_run(TestRunOptions {
+            data_in: Some(frame),
+            repeat,
+            ..TestRunOptions::default()
+        })?;
+        ensure!(result.return_value != 0, "{} could not put a token into its frame", mode.program());
+        let [.., next, _] = self.window()?.get(&0, 0)?;
+        window.next = next;
+        Ok((result.return_value, u64::try_from(result.duration.as_nanos())?))
+    }
+
+    /// Makes a window the one that counts.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn open(&mut self, window: &Window, frame: &[u8]) -> Result<()> {
+        let Window { first, end, next } = *window;
+        let frame_len = u32::try_from(frame.len())?;
+        Ok(self.window()?.set(0, [first, end, next, frame_len], 0)?)
+    }
+
+    /// One of its programs.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn program(&mut self, name: &str) -> Result<&mut Xdp> {
+        let program = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+        Ok(program.try_into()?)
+    }
+
+    fn window(&mut self) -> Result<Array<&mut aya::maps::MapData, [u32; 4]>> {
+        Ok(self.ebpf.map_mut("window").context("no window")?.try_into()?)
+    }
+}

@@ -1,0 +1,290 @@
+//! The rows: which packets, which way they take, and what each costs.
+
+use std::io::IsTerminal as _;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{TestRun as _, TestRunOptions, programs::Xdp};
+use lb_common::{
+    keyslot::KeyId,
+    maps::{PROGRAM, PROGRAM_PASS},
+    reason::Reason,
+    service::Service,
+    token::{Claims, Header, header::Binding, mint::Grant, tags},
+};
+use lb_tests::{
+    packet::Packet,
+    program::{Counts, Program},
+    world::{self, Key, SERVICE_INDEX, World},
+};
+
+use crate::{
+    Effort, Programs,
+    replay::{Mode, Replay, Window},
+};
+
+/// Tokens that are in the large cache.
+const LIVE: u32 = 1_000_000;
+/// Tokens that are in the usual one.
+const LIVE_USUAL: u32 = 100_000;
+/// How many of them the rows use.
+const WINDOWS: [(&str, u32); 4] =
+    [("live_1", 1), ("live_1000", 1000), ("live_100000", LIVE_USUAL), ("live_1000000", LIVE)];
+
+/// One row of the table.
+pub struct Row {
+    /// As in the interface.
+    pub name: &'static str,
+    /// Nanoseconds without the empty program that are to be reached.
+    pub goal: Option<u64>,
+    /// Each sample's mean, nanoseconds, with the empty program's time in it.
+    pub samples: Vec<u64>,
+    /// The empty program's, sampled in turns with it.
+    pub empty: Vec<u64>,
+}
+
+/// A row to be measured.
+struct Plan {
+    name: &'static str,
+    goal: Option<u64>,
+    frame: Vec<u8>,
+    service: u32,
+    reason: Reason,
+    repeat: u32,
+    hmacs: bool,
+    large_cache: bool,
+    replayed: Option<Replayed>,
+}
+
+/// The tokens that come into a row's frames.
+struct Replayed {
+    mode: Mode,
+    empty_mode: Mode,
+    window: Window,
+    empty_window: Window,
+}
+
+/// Room in the table of tokens.
+pub const fn tokens_len(effort: &Effort) -> u32 {
+    LIVE + new_tokens(effort) + 1
+}
+
+const fn new_tokens(effort: &Effort) -> u32 {
+    effort.first_packets * effort.samples as u32
+}
+
+/// Measures all rows, sample by sample in turns.
+///
+/// # Errors
+/// If a packet took another way than its row says.
+pub fn measure(programs: &mut Programs, replay: &mut Replay, effort: &Effort) -> Result<Vec<Row>> {
+    fill(programs, replay, effort)?;
+    let mut plans = plans(effort);
+    let mut rows: Vec<Row> = plans
+        .iter()
+        .map(|Plan { name, goal, .. }| Row { name, goal: *goal, samples: vec![], empty: vec![] })
+        .collect();
+    for sample in 0..effort.samples {
+        if std::io::stderr().is_terminal() {
+            eprint!("\rbench: sample {} of {} ", sample + 1, effort.samples);
+        }
+        for (plan, row) in plans.iter_mut().zip(&mut rows) {
+            let program = if plan.large_cache { &mut programs.large } else { &mut programs.usual };
+            row.empty.push(plan.empty(program, replay)?);
+            row.samples.push(plan.sample(program, replay).with_context(|| plan.name)?);
+        }
+    }
+    if std::io::stderr().is_terminal() {
+        eprintln!();
+    }
+    Ok(rows)
+}
+
+/// The default service leaves tokens on; beside it stands one that takes them off.
+fn world() -> World {
+    let plain = Service { flags: 0, ..world::service() };
+    let stripping = Service { id: STRIPPING.0, index: STRIPPING.1, ..world::service() };
+    let mut backends: Vec<_> = (1..=3).map(world::backend).collect();
+    for id in 4..=6 {
+        let service_index = STRIPPING.1 as u16;
+        backends.push(lb_common::backend::Backend { service_index, ..world::backend(id) });
+    }
+    World {
+        services: vec![(world::SERVICE, plain), (stripping_at(), stripping)],
+        keys: vec![world::key().slot(world::SERVICE_ID), stripping_key().slot(STRIPPING.0)],
+        backends,
+        ..World::default()
+    }
+}
+
+/// Id and index of the service that strips.
+const STRIPPING: (u32, u32) = (43, SERVICE_INDEX + 1);
+
+fn stripping_at() -> std::net::SocketAddrV4 {
+    std::net::SocketAddrV4::new(*world::SERVICE.ip(), world::SERVICE.port() + 1)
+}
+
+fn stripping_key() -> Key {
+    Key::new([8; 32], KeyId::new(6, 1).expect("in range"))
+}
+
+/// Fills the token caches in one order, and the table in another.
+fn fill(programs: &mut Programs, replay: &mut Replay, effort: &Effort) -> Result<()> {
+    eprintln!("bench: signing {} tokens", LIVE + new_tokens(effort));
+    let mut tokens: Vec<Header> =
+        (0..u64::from(LIVE + new_tokens(effort))).map(world::token_number).collect();
+    replay.write(0, &tokens)?;
+    let claims = Claims { service_id: STRIPPING.0, ..world::grant().claims };
+    replay
+        .write(LIVE + new_tokens(effort), &[stripping_key().bearer(&Grant { claims, ..world::grant() })])?;
+
+    let frame = frame(&Packet::default());
+    for (program, len) in [(&mut programs.usual, LIVE_USUAL), (&mut programs.large, LIVE)] {
+        program.enter(&world())?;
+        replay.run(Mode::Keeping, tested(program)?, &mut Window::new(0..len), &frame, len)?;
+        ensure!(program.hmacs()? == u64::from(len), "not every token came into the cache");
+    }
+
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut from = 0;
+    for (_, len) in WINDOWS {
+        random.shuffle(&mut tokens[from..len as usize]);
+        from = len as usize;
+    }
+    replay.write(0, &tokens[..LIVE as usize])
+}
+
+fn plans(effort: &Effort) -> Vec<Plan> {
+    let one = |name, goal, packet: &Packet, reason| Plan {
+        name,
+        goal,
+        frame: frame(packet),
+        service: if reason == Reason::NotOurs { 0 } else { SERVICE_INDEX },
+        reason,
+        repeat: effort.repeat,
+        hmacs: false,
+        large_cache: false,
+        replayed: None,
+    };
+    let replayed = |range: std::ops::Range<u32>| Replayed {
+        mode: Mode::Keeping,
+        empty_mode: Mode::Keeping,
+        window: Window::new(range),
+        empty_window: Window::new(0..LIVE),
+    };
+    let elsewhere = Packet { to: packet_elsewhere(), ..Packet::default() };
+    let mut no_token = Packet::default();
+    no_token.payload[0] ^= 1;
+    let expired = world::key().bearer(&Grant { issued_at: 1, expires_at: 2, ..world::grant() });
+    let mut forged = Packet::default();
+    forged.payload[40] ^= 1;
+    let stripping = Packet { to: stripping_at(), ..Packet::default() };
+    let last = tokens_len(effort) - 1;
+
+    let mut plans = vec![
+        one("not_ours", None, &elsewhere, Reason::NotOurs),
+        one("no_token", Some(15), &no_token, Reason::NoToken),
+        one("expired", None, &Packet::with_token(&expired), Reason::Expired),
+        one("bad_fast_tag", Some(60), &forged, Reason::BadFastTag),
+        // The full check without what follows it: what of a first packet is HMAC.
+        Plan {
+            hmacs: true,
+            ..one("bad_full_tag", None, &Packet::with_token(&with_wrong_full_tag()), Reason::BadFullTag)
+        },
+        one("cached_l2", None, &Packet::with_token(&world::token_number(0)), Reason::Forwarded),
+        Plan {
+            service: STRIPPING.1,
+            replayed: Some(Replayed {
+                mode: Mode::Stripping,
+                empty_mode: Mode::Resizing,
+                window: Window::new(last..last + 1),
+                empty_window: Window::new(last..last + 1),
+            }),
+            ..one("cached_l2_strip", None, &stripping, Reason::Forwarded)
+        },
+        Plan {
+            repeat: effort.first_packets,
+            hmacs: true,
+            replayed: Some(replayed(LIVE..LIVE + new_tokens(effort))),
+            ..one("first_packet", Some(1000), &Packet::default(), Reason::Forwarded)
+        },
+    ];
+    plans.extend(WINDOWS.map(|(name, len)| Plan {
+        large_cache: len > LIVE_USUAL,
+        replayed: Some(Replayed { empty_window: Window::new(0..len), ..replayed(0..len) }),
+        ..one(name, (len == 1000).then_some(120), &Packet::default(), Reason::Forwarded)
+    }));
+    plans
+}
+
+/// What somebody can make who holds the fast key alone.
+fn with_wrong_full_tag() -> Header {
+    let key = world::key().derived;
+    let mut words = world::token().words();
+    words[7] ^= 1;
+    words[5] = tags::fast(key.fast, &Header::again(words), &Binding::default());
+    Header::again(words)
+}
+
+fn packet_elsewhere() -> std::net::SocketAddrV4 {
+    std::net::SocketAddrV4::new(std::net::Ipv4Addr::new(192, 0, 2, 1), 7777)
+}
+
+/// A frame of usual length: what is in it behind the token does not matter.
+fn frame(packet: &Packet) -> Vec<u8> {
+    let mut packet = packet.clone();
+    packet.payload.resize(150, 0xd7);
+    packet.bytes()
+}
+
+fn tested(program: &mut Program) -> Result<&Xdp> {
+    Ok(program.datapath().program(PROGRAM)?)
+}
+
+impl Plan {
+    /// The empty program's mean, nanoseconds.
+    fn empty(&mut self, program: &mut Program, replay: &mut Replay) -> Result<u64> {
+        let pass = program.datapath().program(PROGRAM_PASS)?;
+        match &mut self.replayed {
+            None => direct(pass, &self.frame, self.repeat),
+            Some(Replayed { empty_mode, empty_window, .. }) => {
+                Ok(replay.run(*empty_mode, pass, empty_window, &self.frame, self.repeat)?.1)
+            }
+        }
+    }
+
+    /// The program's mean, nanoseconds, after a look at the counters.
+    fn sample(&mut self, program: &mut Program, replay: &mut Replay) -> Result<u64> {
+        if !self.hmacs {
+            // As it is while nothing else runs. A new token is new only once.
+            self.run(program, replay)?;
+        }
+        let (before, hmacs) = (program.counts()?, program.hmacs()?);
+        let mean = self.run(program, replay)?;
+        let Counts { reasons, .. } = program.counts()?.since(&before);
+        let all = reasons.len() == 1
+            && reasons
+                .get(&(self.service, self.reason))
+                .is_some_and(|counter| counter.packets == u64::from(self.repeat));
+        ensure!(all, "{} packets took another way than {}: {reasons:?}", self.repeat, self.reason.name());
+        let made = program.hmacs()? - hmacs;
+        let expected = if self.hmacs { u64::from(self.repeat) } else { 0 };
+        ensure!(made == expected, "{made} HMACs were made, not {expected}");
+        Ok(mean)
+    }
+
+    fn run(&mut self, program: &mut Program, replay: &mut Replay) -> Result<u64> {
+        let tested = tested(program)?;
+        match &mut self.replayed {
+            None => direct(tested, &self.frame, self.repeat),
+            Some(Replayed { mode, window, .. }) => {
+                Ok(replay.run(*mode, tested, window, &self.frame, self.repeat)?.1)
+            }
+        }
+    }
+}
+
+fn direct(program: &Xdp, frame: &[u8], repeat: u32) -> Result<u64> {
+    let result =
+        program.test_run(TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::default() })?;
+    Ok(u64::try_from(result.duration.as_nanos())?)
+}
