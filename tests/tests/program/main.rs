@@ -1,6 +1,7 @@
 //! The program in the kernel, packet by packet. Needs root and no network: it runs in a bare virtual machine, too.
 
 mod cache;
+mod clock;
 mod coverage;
 mod delivery;
 mod malformed;

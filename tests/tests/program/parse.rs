@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::Result;
-use lb_common::reason::Reason;
+use lb_common::{reason::Reason, service::Service};
 use lb_tests::{
     case::Case,
     packet::{MORE_FRAGMENTS, Packet, TAG_8021Q, UDP_LEN},
@@ -18,6 +18,34 @@ fn not_ours_is_passed_on_untouched() -> Result<()> {
 #[test]
 fn what_cannot_be_read_is_dropped() -> Result<()> {
     crate::check_each(&refused())
+}
+
+/// Two services at one address: what shows its port is its service's, what does not is counted for the first by id.
+#[test]
+fn an_address_has_one_service_for_what_shows_no_port() -> Result<()> {
+    let first = Service { id: 7, index: 9, ..world::service() };
+    let world = World {
+        services: vec![(world::SERVICE, world::service()), (with_port(99), first)],
+        ..World::default()
+    };
+    let of = |service: u32, packet: Packet, reason| {
+        let mut case = Case::refused("two services", world.clone(), &packet, reason);
+        case.expected.service = service;
+        case
+    };
+    let to_99 = |packet| Packet { to: with_port(99), ..packet };
+    let fragment = |fragment| Packet { fragment, ..Packet::default() };
+    let no_ports = || Packet { ihl: Some(4), ..Packet::default() };
+    crate::check_each(&[
+        of(world::SERVICE_INDEX, Packet::with_payload(vec![]), Reason::NoToken),
+        of(9, to_99(Packet::with_payload(vec![])), Reason::NoToken),
+        of(9, to_99(Packet::default()), Reason::InactiveKey),
+        of(world::SERVICE_INDEX, fragment(MORE_FRAGMENTS), Reason::Fragment),
+        of(9, to_99(fragment(MORE_FRAGMENTS)), Reason::Fragment),
+        of(9, fragment(1), Reason::Fragment),
+        of(9, to_99(fragment(1)), Reason::Fragment),
+        of(9, no_ports(), Reason::Malformed),
+    ])
 }
 
 /// Packets for no service.
