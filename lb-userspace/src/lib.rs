@@ -1,7 +1,11 @@
 //! Tollgate, the daemon and its command line.
 
+pub mod api;
 pub mod balancer;
 pub mod config;
+pub mod control;
 pub mod datapath;
 pub mod keyring;
 pub mod store;
+pub mod token;
+mod version;

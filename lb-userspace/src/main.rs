@@ -1,3 +1,9 @@
-//! The binary.
+//! The program `tollgate`: parses, calls, prints.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

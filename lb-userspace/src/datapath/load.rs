@@ -13,7 +13,9 @@ use lb_common::{
     maps,
 };
 
-use super::{Counters, DatapathError, GRACE, KeySlots, LiveWords, Pins, Tables, error::chain, layout};
+use super::{
+    Counters, DatapathError, GRACE, KeySlots, LiveWords, Owners, Pins, Tables, error::chain, layout,
+};
 
 /// What is decided when the program is loaded.
 #[derive(Clone, Debug)]
@@ -51,6 +53,8 @@ pub struct Datapath {
     pub key_slots: KeySlots,
     /// What was counted.
     pub counters: Counters,
+    /// Whose counters they are.
+    pub owners: Owners,
     /// Whether the pinned token cache was of another size and has been made anew.
     pub sessions_made_anew: bool,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
@@ -122,6 +126,7 @@ impl Datapath {
             live,
             key_slots: KeySlots::new(key_slots, options.grace)?,
             counters: Counters::new(counters, cpus)?,
+            owners: Owners::open(options.pins.as_ref())?,
             sessions_made_anew,
             // An object without log calls has no map for them.
             logger: EbpfLogger::init(&mut ebpf).ok(),
@@ -136,6 +141,10 @@ impl Datapath {
     pub fn program(&self, name: &'static str) -> Result<&Xdp, DatapathError> {
         let missing = DatapathError::Missing { what: "program", name };
         self.ebpf.program(name).and_then(|program| program.try_into().ok()).ok_or(missing)
+    }
+
+    pub(super) fn program_mut(&mut self, name: &'static str) -> Result<&mut Xdp, DatapathError> {
+        xdp(&mut self.ebpf, name)
     }
 
     /// The kernel's id of the filtering program.

@@ -3,6 +3,7 @@
 //! [`Datapath::load`] gives the program and its typed maps; pinned for the daemon, or private to whoever runs it on
 //! packets of its own. `attach` puts a pinned one before interfaces, and `detach` takes it off again.
 
+pub mod attach;
 mod batch;
 mod counters;
 mod error;
@@ -10,7 +11,9 @@ mod key_slots;
 mod layout;
 mod live;
 mod load;
+mod owners;
 mod pins;
+pub mod preflight;
 mod tables;
 
 pub use counters::{Counters, Totals};
@@ -18,5 +21,6 @@ pub use error::DatapathError;
 pub use key_slots::KeySlots;
 pub use live::LiveWords;
 pub use load::{Datapath, Options, ProgramRuns, embedded_object};
+pub use owners::{BackendOwner, Owners};
 pub use pins::{PinLock, Pins};
 pub use tables::{GRACE, Snapshot, TableSet, Tables};

@@ -1,0 +1,381 @@
+//! What goes over the control socket, as JSON: the stable form of what the commands print.
+
+use serde::{Deserialize, Serialize};
+
+use crate::keyring::KeyState;
+
+/// Integers that JavaScript and jq would round are strings, and both are read.
+pub mod big {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    const EXACT: u64 = 1 << 53;
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(u64),
+        Text(String),
+    }
+
+    /// A number, or above 2^53 a string.
+    ///
+    /// # Errors
+    /// As the serializer's.
+    pub fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
+        if *value > EXACT { super::text::serialize(value, to) } else { to.serialize_u64(*value) }
+    }
+
+    /// Either form.
+    ///
+    /// # Errors
+    /// For anything else.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+        match Either::deserialize(from)? {
+            Either::Number(value) => Ok(value),
+            Either::Text(text) => text.parse().map_err(D::Error::custom),
+        }
+    }
+}
+
+/// 64-bit identifiers: always strings, so that nobody meets a change of type.
+pub mod text {
+    use serde::{Deserializer, Serializer};
+
+    /// A string.
+    ///
+    /// # Errors
+    /// As the serializer's.
+    pub fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    /// A string or a number.
+    ///
+    /// # Errors
+    /// For anything else.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+        super::big::deserialize(from)
+    }
+}
+
+/// `tollgate status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The node's name.
+    pub node: String,
+    /// Of the daemon.
+    pub version: String,
+    /// It was built from.
+    pub commit: String,
+    /// The layout of the maps.
+    pub abi: u32,
+    /// Whether it filters.
+    pub ready: bool,
+    /// Why it does not.
+    pub not_ready: Vec<String>,
+    /// The daemon's process.
+    pub pid: u32,
+    /// How long it has been running, seconds.
+    pub uptime_seconds: u64,
+    /// Where it filters.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// What it protects.
+    pub services: Vec<ServiceStatus>,
+    /// All keys.
+    pub keys: Vec<KeyStatus>,
+    /// All backends.
+    pub backends: Vec<BackendStatus>,
+    /// Where the kernel differed from what is desired at the last comparison and could not be mended.
+    pub differences: Vec<String>,
+    /// What went wrong at the last comparison.
+    pub errors: Vec<String>,
+    /// Of the store.
+    #[serde(with = "big")]
+    pub store_revision: u64,
+    /// Whether the store can be used.
+    pub store_connected: bool,
+    /// Tokens in the cache.
+    #[serde(with = "big")]
+    pub sessions: u64,
+    /// Room for them.
+    pub sessions_max: u32,
+    /// Full checks made.
+    #[serde(with = "big")]
+    pub hmacs: u64,
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether the program is on it.
+    pub attached: bool,
+    /// `native` or `generic`.
+    pub mode: Option<String>,
+    /// The kernel's number for the program.
+    pub program_id: Option<u32>,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: u32,
+    /// Where it is reached.
+    pub address: String,
+    /// Where it is reached.
+    pub port: u16,
+    /// `enforce` or `observe`.
+    pub mode: String,
+    /// `local` or `l2`.
+    pub forward: String,
+    /// Whether the token is taken off.
+    pub strip: bool,
+    /// The key that signs.
+    pub active_key: Option<u32>,
+    /// Backends that may be used.
+    pub backends_up: usize,
+    /// Backends.
+    pub backends: usize,
+}
+
+/// A key, without its secret. Times are unix seconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyStatus {
+    /// The service's name, or its number where the configuration has none of it.
+    pub service: String,
+    /// The service.
+    pub service_id: u32,
+    /// Its id.
+    pub key_id: u32,
+    /// What it may do.
+    pub state: KeyState,
+    /// Whether the kernel verifies with it.
+    pub installed: bool,
+    /// When it was made or imported.
+    pub created_at: u64,
+    /// When it began to sign.
+    pub activated_at: Option<u64>,
+    /// When it ends.
+    pub not_after: Option<u64>,
+    /// Whether another node made it.
+    pub imported: bool,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// The service's name.
+    pub service: String,
+    /// The service.
+    pub service_id: u32,
+    /// Its id.
+    pub id: u16,
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: String,
+    /// Its share.
+    pub weight: u32,
+    /// `up`, or why not, in a word.
+    pub state: String,
+    /// Why not, and what to look at.
+    pub detail: String,
+    /// Whether it gets sessions.
+    pub up: bool,
+    /// Its MAC address, where known.
+    pub mac: Option<String>,
+    /// The interface it is reached through.
+    pub interface: Option<String>,
+    /// Packets sent to it.
+    #[serde(with = "big")]
+    pub packets: u64,
+    /// Bytes sent to it, as they came in.
+    #[serde(with = "big")]
+    pub bytes: u64,
+}
+
+/// `tollgate counters`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterReport {
+    /// What was for no service.
+    pub not_ours: Count,
+    /// By service.
+    pub services: Vec<ServiceCounters>,
+}
+
+/// A service's counters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceCounters {
+    /// Its name.
+    pub service: String,
+    /// Its id.
+    pub service_id: u32,
+    /// By reason: all of them, in the order of their numbers, but `not_ours`.
+    pub reasons: Vec<ReasonCount>,
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// Packets.
+    #[serde(with = "big")]
+    pub packets: u64,
+    /// Bytes of their frames, as they came in.
+    #[serde(with = "big")]
+    pub bytes: u64,
+}
+
+/// Packets and bytes of one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasonCount {
+    /// Its name.
+    pub reason: String,
+    /// How many.
+    #[serde(flatten)]
+    pub count: Count,
+}
+
+/// `tollgate keys rotate`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotateRequest {
+    /// The service, by name or id; all services if not given.
+    pub service: Option<String>,
+}
+
+/// What a rotation did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotated {
+    /// The service's name.
+    pub service: String,
+    /// The service.
+    pub service_id: u32,
+    /// The new key.
+    pub key_id: u32,
+    /// `active`, or `staged` while a kernel does not have it.
+    pub state: KeyState,
+    /// The key before it.
+    pub previous: Option<u32>,
+}
+
+/// `tollgate keys revoke`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeRequest {
+    /// The key.
+    pub key_id: u32,
+}
+
+/// What a revocation did. The kernel refuses the key by now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// The key.
+    pub key_id: u32,
+    /// The service it belongs to.
+    pub service_id: u32,
+    /// What it was.
+    pub was: KeyState,
+    /// The key that signs now.
+    pub active_key: Option<u32>,
+}
+
+/// `tollgate keys export`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportRequest {
+    /// The service, by name or id.
+    pub service: String,
+}
+
+/// What an import did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportReport {
+    /// Keys that are new here.
+    pub added: Vec<u32>,
+    /// Keys that were here.
+    pub known: Vec<u32>,
+    /// Keys that were left out, for they were revoked or have ended.
+    pub skipped: Vec<u32>,
+}
+
+/// What a token is to say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MintRequest {
+    /// The service, by name or id.
+    pub service: String,
+    /// The session.
+    #[serde(with = "text")]
+    pub session: u64,
+    /// `bearer` or `proof`.
+    #[serde(rename = "type")]
+    pub kind: TokenKind,
+    /// Seconds.
+    pub ttl: u64,
+    /// The address that its client must send from,
+    pub bind: Option<std::net::IpAddr>,
+    /// so many bits of it; all that can be bound if not given,
+    pub bind_len: Option<u8>,
+    /// and the port.
+    pub bind_port: Option<u16>,
+    /// The rate class.
+    pub class: u8,
+    /// The backend to be pinned to; 0: none.
+    pub backend: u16,
+}
+
+/// The type of a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenKind {
+    /// Whoever holds it is in.
+    #[default]
+    Bearer,
+    /// Each packet proves that its sender holds the session key.
+    Proof,
+}
+
+/// A minted token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Minted {
+    /// The 64 bytes of a BEARER header; of a PROOF token the first header's, with `seq` 0 and an empty payload.
+    pub header: String,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: TokenKind,
+    /// The key that signed it.
+    pub key_id: u32,
+    /// Unix seconds.
+    pub issued_at: u64,
+    /// Unix seconds.
+    pub expires_at: u64,
+    /// PROOF: the claims.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claims: Option<String>,
+    /// PROOF: the fast tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fast_tag: Option<String>,
+    /// PROOF: the session's key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_key: Option<String>,
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The cause and the next thing to try.
+    pub error: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_integers_are_strings() {
+        let count = Count { packets: 1 << 53, bytes: (1 << 53) + 1 };
+        let json = serde_json::to_string(&count).unwrap();
+        assert_eq!(json, r#"{"packets":9007199254740992,"bytes":"9007199254740993"}"#);
+        assert_eq!(serde_json::from_str::<Count>(&json).unwrap(), count);
+    }
+}

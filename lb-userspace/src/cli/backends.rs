@@ -1,0 +1,51 @@
+//! `tollgate backends`.
+
+use tollgate::api::messages::BackendStatus;
+
+use super::{
+    Global,
+    output::{self, columns},
+};
+
+/// What to do.
+#[derive(clap::Subcommand)]
+pub enum Backends {
+    /// All backends, and whether they get sessions
+    List {
+        /// Only this service's, by name or id
+        #[arg(long, value_name = "S")]
+        service: Option<String>,
+    },
+}
+
+/// Does it.
+pub fn run(global: &Global, command: &Backends) -> anyhow::Result<()> {
+    let Backends::List { service } = command;
+    let list: Vec<BackendStatus> = global.client().get(&output::query("/v1/backends", service.as_deref()))?;
+    output::print(global.output, &list, |list| table(list))
+}
+
+/// Also of `status`.
+pub fn table(list: &[BackendStatus]) -> Vec<String> {
+    let row = |backend: &BackendStatus| {
+        vec![
+            backend.service.clone(),
+            backend.id.to_string(),
+            backend.name.clone(),
+            backend.address.clone(),
+            backend.weight.to_string(),
+            backend.packets.to_string(),
+            if backend.up {
+                format!(
+                    "up, {} on {}",
+                    backend.mac.as_deref().unwrap_or("?"),
+                    backend.interface.as_deref().unwrap_or("?")
+                )
+            } else {
+                format!("{}: {}", backend.state, backend.detail)
+            },
+        ]
+    };
+    let heads = ["SERVICE", "ID", "NAME", "ADDRESS", "WEIGHT", "PACKETS", "STATE"];
+    columns(&heads, &list.iter().map(row).collect::<Vec<_>>())
+}

@@ -1,0 +1,36 @@
+//! `tollgate counters`.
+
+use tollgate::api::messages::{Count, CounterReport};
+
+use super::{
+    Global,
+    output::{self, columns},
+};
+
+/// Of what.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only this service, by name or id
+    #[arg(long, value_name = "S")]
+    service: Option<String>,
+}
+
+/// Prints what the program has counted.
+pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
+    let path = output::query("/v1/counters", args.service.as_deref());
+    let report: CounterReport = global.client().get(&path)?;
+    output::print(global.output, &report, table)
+}
+
+fn table(report: &CounterReport) -> Vec<String> {
+    let row = |service: &str, reason: &str, count: &Count| {
+        vec![service.to_owned(), reason.to_owned(), count.packets.to_string(), count.bytes.to_string()]
+    };
+    let mut rows = Vec::new();
+    for service in &report.services {
+        let counted = service.reasons.iter().filter(|one| one.count.packets > 0);
+        rows.extend(counted.map(|one| row(&service.service, &one.reason, &one.count)));
+    }
+    rows.push(row("-", "not_ours", &report.not_ours));
+    columns(&["SERVICE", "REASON", "PACKETS", "BYTES"], &rows)
+}

@@ -1,0 +1,150 @@
+//! `tollgate keys`.
+
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use tollgate::{
+    api::messages::{
+        ExportRequest, ImportReport, KeyStatus, RevokeRequest, Revoked, RotateRequest, Rotated,
+    },
+    keyring::{KeyState, Keyset},
+};
+
+use super::{
+    Global,
+    output::{self, columns},
+    status,
+};
+
+/// How long `--wait` waits.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What to do.
+#[derive(clap::Subcommand)]
+pub enum Keys {
+    /// All keys, without their secrets
+    List,
+    /// Replace the key that signs; tokens of the one before stay valid until they expire
+    Rotate {
+        /// Only this service's, by name or id
+        #[arg(long, value_name = "S")]
+        service: Option<String>,
+        /// Come back only when the new key signs
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Stop a key at once and for good, with all its tokens
+    Revoke {
+        /// Its number, as `keys list` shows it
+        key_id: u32,
+    },
+    /// Print a service's keys, secrets and all, for an issuer of its tokens
+    Export {
+        /// The service, by name or id
+        #[arg(long, value_name = "S")]
+        service: String,
+    },
+    /// Take over the keys that another node has exported
+    Import {
+        /// What `keys export` printed
+        file: PathBuf,
+    },
+}
+
+/// Does it.
+pub fn run(global: &Global, command: Keys) -> anyhow::Result<()> {
+    let client = global.client();
+    match command {
+        Keys::List => {
+            let keys: Vec<KeyStatus> = client.get("/v1/keys")?;
+            output::print(global.output, &keys, |keys| status::keys(keys))
+        }
+        Keys::Rotate { service, wait } => {
+            let mut rotated: Vec<Rotated> = client.post("/v1/keys/rotate", &RotateRequest { service })?;
+            if wait {
+                wait_for(global, &mut rotated)?;
+            }
+            output::print(global.output, &rotated, |rotated| rotations(rotated))
+        }
+        Keys::Revoke { key_id } => {
+            let revoked: Revoked = client.post("/v1/keys/revoke", &RevokeRequest { key_id })?;
+            output::print(global.output, &revoked, |revoked| {
+                let now = match revoked.active_key {
+                    Some(id) => format!("key {id} signs now"),
+                    None => "no key signs: see `tollgate keys list`".to_owned(),
+                };
+                vec![format!("key {} ({}) is revoked: its tokens are refused. {now}", revoked.key_id, revoked.was)]
+            })
+        }
+        Keys::Export { service } => {
+            let keyset: Keyset = client.post("/v1/keys/export", &ExportRequest { service })?;
+            // The same for people: it is for `keys import`, `token mint --keyset` and issuers.
+            output::print(output::Format::Json, &keyset, |_| Vec::new())
+        }
+        Keys::Import { file } => {
+            let report: ImportReport = client.post("/v1/keys/import", &read_keyset(&file)?)?;
+            output::print(global.output, &report, |report| {
+                let ImportReport { added, known, skipped } = report;
+                vec![format!(
+                    "{} keys added, {} known already, {} left out (revoked or ended)",
+                    added.len(),
+                    known.len(),
+                    skipped.len()
+                )]
+            })
+        }
+    }
+}
+
+/// What `keys export` printed.
+pub fn read_keyset(file: &Path) -> anyhow::Result<Keyset> {
+    let text = std::fs::read(file)
+        .with_context(|| format!("{}: cannot be read; `tollgate keys export` makes one", file.display()))?;
+    serde_json::from_slice(&text).with_context(|| {
+        format!("{}: this is no keyset; `tollgate keys export --service S > FILE` makes one", file.display())
+    })
+}
+
+/// Waits until all new keys sign.
+fn wait_for(global: &Global, rotated: &mut [Rotated]) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let mut told = false;
+    while let Some(waiting) = rotated.iter().find(|one| one.state != KeyState::Active) {
+        if start.elapsed() > PATIENCE {
+            bail!(
+                "key {} of {} does not sign after {} s; see `tollgate status`",
+                waiting.key_id,
+                waiting.service,
+                PATIENCE.as_secs()
+            );
+        }
+        if !told && std::io::stderr().is_terminal() {
+            eprintln!("waiting until key {} of {} is in the kernel", waiting.key_id, waiting.service);
+            told = true;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let keys: Vec<KeyStatus> = global.client().get("/v1/keys")?;
+        for one in rotated.iter_mut() {
+            if let Some(key) = keys.iter().find(|key| key.key_id == one.key_id) {
+                one.state = key.state;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn rotations(rotated: &[Rotated]) -> Vec<String> {
+    let row = |one: &Rotated| {
+        vec![
+            one.service.clone(),
+            one.key_id.to_string(),
+            one.state.to_string(),
+            one.previous.map_or_else(|| "-".to_owned(), |id| id.to_string()),
+        ]
+    };
+    columns(&["SERVICE", "KEY", "STATE", "BEFORE"], &rotated.iter().map(row).collect::<Vec<_>>())
+}

@@ -1,0 +1,164 @@
+//! The command line, one file per command.
+//!
+//! Exit statuses: 0 done, 1 failed, 2 usage, 3 no daemon.
+
+mod backends;
+mod check;
+mod counters;
+mod detach;
+mod keys;
+mod output;
+mod run;
+mod status;
+mod token;
+
+use std::{
+    io::{self, IsTerminal as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use tollgate::{
+    api::client::{Client, ClientError},
+    config::{Config, ConfigError},
+};
+use tracing_subscriber::EnvFilter;
+
+use output::Format;
+
+const FAILED: u8 = 1;
+const NO_DAEMON: u8 = 3;
+
+/// Drops every datagram to a protected UDP service that carries no valid token, in the network driver, and sends the
+/// rest to the right backend.
+#[derive(Parser)]
+#[command(name = "tollgate", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command knows.
+#[derive(Clone, Debug, clap::Args)]
+struct Global {
+    /// How results are printed; JSON is the stable form
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// The daemon's control socket
+    #[arg(long, global = true, value_name = "SOCKET", default_value = "/run/tollgate/control.sock")]
+    control: PathBuf,
+    /// What is logged to standard error: error, warn, info, debug, trace
+    #[arg(long, global = true, value_name = "LEVEL", env = "TOLLGATE_LOG", default_value = "info")]
+    log: String,
+}
+
+/// Where the configuration is.
+#[derive(Clone, Debug, clap::Args)]
+struct ConfigFile {
+    /// The configuration
+    #[arg(short = 'c', long = "config", value_name = "FILE", default_value = "/etc/tollgate/tollgate.toml")]
+    file: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The daemon, in the foreground
+    Run(ConfigFile),
+    /// Check the configuration and this host, and change nothing
+    Check(ConfigFile),
+    /// Take the program off the interfaces and remove what is pinned
+    Detach(ConfigFile),
+    /// What the daemon does, and what differs from what it should
+    Status,
+    /// Packets and bytes by service and reason
+    Counters(counters::Args),
+    /// Keys: list, rotate, revoke, export, import
+    #[command(subcommand)]
+    Keys(keys::Keys),
+    /// Tokens: mint, inspect
+    #[command(subcommand)]
+    Token(token::Token),
+    /// Backends: list
+    #[command(subcommand)]
+    Backends(backends::Backends),
+}
+
+/// Runs the command of this process, and says how it went.
+pub fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    let result = match command {
+        Command::Run(file) => run::run(&global, &file),
+        Command::Check(file) => check::run(&global, &file),
+        Command::Detach(file) => detach::run(&global, &file),
+        Command::Status => status::run(&global),
+        Command::Counters(args) => counters::run(&global, &args),
+        Command::Keys(command) => keys::run(&global, command),
+        Command::Token(command) => token::run(&global, command),
+        Command::Backends(command) => backends::run(&global, &command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tollgate: {}", shown(&error));
+            ExitCode::from(status_of(&error))
+        }
+    }
+}
+
+/// A configuration's errors with the lines they are in, all others with their causes.
+fn shown(error: &anyhow::Error) -> String {
+    if let Some(error) = error.downcast_ref::<ConfigError>() {
+        return error.report(io::stderr().is_terminal());
+    }
+    // Many of our messages tell their cause themselves.
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+fn status_of(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::NoDaemon { .. }) => NO_DAEMON,
+        _ => FAILED,
+    }
+}
+
+/// Whether whoever read the output has read enough, as `head` does.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+impl Global {
+    fn client(&self) -> Client {
+        Client::new(&self.control)
+    }
+
+    /// Logs to standard error from here on.
+    fn log(&self) -> anyhow::Result<()> {
+        let filter = EnvFilter::builder().parse(&self.log).map_err(|error| {
+            anyhow::anyhow!("--log {}: {error}; use error, warn, info, debug or trace", self.log)
+        })?;
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
+            .with_target(false)
+            .init();
+        Ok(())
+    }
+}
+
+impl ConfigFile {
+    fn load(&self) -> anyhow::Result<Config> {
+        Ok(Config::load(Path::new(&self.file))?)
+    }
+}

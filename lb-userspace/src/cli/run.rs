@@ -1,0 +1,130 @@
+//! `tollgate run`: the daemon. When it ends, the data path goes on.
+
+use std::{env, io, os::unix::net::UnixDatagram, path::Path};
+
+use anyhow::{Context as _, bail};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+use tollgate::{
+    api::server,
+    config::Config,
+    control::{Controller, Handle},
+    datapath::preflight::{self, Verdict},
+    store,
+};
+use tracing::{info, warn};
+
+use super::{ConfigFile, Global};
+
+/// Runs until it is told to end.
+pub fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<()> {
+    global.log()?;
+    let config = file.load()?;
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    preflight(&config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(daemon(config))
+}
+
+fn preflight(config: &Config) -> anyhow::Result<()> {
+    preflight::raise_memlock_limit();
+    let checks = preflight::checks(&config.bpffs, config.sessions);
+    let failed: Vec<_> = checks
+        .iter()
+        .filter(|check| check.verdict == Verdict::Failed)
+        .map(|check| format!("{}: {}; {}", check.name, check.found, check.mend))
+        .collect();
+    if !failed.is_empty() {
+        bail!("this host cannot run the data path\n  {}", failed.join("\n  "));
+    }
+    for check in checks.iter().filter(|check| check.verdict == Verdict::Warning) {
+        warn!("{}: {}; {}", check.name, check.found, check.mend);
+    }
+    Ok(())
+}
+
+async fn daemon(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let store = store::open(&config.store)?;
+    // Before anything changes in the kernel, everything that can be refused is asked for.
+    let control = server::bind_control(&config.control)?;
+    let metrics = match config.metrics {
+        Some(address) => Some(server::bind_metrics(address).await?),
+        None => None,
+    };
+    let socket = config.control.clone();
+    let node = config.node.clone();
+
+    let controller = Controller::start(config, store).await?;
+    let readiness = controller.readiness();
+    let (handle, commands) = Handle::new();
+    let mut controller = tokio::spawn(controller.run(commands));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let control = axum::serve(control, server::control(handle.clone())).with_graceful_shutdown(async {
+        let _ = stopped.await;
+    });
+    let control = tokio::spawn(control.into_future());
+    if let Some(metrics) = metrics {
+        let router = server::metrics(handle, readiness.clone());
+        tokio::spawn(axum::serve(metrics, router).into_future());
+    }
+    tokio::spawn(announce(readiness, node));
+
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: ending; the data path goes on"),
+        _ = interrupt.recv() => info!("SIGINT: ending; the data path goes on"),
+        ended = &mut controller => {
+            ended.context("the control loop ended by itself; the data path goes on")?;
+        }
+    }
+    notify("STOPPING=1");
+    // Answers under way are still given.
+    let _ = stop.send(());
+    control.await.context("the control socket's server")??;
+    let _ = std::fs::remove_file(socket);
+    Ok(())
+}
+
+/// Tells the log and the service manager when it filters, and when it does not any more.
+async fn announce(mut readiness: server::Readiness, node: String) {
+    loop {
+        let state = readiness.borrow_and_update().clone();
+        match state {
+            Ok(()) => {
+                info!(node, "ready: filtering");
+                notify("READY=1\nSTATUS=filtering");
+            }
+            Err(reasons) => {
+                warn!(node, "not ready: {}", reasons.join("; "));
+                notify(&format!("STATUS=not filtering: {}", reasons.join("; ")));
+            }
+        }
+        if readiness.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// sd_notify(3): one datagram to the service manager, if there is one.
+fn notify(state: &str) {
+    let Some(socket) = env::var_os("NOTIFY_SOCKET") else { return };
+    let sent = send(Path::new(&socket), state);
+    if let Err(error) = sent {
+        warn!("NOTIFY_SOCKET {}: {error}", Path::new(&socket).display());
+    }
+}
+
+fn send(socket: &Path, state: &str) -> io::Result<()> {
+    use std::os::{linux::net::SocketAddrExt as _, unix::ffi::OsStrExt as _, unix::net::SocketAddr};
+    let address = match socket.as_os_str().as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(socket)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)?;
+    Ok(())
+}

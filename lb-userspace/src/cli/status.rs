@@ -1,0 +1,96 @@
+//! `tollgate status`.
+
+use tollgate::api::messages::{InterfaceStatus, KeyStatus, ServiceStatus, Status};
+
+use super::{
+    Global, backends,
+    output::{self, columns, duration},
+};
+
+/// Prints what the daemon says of itself.
+pub fn run(global: &Global) -> anyhow::Result<()> {
+    let status: Status = global.client().get("/v1/status")?;
+    output::print(global.output, &status, table)
+}
+
+fn table(status: &Status) -> Vec<String> {
+    let mut lines = vec![
+        format!(
+            "node {}, tollgate {} ({}), process {}, up {}",
+            status.node,
+            status.version,
+            status.commit,
+            status.pid,
+            duration(status.uptime_seconds)
+        ),
+        match status.ready {
+            true => "ready: filtering".to_owned(),
+            false => format!("NOT READY: {}", status.not_ready.join("; ")),
+        },
+        format!(
+            "{} of {} tokens in the cache, {} full checks, store at revision {}{}",
+            status.sessions,
+            status.sessions_max,
+            status.hmacs,
+            status.store_revision,
+            if status.store_connected { "" } else { ", STORE NOT USABLE" }
+        ),
+    ];
+    let mut section = |title: &str, table: Vec<String>| {
+        lines.extend([String::new(), title.to_owned()]);
+        lines.extend(table.into_iter().map(|line| format!("  {line}")));
+    };
+    section("interfaces", interfaces(&status.interfaces));
+    section("services", services(&status.services));
+    section("keys", keys(&status.keys));
+    if !status.backends.is_empty() {
+        section("backends", backends::table(&status.backends));
+    }
+    if !status.differences.is_empty() {
+        section("the kernel differs from what is desired in", status.differences.clone());
+    }
+    if !status.errors.is_empty() {
+        section("errors", status.errors.clone());
+    }
+    lines
+}
+
+fn interfaces(interfaces: &[InterfaceStatus]) -> Vec<String> {
+    let row = |interface: &InterfaceStatus| {
+        let mode = interface.mode.clone().unwrap_or_else(|| "NOT ATTACHED".to_owned());
+        vec![interface.name.clone(), mode, interface.program_id.map_or_else(String::new, |id| id.to_string())]
+    };
+    columns(&["NAME", "MODE", "PROGRAM"], &interfaces.iter().map(row).collect::<Vec<_>>())
+}
+
+fn services(services: &[ServiceStatus]) -> Vec<String> {
+    let row = |service: &ServiceStatus| {
+        vec![
+            service.name.clone(),
+            service.id.to_string(),
+            format!("{}:{}", service.address, service.port),
+            service.mode.clone(),
+            service.forward.clone(),
+            service.active_key.map_or_else(|| "NONE".to_owned(), |id| id.to_string()),
+            format!("{}/{}", service.backends_up, service.backends),
+        ]
+    };
+    let heads = ["NAME", "ID", "ADDRESS", "MODE", "FORWARD", "ACTIVE KEY", "BACKENDS UP"];
+    columns(&heads, &services.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Also of `keys list`.
+pub fn keys(keys: &[KeyStatus]) -> Vec<String> {
+    let row = |key: &KeyStatus| {
+        vec![
+            key.service.clone(),
+            key.key_id.to_string(),
+            key.state.to_string(),
+            if key.installed { "yes" } else { "no" }.to_owned(),
+            output::date(key.created_at),
+            key.not_after.map_or_else(|| "-".to_owned(), output::date),
+        ]
+    };
+    let heads = ["SERVICE", "KEY", "STATE", "IN KERNEL", "MADE", "ENDS"];
+    columns(&heads, &keys.iter().map(row).collect::<Vec<_>>())
+}

@@ -1,0 +1,215 @@
+//! `tollgate token`: what an issuer does, by hand.
+
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, bail};
+use tollgate::{
+    api::{
+        client::ClientError,
+        messages::{MintRequest, Minted, TokenKind},
+    },
+    keyring::Keyset,
+    token::{self, InspectRequest, Inspection, KnownKey, Step, TokenError},
+};
+
+use super::{
+    Global, keys,
+    output::{self, columns},
+};
+
+/// What to do.
+#[derive(clap::Subcommand)]
+pub enum Token {
+    /// Mint a token, with the daemon's key or one of a keyset
+    Mint(Mint),
+    /// What is in a token, and what the program would make of it
+    Inspect {
+        /// The 64 bytes of its header
+        hex: String,
+        /// Keys that `keys export` printed, instead of the daemon's
+        #[arg(long, value_name = "FILE")]
+        keyset: Option<PathBuf>,
+        /// Where its packet came from, for a token that is bound to an address
+        #[arg(long, value_name = "ADDR")]
+        from: Option<IpAddr>,
+        /// From which port, for a token that is bound to one
+        #[arg(long, value_name = "PORT")]
+        from_port: Option<u16>,
+    },
+}
+
+/// A token's content.
+#[derive(clap::Args)]
+pub struct Mint {
+    /// The service, by name or id
+    #[arg(long, value_name = "S")]
+    service: String,
+    /// The session: its packets all go to one backend
+    #[arg(long, value_name = "N")]
+    session: u64,
+    /// bearer: whoever holds it is in; proof: each packet proves it
+    #[arg(long = "type", value_name = "TYPE", default_value = "bearer", value_parser = kind)]
+    kind: TokenKind,
+    /// How long it lives
+    #[arg(long, value_name = "TIME", default_value = "300s", value_parser = humantime::parse_duration)]
+    ttl: Duration,
+    /// Bind it to the client's address, or a prefix of it
+    #[arg(long, value_name = "ADDR[/LEN]", value_parser = prefix)]
+    bind: Option<(IpAddr, Option<u8>)>,
+    /// Bind it to the client's port
+    #[arg(long, value_name = "PORT")]
+    bind_port: Option<u16>,
+    /// The rate class
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    class: u8,
+    /// Pin the session to this backend
+    #[arg(long, value_name = "ID", default_value_t = 0)]
+    backend: u16,
+    /// Sign with the active key of what `keys export` printed, without a daemon
+    #[arg(long, value_name = "FILE")]
+    keyset: Option<PathBuf>,
+}
+
+/// Does it.
+pub fn run(global: &Global, command: Token) -> anyhow::Result<()> {
+    match command {
+        Token::Mint(mint) => {
+            let minted = minted(global, &mint)?;
+            output::print(global.output, &minted, mint_lines)
+        }
+        Token::Inspect { hex, keyset, from, from_port } => {
+            let request = InspectRequest { token: hex, from, from_port };
+            let inspection = inspection(global, &request, keyset)?;
+            output::print(global.output, &inspection, inspection_lines)
+        }
+    }
+}
+
+fn minted(global: &Global, mint: &Mint) -> anyhow::Result<Minted> {
+    let (bind, bind_len) = mint.bind.unzip();
+    let request = MintRequest {
+        service: mint.service.clone(),
+        session: mint.session,
+        kind: mint.kind,
+        ttl: mint.ttl.as_secs(),
+        bind,
+        bind_len: bind_len.flatten(),
+        bind_port: mint.bind_port,
+        class: mint.class,
+        backend: mint.backend,
+    };
+    let Some(file) = &mint.keyset else {
+        return Ok(global.client().post("/v1/token/mint", &request)?);
+    };
+    let keyset = keys::read_keyset(file)?;
+    if keyset.service != mint.service && keyset.service_id.to_string() != mint.service {
+        bail!(
+            "{} is of service {} ({}), not {}; export that one's keys",
+            file.display(),
+            keyset.service,
+            keyset.service_id,
+            mint.service
+        );
+    }
+    let now = unix_now()?;
+    let signer = keyset.keys.iter().map(|key| (key, KnownKey::exported(keyset.service_id, key)));
+    let (exported, key) = signer.into_iter().find(|(_, key)| key.signs()).ok_or(TokenError::NoSigner)?;
+    if exported.sign_until <= now {
+        bail!(
+            "{}: its key may be signed with until {} only; `tollgate keys export` again",
+            file.display(),
+            output::date(exported.sign_until)
+        );
+    }
+    Ok(token::mint(&request, &key, now)?)
+}
+
+fn inspection(
+    global: &Global,
+    request: &InspectRequest,
+    keyset: Option<PathBuf>,
+) -> anyhow::Result<Inspection> {
+    if let Some(file) = keyset {
+        let Keyset { service_id, keys, .. } = keys::read_keyset(&file)?;
+        let keys: Vec<_> = keys.iter().map(|key| KnownKey::exported(service_id, key)).collect();
+        return Ok(token::inspect(request, Some(&keys), &[], unix_now()?)?);
+    }
+    match global.client().post("/v1/token/inspect", request) {
+        // What needs no key can be seen without a daemon.
+        Err(ClientError::NoDaemon { .. }) => Ok(token::inspect(request, None, &[], unix_now()?)?),
+        answer => Ok(answer?),
+    }
+}
+
+fn unix_now() -> anyhow::Result<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    Ok(now.context("the clock is before 1970; set it")?.as_secs())
+}
+
+/// The header alone: ready for a shell's `$(..)`.
+fn mint_lines(minted: &Minted) -> Vec<String> {
+    let mut lines = vec![minted.header.clone()];
+    let more = [("claims", &minted.claims), ("fast_tag", &minted.fast_tag), ("session_key", &minted.session_key)];
+    lines.extend(more.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value.as_ref()?))));
+    lines
+}
+
+fn inspection_lines(inspection: &Inspection) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !inspection.nonce.is_empty() {
+        let kind = match inspection.kind {
+            TokenKind::Bearer => "bearer",
+            TokenKind::Proof => "proof",
+        };
+        lines.extend([
+            format!("type       {kind}"),
+            format!("key        {}", inspection.key_id),
+            format!("issued     {}", output::date(inspection.issued_at)),
+            format!("expires    {}", output::date(inspection.expires_at)),
+            format!("nonce      {}", inspection.nonce),
+            match (inspection.bind_len, inspection.bind_port) {
+                (0, false) => "bound to   nothing".to_owned(),
+                (0, true) => "bound to   the port".to_owned(),
+                (len, false) => format!("bound to   {len} bits of the address"),
+                (len, true) => format!("bound to   {len} bits of the address, and the port"),
+            },
+        ]);
+    }
+    if let Some(claims) = &inspection.claims {
+        lines.extend([
+            format!("service    {}", claims.service_id),
+            format!("session    {}", claims.session_id),
+            format!("class      {}", claims.class),
+            format!("backend    {}", claims.backend_id),
+        ]);
+    }
+    let row = |step: &Step| vec![step.check.clone(), step.outcome.clone(), step.detail.clone()];
+    let steps: Vec<_> = inspection.steps.iter().map(row).collect();
+    lines.push(String::new());
+    lines.extend(columns(&["CHECK", "OUTCOME", "DETAIL"], &steps));
+    lines.extend([String::new(), format!("verdict    {}", inspection.verdict)]);
+    lines
+}
+
+fn kind(text: &str) -> Result<TokenKind, String> {
+    match text {
+        "bearer" => Ok(TokenKind::Bearer),
+        "proof" => Ok(TokenKind::Proof),
+        _ => Err("bearer or proof".to_owned()),
+    }
+}
+
+fn prefix(text: &str) -> Result<(IpAddr, Option<u8>), String> {
+    let (address, len) = match text.split_once('/') {
+        Some((address, len)) => {
+            (address, Some(len.parse().map_err(|_| format!("{len:?} is no prefix length"))?))
+        }
+        None => (text, None),
+    };
+    let address = address.parse().map_err(|_| format!("{address:?} is no IP address"))?;
+    Ok((address, len))
+}

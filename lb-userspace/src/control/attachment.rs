@@ -1,0 +1,148 @@
+//! The program before the configured interfaces: put there, kept there, and nowhere else.
+
+use tracing::{info, warn};
+
+use super::{backends::Interfaces, program_name};
+use crate::{
+    config::{Config, XdpMode},
+    datapath::{
+        Datapath, DatapathError, Pins,
+        attach::{Attached, Mode, linked_program},
+    },
+};
+
+/// Where the program is to be.
+pub struct Attachments {
+    interfaces: Vec<String>,
+    mode: XdpMode,
+    pins: Pins,
+    /// The program, once it is loaded.
+    program_id: Option<u32>,
+}
+
+impl Attachments {
+    /// As configured.
+    pub fn new(config: &Config, pins: Pins) -> Self {
+        Self { interfaces: config.interfaces.clone(), mode: config.xdp_mode, pins, program_id: None }
+    }
+
+    /// Checks that the program can be attached, before anything is changed.
+    ///
+    /// # Errors
+    /// For an interface that is not there, or that carries a program of somebody else's.
+    pub fn check(&self, interfaces: &Interfaces) -> Result<(), DatapathError> {
+        self.interfaces.iter().try_for_each(|name| self.check_one(name, interfaces))
+    }
+
+    fn check_one(&self, name: &str, interfaces: &Interfaces) -> Result<(), DatapathError> {
+        let failed = |cause: String, mend: String| DatapathError::Attach {
+            interface: name.to_owned(),
+            cause,
+            mend,
+        };
+        let Some(interface) = interfaces.get(name) else {
+            let mut names: Vec<_> = interfaces.keys().map(String::as_str).filter(|name| *name != "lo").collect();
+            names.sort_unstable();
+            return Err(failed(
+                "there is no such interface".to_owned(),
+                format!("`interfaces` in the configuration can be: {}", names.join(", ")),
+            ));
+        };
+        let ours = linked_program(&self.pins, name);
+        match interface.xdp {
+            Some((id, _)) if ours != Some(id) => Err(failed(
+                format!("it carries somebody else's XDP program, id {id} ({})", program_name(id)),
+                format!("stop what attached it, or `ip link set dev {name} xdp off`, then start again"),
+            )),
+            Some((_, mode)) if !self.modes().contains(&mode) => Err(failed(
+                format!("our program is on it in {} mode, and xdp_mode wants another", mode.name()),
+                "`tollgate detach`, then start again: packets are not filtered in between".to_owned(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Attaches the program everywhere, or nowhere where it was not before.
+    ///
+    /// # Errors
+    /// With the first interface that would not have it.
+    pub fn attach_all(
+        &mut self,
+        datapath: &mut Datapath,
+        interfaces: &Interfaces,
+    ) -> Result<(), DatapathError> {
+        self.program_id = Some(datapath.program_id()?);
+        let mut new = Vec::new();
+        for name in &self.interfaces {
+            let attached = self
+                .check_one(name, interfaces)
+                .and_then(|()| datapath.attach(&self.pins, name, interfaces[name].index, self.modes()));
+            match attached {
+                Ok(Attached::Anew) => new.push(name),
+                Ok(Attached::Replaced) => info!(interface = name, "program replaced, no packet missed"),
+                Err(error) => {
+                    for name in new {
+                        self.pins.remove(&self.pins.link(name))?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        for name in new {
+            info!(interface = name, "program attached");
+        }
+        for name in self.pins.links()? {
+            if !self.interfaces.contains(&name) {
+                self.pins.remove(&self.pins.link(&name))?;
+                info!(interface = name, "program taken off: no longer in `interfaces`");
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches the program again where it has gone, as with an interface that was removed and made anew. Returns
+    /// what would not do.
+    pub fn mend(&self, datapath: &mut Datapath, interfaces: &Interfaces) -> Vec<String> {
+        let mut errors = Vec::new();
+        for name in &self.interfaces {
+            let Some(interface) = interfaces.get(name) else { continue };
+            if interface.xdp.map(|(id, _)| id) == self.program_id {
+                continue;
+            }
+            let attached = self
+                .check_one(name, interfaces)
+                .and_then(|()| datapath.attach(&self.pins, name, interface.index, self.modes()));
+            match attached {
+                Ok(_) => warn!(interface = name, "program attached again"),
+                Err(error) => errors.push(error.to_string()),
+            }
+        }
+        errors
+    }
+
+    /// Where the program should be and is not.
+    pub fn missing(&self, interfaces: &Interfaces) -> Vec<String> {
+        let is_missing = |name: &&String| self.mode_on(name, interfaces).is_none();
+        let missing = self.interfaces.iter().filter(is_missing);
+        missing.map(|name| format!("the program is not on interface {name}")).collect()
+    }
+
+    /// How the program is attached to an interface, if it is.
+    pub fn mode_on(&self, name: &str, interfaces: &Interfaces) -> Option<Mode> {
+        let (id, mode) = interfaces.get(name)?.xdp?;
+        (Some(id) == self.program_id).then_some(mode)
+    }
+
+    /// The program, once it is loaded.
+    pub const fn program_id(&self) -> Option<u32> {
+        self.program_id
+    }
+
+    const fn modes(&self) -> &'static [Mode] {
+        match self.mode {
+            XdpMode::Auto => &[Mode::Native, Mode::Generic],
+            XdpMode::Native => &[Mode::Native],
+            XdpMode::Generic => &[Mode::Generic],
+        }
+    }
+}

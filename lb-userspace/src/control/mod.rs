@@ -1,0 +1,416 @@
+//! The loop that makes the kernel equal to the desired state, again and again: at start, on every change, every second.
+
+mod attachment;
+pub mod backends;
+mod clock;
+mod commands;
+mod desired;
+mod indices;
+mod keys;
+mod neighbours;
+mod network;
+mod report;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+pub use commands::{Command, Handle, RequestError};
+pub use report::MetricsReport;
+
+use crate::{
+    config::Config,
+    datapath::{
+        BackendOwner, Datapath, DatapathError, Options, PinLock, Pins, TableSet, attach, embedded_object,
+    },
+    keyring::Event,
+    store::{Store, StoreError},
+};
+use attachment::Attachments;
+use backends::{Backends, Interfaces};
+use desired::{Placed, Way};
+use indices::Indices;
+use keys::{Keys, KeysError};
+use network::{Network, NetworkError};
+
+/// How often everything is compared.
+const EVERY: Duration = Duration::from_secs(1);
+/// How long the first answers of backends are waited for at start.
+const FIRST_ANSWERS: Duration = Duration::from_secs(1);
+/// How long changes of the network are collected.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data path.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+}
+
+/// Keeps the kernel equal to the desired state.
+pub struct Controller {
+    config: Config,
+    datapath: Datapath,
+    keys: Keys,
+    network: Network,
+    interfaces: Interfaces,
+    backends: Backends,
+    indices: Indices,
+    attachments: Attachments,
+    built: Option<Built>,
+    outcome: Outcome,
+    ready: watch::Sender<Result<(), Vec<String>>>,
+    started_at: Instant,
+    store_connected: bool,
+    _lock: PinLock,
+}
+
+/// The tables, and what they were built from.
+struct Built {
+    ways: Vec<(u32, u32, std::collections::BTreeMap<u16, Way>)>,
+    set: TableSet,
+}
+
+/// What the last comparison left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Outcome {
+    differences: Vec<String>,
+    errors: Vec<String>,
+    /// Again so soon, because a write had to wait.
+    again_in: Option<Duration>,
+}
+
+impl Outcome {
+    /// A step that failed: what it was to mend still differs.
+    fn failed(&mut self, differences: Vec<String>, error: &DatapathError) {
+        self.differences.extend(differences);
+        match error {
+            DatapathError::Grace(left) => self.again_in = Some(*left),
+            error => self.errors.push(error.to_string()),
+        }
+    }
+}
+
+impl Controller {
+    /// Brings the data path up: clock, keys and tables first, then the program before the interfaces. If it fails,
+    /// what was attached before still is, and nothing else.
+    ///
+    /// # Errors
+    /// With the first thing that would not do.
+    pub async fn start(config: Config, store: Arc<dyn Store>) -> Result<Self, StartError> {
+        let pins = Pins::new(&config.bpffs)?;
+        let lock = pins.lock()?;
+        match Self::bring_up(config, store, &pins, lock).await {
+            Ok(controller) => Ok(controller),
+            Err(error) => {
+                // Maps without a program before an interface are of no use to anybody.
+                if pins.links()?.is_empty() {
+                    pins.remove_all()?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn bring_up(
+        config: Config,
+        store: Arc<dyn Store>,
+        pins: &Pins,
+        lock: PinLock,
+    ) -> Result<Self, StartError> {
+        let network = Network::connect(Backends::addresses_of(&config.services))?;
+        let interfaces = network.interfaces().await?;
+        let attachments = Attachments::new(&config, pins.clone());
+        attachments.check(&interfaces)?;
+
+        let options = Options {
+            sessions: config.sessions,
+            hmac_cost_ns: lb_common::live::SECOND_NS / u64::from(config.hmac_budget).max(1),
+            pins: Some(pins.clone()),
+            ..Options::default()
+        };
+        let datapath = Datapath::load(embedded_object()?, &options)?;
+        clock::publish(&datapath)?;
+        if datapath.sessions_made_anew {
+            info!(sessions = config.sessions, "the token cache has another size than before and begins empty");
+        }
+        let keys = Keys::open(store, &config.services).await?;
+        let backends = Backends::new(&config.services, &config.interfaces, &datapath.tables.live()?);
+        let mut controller = Self {
+            indices: Indices::read(&datapath)?,
+            config,
+            datapath,
+            keys,
+            network,
+            interfaces,
+            backends,
+            attachments,
+            built: None,
+            outcome: Outcome::default(),
+            ready: watch::Sender::new(Err(vec!["starting".to_owned()])),
+            started_at: Instant::now(),
+            store_connected: true,
+            _lock: lock,
+        };
+        controller.first_answers().await?;
+        controller.fill().await?;
+        controller.attachments.attach_all(&mut controller.datapath, &controller.interfaces)?;
+        controller.round(true).await;
+        Ok(controller)
+    }
+
+    /// Asks for all backends and gives them a moment to answer.
+    async fn first_answers(&mut self) -> Result<(), NetworkError> {
+        let deadline = Instant::now() + FIRST_ANSWERS;
+        let mut ask = true;
+        loop {
+            self.follow_backends(ask).await?;
+            ask = false;
+            if !self.backends.any_resolving() {
+                return Ok(());
+            }
+            if tokio::time::timeout_at(deadline, self.network.changed()).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Keys and tables, before the first packet meets the program.
+    async fn fill(&mut self) -> Result<(), StartError> {
+        self.follow_keys().await?;
+        tokio::time::sleep(self.datapath.tables.grace_left()).await;
+        let mut outcome = Outcome::default();
+        self.sync_keys(&mut outcome);
+        self.keys.confirm().await?;
+        self.sync_tables(&mut outcome);
+        for error in &outcome.errors {
+            warn!("{error}");
+        }
+        Ok(())
+    }
+
+    /// Whether it filters, as it changes; with the reasons why it does not.
+    pub fn readiness(&self) -> watch::Receiver<Result<(), Vec<String>>> {
+        self.ready.subscribe()
+    }
+
+    /// Runs until nobody holds a [`Handle`] any more.
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let network = self.network.clone();
+        loop {
+            let again = Instant::now() + self.outcome.again_in.unwrap_or(EVERY);
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.answer(command).await,
+                    None => return,
+                },
+                _ = ticks.tick() => self.round(true).await,
+                () = sleep_until(again), if self.outcome.again_in.is_some() => self.round(false).await,
+                () = network.changed() => {
+                    tokio::time::sleep(SETTLE).await;
+                    self.round(false).await;
+                }
+            }
+        }
+    }
+
+    /// Compares everything with the kernel and mends what differs.
+    async fn round(&mut self, ask: bool) {
+        let mut outcome = Outcome::default();
+        if let Err(error) = clock::publish(&self.datapath) {
+            outcome.errors.push(error.to_string());
+        }
+        if let Err(error) = self.follow_keys().await {
+            outcome.errors.push(error.to_string());
+        }
+        self.sync_keys(&mut outcome);
+        if let Err(error) = self.keys.confirm().await {
+            outcome.errors.push(error.to_string());
+        }
+        match self.network.interfaces().await {
+            Ok(interfaces) => self.interfaces = interfaces,
+            Err(error) => outcome.errors.push(error.to_string()),
+        }
+        if let Err(error) = self.follow_backends(ask).await {
+            outcome.errors.push(error.to_string());
+        }
+        self.sync_tables(&mut outcome);
+        outcome.errors.extend(self.attachments.mend(&mut self.datapath, &self.interfaces));
+        self.datapath.flush_log();
+        self.conclude(outcome);
+    }
+
+    fn conclude(&mut self, outcome: Outcome) {
+        for error in outcome.errors.iter().filter(|error| !self.outcome.errors.contains(error)) {
+            warn!("{error}");
+        }
+        if outcome.errors.is_empty() && !self.outcome.errors.is_empty() {
+            info!("the kernel is as desired again");
+        }
+        self.outcome = outcome;
+        let reasons = self.not_ready();
+        let ready = if reasons.is_empty() { Ok(()) } else { Err(reasons) };
+        self.ready.send_if_modified(|before| {
+            let changed = *before != ready;
+            *before = ready;
+            changed
+        });
+    }
+
+    /// Rotations and ends that are due.
+    async fn follow_keys(&mut self) -> Result<(), KeysError> {
+        let ticked = self.keys.tick().await;
+        self.store_connected = !matches!(ticked, Err(KeysError::Store(_)));
+        for event in ticked? {
+            match event {
+                Event::Staged { service_id, key_id } => info!(service_id, key_id = key_id.0, "key made"),
+                Event::Ended { service_id, key_id } => info!(service_id, key_id = key_id.0, "key ended"),
+                Event::Blocked { service_id, error } => warn!(service_id, "no new key: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_keys(&mut self, outcome: &mut Outcome) {
+        match self.keys.sync(&mut self.datapath.key_slots) {
+            Ok(report) => {
+                for difference in &report.differences {
+                    debug!("{difference}");
+                }
+                for error in &report.errors {
+                    outcome.failed(Vec::new(), error);
+                }
+                if !report.errors.is_empty() {
+                    outcome.differences.extend(report.differences);
+                }
+            }
+            Err(error) => outcome.failed(vec!["the keys cannot be compared".to_owned()], &error),
+        }
+    }
+
+    async fn follow_backends(&mut self, ask: bool) -> Result<(), NetworkError> {
+        for change in self.backends.refresh(&self.network, &self.interfaces, ask).await? {
+            let BackendOwner { service_id, backend_id } = change.backend;
+            let service = self.config.services.iter().find(|service| service.id == service_id);
+            let service = service.map_or("", |service| service.name.as_str());
+            if change.state.is_up() {
+                info!(service, backend = backend_id, "backend up");
+            } else {
+                warn!(service, backend = backend_id, "backend not used: {}", change.state);
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_tables(&mut self, outcome: &mut Outcome) {
+        let result = self.datapath.tables.live().and_then(|live| {
+            let set = self.desired_tables(&live)?;
+            Ok((set.differences(&live), set))
+        });
+        let (differences, set) = match result {
+            Ok(compared) => compared,
+            Err(error) => return outcome.failed(vec!["the tables cannot be compared".to_owned()], &error),
+        };
+        if differences.is_empty() {
+            return;
+        }
+        debug!("publishing: {}", differences.join(", "));
+        if let Err(error) = self.datapath.tables.publish(&set) {
+            outcome.failed(differences, &error);
+        }
+    }
+
+    /// Builds the tables where something they are built from has changed; a Maglev table takes a millisecond.
+    fn desired_tables(&mut self, live: &TableSet) -> Result<TableSet, DatapathError> {
+        let mut ways = Vec::new();
+        for service in &self.config.services {
+            let wanted: BTreeSet<u32> = self.config.services.iter().map(|service| service.id).collect();
+            if let Some(index) = self.indices.service(service.id, &wanted, live, &mut self.datapath)? {
+                ways.push((service.id, index, std::collections::BTreeMap::new()));
+            }
+        }
+        let wanted: BTreeSet<BackendOwner> = self.backends.owners().collect();
+        for (service_id, _, ways) in &mut ways {
+            for (owner, reached) in self.backends.up(*service_id) {
+                let counter = self.indices.backend(owner, &wanted, live, &mut self.datapath)?;
+                let Some(counter) = counter else { continue };
+                let way = Way {
+                    counter,
+                    ifindex: reached.ifindex,
+                    destination_mac: reached.mac,
+                    source_mac: reached.source_mac,
+                };
+                ways.insert(owner.backend_id, way);
+            }
+        }
+        if let Some(built) = self.built.as_ref().filter(|built| built.ways == ways) {
+            return Ok(built.set.clone());
+        }
+        let placed: Vec<_> = ways
+            .iter()
+            .filter_map(|(id, index, ways)| {
+                let service = self.config.services.iter().find(|service| service.id == *id)?;
+                Some(Placed { service, index: *index, ways: ways.clone() })
+            })
+            .collect();
+        let set = TableSet::new(&desired::snapshot(&placed))?;
+        self.built = Some(Built { ways, set: set.clone() });
+        Ok(set)
+    }
+
+    /// Why it does not filter yet, or not any more.
+    fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.datapath.live.offset_ns() == 0 {
+            reasons.push("the clock is not published".to_owned());
+        }
+        reasons.extend(self.attachments.missing(&self.interfaces));
+        for service in &self.config.services {
+            let signer = self.keys.keyring().signer(service.id);
+            if !signer.is_some_and(|key| self.keys.is_installed(key.id)) {
+                reasons.push(format!("service {} has no active key in the kernel", service.name));
+            }
+        }
+        let published = self.built.as_ref().is_some() && self.outcome.differences.is_empty();
+        if !published {
+            reasons.extend(self.outcome.differences.iter().map(|what| format!("not as desired: {what}")));
+        }
+        reasons
+    }
+}
+
+/// Takes the program off all interfaces and removes everything that is pinned.
+///
+/// # Errors
+/// If a daemon is running, or a pin cannot be removed. Returns the interfaces it was on.
+pub fn detach(config: &Config) -> Result<Vec<String>, DatapathError> {
+    let pins = Pins::new(&config.bpffs)?;
+    if !pins.exist() {
+        return Ok(Vec::new());
+    }
+    let _lock = pins.lock()?;
+    let interfaces = pins.links()?;
+    pins.remove_all()?;
+    Ok(interfaces)
+}
+
+/// The name of a program somebody else attached, for messages.
+fn program_name(id: u32) -> String {
+    attach::program_name(id).filter(|name| !name.is_empty()).unwrap_or_else(|| "without a name".to_owned())
+}

@@ -1,0 +1,150 @@
+//! Whose counters are whose: pinned beside the counters, so that both live equally long. The program knows nothing
+//! of these maps.
+
+use aya::maps::{Array, IterableMap as _, Map, MapData, MapType};
+use lb_common::maps::{BACKENDS_MAX, SERVICES_MAX};
+
+use super::{DatapathError, Pins, batch, error::chain};
+
+const SERVICE_OWNERS: &str = "service_owners";
+const BACKEND_OWNERS: &str = "backend_owners";
+
+/// By index: the id of the service that has it, and the backend that has a counter. 0: nobody yet.
+pub struct Owners {
+    services: Array<MapData, u32>,
+    backends: Array<MapData, u64>,
+}
+
+/// A backend of a service, as a word of the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendOwner {
+    /// The service.
+    pub service_id: u32,
+    /// The backend.
+    pub backend_id: u16,
+}
+
+impl BackendOwner {
+    const fn to_word(self) -> u64 {
+        (self.service_id as u64) << 16 | self.backend_id as u64
+    }
+
+    const fn from_word(word: u64) -> Option<Self> {
+        if word == 0 {
+            return None;
+        }
+        Some(Self { service_id: (word >> 16) as u32, backend_id: word as u16 })
+    }
+}
+
+impl Owners {
+    pub(super) fn open(pins: Option<&Pins>) -> Result<Self, DatapathError> {
+        let services = open::<u32>(pins, SERVICE_OWNERS, SERVICES_MAX)?;
+        let backends = open::<u64>(pins, BACKEND_OWNERS, BACKENDS_MAX)?;
+        Ok(Self { services, backends })
+    }
+
+    /// By service index: the service's id, or 0.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn services(&self) -> Result<Vec<u32>, DatapathError> {
+        batch::array(self.services.map(), 1).map_err(|source| DatapathError::Map {
+            map: SERVICE_OWNERS,
+            action: "read it",
+            source,
+        })
+    }
+
+    /// By counter: the backend that has it.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn backends(&self) -> Result<Vec<Option<BackendOwner>>, DatapathError> {
+        let words: Vec<u64> = batch::array(self.backends.map(), 1).map_err(|source| DatapathError::Map {
+            map: BACKEND_OWNERS,
+            action: "read it",
+            source,
+        })?;
+        Ok(words.into_iter().map(BackendOwner::from_word).collect())
+    }
+
+    /// Gives an index to a service. Its counters are to be cleared first.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn set_service(&mut self, index: u32, service_id: u32) -> Result<(), DatapathError> {
+        self.services.set(index, service_id, 0).map_err(|source| DatapathError::Map {
+            map: SERVICE_OWNERS,
+            action: "write it",
+            source,
+        })
+    }
+
+    /// Gives a counter to a backend. It is to be cleared first.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn set_backend(&mut self, counter: u32, owner: BackendOwner) -> Result<(), DatapathError> {
+        self.backends.set(counter, owner.to_word(), 0).map_err(|source| DatapathError::Map {
+            map: BACKEND_OWNERS,
+            action: "write it",
+            source,
+        })
+    }
+}
+
+/// The pinned map, or a new one, which is then pinned.
+fn open<V: aya::Pod>(
+    pins: Option<&Pins>,
+    name: &'static str,
+    entries: u32,
+) -> Result<Array<MapData, V>, DatapathError> {
+    let failed = |action| move |source| DatapathError::Map { map: name, action, source };
+    let value_size = size_of::<V>() as u32;
+    let create = || {
+        let map = aya_obj::Map::new_from_params(MapType::Array as u32, 4, value_size, entries, 0);
+        MapData::create(map, name, None).map_err(failed("make it"))
+    };
+    let Some(pins) = pins else {
+        return Map::Array(create()?).try_into().map_err(failed("open it"));
+    };
+    let path = pins.map(name);
+    let map = if path.exists() {
+        let map = MapData::from_pin(&path).map_err(failed("open its pin"))?;
+        let info = map.info().map_err(failed("look at it"))?;
+        let found = (info.map_type().ok(), info.key_size(), info.value_size(), info.max_entries());
+        let wanted = (Some(MapType::Array), 4, value_size, entries);
+        if found != wanted {
+            let [found, wanted] = [found, wanted].map(|layout| format!("{layout:?}"));
+            return Err(DatapathError::Layout { path, found, wanted });
+        }
+        map
+    } else {
+        let map = create()?;
+        map.pin(&path).map_err(|error| DatapathError::Pin {
+            path,
+            action: "pin the map",
+            source: std::io::Error::other(chain(&error)),
+            mend: "run as root",
+        })?;
+        map
+    };
+    Map::Array(map).try_into().map_err(failed("open it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_holds_a_backend() {
+        for owner in [
+            BackendOwner { service_id: 1, backend_id: 1 },
+            BackendOwner { service_id: u32::MAX, backend_id: u16::MAX },
+        ] {
+            assert_eq!(BackendOwner::from_word(owner.to_word()), Some(owner));
+        }
+        assert_eq!(BackendOwner::from_word(0), None);
+    }
+}

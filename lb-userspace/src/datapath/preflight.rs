@@ -1,0 +1,143 @@
+//! This host before anything is changed on it: each check with what was found and, where it will not do, what to try.
+
+use std::{fs, path::Path};
+
+use aya::util::KernelVersion;
+use lb_common::maps;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::{DatapathError, Pins, embedded_object};
+
+/// The oldest kernel that has all that the program uses.
+const OLDEST_KERNEL: KernelVersion = KernelVersion::new(6, 1, 0);
+
+/// What one check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// Whether it will do.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What to try, where it will not do.
+    pub mend: &'static str,
+}
+
+/// Whether something will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It will.
+    Good,
+    /// It will, and could be better.
+    Warning,
+    /// It will not.
+    Failed,
+}
+
+/// Looks at kernel, rights and memory for a data path pinned below `bpffs`.
+pub fn checks(bpffs: &Path, sessions: u32) -> Vec<Check> {
+    vec![program(), kernel(), rights(), btf(), jit(), pinning(bpffs), memory(sessions)]
+}
+
+/// Lets kernels that count locked memory lock as much as the maps need. Kernels since 5.11 do not count it.
+pub fn raise_memlock_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK)
+        && soft != hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard);
+    }
+}
+
+fn check(name: &'static str, good: bool, found: String, mend: &'static str) -> Check {
+    let verdict = if good { Verdict::Good } else { Verdict::Failed };
+    Check { name, verdict, found, mend }
+}
+
+fn program() -> Check {
+    let found = match embedded_object() {
+        Ok(object) => return check("program", true, format!("{} bytes, built in", object.len()), ""),
+        Err(error @ DatapathError::NoObject) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    check("program", false, found, "build with `cargo xtask build`")
+}
+
+fn kernel() -> Check {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let new_enough = KernelVersion::current().is_ok_and(|running| running >= OLDEST_KERNEL);
+    let found = format!("Linux {}", release.trim());
+    check("kernel", new_enough, found, "Linux 6.1 or later is needed: this one lacks what the program uses")
+}
+
+/// Bits of the capabilities, from linux/capability.h.
+const CAPABILITIES: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+
+fn rights() -> Check {
+    const MEND: &str = "run as root, or give the process CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|word| u64::from_str_radix(word.trim(), 16).ok())
+        .unwrap_or(0);
+    let missing: Vec<_> =
+        CAPABILITIES.into_iter().filter(|(_, bit)| effective >> bit & 1 == 0).map(|(name, _)| name).collect();
+    match missing.as_slice() {
+        [] => check("rights", true, "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON".into(), MEND),
+        missing => check("rights", false, format!("{} missing", missing.join(" and ")), MEND),
+    }
+}
+
+fn btf() -> Check {
+    let there = Path::new("/sys/kernel/btf/vmlinux").exists();
+    let found = if there { "/sys/kernel/btf/vmlinux" } else { "none: no /sys/kernel/btf/vmlinux" };
+    check(
+        "BTF",
+        there,
+        found.into(),
+        "use a kernel with CONFIG_DEBUG_INFO_BTF (all distributions'), and mount /sys",
+    )
+}
+
+fn jit() -> Check {
+    const MEND: &str = "`sysctl net.core.bpf_jit_enable=1`: interpreted, the program is many times slower";
+    // Absent where the JIT is compiled in for good.
+    let setting = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_else(|_| "1".into());
+    let off = setting.trim() == "0";
+    let verdict = if off { Verdict::Warning } else { Verdict::Good };
+    Check { name: "JIT", verdict, found: if off { "off" } else { "on" }.into(), mend: MEND }
+}
+
+fn pinning(bpffs: &Path) -> Check {
+    match Pins::new(bpffs) {
+        Ok(_) => check("bpffs", true, bpffs.display().to_string(), ""),
+        Err(_) => {
+            let found = format!("{} is not on a BPF file system", bpffs.display());
+            let mend = "`mount -t bpf bpf /sys/fs/bpf`, or set `bpffs` to a directory below one";
+            check("bpffs", false, found, mend)
+        }
+    }
+}
+
+fn memory(sessions: u32) -> Check {
+    // An entry of an LRU hash: 48 bytes of the kernel's, key and value; and a bucket of 16.
+    const ENTRY: u64 = 48 + 16 + 56 + 16;
+    let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
+    let tables = u64::from(maps::HALVES * maps::SERVICES_MAX) * 32_768;
+    let counters = u64::from(maps::COUNTERS_MAX + maps::BACKENDS_MAX) * 16 * cpus;
+    let needed = (u64::from(sessions) * ENTRY + tables + counters) >> 20;
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+        })
+        .map(|kib| kib >> 10);
+    let found = match available {
+        Some(available) => format!("the maps take about {needed} MiB, {available} MiB are available"),
+        None => format!("the maps take about {needed} MiB"),
+    };
+    let fits = available.is_none_or(|available| needed < available);
+    check("memory", fits, found, "free memory, or make `sessions` smaller")
+}
