@@ -26,7 +26,9 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// It would be dropped as `lifetime`.
-    #[error("a ttl of {ttl} s is outside 1 to {max_ttl} s, the service's max_ttl: it would be dropped as `lifetime`")]
+    #[error(
+        "a ttl of {ttl} s is outside 1 to {max_ttl} s, the service's max_ttl: it would be dropped as `lifetime`"
+    )]
     Ttl {
         /// As asked for.
         ttl: u64,
@@ -346,7 +348,8 @@ fn check(
     }
     match header.kind() {
         Kind::Bearer => {
-            let full = tags::full(&slot.full, header.claims(), &binding, &mut lb_common::sha256::Scratch::default());
+            let full =
+                tags::full(&slot.full, header.claims(), &binding, &mut lb_common::sha256::Scratch::default());
             steps.check("full tag", right(full == header.full_tag(), Reason::BadFullTag));
         }
         Kind::Proof => steps.skip("proof", "covers the payload, which is not here"),

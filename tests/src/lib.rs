@@ -1,7 +1,11 @@
 //! The harness of Tollgate's tests: packets, the world they come into, and the program in the kernel.
 
 pub mod case;
+pub mod daemon;
+pub mod issuer;
+pub mod netns;
 pub mod oracle;
 pub mod packet;
 pub mod program;
+pub mod topology;
 pub mod world;

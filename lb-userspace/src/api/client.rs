@@ -77,9 +77,15 @@ impl Client {
         self.request(Method::POST, path, body)
     }
 
-    fn request<T: DeserializeOwned>(&self, method: Method, path: &str, body: Vec<u8>) -> Result<T, ClientError> {
+    fn request<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<T, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let (good, answer) = runtime.map_err(|error| self.broken(error))?.block_on(self.send(method, path, body))?;
+        let (good, answer) =
+            runtime.map_err(|error| self.broken(error))?.block_on(self.send(method, path, body))?;
         if good {
             return serde_json::from_slice(&answer).map_err(|error| self.broken(error));
         }

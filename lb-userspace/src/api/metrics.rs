@@ -55,10 +55,8 @@ pub fn page(report: MetricsReport, format: Format) -> String {
 
 /// OpenMetrics to the text format.
 fn to_text(page: &str) -> String {
-    let counters: BTreeSet<&str> = page
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
-        .collect();
+    let counters: BTreeSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
     let mut text = String::with_capacity(page.len() + 1024);
     for line in page.lines().filter(|line| *line != "# EOF") {
         let family = ["# TYPE ", "# HELP "]
@@ -132,13 +130,15 @@ fn keys(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
     });
     gauges(encoder, "tollgate_key_age_seconds", "Time since a key was made or imported", ages)?;
     let active = |service_id| {
-        keys.iter().filter(move |key| key.service_id == service_id).find_map(|key| {
-            (key.state == crate::keyring::KeyState::Active).then_some(key.activated_at)?
-        })
+        keys.iter()
+            .filter(move |key| key.service_id == service_id)
+            .find_map(|key| (key.state == crate::keyring::KeyState::Active).then_some(key.activated_at)?)
     };
-    let rotations = report.status.services.iter().filter_map(|service| {
-        Some((vec![("service", service.name.clone())], age(active(service.id)?)))
-    });
+    let rotations = report
+        .status
+        .services
+        .iter()
+        .filter_map(|service| Some((vec![("service", service.name.clone())], age(active(service.id)?))));
     let help = "Time since the key that signs began to";
     gauges(encoder, "tollgate_key_rotation_age_seconds", help, rotations)
 }

@@ -13,10 +13,8 @@ struct Detached {
 /// Takes the program off and removes the pins. The store stays.
 pub fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<()> {
     let interfaces = control::detach(&file.load()?)?;
-    output::print(global.output, &Detached { interfaces }, |detached| {
-        match detached.interfaces.as_slice() {
-            [] => vec!["nothing was attached".to_owned()],
-            interfaces => vec![format!("taken off {}; nothing is filtered there now", interfaces.join(", "))],
-        }
+    output::print(global.output, &Detached { interfaces }, |detached| match detached.interfaces.as_slice() {
+        [] => vec!["nothing was attached".to_owned()],
+        interfaces => vec![format!("taken off {}; nothing is filtered there now", interfaces.join(", "))],
     })
 }

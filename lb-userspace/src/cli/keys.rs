@@ -8,9 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use tollgate::{
-    api::messages::{
-        ExportRequest, ImportReport, KeyStatus, RevokeRequest, Revoked, RotateRequest, Rotated,
-    },
+    api::messages::{ExportRequest, ImportReport, KeyStatus, RevokeRequest, Revoked, RotateRequest, Rotated},
     keyring::{KeyState, Keyset},
 };
 
@@ -77,7 +75,10 @@ pub fn run(global: &Global, command: Keys) -> anyhow::Result<()> {
                     Some(id) => format!("key {id} signs now"),
                     None => "no key signs: see `tollgate keys list`".to_owned(),
                 };
-                vec![format!("key {} ({}) is revoked: its tokens are refused. {now}", revoked.key_id, revoked.was)]
+                vec![format!(
+                    "key {} ({}) is revoked: its tokens are refused. {now}",
+                    revoked.key_id, revoked.was
+                )]
             })
         }
         Keys::Export { service } => {

@@ -153,7 +153,8 @@ fn unix_now() -> anyhow::Result<u64> {
 /// The header alone: ready for a shell's `$(..)`.
 fn mint_lines(minted: &Minted) -> Vec<String> {
     let mut lines = vec![minted.header.clone()];
-    let more = [("claims", &minted.claims), ("fast_tag", &minted.fast_tag), ("session_key", &minted.session_key)];
+    let more =
+        [("claims", &minted.claims), ("fast_tag", &minted.fast_tag), ("session_key", &minted.session_key)];
     lines.extend(more.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value.as_ref()?))));
     lines
 }

@@ -35,13 +35,11 @@ impl Attachments {
     }
 
     fn check_one(&self, name: &str, interfaces: &Interfaces) -> Result<(), DatapathError> {
-        let failed = |cause: String, mend: String| DatapathError::Attach {
-            interface: name.to_owned(),
-            cause,
-            mend,
-        };
+        let failed =
+            |cause: String, mend: String| DatapathError::Attach { interface: name.to_owned(), cause, mend };
         let Some(interface) = interfaces.get(name) else {
-            let mut names: Vec<_> = interfaces.keys().map(String::as_str).filter(|name| *name != "lo").collect();
+            let mut names: Vec<_> =
+                interfaces.keys().map(String::as_str).filter(|name| *name != "lo").collect();
             names.sort_unstable();
             return Err(failed(
                 "there is no such interface".to_owned(),

@@ -138,7 +138,8 @@ impl Backends {
             interfaces.iter().map(|(name, interface)| (interface.index, name)).collect();
         let mut changes = Vec::new();
         for (owner, tracked) in &mut self.all {
-            let (state, reached, to_ask) = look(tracked, &self.interfaces, interfaces, &names, &neighbours, now);
+            let (state, reached, to_ask) =
+                look(tracked, &self.interfaces, interfaces, &names, &neighbours, now);
             if tracked.state != state {
                 changes.push(Change { backend: *owner, state: state.clone() });
             }

@@ -160,7 +160,10 @@ impl Controller {
         let rotations = self
             .keys
             .change(|keyring, now, random| {
-                policies.iter().map(|policy| keyring.rotate(policy, now, random)).collect::<Result<Vec<_>, _>>()
+                policies
+                    .iter()
+                    .map(|policy| keyring.rotate(policy, now, random))
+                    .collect::<Result<Vec<_>, _>>()
             })
             .await?;
         self.apply_keys().await?;

@@ -8,8 +8,8 @@ use std::{
 use lb_common::{
     backend::Backend,
     service::{
-        ACCEPT_BEARER, BIND_OPTIONAL, BIND_REQUIRED, FLAG_OBSERVE, FLAG_STRIP, FORWARD_L2,
-        FORWARD_LOCAL, Service, ServiceKey,
+        ACCEPT_BEARER, BIND_OPTIONAL, BIND_REQUIRED, FLAG_OBSERVE, FLAG_STRIP, FORWARD_L2, FORWARD_LOCAL,
+        Service, ServiceKey,
     },
 };
 

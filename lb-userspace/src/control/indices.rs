@@ -39,7 +39,8 @@ impl Indices {
             return Ok(Some(index));
         }
         let in_use: BTreeSet<u32> = live.services().map(|(_, service)| service.index).collect();
-        let Some(index) = self.services.free(|owner, index| !wanted.contains(owner) && !in_use.contains(&index))
+        let Some(index) =
+            self.services.free(|owner, index| !wanted.contains(owner) && !in_use.contains(&index))
         else {
             return Ok(None);
         };
@@ -115,7 +116,8 @@ impl<O: Copy + Ord> Assignment<O> {
         let candidates = || (0..).zip(&self.owners).skip(self.first as usize);
         let nobodys = candidates().find(|(_, owner)| owner.is_none());
         let taken = || {
-            candidates().find(|(index, owner)| owner.as_ref().is_some_and(|owner| may_be_taken(owner, *index)))
+            candidates()
+                .find(|(index, owner)| owner.as_ref().is_some_and(|owner| may_be_taken(owner, *index)))
         };
         nobodys.or_else(taken).map(|(index, _)| index)
     }

@@ -119,7 +119,8 @@ impl Keys {
         loop {
             let mut state = State::clone(&self.stored.state);
             let mut random_error = None;
-            let mut random = |buffer: &mut [u8]| random_error = getrandom::fill(buffer).err().or(random_error);
+            let mut random =
+                |buffer: &mut [u8]| random_error = getrandom::fill(buffer).err().or(random_error);
             let result = change(&mut state.keyring, unix_now(), &mut random)?;
             if let Some(error) = random_error {
                 return Err(KeysError::Random(error));

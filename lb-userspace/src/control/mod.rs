@@ -146,7 +146,10 @@ impl Controller {
         let datapath = Datapath::load(embedded_object()?, &options)?;
         clock::publish(&datapath)?;
         if datapath.sessions_made_anew {
-            info!(sessions = config.sessions, "the token cache has another size than before and begins empty");
+            info!(
+                sessions = config.sessions,
+                "the token cache has another size than before and begins empty"
+            );
         }
         let keys = Keys::open(store, &config.services).await?;
         let backends = Backends::new(&config.services, &config.interfaces, &datapath.tables.live()?);

@@ -175,8 +175,7 @@ impl Network {
     /// If the kernel cannot be asked.
     pub async fn neighbours(&self) -> Result<HashMap<(u32, IpAddr), Neighbour>, NetworkError> {
         let failed = |source| NetworkError::Request { what: "neighbours", source };
-        let mut entries =
-            self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
+        let mut entries = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
         let mut found = HashMap::new();
         while let Some(entry) = entries.try_next().await.map_err(failed)? {
             if let Some((key, neighbour)) = neighbour(&entry) {

@@ -1,0 +1,295 @@
+//! The daemon and its command line, run as an operator would: the real binary, in a namespace.
+
+use std::{
+    env, fs,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    netns::Namespace,
+    topology::{INTERFACE, SERVICE, backend_address},
+};
+
+/// How long anything is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Where `/metrics` is.
+pub const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9477);
+
+/// What belongs to one daemon: configuration, store, control socket, pins.
+pub struct Place {
+    directory: TempDir,
+    bpffs: PathBuf,
+}
+
+impl Place {
+    /// An empty one; its pins will be under `/sys/fs/bpf/NAME`.
+    ///
+    /// # Errors
+    /// If no directory can be made.
+    pub fn new(name: &str) -> Result<Self> {
+        let bpffs = Path::new("/sys/fs/bpf").join(name);
+        remove_pins(&bpffs)?;
+        Ok(Self { directory: tempfile::Builder::new().prefix(name).tempdir()?, bpffs })
+    }
+
+    /// A file in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Where things are pinned.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// The configuration's file.
+    pub fn config(&self) -> PathBuf {
+        self.path("tollgate.toml")
+    }
+
+    /// Writes the configuration: this place's paths, then `services`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn configure(&self, services: &str) -> Result<()> {
+        self.configure_on(&[INTERFACE], services)
+    }
+
+    /// As `configure`, for these interfaces.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn configure_on(&self, interfaces: &[&str], services: &str) -> Result<()> {
+        let text = format!(
+            "node = \"test\"\ninterfaces = {interfaces:?}\nstore = \"file:{}\"\ncontrol = \"{}\"\nmetrics = \"{}:{}\"\n\
+             bpffs = \"{}\"\nsessions = 4096\n\n{services}",
+            self.path("store").display(),
+            self.path("control.sock").display(),
+            METRICS.0,
+            METRICS.1,
+            self.bpffs.display(),
+        );
+        Ok(fs::write(self.config(), text)?)
+    }
+
+    /// The command line in a namespace, with this place's control socket.
+    ///
+    /// # Errors
+    /// If the namespace is gone.
+    pub fn tollgate(&self, namespace: &Namespace, args: &[&str]) -> Result<Command> {
+        let mut command = namespace.command(&binary()?)?;
+        command.arg("--control").arg(self.path("control.sock")).args(args).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn run(&self, namespace: &Namespace, args: &[&str]) -> Result<Output> {
+        Ok(self.tollgate(namespace, args)?.output()?)
+    }
+
+    /// Runs a command with `-o json` and reads what it prints.
+    ///
+    /// # Errors
+    /// If it fails, with what it said.
+    pub fn json(&self, namespace: &Namespace, args: &[&str]) -> Result<Value> {
+        let output = self.run(namespace, &[args, &["-o", "json"]].concat())?;
+        ensure!(output.status.success(), "tollgate {}: {}", args.join(" "), said(&output));
+        serde_json::from_slice(&output.stdout).with_context(|| format!("tollgate {} -o json", args.join(" ")))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = remove_pins(&self.bpffs) {
+            eprintln!("{} is left behind: {error:#}", self.bpffs.display());
+        }
+    }
+}
+
+/// Removing a link's pin takes the program off its interface.
+fn remove_pins(bpffs: &Path) -> Result<()> {
+    if bpffs.exists() {
+        fs::remove_dir_all(bpffs).with_context(|| format!("cannot remove {}", bpffs.display()))?;
+    }
+    Ok(())
+}
+
+/// A running daemon; killed when dropped.
+pub struct Daemon {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts it and does not wait.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn(place: &Place, namespace: &Namespace) -> Result<Self> {
+        let log = place.path("log");
+        let to = || fs::OpenOptions::new().create(true).append(true).open(&log);
+        let config = place.config();
+        let config = config.to_str().context("a path in UTF-8")?;
+        let mut command = place.tollgate(namespace, &["run", "-c", config])?;
+        let child = command.stdout(to()?).stderr(to()?).spawn()?;
+        Ok(Self { child, log })
+    }
+
+    /// Starts it and waits until it says that it filters.
+    ///
+    /// # Errors
+    /// If it ends, or takes too long; with its log.
+    pub fn start(place: &Place, namespace: &Namespace) -> Result<Self> {
+        let mut daemon = Self::spawn(place, namespace)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = daemon.child.try_wait()? {
+                bail!("the daemon ended ({status}):\n{}", daemon.log());
+            }
+            match http(namespace, "/readyz") {
+                Ok((200, _)) => return Ok(daemon),
+                answer if Instant::now() > deadline => {
+                    bail!("not ready: {answer:?}\n{}", daemon.log());
+                }
+                _ => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// If it cannot be sent.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM, and how it ended.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn terminate(mut self) -> Result<ExitStatus> {
+        kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGTERM)?;
+        self.ended()
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn ended(&mut self) -> Result<ExitStatus> {
+        let mut status = None;
+        wait_for("the daemon's end", || {
+            status = self.child.try_wait()?;
+            Ok(status.is_some())
+        })?;
+        status.context("it has ended")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already; then there is nothing to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary under test.
+///
+/// # Errors
+/// If nobody has said where it is.
+pub fn binary() -> Result<String> {
+    env::var("TOLLGATE_BIN").context("TOLLGATE_BIN does not say where the binary is; use `cargo xtask test`")
+}
+
+/// Both streams of a finished command.
+pub fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Asks the daemon over HTTP: status and body.
+///
+/// # Errors
+/// If there is no answer.
+pub fn http(namespace: &Namespace, path: &str) -> Result<(u16, String)> {
+    namespace.enter(|| {
+        let mut stream = TcpStream::connect(METRICS)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        let status = head.split(' ').nth(1).context("no HTTP status")?.parse()?;
+        Ok((status, body.to_owned()))
+    })?
+}
+
+/// Asks again and again until a condition holds.
+///
+/// # Errors
+/// If it does not in time, or cannot be asked.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition()? {
+        ensure!(Instant::now() < deadline, "waited {} s for {what}", PATIENCE.as_secs());
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// A `[[service]]` named `game` at [`SERVICE`], with these other fields and so many backends.
+pub fn service(fields: &str, backends: u8) -> String {
+    let mut text = format!(
+        "[[service]]\nid = 42\nname = \"game\"\naddress = \"{}\"\nport = {}\n{fields}\n",
+        SERVICE.ip(),
+        SERVICE.port()
+    );
+    for number in 1..=backends {
+        text.push_str(&format!(
+            "[[service.backend]]\nid = {number}\nname = \"backend{number}\"\naddress = \"{}\"\n",
+            backend_address(number)
+        ));
+    }
+    text
+}
+
+/// Packets of the service `game` by reason, those that are not zero, from `tollgate counters`.
+///
+/// # Errors
+/// If the daemon cannot be asked.
+pub fn counters(place: &Place, namespace: &Namespace) -> Result<std::collections::BTreeMap<String, u64>> {
+    let report = place.json(namespace, &["counters", "--service", "game"])?;
+    let reasons = report["services"][0]["reasons"].as_array().context("the service's counters")?;
+    let mut found = std::collections::BTreeMap::new();
+    for reason in reasons {
+        let packets = reason["packets"].as_u64().context("packets")?;
+        if packets > 0 {
+            found.insert(reason["reason"].as_str().context("a reason")?.to_owned(), packets);
+        }
+    }
+    Ok(found)
+}
