@@ -205,7 +205,7 @@ fn progress(sent: u64, arrived: u64) {
         print!("\r  {sent:>7} of {VALID} valid datagrams sent, {arrived:>7} arrived");
         // A terminal that cannot be flushed shows progress later.
         let _ = std::io::stdout().flush();
-    } else if sent % 20_000 == 0 {
+    } else if sent.is_multiple_of(20_000) {
         println!("  {sent:>7} of {VALID} valid datagrams sent, {arrived:>7} arrived");
     }
 }

@@ -117,7 +117,7 @@ impl<'a> Sender<'a> {
         self.send(number, &[&self.tokens[number as usize][..], &payload(number, sequence)].concat())?;
         self.sequences[number as usize] += 1;
         self.valid += 1;
-        if self.valid % 2 == 0 {
+        if self.valid.is_multiple_of(2) {
             let kind = Junk::ALL[self.random.usize(0..Junk::ALL.len())];
             let datagram = self.bad(kind, number);
             self.send(number, &datagram)?;
@@ -188,7 +188,7 @@ impl<'a> Sender<'a> {
 
 /// Every tenth session names its backend.
 pub fn claims(number: u32) -> Claims {
-    let pinned = if number % 10 == 0 { 1 + number / 10 % 3 } else { 0 };
+    let pinned = if number.is_multiple_of(10) { 1 + number / 10 % 3 } else { 0 };
     session(session_id(number), pinned as u16)
 }
 

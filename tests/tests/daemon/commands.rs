@@ -1,0 +1,111 @@
+//! The command line: JSON everywhere, exit statuses, tokens with and without a daemon.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{reason::Reason, token::Header};
+use lb_tests::daemon::said;
+use serde_json::Value;
+
+use crate::lab::{L2, Lab};
+
+#[test]
+fn json_of_every_command() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let daemon = lab.start()?;
+    for args in [
+        &["status"][..],
+        &["counters"],
+        &["counters", "--service", "game"],
+        &["keys", "list"],
+        &["keys", "rotate"],
+        &["keys", "export", "--service", "game"],
+        &["backends", "list"],
+        &["token", "mint", "--service", "game", "--session", "7"],
+    ] {
+        let value = lab.json(args)?;
+        ensure!(value.is_object() || value.is_array(), "{args:?}: {value}");
+        let table = lab.run(args)?;
+        ensure!(table.status.success() && !table.stdout.is_empty(), "{args:?}: {}", said(&table));
+    }
+    let config = lab.place.config();
+    let check = lab.json(&["check", "-c", config.to_str().unwrap()])?;
+    ensure!(check.is_object() || check.is_array(), "{check}");
+    daemon.terminate()?;
+    lab.json(&["detach", "-c", config.to_str().unwrap()])?;
+    Ok(())
+}
+
+#[test]
+fn exit_statuses() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    for (args, status) in [
+        (&["status"][..], 3),
+        (&["keys", "list"], 3),
+        (&["token", "mint", "--service", "game", "--session", "7"], 3),
+        (&["keys", "revoke", "none"], 2),
+        (&["no-such-command"], 2),
+        (&["token", "inspect", "not hex"], 1),
+    ] {
+        let output = lab.run(args)?;
+        ensure!(output.status.code() == Some(status), "{args:?}: {} {}", output.status, said(&output));
+        ensure!(!output.stderr.is_empty(), "{args:?} fails in silence");
+    }
+    let _daemon = lab.start()?;
+    let output = lab.run(&["token", "mint", "--service", "none", "--session", "7"])?;
+    ensure!(output.status.code() == Some(1) && said(&output).contains("game"), "{}", said(&output));
+    Ok(())
+}
+
+fn header(minted: &Value) -> Result<Header> {
+    let bytes = hex::decode(minted["header"].as_str().context("a header")?)?;
+    Header::from_payload(&bytes).map_err(|reason| anyhow::anyhow!("{}", reason.name()))
+}
+
+#[test]
+fn minted_tokens_are_valid() -> Result<()> {
+    let lab = Lab::new(L2, 2)?;
+    let _daemon = lab.start()?;
+    let mint = ["token", "mint", "--service", "game", "--session", "18446744073709551615"];
+    let minted = lab.json(&mint)?;
+    ensure!(minted["type"] == "bearer", "{minted}");
+    lab.delivered(&header(&minted)?)?;
+    let pinned = lab.json(&[&mint[..], &["--backend", "2", "--ttl", "60s"]].concat())?;
+    ensure!(lab.delivered(&header(&pinned)?)? == 2);
+    let bound = lab.json(&[&mint[..], &["--bind", "10.77.0.0/24"]].concat())?;
+    lab.delivered(&header(&bound)?)?;
+    let elsewhere = lab.json(&[&mint[..], &["--bind", "192.0.2.7"]].concat())?;
+    lab.refused_token(&header(&elsewhere)?, Reason::BadFastTag)?;
+    let proof = lab.json(&[&mint[..], &["--type", "proof"]].concat());
+    if let Ok(proof) = proof {
+        ensure!(
+            ["claims", "fast_tag", "session_key"].iter().all(|field| proof[field].is_string()),
+            "{proof}"
+        );
+    }
+    let too_long = lab.run(&[&mint[..], &["--ttl", "2h"]].concat())?;
+    ensure!(too_long.status.code() == Some(1) && said(&too_long).contains("max_ttl"), "{}", said(&too_long));
+    Ok(())
+}
+
+#[test]
+fn tokens_without_a_daemon() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let daemon = lab.start()?;
+    let keyset = lab.place.path("keyset.json");
+    fs::write(&keyset, lab.run(&["keys", "export", "--service", "game"])?.stdout)?;
+    daemon.terminate()?;
+    let keyset = keyset.to_str().context("a path in UTF-8")?;
+    let mint = ["token", "mint", "--service", "game", "--session", "7", "--keyset", keyset];
+    let minted = lab.json(&mint)?;
+    lab.delivered(&header(&minted)?)?;
+    let text = minted["header"].as_str().context("a header")?;
+    let inspected = lab.json(&["token", "inspect", text, "--keyset", keyset])?;
+    ensure!(inspected.to_string().contains("\"7\""), "the session is a string: {inspected}");
+    // One bit of the full tag is one too many.
+    let last = if text.ends_with('0') { "1" } else { "0" };
+    let damaged = [&text[..text.len() - 1], last].concat();
+    let inspected = lab.run(&["token", "inspect", &damaged, "--keyset", keyset])?;
+    ensure!(said(&inspected).contains("bad_fast_tag"), "{}", said(&inspected));
+    Ok(())
+}

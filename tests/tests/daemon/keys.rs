@@ -1,0 +1,117 @@
+//! Keys: rotation under traffic, revocation, export and import.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::reason::Reason;
+use lb_tests::daemon::{said, wait_for};
+
+use crate::lab::{Flow, L2, Lab};
+
+#[test]
+fn rotations_lose_nothing() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let first = lab.issuer()?.active();
+    let mut tokens = vec![lab.token(1)?];
+    for _ in 0..3 {
+        // Tokens of every key so far, all the time.
+        let flow = Flow::start(&lab, tokens.clone())?;
+        let rotated = lab.json(&["keys", "rotate", "--service", "game", "--wait"])?;
+        ensure!(rotated[0]["state"] == "active", "{rotated}");
+        let issuer = lab.issuer()?;
+        ensure!(rotated[0]["key_id"] == issuer.active().0, "{rotated}");
+        tokens.push(lab.token(1)?);
+        ensure!(flow.finish()? > 0, "no traffic");
+    }
+    for token in &tokens {
+        lab.delivered(token)?;
+    }
+    let keys = lab.json(&["keys", "list"])?;
+    let keys = keys.as_array().context("a list")?;
+    ensure!(keys.len() == 4, "{keys:?}");
+    let of_first = keys.iter().find(|key| key["key_id"] == first.0).context("the first key is listed")?;
+    ensure!(of_first["state"] == "retiring" && of_first["installed"] == true, "{of_first}");
+    ensure!(keys.iter().filter(|key| key["state"] == "active").count() == 1, "{keys:?}");
+    Ok(())
+}
+
+#[test]
+fn a_revoked_key_ends_with_the_next_packet() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let old = lab.issuer()?.active().0;
+    let token = lab.token(1)?;
+    lab.delivered(&token)?;
+    lab.delivered(&token)?; // from the token cache
+    let revoked = lab.json(&["keys", "revoke", &old.to_string()])?;
+    ensure!(revoked["key_id"] == old, "{revoked}");
+    lab.refused_token(&token, Reason::InactiveKey)?;
+    // The service has a key that signs again.
+    wait_for("a new key", || Ok(lab.issuer().is_ok_and(|issuer| issuer.active().0 != old)))?;
+    lab.delivered(&lab.token(1)?)?;
+    let output = lab.run(&["keys", "revoke", "1"])?;
+    ensure!(output.status.code() == Some(1) && said(&output).contains("keys list"), "{}", said(&output));
+    Ok(())
+}
+
+#[test]
+fn revocation_survives_a_crash() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let daemon = lab.start()?;
+    let token = lab.token(1)?;
+    let key = lab.issuer()?.active().0.to_string();
+    lab.json(&["keys", "revoke", &key])?;
+    daemon.kill()?;
+    fs::remove_dir_all(lab.place.bpffs())?;
+    let _daemon = lab.start()?;
+    lab.send(&token.to_bytes())?;
+    wait_for("the refusal", || Ok(!lab.counters()?.is_empty()))?;
+    let counters = lab.counters()?;
+    let refused = [Reason::InactiveKey, Reason::UnknownKey].map(|reason| counters.get(reason.name()));
+    ensure!(refused.into_iter().flatten().sum::<u64>() == 1, "{counters:?}");
+    Ok(())
+}
+
+#[test]
+fn keys_survive_without_pins() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let daemon = lab.start()?;
+    let token = lab.token(1)?;
+    daemon.kill()?;
+    fs::remove_dir_all(lab.place.bpffs())?;
+    let _daemon = lab.start()?;
+    lab.delivered(&token)?;
+    Ok(())
+}
+
+#[test]
+fn rotation_by_itself() -> Result<()> {
+    let lab = Lab::new("forward = \"l2\"\nmax_ttl = \"2s\"\nkey_rotation = \"3s\"", 1)?;
+    let _daemon = lab.start()?;
+    let first = lab.issuer()?.active();
+    wait_for("a rotation", || Ok(lab.issuer()?.active() != first))
+}
+
+#[test]
+fn two_nodes_share_a_keyset() -> Result<()> {
+    let (one, other) = (Lab::new(L2, 1)?, Lab::new(L2, 1)?);
+    let (_first, _second) = (one.start()?, other.start()?);
+    let token = one.token(1)?;
+    other.refused_token(&token, Reason::UnknownKey)?;
+
+    let exported = one.run(&["keys", "export", "--service", "game"])?;
+    let file = other.place.path("keyset.json");
+    fs::write(&file, &exported.stdout)?;
+    let file = file.to_str().context("a path in UTF-8")?;
+    let report = other.json(&["keys", "import", file])?;
+    ensure!(report["added"].as_array().is_some_and(|added| added.len() == 1), "{report}");
+    other.delivered(&token)?;
+    let again = other.json(&["keys", "import", file])?;
+    ensure!(again["added"].as_array().is_some_and(Vec::is_empty), "{again}");
+
+    fs::write(other.place.path("broken.json"), &exported.stdout[..40])?;
+    let output = other.run(&["keys", "import", other.place.path("broken.json").to_str().unwrap()])?;
+    ensure!(output.status.code() == Some(1) && said(&output).contains("keys export"), "{}", said(&output));
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! What the tests have in common: a topology and a place of their own, and ways to send and to look.
+
+use std::{
+    collections::BTreeMap,
+    net::UdpSocket,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lb_common::{reason::Reason, token::Header};
+use lb_tests::{
+    daemon::{Daemon, PATIENCE, Place, counters, service, wait_for},
+    issuer::{Issuer, session},
+    topology::Topology,
+};
+use serde_json::Value;
+
+/// Seconds that a token lives.
+pub const TTL: u32 = 300;
+
+/// A service `game`, forwarded by l2 and stripped, without automatic rotation.
+pub const L2: &str = "forward = \"l2\"\nkey_rotation = \"off\"";
+
+/// A balancer with what is around it.
+pub struct Lab {
+    pub place: Place,
+    pub topology: Topology,
+    pub backends: Vec<UdpSocket>,
+    client: UdpSocket,
+}
+
+impl Lab {
+    /// One whose service has these fields and so many backends.
+    pub fn new(fields: &str, backends: u8) -> Result<Self> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tgt-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let topology = Topology::new(&name, backends)?;
+        let place = Place::new(&name)?;
+        place.configure(&service(fields, backends))?;
+        let sockets = (0..topology.backends.len()).map(|index| topology.backend_socket(index));
+        let backends = sockets.collect::<Result<_>>()?;
+        let client = topology.client_socket()?;
+        Ok(Self { place, topology, backends, client })
+    }
+
+    /// Starts the daemon and waits until it filters.
+    pub fn start(&self) -> Result<Daemon> {
+        Daemon::start(&self.place, &self.topology.balancer)
+    }
+
+    /// `tollgate ARGS -o json`.
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
+        self.place.json(&self.topology.balancer, args)
+    }
+
+    /// `tollgate ARGS`.
+    pub fn run(&self, args: &[&str]) -> Result<std::process::Output> {
+        self.place.run(&self.topology.balancer, args)
+    }
+
+    /// Packets of the service by reason.
+    pub fn counters(&self) -> Result<BTreeMap<String, u64>> {
+        counters(&self.place, &self.topology.balancer)
+    }
+
+    /// An issuer with the keyset of now.
+    pub fn issuer(&self) -> Result<Issuer> {
+        Issuer::new(&self.place, &self.topology.balancer)
+    }
+
+    /// A token of a session, by the keyset of now.
+    pub fn token(&self, session_id: u64) -> Result<Header> {
+        Ok(self.issuer()?.token(session(session_id, 0), TTL))
+    }
+
+    /// Sends a datagram.
+    pub fn send(&self, datagram: &[u8]) -> Result<()> {
+        self.client.send(datagram)?;
+        Ok(())
+    }
+
+    /// Sends a token with data of its own, which must arrive stripped; returns the backend's id.
+    pub fn delivered(&self, token: &Header) -> Result<usize> {
+        let data = fastrand::u128(..).to_be_bytes();
+        self.send(&[&token.to_bytes()[..], &data].concat())?;
+        self.arrives(&data)
+    }
+
+    /// Waits for exactly this datagram at any backend; returns the backend's id.
+    pub fn arrives(&self, data: &[u8]) -> Result<usize> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut buffer = [0; 2048];
+        while Instant::now() < deadline {
+            for (socket, id) in self.backends.iter().zip(1..) {
+                match socket.recv(&mut buffer) {
+                    Ok(len) if buffer[..len] == *data => return Ok(id),
+                    Ok(len) => bail!("backend {id} got something else: {}", hex::encode(&buffer[..len])),
+                    Err(_) => {}
+                }
+            }
+        }
+        bail!("it did not arrive; counted: {:?}", self.counters())
+    }
+
+    /// Sends a datagram that must be counted under a reason, and must not arrive anywhere.
+    pub fn refused(&self, datagram: &[u8], reason: Reason) -> Result<()> {
+        let of = |counters: &BTreeMap<String, u64>| counters.get(reason.name()).copied().unwrap_or(0);
+        let before = self.counters()?;
+        self.send(datagram)?;
+        wait_for(reason.name(), || Ok(self.counters()? != before))?;
+        let after = self.counters()?;
+        let mut expected = before.clone();
+        *expected.entry(reason.name().to_owned()).or_default() += 1;
+        ensure!(after == expected, "{}: {} before, {after:?} after", reason.name(), of(&before));
+        self.nothing_arrived()
+    }
+
+    /// As [`Lab::refused`], for a token with data behind it.
+    pub fn refused_token(&self, token: &Header, reason: Reason) -> Result<()> {
+        self.refused(&[&token.to_bytes()[..], b"data"].concat(), reason)
+    }
+
+    /// Whether all sockets of the backends are empty.
+    pub fn nothing_arrived(&self) -> Result<()> {
+        let mut buffer = [0; 2048];
+        for socket in &self.backends {
+            socket.set_nonblocking(true)?;
+            let got = socket.recv(&mut buffer);
+            socket.set_nonblocking(false)?;
+            if let Ok(len) = got {
+                bail!("a backend got {}", hex::encode(&buffer[..len]));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Valid datagrams all the time, each of which has to arrive.
+pub struct Flow {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<u32>>,
+}
+
+impl Flow {
+    /// Sends with these tokens, in turns, one datagram after the other has arrived; to a lab with one backend.
+    pub fn start(lab: &Lab, tokens: Vec<Header>) -> Result<Self> {
+        let client = lab.topology.client_socket()?;
+        let backend = lab.backends.first().context("a backend")?.try_clone()?;
+        backend.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut sent = 0u32;
+            let mut buffer = [0; 2048];
+            for token in tokens.iter().cycle() {
+                if stopping.load(Ordering::Relaxed) {
+                    break;
+                }
+                client.send(&[&token.to_bytes()[..], &sent.to_be_bytes()].concat())?;
+                let len = backend.recv(&mut buffer).with_context(|| format!("datagram {sent} is lost"))?;
+                ensure!(buffer[..len] == sent.to_be_bytes(), "datagram {sent} came as {:?}", &buffer[..len]);
+                sent += 1;
+            }
+            Ok(sent)
+        });
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends it; returns how many were sent and have arrived.
+    pub fn finish(self) -> Result<u32> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}

@@ -1,0 +1,91 @@
+//! The metrics page.
+
+use std::{
+    env,
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::reason::Reason;
+use lb_tests::daemon::{http, said};
+
+use crate::lab::{L2, Lab};
+
+#[test]
+fn promtool_finds_nothing() -> Result<()> {
+    let lab = Lab::new(L2, 2)?;
+    let _daemon = lab.start()?;
+    lab.delivered(&lab.token(1)?)?;
+    let (status, page) = http(&lab.topology.balancer, "/metrics")?;
+    ensure!(status == 200, "/metrics: {status}");
+    let promtool = env::var("PROMTOOL").context("PROMTOOL does not say where promtool is")?;
+    let mut promtool = Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start promtool")?;
+    promtool.stdin.take().context("a pipe")?.write_all(page.as_bytes())?;
+    let output = promtool.wait_with_output()?;
+    let found = said(&output);
+    ensure!(output.status.success() && found.trim().is_empty(), "{found}");
+    Ok(())
+}
+
+#[test]
+fn every_promised_name_is_there() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let (_, page) = http(&lab.topology.balancer, "/metrics")?;
+    for name in [
+        "tollgate_packets_total{",
+        "tollgate_bytes_total{",
+        "tollgate_backend_packets_total{",
+        "tollgate_backend_bytes_total{",
+        "tollgate_backend_up{",
+        "tollgate_key_info{",
+        "tollgate_key_age_seconds{",
+        "tollgate_key_rotation_age_seconds{",
+        "tollgate_sessions{",
+        "tollgate_hmac_total{",
+        "tollgate_store_revision{",
+        "tollgate_store_connected{",
+        "tollgate_kernel_differences{",
+        "tollgate_build_info{",
+    ] {
+        ensure!(page.lines().any(|line| line.starts_with(name)), "{name} is missing:\n{page}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_page_and_the_command_agree() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?;
+    for _ in 0..3 {
+        lab.delivered(&token)?;
+    }
+    lab.refused(b"junk", Reason::NoToken)?;
+    lab.refused(&[0x0b; 80], Reason::BadHeader)?;
+    let counters = lab.counters()?;
+    let (_, page) = http(&lab.topology.balancer, "/metrics")?;
+    for reason in Reason::ALL.iter().filter(|reason| **reason != Reason::NotOurs) {
+        let value = value(&page, &["tollgate_packets_total{", "\"game\"", &format!("\"{}\"", reason.name())]);
+        let counted = counters.get(reason.name()).copied().unwrap_or(0);
+        ensure!(value.unwrap_or(0) == counted, "{}: {value:?} and {counted}\n{page}", reason.name());
+    }
+    ensure!(value(&page, &["tollgate_backend_packets_total{", "\"game\""]) == Some(3), "{page}");
+    ensure!(value(&page, &["tollgate_hmac_total{"]) == Some(1), "{page}");
+    ensure!(value(&page, &["tollgate_sessions{"]) == Some(1), "{page}");
+    Ok(())
+}
+
+/// The value of the line that has all of these in it.
+fn value(page: &str, parts: &[&str]) -> Option<u64> {
+    let line =
+        page.lines().find(|line| !line.starts_with('#') && parts.iter().all(|part| line.contains(part)))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
