@@ -12,7 +12,7 @@ use super::clock::unix_now;
 use crate::{
     config,
     datapath::{DatapathError, KeySlots},
-    keyring::{Event, KeyPolicy, Keyring, KeyringError},
+    keyring::{Event, Key, KeyPolicy, Keyring, KeyringError},
     store::{self, State, Store, StoreError},
 };
 
@@ -146,7 +146,7 @@ impl Keys {
     /// If the slots cannot be read. What cannot be written is in the report.
     pub fn sync(&mut self, kernel: &mut KeySlots) -> Result<SlotReport, DatapathError> {
         if self.wanted.revision != Some(self.stored.revision) {
-            let slots = self.keyring().verifying().map(|key| key.to_slot()).collect();
+            let slots = self.keyring().verifying().map(Key::to_slot).collect();
             self.wanted = Wanted { revision: Some(self.stored.revision), slots };
         }
         let mut report = SlotReport::default();

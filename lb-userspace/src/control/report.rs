@@ -137,7 +137,7 @@ impl Controller {
                         || "forward = \"local\" sends to this host alone".to_owned(),
                         ToString::to_string,
                     ),
-                    up: state.is_some_and(|state| state.is_up()),
+                    up: state.is_some_and(crate::balancer::BackendState::is_up),
                     mac: reached.map(|reached| mac(reached.mac)),
                     interface: reached.map(|reached| reached.interface.clone()),
                     packets: counter.packets,
