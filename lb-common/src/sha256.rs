@@ -106,8 +106,7 @@ pub fn compress(scratch: &mut Scratch) {
     // LLVM would otherwise keep the words as values, and spill them to the stack.
     let load = |i: usize| unsafe { w.add(i).read_volatile() };
 
-    let mut i = 16;
-    while i < 64 {
+    let expand = |i: usize| {
         let (w15, w2) = (load(i - 15), load(i - 2));
         let (d15, d2) = (twice(w15), twice(w2));
         let s0 = (d15 >> 7 ^ d15 >> 18) as u32 ^ w15 >> 3;
@@ -115,7 +114,14 @@ pub fn compress(scratch: &mut Scratch) {
         let word = load(i - 16).wrapping_add(s0).wrapping_add(load(i - 7)).wrapping_add(s1);
         // SAFETY: as above.
         unsafe { w.add(i).write_volatile(word) };
-        i += 1;
+    };
+    let mut i = 16;
+    while i < 64 {
+        expand(i);
+        expand(i + 1);
+        expand(i + 2);
+        expand(i + 3);
+        i += 4;
     }
 
     let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = scratch.state;
@@ -131,7 +137,7 @@ pub fn compress(scratch: &mut Scratch) {
             $d = $d.wrapping_add($h);
             $h = $h
                 .wrapping_add((aa >> 2 ^ aa >> 13 ^ aa >> 22) as u32)
-                .wrapping_add($a & $b | $c & ($a | $b));
+                .wrapping_add($b ^ ($a ^ $b) & ($b ^ $c));
         };
     }
     let mut i = 0;
