@@ -161,18 +161,18 @@ fn mint_lines(minted: &Minted) -> Vec<String> {
 
 fn inspection_lines(inspection: &Inspection) -> Vec<String> {
     let mut lines = Vec::new();
-    if !inspection.nonce.is_empty() {
-        let kind = match inspection.kind {
+    if let Some(header) = &inspection.header {
+        let kind = match header.kind {
             TokenKind::Bearer => "bearer",
             TokenKind::Proof => "proof",
         };
         lines.extend([
             format!("type       {kind}"),
-            format!("key        {}", inspection.key_id),
-            format!("issued     {}", output::date(inspection.issued_at)),
-            format!("expires    {}", output::date(inspection.expires_at)),
-            format!("nonce      {}", inspection.nonce),
-            match (inspection.bind_len, inspection.bind_port) {
+            format!("key        {}", header.key_id),
+            format!("issued     {}", output::date(header.issued_at)),
+            format!("expires    {}", output::date(header.expires_at)),
+            format!("nonce      {}", header.nonce),
+            match (header.bind_len, header.bind_port) {
                 (0, false) => "bound to   nothing".to_owned(),
                 (0, true) => "bound to   the port".to_owned(),
                 (len, false) => format!("bound to   {len} bits of the address"),

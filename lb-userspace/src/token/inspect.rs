@@ -1,0 +1,349 @@
+//! What is in a token, and what the program would make of it, check by check.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use lb_common::{
+    live::SECOND_NS,
+    reason::Reason,
+    service::{ACCEPT_BEARER, ACCEPT_PROOF, Service},
+    sha256::Scratch,
+    token::{Claims, Header, Kind, Source, header, keys::DerivedKeys, tags},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{KnownKey, TokenError};
+use crate::api::messages::TokenKind;
+
+/// A token to look at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectRequest {
+    /// The header, in hex.
+    pub token: String,
+    /// Where its packet came from: needed for the tags of a token that is bound to it.
+    pub from: Option<IpAddr>,
+    /// And from which port.
+    pub from_port: Option<u16>,
+}
+
+/// What is in a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// What anybody can read; nothing where it is no token.
+    #[serde(flatten)]
+    pub header: Option<HeaderFields>,
+    /// The sealed claims, where a key opens them and the tags are right.
+    pub claims: Option<OpenClaims>,
+    /// Each check in the program's order, up to the first that fails.
+    pub steps: Vec<Step>,
+    /// `valid`, the reason it would be dropped, or `unchecked` where something could not be checked.
+    pub verdict: String,
+}
+
+/// What anybody can read in a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeaderFields {
+    /// `bearer` or `proof`.
+    #[serde(rename = "type")]
+    pub kind: TokenKind,
+    /// The key that signed it.
+    pub key_id: u32,
+    /// Unix seconds.
+    pub issued_at: u64,
+    /// Unix seconds.
+    pub expires_at: u64,
+    /// The nonce, in hex.
+    pub nonce: String,
+    /// Bits of the bound prefix; 0: not bound to an address.
+    pub bind_len: u8,
+    /// Whether it is bound to a port.
+    pub bind_port: bool,
+}
+
+/// The sealed claims.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenClaims {
+    /// The audience.
+    pub service_id: u32,
+    /// The session.
+    #[serde(with = "crate::api::messages::text")]
+    pub session_id: u64,
+    /// The rate class.
+    pub class: u8,
+    /// The backend it is pinned to; 0: none.
+    pub backend_id: u16,
+}
+
+/// One check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What was checked.
+    pub check: String,
+    /// `passed`, `skipped`, or the reason of the drop.
+    pub outcome: String,
+    /// What that means.
+    pub detail: String,
+}
+
+/// Looks into a token at unix second `now`, with the keys at hand. Without a service of the key among `services`, its
+/// own rules are left out.
+///
+/// # Errors
+/// If it is no hex.
+pub fn inspect(
+    request: &InspectRequest,
+    keys: Option<&[KnownKey]>,
+    services: &[Service],
+    now: u64,
+) -> Result<Inspection, TokenError> {
+    let bytes = hex::decode(request.token.trim())?;
+    let mut steps = Steps::default();
+    let header = Header::from_payload(&bytes);
+    steps.check("form", header.map(drop));
+    let (fields, claims) = match header {
+        Ok(header) => {
+            let claims = match keys {
+                Some(keys) => check(&header, request, keys, services, now, &mut steps),
+                None => {
+                    steps.skip("key", "no key at hand: add --keyset FILE, or run the daemon");
+                    None
+                }
+            };
+            (Some(fields(&header)), claims)
+        }
+        Err(_) => (None, None),
+    };
+    Ok(Inspection { header: fields, claims, verdict: steps.verdict(), steps: steps.steps })
+}
+
+fn fields(header: &Header) -> HeaderFields {
+    HeaderFields {
+        kind: match header.kind() {
+            Kind::Bearer => TokenKind::Bearer,
+            Kind::Proof => TokenKind::Proof,
+        },
+        key_id: header.key_id().0,
+        issued_at: header.issued_at().into(),
+        expires_at: header.expires_at().into(),
+        nonce: hex::encode(header.nonce().to_le_bytes()),
+        bind_len: header.bind_len(),
+        bind_port: header.flags() & header::FLAG_BIND_PORT != 0,
+    }
+}
+
+/// The checks from the key on; what the key opens.
+fn check(
+    header: &Header,
+    request: &InspectRequest,
+    keys: &[KnownKey],
+    services: &[Service],
+    now: u64,
+    steps: &mut Steps,
+) -> Option<OpenClaims> {
+    let now_ns = now.saturating_mul(SECOND_NS);
+    let key = keys.iter().find(|key| key.id == header.key_id());
+    let Some(key) = key else {
+        steps.check("key", Err(Reason::UnknownKey));
+        return None;
+    };
+    let derived = DerivedKeys::derive(&key.master, key.id);
+    let slot = key.to_slot(&derived);
+    let open = Claims::unseal(header, slot.seal).ok().map(|claims| OpenClaims {
+        service_id: claims.service_id,
+        session_id: claims.session_id,
+        class: claims.class,
+        backend_id: claims.backend_id,
+    });
+    let service = services.iter().find(|service| service.id == key.service_id).copied();
+    // Of a service that is not known nothing is forbidden.
+    let rules = service.unwrap_or(Service {
+        id: key.service_id,
+        max_ttl: u32::MAX,
+        accept: ACCEPT_BEARER | ACCEPT_PROOF,
+        ..Service::default()
+    });
+    match service {
+        Some(service) => {
+            steps.check("policy", header.allowed_by(&service));
+        }
+        None => steps.skip("policy", "the service's rules are not in a keyset"),
+    }
+    steps.check("key", slot.admits(header.key_id(), key.service_id, now_ns));
+    steps.check("lifetime", header.lives(&rules, now_ns));
+    let bound = (header.bind_len() != 0 && request.from.is_none())
+        || (header.flags() & header::FLAG_BIND_PORT != 0 && request.from_port.is_none());
+    if bound {
+        steps.skip("tags", "bound to its sender: add --from ADDR, and --from-port PORT where that is bound");
+        return None;
+    }
+    let from = request.from.unwrap_or_else(|| Ipv4Addr::UNSPECIFIED.into());
+    let binding = match header.binding(&Source::new(from, request.from_port.unwrap_or(0))) {
+        Ok(binding) => binding,
+        Err(reason) => {
+            steps.check("fast tag", Err(reason));
+            return None;
+        }
+    };
+    let right = |is_right: bool, reason| if is_right { Ok(()) } else { Err(reason) };
+    let fast = tags::fast(slot.fast, header, &binding) == header.fast_tag();
+    if !steps.check("fast tag", right(fast, Reason::BadFastTag)) {
+        return None;
+    }
+    match header.kind() {
+        Kind::Bearer => {
+            let full = tags::full(&slot.full, header.claims(), &binding, &mut Scratch::default());
+            steps.check("full tag", right(full == header.full_tag(), Reason::BadFullTag));
+        }
+        Kind::Proof => steps.skip("proof", "covers the payload, which is not here"),
+    }
+    match open.as_ref() {
+        Some(claims) => {
+            steps.check("claims", right(claims.service_id == key.service_id, Reason::WrongService));
+        }
+        None => {
+            steps.check("claims", Err(Reason::BadHeader));
+        }
+    }
+    open
+}
+
+/// Checks as they are made.
+#[derive(Default)]
+struct Steps {
+    steps: Vec<Step>,
+    refused: Option<Reason>,
+    skipped: bool,
+}
+
+impl Steps {
+    /// Adds a check, unless one before it has failed. Whether it passed.
+    fn check(&mut self, check: &str, result: Result<(), Reason>) -> bool {
+        if self.refused.is_some() {
+            return result.is_ok();
+        }
+        let (outcome, detail) = match result {
+            Ok(()) => ("passed".to_owned(), String::new()),
+            Err(reason) => {
+                self.refused = Some(reason);
+                (reason.name().to_owned(), format!("{}; look at: {}", reason.meaning(), reason.look_first()))
+            }
+        };
+        self.steps.push(Step { check: check.to_owned(), outcome, detail });
+        result.is_ok()
+    }
+
+    fn skip(&mut self, check: &str, why: &str) {
+        self.skipped = true;
+        if self.refused.is_none() {
+            let (check, detail) = (check.to_owned(), why.to_owned());
+            self.steps.push(Step { check, outcome: "skipped".to_owned(), detail });
+        }
+    }
+
+    fn verdict(&self) -> String {
+        match (self.refused, self.skipped) {
+            (Some(reason), _) => reason.name().to_owned(),
+            (None, true) => "unchecked".to_owned(),
+            (None, false) => "valid".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::{keyslot::KeyId, token::keys::MasterKey};
+
+    use super::*;
+    use crate::{
+        api::messages::MintRequest,
+        keyring::{ExportedKey, KeyState},
+        token::mint,
+    };
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn key(state: KeyState) -> KnownKey {
+        let key = ExportedKey {
+            key_id: KeyId::new(7, 3).unwrap().0,
+            state,
+            master: MasterKey::from_bytes([9; 32]),
+            not_after: NOW + 10_000,
+            sign_until: NOW + 5_000,
+        };
+        KnownKey::exported(42, &key)
+    }
+
+    fn request() -> MintRequest {
+        MintRequest {
+            service: "game".to_owned(),
+            session: u64::MAX,
+            kind: TokenKind::Bearer,
+            ttl: 300,
+            bind: None,
+            bind_len: None,
+            bind_port: None,
+            class: 3,
+            backend: 11,
+        }
+    }
+
+    fn service() -> Service {
+        Service { id: 42, index: 1, max_ttl: 3600, accept: ACCEPT_BEARER, ..Service::default() }
+    }
+
+    fn look(token: &str, now: u64) -> Inspection {
+        let request = InspectRequest { token: token.to_owned(), from: None, from_port: None };
+        inspect(&request, Some(&[key(KeyState::Active)]), &[service()], now).unwrap()
+    }
+
+    #[test]
+    fn what_is_minted_is_valid() {
+        let minted = mint(&request(), &key(KeyState::Active), NOW).unwrap();
+        let found = look(&minted.header, NOW);
+        assert_eq!(found.verdict, "valid", "{:?}", found.steps);
+        let claims = found.claims.unwrap();
+        assert_eq!((claims.session_id, claims.class, claims.backend_id), (u64::MAX, 3, 11));
+        assert_eq!(serde_json::to_value(&claims).unwrap()["session_id"], u64::MAX.to_string());
+    }
+
+    #[test]
+    fn the_first_check_that_fails_is_the_verdict() {
+        let minted = mint(&request(), &key(KeyState::Active), NOW).unwrap().header;
+        let other_key = minted.replacen(&minted[8..16], "00001001", 1);
+        let forged = format!("{}{}", &minted[..127], if minted.ends_with('0') { 1 } else { 0 });
+        for (token, now, verdict) in [
+            ("0b", NOW, "no_token"),
+            (&minted.replacen("0b11", "0b21", 1), NOW, "bad_header"),
+            (&other_key, NOW, "unknown_key"),
+            (&minted, NOW - 10, "not_yet_valid"),
+            (&minted, NOW + 302, "expired"),
+            (&minted, NOW + 20_000, "inactive_key"),
+            (&forged, NOW, "bad_fast_tag"),
+        ] {
+            let found = look(token, now);
+            assert_eq!(found.verdict, verdict, "{:?}", found.steps);
+            assert_eq!(found.steps.last().unwrap().outcome, verdict);
+        }
+    }
+
+    #[test]
+    fn a_bound_token_needs_its_sender() {
+        let bound = MintRequest { bind: Some([192, 0, 2, 7].into()), bind_len: Some(24), ..request() };
+        let token = mint(&bound, &key(KeyState::Active), NOW).unwrap().header;
+        assert_eq!(look(&token, NOW).verdict, "unchecked");
+        for (from, verdict) in [([192, 0, 2, 99], "valid"), ([192, 0, 3, 7], "bad_fast_tag")] {
+            let request = InspectRequest { token: token.clone(), from: Some(from.into()), from_port: None };
+            let found = inspect(&request, Some(&[key(KeyState::Retiring)]), &[service()], NOW).unwrap();
+            assert_eq!(found.verdict, verdict);
+        }
+    }
+
+    #[test]
+    fn without_a_key_the_fields_are_there() {
+        let token = mint(&request(), &key(KeyState::Active), NOW).unwrap().header;
+        let request = InspectRequest { token, from: None, from_port: None };
+        let found = inspect(&request, None, &[], NOW).unwrap();
+        assert_eq!(found.verdict, "unchecked");
+        assert_eq!(found.header.unwrap().issued_at, NOW);
+        assert!(found.claims.is_none());
+    }
+}

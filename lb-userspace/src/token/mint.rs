@@ -1,0 +1,90 @@
+//! What an issuer does.
+
+use lb_common::token::{
+    Claims,
+    keys::DerivedKeys,
+    mint::{Grant, Prefix},
+};
+
+use super::{KnownKey, TokenError};
+use crate::{
+    api::messages::{MintRequest, Minted, TokenKind},
+    config::{self, Bind},
+};
+
+/// Checks a request against its service: no token is minted that would be dropped.
+///
+/// # Errors
+/// With why it would be.
+pub fn allowed(request: &MintRequest, service: &config::Service) -> Result<(), TokenError> {
+    let max_ttl = service.max_ttl.as_secs();
+    if request.ttl > max_ttl {
+        return Err(TokenError::Ttl { ttl: request.ttl, max_ttl });
+    }
+    match request.kind {
+        TokenKind::Bearer if !service.accept.bearer => return Err(TokenError::NotAccepted("bearer")),
+        TokenKind::Proof if !service.accept.proof => return Err(TokenError::NotAccepted("proof")),
+        TokenKind::Bearer | TokenKind::Proof => {}
+    }
+    if service.bind == Bind::Required && request.bind.is_none() {
+        return Err(TokenError::Unbound);
+    }
+    let is_there = |backend: &config::Backend| backend.id == request.backend;
+    if request.backend != 0 && !service.backends.iter().any(is_there) {
+        return Err(TokenError::NoSuchBackend(request.backend));
+    }
+    Ok(())
+}
+
+/// Mints a token at unix second `now`.
+///
+/// # Errors
+/// If it cannot be expressed.
+pub fn mint(request: &MintRequest, key: &KnownKey, now: u64) -> Result<Minted, TokenError> {
+    if request.ttl == 0 {
+        return Err(TokenError::Ttl { ttl: 0, max_ttl: u64::from(u32::MAX) });
+    }
+    let seconds = |at: u64| u32::try_from(at).map_err(|_| TokenError::Clock(at));
+    let mut nonce = [0; 8];
+    getrandom::fill(&mut nonce).map_err(TokenError::Random)?;
+    let bind = match (request.bind, request.bind_len) {
+        (Some(address), len) => Some(Prefix::new(address, len.unwrap_or_else(|| Prefix::longest(address)))?),
+        (None, Some(_)) => return Err(TokenError::LengthWithoutAddress),
+        (None, None) => None,
+    };
+    let grant = Grant {
+        claims: Claims {
+            service_id: key.service_id,
+            class: request.class,
+            backend_id: request.backend,
+            session_id: request.session,
+        },
+        issued_at: seconds(now)?,
+        expires_at: seconds(now.saturating_add(request.ttl))?,
+        nonce,
+        bind,
+        bind_port: request.bind_port,
+    };
+    let keys = DerivedKeys::derive(&key.master, key.id);
+    let mut minted = Minted {
+        header: String::new(),
+        kind: request.kind,
+        key_id: key.id.0,
+        issued_at: grant.issued_at.into(),
+        expires_at: grant.expires_at.into(),
+        claims: None,
+        fast_tag: None,
+        session_key: None,
+    };
+    match request.kind {
+        TokenKind::Bearer => minted.header = hex::encode(grant.bearer(key.id, &keys).to_bytes()),
+        TokenKind::Proof => {
+            let proof = grant.proof(key.id, &keys);
+            minted.header = hex::encode(proof.header(0, 0, &[]).to_bytes());
+            minted.claims = Some(hex::encode(proof.claims()));
+            minted.fast_tag = Some(hex::encode(proof.fast_tag()));
+            minted.session_key = Some(hex::encode(proof.session_key().as_bytes()));
+        }
+    }
+    Ok(minted)
+}

@@ -1,0 +1,111 @@
+//! What issuers and operators do with a token: mint one, and see what is in one.
+
+mod inspect;
+mod mint;
+
+use lb_common::{
+    keyslot::{KeyId, KeySlot, STATE_OFF, STATE_VERIFY},
+    live::SECOND_NS,
+    token::{
+        header,
+        keys::{DerivedKeys, MasterKey},
+        mint::PrefixLength,
+    },
+};
+
+pub use inspect::{HeaderFields, InspectRequest, Inspection, OpenClaims, Step, inspect};
+pub use mint::{allowed, mint};
+
+use crate::keyring::{ExportedKey, Key, KeyState};
+
+/// Why there is no token, or nothing to see in one.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// It would be dropped as `lifetime`.
+    #[error(
+        "a ttl of {ttl} s is outside 1 to {max_ttl} s, the service's max_ttl: it would be dropped as `lifetime`"
+    )]
+    Ttl {
+        /// As asked for.
+        ttl: u64,
+        /// As the service allows.
+        max_ttl: u64,
+    },
+    /// It would be dropped as `policy`.
+    #[error("the service wants tokens bound to an address (bind = \"required\"): add --bind ADDR")]
+    Unbound,
+    /// It would be dropped as `policy`, too.
+    #[error("the service does not accept {0} tokens: see its `accept`")]
+    NotAccepted(&'static str),
+    /// It would be dropped as `no_backend`.
+    #[error("the service has no backend {0}; see `tollgate backends list`")]
+    NoSuchBackend(u16),
+    /// The prefix is too long or too short.
+    #[error(transparent)]
+    Prefix(#[from] PrefixLength),
+    /// No prefix without an address.
+    #[error("a prefix length needs an address: --bind ADDR/LEN")]
+    LengthWithoutAddress,
+    /// There is no randomness.
+    #[error("the system gives no random bytes: {0}")]
+    Random(getrandom::Error),
+    /// The clock is past 2106 or before 1970.
+    #[error("the clock says {0} s since 1970, and a token has 32 bits for that: set the clock")]
+    Clock(u64),
+    /// No hex.
+    #[error("a token is {digits} hexadecimal digits: {0}", digits = 2 * header::LEN)]
+    Hex(#[from] hex::FromHexError),
+    /// Nothing signs.
+    #[error("the keyset has no active key; export it again with `tollgate keys export`")]
+    NoSigner,
+}
+
+/// A key, wherever it comes from.
+#[derive(Debug)]
+pub struct KnownKey {
+    id: KeyId,
+    service_id: u32,
+    state: KeyState,
+    not_after: Option<u64>,
+    master: MasterKey,
+}
+
+impl From<&Key> for KnownKey {
+    fn from(key: &Key) -> Self {
+        Self {
+            id: key.id,
+            service_id: key.service_id,
+            state: key.state,
+            not_after: key.not_after,
+            master: key.master.clone(),
+        }
+    }
+}
+
+impl KnownKey {
+    /// A key of a service's keyset.
+    pub fn exported(service_id: u32, key: &ExportedKey) -> Self {
+        let id = KeyId(key.key_id);
+        let not_after = Some(key.not_after);
+        Self { id, service_id, state: key.state, not_after, master: key.master.clone() }
+    }
+
+    /// Whether it signs.
+    pub fn signs(&self) -> bool {
+        self.state == KeyState::Active
+    }
+
+    fn to_slot(&self, keys: &DerivedKeys) -> KeySlot {
+        KeySlot {
+            key_id: self.id.0,
+            state: if self.state == KeyState::Revoked { STATE_OFF } else { STATE_VERIFY },
+            service_id: self.service_id,
+            not_after_ns: self.not_after.map_or(u64::MAX, |end| end.saturating_mul(SECOND_NS)),
+            fast: keys.fast,
+            seal: keys.seal,
+            full: keys.full,
+            proof: keys.proof,
+            ..KeySlot::default()
+        }
+    }
+}
