@@ -2,7 +2,14 @@
 
 use anyhow::bail;
 use serde::Serialize;
-use tollgate::datapath::preflight::{self, Verdict};
+use tollgate::{
+    config::Config,
+    control::{self, StartError},
+    datapath::{
+        DatapathError,
+        preflight::{self, Verdict},
+    },
+};
 
 use super::{ConfigFile, Global, output};
 
@@ -45,7 +52,7 @@ pub fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<()> {
         let mend = if check.verdict == Verdict::Good { String::new() } else { check.mend.to_owned() };
         Line { name: check.name.to_owned(), verdict, found: check.found, mend }
     }));
-    checks.extend(config.interfaces.iter().map(|name| interface(name)));
+    checks.extend(interfaces(&config)?);
     let ok = checks.iter().all(|line| line.verdict != "failed");
     output::print(global.output, &Report { ok, checks }, |report| {
         let row = |line: &Line| {
@@ -63,14 +70,22 @@ pub fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether an interface is there. What its driver can is known only when the program is attached.
-fn interface(name: &str) -> Line {
-    let index = nix::net::if_::if_nametoindex(name);
-    let (verdict, found, mend) = match index {
-        Ok(index) => ("good", format!("number {index}"), ""),
-        Err(_) => {
-            ("failed", "there is no such interface".to_owned(), "see `ip link`, and correct `interfaces`")
-        }
+/// Whether the interfaces are there and free. What their drivers can is known only when the program is attached.
+fn interfaces(config: &Config) -> anyhow::Result<Vec<Line>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let line = |name: String, result: Result<(), DatapathError>| Line {
+        name: format!("interface {name}"),
+        verdict: if result.is_ok() { "good" } else { "failed" },
+        found: match result {
+            Ok(()) => "there, and no other XDP program on it".to_owned(),
+            Err(error) => error.to_string(),
+        },
+        mend: String::new(),
     };
-    Line { name: format!("interface {name}"), verdict, found, mend: mend.to_owned() }
+    Ok(match runtime.block_on(control::check_interfaces(config)) {
+        Ok(results) => results.into_iter().map(|(name, result)| line(name, result)).collect(),
+        // Without bpffs, which is a line of its own, nobody can say whose program is on an interface.
+        Err(StartError::Datapath(_)) => Vec::new(),
+        Err(error) => return Err(error.into()),
+    })
 }

@@ -1,11 +1,17 @@
 //! `tollgate run`: the daemon. When it ends, the data path goes on.
 
-use std::{env, io, os::unix::net::UnixDatagram, path::Path};
+use std::{
+    env, io,
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
+    time::timeout,
 };
 use tollgate::{
     api::server,
@@ -17,6 +23,9 @@ use tollgate::{
 use tracing::{info, warn};
 
 use super::{ConfigFile, Global};
+
+/// How long answers may take once the daemon ends.
+const ANSWERS_UNDER_WAY: Duration = Duration::from_secs(2);
 
 /// Runs until it is told to end.
 pub fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<()> {
@@ -57,7 +66,7 @@ async fn daemon(config: Config) -> anyhow::Result<()> {
         Some(address) => Some(server::bind_metrics(address).await?),
         None => None,
     };
-    let socket = config.control.clone();
+    let socket = Socket(config.control.clone());
     let node = config.node.clone();
 
     let controller = Controller::start(config, store).await?;
@@ -83,11 +92,23 @@ async fn daemon(config: Config) -> anyhow::Result<()> {
         }
     }
     notify("STOPPING=1");
-    // Answers under way are still given.
+    // Answers under way are still given; whoever does not read them is not waited for.
     let _ = stop.send(());
-    control.await.context("the control socket's server")??;
-    let _ = std::fs::remove_file(socket);
+    if let Ok(ended) = timeout(ANSWERS_UNDER_WAY, control).await {
+        ended.context("the control socket's server")??;
+    }
+    drop(socket);
     Ok(())
+}
+
+/// The control socket's file, which goes with the daemon, however that ends.
+struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // If it cannot be removed, the next daemon replaces it.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Tells the log and the service manager when it filters, and when it does not any more.

@@ -34,6 +34,11 @@ impl Attachments {
         self.interfaces.iter().try_for_each(|name| self.check_one(name, interfaces))
     }
 
+    /// [`Attachments::check`] of each interface.
+    pub fn check_each(&self, interfaces: &Interfaces) -> Vec<(String, Result<(), DatapathError>)> {
+        self.interfaces.iter().map(|name| (name.clone(), self.check_one(name, interfaces))).collect()
+    }
+
     fn check_one(&self, name: &str, interfaces: &Interfaces) -> Result<(), DatapathError> {
         let failed =
             |cause: String, mend: String| DatapathError::Attach { interface: name.to_owned(), cause, mend };

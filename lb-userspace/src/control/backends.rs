@@ -16,6 +16,9 @@ use crate::{
     datapath::{BackendOwner, TableSet},
 };
 
+/// As many as the program reads through.
+const VLAN_TAGS_MAX: usize = 2;
+
 /// Interfaces by name.
 pub type Interfaces = HashMap<String, Interface>;
 
@@ -39,9 +42,9 @@ struct Tracked {
 /// How a backend that is up is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reached {
-    /// The interface's name.
+    /// The name of the interface that leads to it.
     pub interface: String,
-    /// The interface's number.
+    /// The number of the interface that its packets come in on, and go out of again.
     pub ifindex: u32,
     /// The backend's MAC address.
     pub mac: Mac,
@@ -126,26 +129,28 @@ impl Backends {
             return Ok(Vec::new());
         }
         if network.take_routes_changed() {
-            for tracked in self.all.values_mut() {
-                if let IpAddr::V4(address) = tracked.address {
-                    tracked.route = network.route(address).await?;
+            let mut routes = HashMap::new();
+            for address in self.all.values().map(|tracked| tracked.address).collect::<BTreeSet<_>>() {
+                if let IpAddr::V4(v4) = address {
+                    routes.insert(address, network.route(v4).await?);
                 }
             }
+            for tracked in self.all.values_mut() {
+                tracked.route = routes.get(&tracked.address).copied().flatten();
+            }
         }
-        let neighbours = network.neighbours().await?;
-        let now = Instant::now();
-        let names: HashMap<u32, &String> =
-            interfaces.iter().map(|(name, interface)| (interface.index, name)).collect();
+        let view = View::new(&self.interfaces, interfaces, network.neighbours().await?, Instant::now());
         let mut changes = Vec::new();
+        let mut asked = BTreeSet::new();
         for (owner, tracked) in &mut self.all {
-            let (state, reached, to_ask) =
-                look(tracked, &self.interfaces, interfaces, &names, &neighbours, now);
+            let Seen { state, reached, to_ask } = view.look(tracked);
             if tracked.state != state {
                 changes.push(Change { backend: *owner, state: state.clone() });
             }
             tracked.state = state;
             tracked.reached = reached;
-            if let Some(ifindex) = to_ask.filter(|_| ask) {
+            // Services often share backends.
+            if let Some(ifindex) = to_ask.filter(|ifindex| ask && asked.insert((*ifindex, tracked.address))) {
                 network.ask(ifindex, tracked.address).await?;
             }
         }
@@ -164,40 +169,153 @@ impl Backends {
     }
 }
 
-/// The state of a backend, and the interface to ask for it on.
-fn look(
-    tracked: &mut Tracked,
-    attached: &[String],
-    interfaces: &Interfaces,
-    names: &HashMap<u32, &String>,
-    neighbours: &HashMap<(u32, IpAddr), Neighbour>,
+/// The network at one moment.
+struct View<'a> {
+    /// The interfaces that the program is on.
+    filtered: &'a [String],
+    interfaces: HashMap<u32, (&'a str, &'a Interface)>,
+    neighbours: HashMap<(u32, IpAddr), Neighbour>,
     now: Instant,
-) -> (BackendState, Option<Reached>, Option<u32>) {
-    let Some(route) = tracked.route.filter(|route| !route.local) else {
-        return (BackendState::NoRoute, None, None);
-    };
-    if let Some(gateway) = route.gateway {
-        return (BackendState::BehindRouter { gateway }, None, None);
+}
+
+/// What a [`View`] shows of a backend.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    state: BackendState,
+    reached: Option<Reached>,
+    /// The interface on which the kernel is to be asked for it.
+    to_ask: Option<u32>,
+}
+
+impl<'a> View<'a> {
+    fn new(
+        filtered: &'a [String],
+        interfaces: &'a Interfaces,
+        neighbours: HashMap<(u32, IpAddr), Neighbour>,
+        now: Instant,
+    ) -> Self {
+        let by_index =
+            |(name, interface): (&'a String, &'a Interface)| (interface.index, (name.as_str(), interface));
+        Self { filtered, interfaces: interfaces.iter().map(by_index).collect(), neighbours, now }
     }
-    let Some(name) = names.get(&route.index).copied() else {
-        return (BackendState::NoRoute, None, None);
-    };
-    if !attached.contains(name) {
-        return (BackendState::WrongInterface { interface: name.clone() }, None, None);
-    }
-    let neighbour = neighbours.get(&(route.index, tracked.address)).copied();
-    tracked.resolution.observe(neighbour, now);
-    let to_ask = match neighbour {
-        Some(Neighbour::Known { fresh: true, .. }) => None,
-        _ => Some(route.index),
-    };
-    let source_mac = interfaces.get(name).and_then(|interface| interface.mac);
-    match (tracked.resolution, tracked.resolution.mac(), source_mac) {
-        (_, Some(mac), Some(source_mac)) => {
-            let reached = Reached { interface: name.clone(), ifindex: route.index, mac, source_mac };
-            (BackendState::Up, Some(reached), to_ask)
+
+    fn look(&self, tracked: &mut Tracked) -> Seen {
+        let unused = |state| Seen { state, reached: None, to_ask: None };
+        let Some(route) = tracked.route.filter(|route| !route.local) else {
+            return unused(BackendState::NoRoute);
+        };
+        if let Some(gateway) = route.gateway {
+            return unused(BackendState::BehindRouter { gateway });
         }
-        (Resolution::Resolving { .. }, ..) => (BackendState::Resolving, None, to_ask),
-        _ => (BackendState::NoNeighbour, None, to_ask),
+        let Some((name, interface)) = self.interfaces.get(&route.index) else {
+            return unused(BackendState::NoRoute);
+        };
+        let Some(ifindex) = self.arrives_on(route.index) else {
+            return unused(BackendState::WrongInterface { interface: (*name).to_owned() });
+        };
+        let neighbour = self.neighbours.get(&(route.index, tracked.address)).copied();
+        tracked.resolution.observe(neighbour, self.now);
+        let sure = matches!(neighbour, Some(Neighbour::Known { fresh: true, .. }));
+        let to_ask = (!sure).then_some(route.index);
+        match (tracked.resolution.mac(), interface.mac) {
+            (Some(mac), Some(source_mac)) => {
+                let reached = Reached { interface: (*name).to_owned(), ifindex, mac, source_mac };
+                Seen { state: BackendState::Up, reached: Some(reached), to_ask }
+            }
+            _ => {
+                let resolving = matches!(tracked.resolution, Resolution::Resolving { .. });
+                let state = if resolving { BackendState::Resolving } else { BackendState::NoNeighbour };
+                Seen { state, reached: None, to_ask }
+            }
+        }
+    }
+
+    /// The filtered interface that frames of this one come in on: itself, or the one below a VLAN. A frame goes back
+    /// with the tags it came with.
+    fn arrives_on(&self, mut index: u32) -> Option<u32> {
+        for _ in 0..=VLAN_TAGS_MAX {
+            let (name, interface) = self.interfaces.get(&index)?;
+            if self.filtered.iter().any(|filtered| filtered == name) {
+                return Some(index);
+            }
+            index = interface.below?;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BACKEND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
+    const MAC: Mac = [2, 0, 0, 0, 0, 11];
+    const OURS: Mac = [2, 0, 0, 0, 0, 1];
+
+    fn interfaces() -> Interfaces {
+        let interface = |index, below| Interface { index, mac: Some(OURS), below, xdp: None };
+        let named = |(name, interface): (&str, Interface)| (name.to_owned(), interface);
+        [
+            ("eth0", interface(2, None)),
+            ("eth1", interface(3, None)),
+            ("eth0.10", interface(4, Some(2))),
+            ("eth0.10.20", interface(5, Some(4))),
+            ("eth1.10", interface(6, Some(3))),
+        ]
+        .map(named)
+        .into()
+    }
+
+    fn seen(route: Option<Route>, neighbour: Option<Neighbour>) -> Seen {
+        let now = Instant::now();
+        let neighbours = route.zip(neighbour).map(|(route, neighbour)| ((route.index, BACKEND), neighbour));
+        let interfaces = interfaces();
+        let filtered = ["eth0".to_owned()];
+        let view = View::new(&filtered, &interfaces, neighbours.into_iter().collect(), now);
+        view.look(&mut Tracked {
+            address: BACKEND,
+            route,
+            resolution: Resolution::Resolving { since: now },
+            state: BackendState::Resolving,
+            reached: None,
+        })
+    }
+
+    #[test]
+    fn a_backend_is_up_or_says_why_not() {
+        let on = |index| Some(Route { index, gateway: None, local: false });
+        let known = Some(Neighbour::Known { mac: MAC, fresh: false });
+        let gateway = IpAddr::from([10, 0, 0, 1]);
+        let wrong = |name: &str| BackendState::WrongInterface { interface: name.to_owned() };
+        for (route, neighbour, state, to_ask) in [
+            (None, None, BackendState::NoRoute, None),
+            (Some(Route { index: 2, gateway: None, local: true }), known, BackendState::NoRoute, None),
+            (
+                Some(Route { index: 2, gateway: Some(gateway), local: false }),
+                known,
+                BackendState::BehindRouter { gateway },
+                None,
+            ),
+            (on(3), known, wrong("eth1"), None),
+            (on(6), known, wrong("eth1.10"), None),
+            (on(9), known, BackendState::NoRoute, None),
+            (on(2), None, BackendState::Resolving, Some(2)),
+            (on(2), Some(Neighbour::Failed), BackendState::NoNeighbour, Some(2)),
+            (on(2), known, BackendState::Up, Some(2)),
+            (on(2), Some(Neighbour::Known { mac: MAC, fresh: true }), BackendState::Up, None),
+        ] {
+            let seen = seen(route, neighbour);
+            assert_eq!((&seen.state, seen.to_ask), (&state, to_ask), "{route:?} {neighbour:?}");
+            assert_eq!(seen.reached.is_some(), state.is_up());
+        }
+    }
+
+    #[test]
+    fn frames_of_a_vlan_go_back_where_they_came_in() {
+        for index in [4, 5] {
+            let route = Route { index, gateway: None, local: false };
+            let seen = seen(Some(route), Some(Neighbour::Known { mac: MAC, fresh: true }));
+            assert_eq!(seen.reached.map(|reached| reached.ifindex), Some(2), "through {index}");
+        }
     }
 }

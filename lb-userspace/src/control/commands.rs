@@ -194,7 +194,7 @@ impl Controller {
             return Err(RequestError::NotInKernel(outcome.errors.join("; ")));
         }
         if !revocation.signer_left {
-            self.follow_keys().await?;
+            self.follow_keys(&mut Outcome::default()).await?;
             self.apply_keys().await?;
         }
         Ok(Revoked {
@@ -220,7 +220,7 @@ impl Controller {
             return Err(RequestError::NoSigner(keyset.service.clone()));
         };
         let imported = self.keys.change(|keyring, now, _| keyring.import(keyset, &policy, now)).await?;
-        self.follow_keys().await?;
+        self.follow_keys(&mut Outcome::default()).await?;
         self.apply_keys().await?;
         info!(service_id = id, added = imported.added.len(), "keys imported");
         let numbers = |ids: Vec<KeyId>| ids.into_iter().map(|id| id.0).collect();
@@ -240,7 +240,7 @@ impl Controller {
             tokio::time::sleep(left).await;
             self.sync_keys(&mut outcome);
         }
-        self.keys.confirm().await?;
+        self.confirm_keys().await?;
         match outcome.errors.is_empty() {
             true => Ok(()),
             false => Err(RequestError::NotInKernel(outcome.errors.join("; "))),

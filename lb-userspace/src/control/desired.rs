@@ -33,11 +33,11 @@ pub struct Way {
     pub source_mac: Mac,
 }
 
-/// A service, its index, and the ways to those of its backends that may be used, by id.
-#[derive(Clone, Debug)]
-pub struct Placed<'a> {
+/// A service's index, and the ways to those of its backends that may be used, by id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
     /// The service.
-    pub service: &'a config::Service,
+    pub service_id: u32,
     /// Its index on this node.
     pub index: u32,
     /// The ways.
@@ -45,9 +45,10 @@ pub struct Placed<'a> {
 }
 
 /// What the tables are to say. Backends are placed service by service, by their id.
-pub fn snapshot(services: &[Placed<'_>]) -> Snapshot {
+pub fn snapshot(services: &[config::Service], placed: &[Placed]) -> Snapshot {
     let mut snapshot = Snapshot::default();
-    for Placed { service, index, ways } in services {
+    for Placed { service_id, index, ways } in placed {
+        let Some(service) = services.iter().find(|service| service.id == *service_id) else { continue };
         let Some(key) = key(service) else { continue };
         snapshot.services.push((key, value(service, *index)));
         let mut shares = Vec::new();

@@ -10,6 +10,7 @@ mod keys;
 mod neighbours;
 mod network;
 mod report;
+mod tables;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -24,25 +25,23 @@ pub use report::MetricsReport;
 
 use crate::{
     config::Config,
-    datapath::{
-        BackendOwner, Datapath, DatapathError, Options, PinLock, Pins, TableSet, attach, embedded_object,
-    },
+    datapath::{BackendOwner, Datapath, DatapathError, Options, PinLock, Pins, attach, embedded_object},
     keyring::Event,
     store::{Store, StoreError},
 };
 use attachment::Attachments;
 use backends::{Backends, Interfaces};
-use desired::{Placed, Way};
 use indices::Indices;
 use keys::{Keys, KeysError};
 use network::{Network, NetworkError};
+use tables::Built;
 
 /// How often everything is compared.
 const EVERY: Duration = Duration::from_secs(1);
 /// How long the first answers of backends are waited for at start.
 const FIRST_ANSWERS: Duration = Duration::from_secs(1);
 /// How long changes of the network are collected.
-const SETTLE: Duration = Duration::from_millis(20);
+const SETTLE: Duration = Duration::from_millis(50);
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -79,12 +78,6 @@ pub struct Controller {
     _lock: PinLock,
 }
 
-/// The tables, and what they were built from.
-struct Built {
-    ways: Vec<(u32, u32, std::collections::BTreeMap<u16, Way>)>,
-    set: TableSet,
-}
-
 /// What the last comparison left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Outcome {
@@ -114,16 +107,12 @@ impl Controller {
     pub async fn start(config: Config, store: Arc<dyn Store>) -> Result<Self, StartError> {
         let pins = Pins::new(&config.bpffs)?;
         let lock = pins.lock()?;
-        match Self::bring_up(config, store, &pins, lock).await {
-            Ok(controller) => Ok(controller),
-            Err(error) => {
-                // Maps without a program before an interface are of no use to anybody.
-                if pins.links()?.is_empty() {
-                    pins.remove_all()?;
-                }
-                Err(error)
-            }
+        let first_start = pins.is_empty()?;
+        let started = Self::bring_up(config, store, &pins, lock).await;
+        if started.is_err() && first_start {
+            pins.remove_all()?;
         }
+        started
     }
 
     async fn bring_up(
@@ -192,17 +181,16 @@ impl Controller {
         }
     }
 
-    /// Keys and tables, before the first packet meets the program.
+    /// Keys and tables, before the first packet meets the program. A service without a key drops everything, which is
+    /// said and tried again; a service that is not in the tables lets everything pass, which is an error.
     async fn fill(&mut self) -> Result<(), StartError> {
-        self.follow_keys().await?;
         tokio::time::sleep(self.datapath.tables.grace_left()).await;
         let mut outcome = Outcome::default();
+        self.follow_keys(&mut outcome).await?;
         self.sync_keys(&mut outcome);
-        self.keys.confirm().await?;
-        self.sync_tables(&mut outcome);
-        for error in &outcome.errors {
-            warn!("{error}");
-        }
+        self.confirm_keys().await?;
+        self.publish_tables(&mut outcome)?;
+        self.conclude(outcome);
         Ok(())
     }
 
@@ -239,11 +227,11 @@ impl Controller {
         if let Err(error) = clock::publish(&self.datapath) {
             outcome.errors.push(error.to_string());
         }
-        if let Err(error) = self.follow_keys().await {
+        if let Err(error) = self.follow_keys(&mut outcome).await {
             outcome.errors.push(error.to_string());
         }
         self.sync_keys(&mut outcome);
-        if let Err(error) = self.keys.confirm().await {
+        if let Err(error) = self.confirm_keys().await {
             outcome.errors.push(error.to_string());
         }
         match self.network.interfaces().await {
@@ -277,14 +265,16 @@ impl Controller {
     }
 
     /// Rotations and ends that are due.
-    async fn follow_keys(&mut self) -> Result<(), KeysError> {
+    async fn follow_keys(&mut self, outcome: &mut Outcome) -> Result<(), KeysError> {
         let ticked = self.keys.tick().await;
         self.store_connected = !matches!(ticked, Err(KeysError::Store(_)));
         for event in ticked? {
             match event {
                 Event::Staged { service_id, key_id } => info!(service_id, key_id = key_id.0, "key made"),
                 Event::Ended { service_id, key_id } => info!(service_id, key_id = key_id.0, "key ended"),
-                Event::Blocked { service_id, error } => warn!(service_id, "no new key: {error}"),
+                Event::Blocked { service_id, error } => {
+                    outcome.errors.push(format!("service {service_id} gets no new key: {error}"));
+                }
             }
         }
         Ok(())
@@ -307,6 +297,14 @@ impl Controller {
         }
     }
 
+    /// Keys that the kernel has by now begin to sign.
+    async fn confirm_keys(&mut self) -> Result<(), KeysError> {
+        for id in self.keys.confirm().await? {
+            info!(key_id = id.0, "key signs");
+        }
+        Ok(())
+    }
+
     async fn follow_backends(&mut self, ask: bool) -> Result<(), NetworkError> {
         for change in self.backends.refresh(&self.network, &self.interfaces, ask).await? {
             let BackendOwner { service_id, backend_id } = change.backend;
@@ -319,62 +317,6 @@ impl Controller {
             }
         }
         Ok(())
-    }
-
-    fn sync_tables(&mut self, outcome: &mut Outcome) {
-        let result = self.datapath.tables.live().and_then(|live| {
-            let set = self.desired_tables(&live)?;
-            Ok((set.differences(&live), set))
-        });
-        let (differences, set) = match result {
-            Ok(compared) => compared,
-            Err(error) => return outcome.failed(vec!["the tables cannot be compared".to_owned()], &error),
-        };
-        if differences.is_empty() {
-            return;
-        }
-        debug!("publishing: {}", differences.join(", "));
-        if let Err(error) = self.datapath.tables.publish(&set) {
-            outcome.failed(differences, &error);
-        }
-    }
-
-    /// Builds the tables where something they are built from has changed; a Maglev table takes a millisecond.
-    fn desired_tables(&mut self, live: &TableSet) -> Result<TableSet, DatapathError> {
-        let mut ways = Vec::new();
-        for service in &self.config.services {
-            let wanted: BTreeSet<u32> = self.config.services.iter().map(|service| service.id).collect();
-            if let Some(index) = self.indices.service(service.id, &wanted, live, &mut self.datapath)? {
-                ways.push((service.id, index, std::collections::BTreeMap::new()));
-            }
-        }
-        let wanted: BTreeSet<BackendOwner> = self.backends.owners().collect();
-        for (service_id, _, ways) in &mut ways {
-            for (owner, reached) in self.backends.up(*service_id) {
-                let counter = self.indices.backend(owner, &wanted, live, &mut self.datapath)?;
-                let Some(counter) = counter else { continue };
-                let way = Way {
-                    counter,
-                    ifindex: reached.ifindex,
-                    destination_mac: reached.mac,
-                    source_mac: reached.source_mac,
-                };
-                ways.insert(owner.backend_id, way);
-            }
-        }
-        if let Some(built) = self.built.as_ref().filter(|built| built.ways == ways) {
-            return Ok(built.set.clone());
-        }
-        let placed: Vec<_> = ways
-            .iter()
-            .filter_map(|(id, index, ways)| {
-                let service = self.config.services.iter().find(|service| service.id == *id)?;
-                Some(Placed { service, index: *index, ways: ways.clone() })
-            })
-            .collect();
-        let set = TableSet::new(&desired::snapshot(&placed))?;
-        self.built = Some(Built { ways, set: set.clone() });
-        Ok(set)
     }
 
     /// Why it does not filter yet, or not any more.
@@ -390,8 +332,8 @@ impl Controller {
                 reasons.push(format!("service {} has no active key in the kernel", service.name));
             }
         }
-        let published = self.built.as_ref().is_some() && self.outcome.differences.is_empty();
-        if !published {
+        // What merely waits for its turn is in place within milliseconds.
+        if self.outcome.again_in.is_none() {
             reasons.extend(self.outcome.differences.iter().map(|what| format!("not as desired: {what}")));
         }
         reasons
@@ -411,6 +353,18 @@ pub fn detach(config: &Config) -> Result<Vec<String>, DatapathError> {
     let interfaces = pins.links()?;
     pins.remove_all()?;
     Ok(interfaces)
+}
+
+/// Whether the program could be attached to each of the configured interfaces, as far as can be told without doing it.
+///
+/// # Errors
+/// If the kernel cannot be asked.
+pub async fn check_interfaces(
+    config: &Config,
+) -> Result<Vec<(String, Result<(), DatapathError>)>, StartError> {
+    let attachments = Attachments::new(config, Pins::new(&config.bpffs)?);
+    let interfaces = Network::connect(BTreeSet::new())?.interfaces().await?;
+    Ok(attachments.check_each(&interfaces))
 }
 
 /// The name of a program somebody else attached, for messages.

@@ -15,7 +15,7 @@ use rtnetlink::{
     packet_core::NetlinkPayload,
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, XdpAttached},
+        link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
     },
@@ -50,8 +50,8 @@ pub struct Interface {
     pub index: u32,
     /// Its MAC address, if it has one.
     pub mac: Option<Mac>,
-    /// Whether it is up.
-    pub up: bool,
+    /// Of a VLAN's interface: the one in this namespace that its frames come in on, tagged.
+    pub below: Option<u32>,
     /// The XDP program on it, and how it is attached.
     pub xdp: Option<(u32, Mode)>,
 }
@@ -204,17 +204,21 @@ impl Network {
 
 fn interface(link: &LinkMessage) -> Option<(String, Interface)> {
     let mut name = None;
-    let (mut mac, mut xdp) = (None, None);
+    let (mut mac, mut xdp, mut below) = (None, None, None);
+    // Below an interface that came from another namespace is another namespace's interface.
+    let (mut vlan, mut foreign) = (false, false);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(found) => name = Some(found.clone()),
             LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().ok(),
+            LinkAttribute::Link(index) => below = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => foreign = true,
+            LinkAttribute::LinkInfo(infos) => vlan = infos.contains(&LinkInfo::Kind(InfoKind::Vlan)),
             LinkAttribute::Xdp(attributes) => xdp = attached(attributes),
             _ => {}
         }
     }
-    let up = link.header.flags.contains(LinkFlags::Up);
-    Some((name?, Interface { index: link.header.index, mac, up, xdp }))
+    Some((name?, Interface { index: link.header.index, mac, below: below.filter(|_| vlan && !foreign), xdp }))
 }
 
 fn attached(attributes: &[LinkXdp]) -> Option<(u32, Mode)> {

@@ -69,7 +69,7 @@ impl Datapath {
                         path: pin,
                         action: "pin the link",
                         source: io::Error::other(chain(&error)),
-                        mend: "run as root",
+                        mend: "the program is off again; restart the daemon, which makes the pins' directory",
                     })?;
                     return Ok(Attached::Anew);
                 }

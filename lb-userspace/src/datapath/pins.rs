@@ -54,14 +54,12 @@ impl Pins {
             source,
             mend: NEEDS_ROOT,
         };
-        for directory in [&self.base, &self.directory] {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(directory)
-                .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o700)))
-                .map_err(|source| failed("make the directory", source))?;
-        }
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory)
+            .and_then(|()| fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o700)))
+            .map_err(|source| failed("make the directory", source))?;
         let directory = File::open(&self.directory).map_err(|source| failed("open it", source))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(PinLock(lock)),
@@ -72,9 +70,17 @@ impl Pins {
         }
     }
 
-    /// Whether anything is pinned.
+    /// Whether the directory is there.
     pub fn exist(&self) -> bool {
         self.directory.is_dir()
+    }
+
+    /// Whether nothing is pinned in it.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn is_empty(&self) -> Result<bool, DatapathError> {
+        Ok(self.names()?.is_empty())
     }
 
     /// The pin of a map.

@@ -216,12 +216,11 @@ impl Tables {
             maglev.insert(index, Box::new(table));
         }
         let mut pinned = BTreeMap::new();
-        for entry in &self.pinned {
-            let (key, place) = entry.map_err(reading(PINNED))?;
-            if key.half == half {
-                pinned.insert((key.service_index, key.backend_id), place);
-            }
-        }
+        batch::lookup_all::<PinnedKey, u32>(self.pinned.map(), 1, 1024, |keys, places| {
+            let of_half = keys.iter().zip(places).filter(|(key, _)| key.half == half);
+            pinned.extend(of_half.map(|(key, place)| ((key.service_index, key.backend_id), *place)));
+        })
+        .map_err(reading(PINNED))?;
         Ok(TableSet { seed, buckets, maglev, backends, pinned })
     }
 

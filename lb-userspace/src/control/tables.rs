@@ -1,0 +1,84 @@
+//! Services, Maglev tables and backends: what they should be, against what counts in the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tracing::debug;
+
+use super::{
+    Controller, Outcome,
+    desired::{self, Placed, Way},
+};
+use crate::datapath::{BackendOwner, DatapathError, TableSet};
+
+/// The tables, and what they were built from.
+pub struct Built {
+    placed: Vec<Placed>,
+    set: TableSet,
+}
+
+impl Controller {
+    pub(super) fn sync_tables(&mut self, outcome: &mut Outcome) {
+        if let Err(error) = self.publish_tables(outcome) {
+            outcome.failed(vec!["the tables of services and backends".to_owned()], &error);
+        }
+    }
+
+    /// Publishes the tables if others count.
+    ///
+    /// # Errors
+    /// If they do not fit or cannot be written. Then those from before count.
+    pub(super) fn publish_tables(&mut self, outcome: &mut Outcome) -> Result<(), DatapathError> {
+        let live = self.datapath.tables.live()?;
+        let placed = self.place(&live, outcome)?;
+        // A Maglev table takes a millisecond: not every second for each.
+        let built = match self.built.take().filter(|built| built.placed == placed) {
+            Some(built) => built,
+            None => {
+                let set = TableSet::new(&desired::snapshot(&self.config.services, &placed))?;
+                Built { placed, set }
+            }
+        };
+        let built = self.built.insert(built);
+        let differences = built.set.differences(&live);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        debug!("publishing: {}", differences.join(", "));
+        self.datapath.tables.publish(&built.set)
+    }
+
+    /// Gives every service its index and every usable backend its counter. One that cannot have one yet, because all
+    /// are in use by what is about to go, gets it in the next round.
+    fn place(&mut self, live: &TableSet, outcome: &mut Outcome) -> Result<Vec<Placed>, DatapathError> {
+        let services: BTreeSet<u32> = self.config.services.iter().map(|service| service.id).collect();
+        let backends: BTreeSet<BackendOwner> = self.backends.owners().collect();
+        let mut placed = Vec::new();
+        for service in &self.config.services {
+            let index = self.indices.service(service.id, &services, live, &mut self.datapath)?;
+            let Some(index) = index else {
+                outcome.differences.push(format!("service {} waits for an index", service.name));
+                continue;
+            };
+            let mut ways = BTreeMap::new();
+            for (owner, reached) in self.backends.up(service.id) {
+                let counter = self.indices.backend(owner, &backends, live, &mut self.datapath)?;
+                let Some(counter) = counter else {
+                    let name = &service.name;
+                    outcome
+                        .differences
+                        .push(format!("backend {} of {name} waits for a counter", owner.backend_id));
+                    continue;
+                };
+                let way = Way {
+                    counter,
+                    ifindex: reached.ifindex,
+                    destination_mac: reached.mac,
+                    source_mac: reached.source_mac,
+                };
+                ways.insert(owner.backend_id, way);
+            }
+            placed.push(Placed { service_id: service.id, index, ways });
+        }
+        Ok(placed)
+    }
+}
