@@ -6,6 +6,8 @@ use std::{
     time::Instant,
 };
 
+use tracing::debug;
+
 use super::{
     neighbours::Resolution,
     network::{Interface, Mac, Neighbour, Network, NetworkError, Route},
@@ -128,16 +130,11 @@ impl Backends {
         if self.all.is_empty() {
             return Ok(Vec::new());
         }
-        if network.take_routes_changed() {
-            let mut routes = HashMap::new();
-            for address in self.all.values().map(|tracked| tracked.address).collect::<BTreeSet<_>>() {
-                if let IpAddr::V4(v4) = address {
-                    routes.insert(address, network.route(v4).await?);
-                }
-            }
-            for tracked in self.all.values_mut() {
-                tracked.route = routes.get(&tracked.address).copied().flatten();
-            }
+        if network.take_routes_changed()
+            && let Err(error) = self.refresh_routes(network).await
+        {
+            network.set_routes_changed();
+            return Err(error);
         }
         let view = View::new(&self.interfaces, interfaces, network.neighbours().await?, Instant::now());
         let mut changes = Vec::new();
@@ -150,11 +147,27 @@ impl Backends {
             tracked.state = state;
             tracked.reached = reached;
             // Services often share backends.
-            if let Some(ifindex) = to_ask.filter(|ifindex| ask && asked.insert((*ifindex, tracked.address))) {
-                network.ask(ifindex, tracked.address).await?;
+            if let Some(ifindex) = to_ask.filter(|ifindex| ask && asked.insert((*ifindex, tracked.address)))
+                && let Err(error) = network.ask(ifindex, tracked.address).await
+            {
+                // As while an interface is down. The backend's state says what comes of it.
+                debug!("{}: {error}", tracked.address);
             }
         }
         Ok(changes)
+    }
+
+    async fn refresh_routes(&mut self, network: &Network) -> Result<(), NetworkError> {
+        let mut routes = HashMap::new();
+        for address in self.all.values().map(|tracked| tracked.address).collect::<BTreeSet<_>>() {
+            if let IpAddr::V4(v4) = address {
+                routes.insert(address, network.route(v4).await?);
+            }
+        }
+        for tracked in self.all.values_mut() {
+            tracked.route = routes.get(&tracked.address).copied().flatten();
+        }
+        Ok(())
     }
 
     /// Whether the first answer of one is still to come.

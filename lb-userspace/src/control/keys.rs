@@ -4,14 +4,14 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use lb_common::{
-    keyslot::{KeyId, KeySlot, STATE_VERIFY},
+    keyslot::{KeyId, STATE_VERIFY},
     maps::KEY_SLOTS_MAX,
 };
 
 use super::clock::unix_now;
 use crate::{
     config,
-    datapath::{DatapathError, KeySlots},
+    datapath::{DatapathError, KeySlots, SlotValues},
     keyring::{Event, Key, KeyPolicy, Keyring, KeyringError},
     store::{self, State, Store, StoreError},
 };
@@ -46,7 +46,7 @@ pub struct Keys {
 #[derive(Default)]
 struct Wanted {
     revision: Option<u64>,
-    slots: Vec<KeySlot>,
+    slots: SlotValues,
 }
 
 /// What a comparison with the kernel found, and what could not be mended.
@@ -152,14 +152,14 @@ impl Keys {
         let mut report = SlotReport::default();
         let found = kernel.all()?;
         let wanted_ids: BTreeSet<u32> = self.wanted.slots.iter().map(|slot| slot.key_id).collect();
-        for (slot, held) in (0..KEY_SLOTS_MAX).zip(&found) {
+        for (slot, held) in (0..KEY_SLOTS_MAX).zip(found.iter()) {
             if held.state == STATE_VERIFY && !wanted_ids.contains(&held.key_id) {
                 report.differences.push(format!("key {} verifies and should not", held.key_id));
                 report.errors.extend(kernel.stop(slot).err());
             }
         }
         self.installed.clear();
-        for wanted in &self.wanted.slots {
+        for wanted in self.wanted.slots.iter() {
             let id = KeyId(wanted.key_id);
             if found[id.slot() as usize] != *wanted {
                 report.differences.push(format!("key {} is not in the kernel as it should be", id.0));

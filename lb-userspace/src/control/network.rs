@@ -138,6 +138,11 @@ impl Network {
         self.routes_changed.swap(false, Ordering::Relaxed)
     }
 
+    /// Makes the next [`Network::take_routes_changed`] true.
+    pub fn set_routes_changed(&self) {
+        self.routes_changed.store(true, Ordering::Relaxed);
+    }
+
     /// All interfaces, by name.
     ///
     /// # Errors

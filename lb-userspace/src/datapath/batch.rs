@@ -66,6 +66,8 @@ pub(super) fn lookup_all<K: Pod + Default, V: Pod + Default>(
         let found = (attr.count as usize).min(chunk);
         each(&keys[..found], &values[..found * values_per_entry]);
         if ended {
+            // They may have been keys.
+            wipe(&mut values);
             return Ok(());
         }
         first = false;
@@ -74,7 +76,17 @@ pub(super) fn lookup_all<K: Pod + Default, V: Pod + Default>(
 
 /// All values of an array, in order; of a per-CPU array all CPUs' values of each entry, one after the other.
 pub(super) fn array<V: Pod + Default>(map: &MapData, values_per_entry: usize) -> Result<Vec<V>, MapError> {
-    let mut all = Vec::new();
+    let entries = map.info()?.max_entries() as usize;
+    let mut all = Vec::with_capacity(entries * values_per_entry);
     lookup_all::<u32, V>(map, values_per_entry, 1024, |_, values| all.extend_from_slice(values))?;
     Ok(all)
+}
+
+/// Overwrites values in a way that is not optimised away.
+pub(super) fn wipe<V: Pod + Default>(values: &mut [V]) {
+    for value in values {
+        // SAFETY: a valid place, by its unique reference; the value has no drop glue, for it is `Copy`.
+        unsafe { std::ptr::write_volatile(value, V::default()) };
+    }
+    std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
 }

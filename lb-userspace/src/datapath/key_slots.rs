@@ -7,13 +7,14 @@
 
 use std::{
     collections::HashMap,
+    ops::Deref,
     time::{Duration, Instant},
 };
 
 use aya::maps::{Array, IterableMap as _, Map, MapData};
 use lb_common::{
     keyslot::{KeyId, KeySlot, STATE_OFF, STATE_VERIFY},
-    maps::KEY_SLOTS,
+    maps::{KEY_SLOTS, KEY_SLOTS_MAX},
 };
 
 use super::{DatapathError, batch};
@@ -25,6 +26,33 @@ pub struct KeySlots {
     opened_at: Instant,
     /// The slots this process has stopped.
     stopped_at: HashMap<u32, Instant>,
+}
+
+/// Values of key slots, wiped when they are dropped.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct SlotValues(Vec<KeySlot>);
+
+impl FromIterator<KeySlot> for SlotValues {
+    fn from_iter<I: IntoIterator<Item = KeySlot>>(slots: I) -> Self {
+        // With room for all there can be: a vector that grows leaves copies behind.
+        let mut values = Vec::with_capacity(KEY_SLOTS_MAX as usize);
+        values.extend(slots);
+        Self(values)
+    }
+}
+
+impl Deref for SlotValues {
+    type Target = [KeySlot];
+
+    fn deref(&self) -> &[KeySlot] {
+        &self.0
+    }
+}
+
+impl Drop for SlotValues {
+    fn drop(&mut self) {
+        batch::wipe(&mut self.0);
+    }
 }
 
 impl KeySlots {
@@ -41,8 +69,8 @@ impl KeySlots {
     ///
     /// # Errors
     /// If the map cannot be read.
-    pub fn all(&self) -> Result<Vec<KeySlot>, DatapathError> {
-        batch::array(self.map.map(), 1).map_err(|source| DatapathError::Map {
+    pub fn all(&self) -> Result<SlotValues, DatapathError> {
+        batch::array(self.map.map(), 1).map(SlotValues).map_err(|source| DatapathError::Map {
             map: KEY_SLOTS,
             action: "read it",
             source,

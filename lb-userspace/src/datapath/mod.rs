@@ -18,7 +18,7 @@ mod tables;
 
 pub use counters::{Counters, Totals};
 pub use error::DatapathError;
-pub use key_slots::KeySlots;
+pub use key_slots::{KeySlots, SlotValues};
 pub use live::LiveWords;
 pub use load::{Datapath, Options, ProgramRuns, embedded_object};
 pub use owners::{BackendOwner, Owners};
