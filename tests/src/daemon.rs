@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -16,9 +16,9 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use tempfile::TempDir;
 
 use crate::{
+    leftovers::{self, FILES, PINS},
     netns::Namespace,
     topology::{INTERFACE, SERVICE, backend_address},
 };
@@ -30,24 +30,26 @@ pub const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9477);
 
 /// What belongs to one daemon: configuration, store, control socket, pins.
 pub struct Place {
-    directory: TempDir,
+    directory: PathBuf,
     bpffs: PathBuf,
 }
 
 impl Place {
-    /// An empty one; its pins will be under `/sys/fs/bpf/NAME`.
+    /// An empty one, with its files under `/run/NAME` and its pins under `/sys/fs/bpf/NAME`.
     ///
     /// # Errors
-    /// If no directory can be made.
+    /// If no directory can be made, as where there is one of this name.
     pub fn new(name: &str) -> Result<Self> {
-        let bpffs = Path::new("/sys/fs/bpf").join(name);
-        remove_pins(&bpffs)?;
-        Ok(Self { directory: tempfile::Builder::new().prefix(name).tempdir()?, bpffs })
+        leftovers::hold_if_interrupted();
+        let place = Self { directory: Path::new(FILES).join(name), bpffs: Path::new(PINS).join(name) };
+        fs::create_dir(&place.directory)
+            .with_context(|| format!("cannot make {}", place.directory.display()))?;
+        Ok(place)
     }
 
     /// A file in it.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.directory.join(name)
     }
 
     /// Where things are pinned.
@@ -116,18 +118,16 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Err(error) = remove_pins(&self.bpffs) {
-            eprintln!("{} is left behind: {error:#}", self.bpffs.display());
+        // Removing a link's pin takes the program off its interface.
+        for path in [&self.bpffs, &self.directory] {
+            if let Err(error) = fs::remove_dir_all(path)
+                && error.kind() != ErrorKind::NotFound
+                && !leftovers::interrupted()
+            {
+                eprintln!("{} is left behind: {error}", path.display());
+            }
         }
     }
-}
-
-/// Removing a link's pin takes the program off its interface.
-fn remove_pins(bpffs: &Path) -> Result<()> {
-    if bpffs.exists() {
-        fs::remove_dir_all(bpffs).with_context(|| format!("cannot remove {}", bpffs.display()))?;
-    }
-    Ok(())
 }
 
 /// A running daemon; killed when dropped.
@@ -142,6 +142,7 @@ impl Daemon {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(place: &Place, namespace: &Namespace) -> Result<Self> {
+        leftovers::hold_if_interrupted();
         let log = place.path("log");
         let to = || fs::OpenOptions::new().create(true).append(true).open(&log);
         let config = place.config();
@@ -172,6 +173,11 @@ impl Daemon {
         }
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
@@ -192,7 +198,7 @@ impl Daemon {
     /// # Errors
     /// If it does not end.
     pub fn terminate(mut self) -> Result<ExitStatus> {
-        kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGTERM)?;
+        kill(Pid::from_raw(self.pid().try_into()?), Signal::SIGTERM)?;
         self.ended()
     }
 

@@ -3,6 +3,7 @@
 pub mod case;
 pub mod daemon;
 pub mod issuer;
+pub mod leftovers;
 pub mod netns;
 pub mod oracle;
 pub mod packet;

@@ -3,13 +3,15 @@
 use std::{
     fs::File,
     os::{fd::AsFd as _, unix::process::CommandExt as _},
-    path::PathBuf,
+    path::Path,
     process::Command,
     thread,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, setns};
+
+use crate::leftovers::{self, NAMESPACES};
 
 /// A network namespace with its loopback up.
 #[derive(Debug)]
@@ -18,14 +20,12 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes it; one of this name that an earlier run has left goes first.
+    /// Makes it.
     ///
     /// # Errors
-    /// If `ip` fails.
+    /// If `ip` fails, as where there is one of this name.
     pub fn new(name: &str) -> Result<Self> {
-        if PathBuf::from("/run/netns").join(name).exists() {
-            run(Command::new("ip").args(["netns", "delete", name]))?;
-        }
+        leftovers::hold_if_interrupted();
         run(Command::new("ip").args(["netns", "add", name]))?;
         let namespace = Self { name: name.to_owned() };
         namespace.ip(&["link", "set", "lo", "up"])?;
@@ -82,14 +82,16 @@ impl Namespace {
     }
 
     fn file(&self) -> Result<File> {
-        let path = PathBuf::from("/run/netns").join(&self.name);
+        let path = Path::new(NAMESPACES).join(&self.name);
         File::open(&path).with_context(|| format!("cannot open {}", path.display()))
     }
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        if let Err(error) = run(Command::new("ip").args(["netns", "delete", &self.name])) {
+        if let Err(error) = run(Command::new("ip").args(["netns", "delete", &self.name]))
+            && !leftovers::interrupted()
+        {
             eprintln!("network namespace {} is left behind: {error:#}", self.name);
         }
     }

@@ -8,14 +8,16 @@
 //! Backends have the service's address on their loopback and do not answer ARP for it: direct server return.
 
 use std::{
+    fs,
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
-    programs::{Xdp, XdpMode},
+    programs::{Xdp, XdpMode, links::FdLink},
 };
 use lb_common::maps::PROGRAM_PASS;
 use nix::{
@@ -24,7 +26,10 @@ use nix::{
 };
 use tollgate::datapath::embedded_object;
 
-use crate::netns::{Namespace, run};
+use crate::{
+    leftovers::{self, PINS},
+    netns::{Namespace, run},
+};
 
 /// Where the service is reached.
 pub const SERVICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 100), 7777);
@@ -42,8 +47,21 @@ pub struct Topology {
     /// Who receives.
     pub backends: Vec<Namespace>,
     switch: Namespace,
-    /// Holds the program that lets the bridge's end of the balancer's veth receive what XDP sends.
-    _pass: Ebpf,
+    /// The program that lets the bridge's end of the balancer's veth receive what XDP sends.
+    _pass: Pinned,
+}
+
+/// A pin, gone with this value.
+struct Pinned(PathBuf);
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0)
+            && !leftovers::interrupted()
+        {
+            eprintln!("{} is left behind: {error}", self.0.display());
+        }
+    }
 }
 
 impl Topology {
@@ -72,7 +90,7 @@ impl Topology {
             plug(&switch, &backend, &role, &format!("{}/24", backend_address(number)))?;
             made.push(backend);
         }
-        let pass = pass(&switch, "lb")?;
+        let pass = pass(&switch, "lb", &Path::new(PINS).join(format!("{prefix}-pass")))?;
         Ok(Self { client, balancer, backends: made, switch, _pass: pass })
     }
 
@@ -138,14 +156,17 @@ fn plug(switch: &Namespace, host: &Namespace, role: &str, address: &str) -> Resu
     host.ip(&["link", "set", INTERFACE, "up"])
 }
 
-/// A veth receives what XDP sends out of its peer only while it has an XDP program itself.
-fn pass(switch: &Namespace, interface: &str) -> Result<Ebpf> {
+/// A veth receives what XDP sends out of its peer only while it has an XDP program itself. It is pinned: a topology that
+/// is kept works on without this process.
+fn pass(switch: &Namespace, interface: &str, pin: &Path) -> Result<Pinned> {
     switch.enter(|| {
         let mut ebpf = Ebpf::load(embedded_object()?).context("cannot load the program")?;
         let program: &mut Xdp =
             ebpf.program_mut(PROGRAM_PASS).context("the object has no such program")?.try_into()?;
         program.load()?;
-        program.attach_to_if_index(if_nametoindex(interface)?, XdpMode::Driver)?;
-        Ok(ebpf)
+        let link = program.attach_to_if_index(if_nametoindex(interface)?, XdpMode::Driver)?;
+        let link: FdLink = program.take_link(link)?.try_into()?;
+        link.pin(pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+        Ok(Pinned(pin.to_owned()))
     })?
 }

@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     net::UdpSocket,
+    path::Path,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
@@ -16,6 +18,7 @@ use lb_common::{reason::Reason, token::Header};
 use lb_tests::{
     daemon::{Daemon, PATIENCE, Place, counters, service, wait_for},
     issuer::{Issuer, session},
+    leftovers,
     topology::Topology,
 };
 use serde_json::Value;
@@ -25,6 +28,17 @@ pub const TTL: u32 = 300;
 
 /// A service `game`, forwarded by l2 and stripped, without automatic rotation.
 pub const L2: &str = "forward = \"l2\"\nkey_rotation = \"off\"";
+
+/// Names of all that tests make begin with it; then come the process and a number.
+const NAMES: &str = "tgt-";
+
+/// Removes what killed runs have left, and will remove what this one makes if it is interrupted.
+fn clean_up() -> Result<()> {
+    let run_of = |name: &str| name.strip_prefix(NAMES)?.split('-').next()?.parse::<u32>().ok();
+    let this = std::process::id();
+    leftovers::remove_when_interrupted(move |name| run_of(name) == Some(this))?;
+    leftovers::remove(|name| run_of(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()))
+}
 
 /// A balancer with what is around it.
 pub struct Lab {
@@ -38,7 +52,10 @@ impl Lab {
     /// One whose service has these fields and so many backends.
     pub fn new(fields: &str, backends: u8) -> Result<Self> {
         static MADE: AtomicU32 = AtomicU32::new(0);
-        let name = format!("tgt-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        static CLEAN: OnceLock<Result<(), String>> = OnceLock::new();
+        let clean = CLEAN.get_or_init(|| clean_up().map_err(|error| format!("{error:#}")));
+        clean.clone().map_err(anyhow::Error::msg)?;
+        let name = format!("{NAMES}{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let topology = Topology::new(&name, backends)?;
         let place = Place::new(&name)?;
         place.configure(&service(fields, backends))?;
@@ -137,6 +154,14 @@ impl Lab {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        leftovers::hold_if_interrupted();
+        // Shown where the test fails.
+        println!("the daemon's log:\n{}", fs::read_to_string(self.place.path("log")).unwrap_or_default());
     }
 }
 

@@ -1,41 +1,35 @@
 //! The main job before your eyes: a client, a balancer and three backends; valid and forged traffic; the key rotated
 //! twice, the daemon killed and started again while packets flow.
 
+mod junk;
+mod progress;
 mod receivers;
+mod report;
 mod script;
 mod sender;
 
 use std::{
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
     process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
 };
 
-use anyhow::{Result, bail};
-use nix::sys::signal::{SigHandler, Signal, signal};
+use anyhow::{Context as _, Result};
+use lb_tests::leftovers;
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+const USAGE: &str = "usage: cargo xtask demo [--keep | --remove]
 
-extern "C" fn interrupt(_: i32) {
-    INTERRUPTED.store(true, Ordering::Relaxed);
-}
-
-/// An error once Ctrl-C was pressed: whatever has been made is removed on the way out.
-fn not_interrupted() -> Result<()> {
-    if INTERRUPTED.load(Ordering::Relaxed) {
-        bail!("interrupted; everything that was made is removed");
-    }
-    Ok(())
-}
-
-const USAGE: &str = "usage: cargo xtask demo [--keep]
-
-  --keep   leave namespaces and daemon for looking around, and say how to look and how to remove them";
+  --keep     leave namespaces and daemon for looking around, and say how to look
+  --remove   only remove what --keep has left (the next demo does so, too)";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let keep = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => false,
-        ["--keep"] => true,
+    let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => run(false),
+        ["--keep"] => run(true),
+        ["--remove"] => alone().and_then(|_alone| leftovers::remove(script::is_ours)),
         ["-h" | "--help"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;
@@ -45,18 +39,22 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    for stop in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        // SAFETY: the handler stores to an atomic, which is async-signal-safe.
-        if let Err(error) = unsafe { signal(stop, SigHandler::Handler(interrupt)) } {
-            eprintln!("demo: cannot handle {stop}: {error}");
-            return ExitCode::FAILURE;
-        }
-    }
-    match script::run(keep) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("demo: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    // What failed may have failed because it was being removed.
+    leftovers::hold_if_interrupted();
+    eprintln!("demo: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn run(keep: bool) -> Result<()> {
+    let _alone = alone()?;
+    leftovers::remove_when_interrupted(script::is_ours)?;
+    leftovers::remove(script::is_ours)?;
+    script::run(keep)
+}
+
+/// Held while a demo runs: two at a time would remove each other's namespaces. An abstract socket leaves no file.
+fn alone() -> Result<UnixDatagram> {
+    let address = SocketAddr::from_abstract_name("tollgate-demo")?;
+    UnixDatagram::bind_addr(&address).context("another demo is running; wait until it has ended")
 }

@@ -1,6 +1,7 @@
 //! The backends' applications: real sockets, which remember every datagram they got.
 
 use std::{
+    collections::BTreeMap,
     net::UdpSocket,
     sync::{
         Arc,
@@ -10,7 +11,10 @@ use std::{
 };
 
 use anyhow::Result;
+use lb_common::token::header;
 use lb_tests::topology::Topology;
+
+use crate::junk::Junk;
 
 /// What an application sends: session and sequence number, then bytes that follow from both.
 pub const PAYLOAD_LEN: usize = 64;
@@ -28,31 +32,48 @@ pub fn payload(session: u32, sequence: u32) -> [u8; PAYLOAD_LEN] {
 /// What a backend's application got.
 #[derive(Default)]
 pub struct Received {
-    /// Session and sequence number of every datagram that is whole and stripped.
-    pub datagrams: Vec<(u32, u32)>,
-    /// Everything else.
-    pub strange: Vec<Vec<u8>>,
+    /// Session and sequence number of every valid datagram that came whole and stripped.
+    pub valid: Vec<(u32, u32)>,
+    /// What should not have come, by kind, stripped or not.
+    pub junk: BTreeMap<Junk, u64>,
+    /// What nobody has sent like this.
+    pub strange: u64,
+}
+
+impl Received {
+    fn add(&mut self, datagram: &[u8]) {
+        if let Some((session, sequence)) = read(datagram)
+            && Junk::of_sequence(sequence).is_none()
+        {
+            self.valid.push((session, sequence));
+            return;
+        }
+        match junk(datagram) {
+            Some(kind) => *self.junk.entry(kind).or_default() += 1,
+            None => self.strange += 1,
+        }
+    }
 }
 
 /// The applications, while they listen.
 pub struct Receivers {
     threads: Vec<JoinHandle<Result<Received>>>,
     stop: Arc<AtomicBool>,
-    /// Datagrams all of them got so far.
-    pub total: Arc<AtomicU64>,
+    /// Valid datagrams that all of them got so far.
+    pub valid: Arc<AtomicU64>,
 }
 
 impl Receivers {
     /// Listens at every backend.
     pub fn start(topology: &Topology) -> Result<Self> {
-        let (stop, total) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, valid) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut threads = Vec::new();
         for index in 0..topology.backends.len() {
             let socket = topology.backend_socket(index)?;
-            let (stop, total) = (Arc::clone(&stop), Arc::clone(&total));
-            threads.push(thread::spawn(move || listen(&socket, &stop, &total)));
+            let (stop, valid) = (Arc::clone(&stop), Arc::clone(&valid));
+            threads.push(thread::spawn(move || listen(&socket, &stop, &valid)));
         }
-        Ok(Self { threads, stop, total })
+        Ok(Self { threads, stop, valid })
     }
 
     /// Ends once no more comes, and returns what each backend got.
@@ -65,18 +86,15 @@ impl Receivers {
     }
 }
 
-fn listen(socket: &UdpSocket, stop: &AtomicBool, total: &AtomicU64) -> Result<Received> {
+fn listen(socket: &UdpSocket, stop: &AtomicBool, valid: &AtomicU64) -> Result<Received> {
     let mut received = Received::default();
     let mut buffer = [0; 2048];
     loop {
         match socket.recv(&mut buffer) {
             Ok(len) => {
-                let datagram = &buffer[..len];
-                match read(datagram) {
-                    Some(found) => received.datagrams.push(found),
-                    None => received.strange.push(datagram.to_vec()),
-                }
-                total.fetch_add(1, Ordering::Relaxed);
+                let before = received.valid.len();
+                received.add(&buffer[..len]);
+                valid.fetch_add((received.valid.len() - before) as u64, Ordering::Relaxed);
             }
             // Nothing for 50 ms.
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
@@ -90,10 +108,18 @@ fn listen(socket: &UdpSocket, stop: &AtomicBool, total: &AtomicU64) -> Result<Re
     }
 }
 
-/// Session and sequence number of a datagram that is exactly what an application has sent.
+/// Session and sequence number of a datagram that is exactly one payload.
 fn read(datagram: &[u8]) -> Option<(u32, u32)> {
     let (session, rest) = datagram.split_first_chunk()?;
     let (sequence, _) = rest.split_first_chunk()?;
     let (session, sequence) = (u32::from_be_bytes(*session), u32::from_be_bytes(*sequence));
     (datagram == payload(session, sequence)).then_some((session, sequence))
+}
+
+/// Which kind of junk a datagram was sent as. A truncated token has no payload, but looks like nothing else.
+fn junk(datagram: &[u8]) -> Option<Junk> {
+    match datagram.len().checked_sub(PAYLOAD_LEN) {
+        Some(start) => read(&datagram[start..]).and_then(|(_, sequence)| Junk::of_sequence(sequence)),
+        None => (datagram.first() == Some(&header::MAGIC)).then_some(Junk::Truncated),
+    }
 }

@@ -3,13 +3,17 @@
 use std::{
     collections::BTreeMap,
     net::UdpSocket,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
 use lb_common::{
-    reason::Reason,
+    keyslot::KeyId,
     token::{Claims, header},
 };
 use lb_tests::{
@@ -17,7 +21,7 @@ use lb_tests::{
     topology::Topology,
 };
 
-use crate::{not_interrupted, receivers::payload};
+use crate::{junk::Junk, progress, receivers::payload};
 
 /// Sessions.
 pub const SESSIONS: u32 = 500;
@@ -27,74 +31,40 @@ const WINDOW: u64 = 1024;
 const LOST_AFTER: Duration = Duration::from_secs(5);
 const TTL: u32 = 600;
 
-/// Datagrams that nobody should get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Junk {
-    /// No token at all.
-    Tokenless,
-    /// A valid token, cut short.
-    Truncated,
-    /// A valid token's claims under tags made up.
-    Forged,
-    /// A token that was valid an hour ago.
-    Expired,
-    /// A token that the right key has signed for another service.
-    WrongService,
-}
-
-impl Junk {
-    /// All kinds.
-    pub const ALL: [Self; 5] =
-        [Self::Tokenless, Self::Truncated, Self::Forged, Self::Expired, Self::WrongService];
-
-    /// For people.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tokenless => "without a token",
-            Self::Truncated => "truncated",
-            Self::Forged => "forged",
-            Self::Expired => "expired",
-            Self::WrongService => "wrong service",
-        }
-    }
-
-    /// What the program is to count it as.
-    pub const fn reason(self) -> Reason {
-        match self {
-            Self::Tokenless | Self::Truncated => Reason::NoToken,
-            Self::Forged => Reason::BadFastTag,
-            Self::Expired => Reason::Expired,
-            Self::WrongService => Reason::WrongService,
-        }
-    }
+struct Token {
+    bytes: [u8; header::LEN],
+    key: KeyId,
 }
 
 /// Sends, and remembers what.
-pub struct Sender<'a> {
+pub struct Sender {
     sockets: Vec<UdpSocket>,
-    tokens: Vec<[u8; header::LEN]>,
+    tokens: Vec<Token>,
     issuer: Issuer,
-    received: &'a AtomicU64,
+    /// Valid datagrams that all backends got so far.
+    received: Arc<AtomicU64>,
     /// Next sequence number of each session.
     pub sequences: Vec<u32>,
     /// Valid datagrams sent.
     pub valid: u64,
+    /// The same, by the key that has signed their tokens.
+    pub by_key: BTreeMap<KeyId, u64>,
     /// Others sent.
     pub junk: BTreeMap<Junk, u64>,
     random: fastrand::Rng,
 }
 
-impl<'a> Sender<'a> {
-    /// With tokens of this issuer for all sessions. `received` counts what all backends got.
-    pub fn new(topology: &Topology, issuer: Issuer, received: &'a AtomicU64) -> Result<Self> {
-        let tokens = (0..SESSIONS).map(|number| issuer.token(claims(number), TTL).to_bytes()).collect();
+impl Sender {
+    /// With tokens of this issuer for all sessions.
+    pub fn new(topology: &Topology, issuer: Issuer, received: Arc<AtomicU64>) -> Result<Self> {
         Ok(Self {
             sockets: (0..10).map(|_| topology.client_socket()).collect::<Result<_>>()?,
-            tokens,
+            tokens: (0..SESSIONS).map(|number| token(&issuer, number)).collect(),
             issuer,
             received,
             sequences: vec![0; SESSIONS as usize],
             valid: 0,
+            by_key: BTreeMap::new(),
             junk: BTreeMap::new(),
             random: fastrand::Rng::with_seed(1),
         })
@@ -105,35 +75,58 @@ impl<'a> Sender<'a> {
     pub fn renew(&mut self, issuer: Issuer) {
         self.issuer = issuer;
         for number in (0..SESSIONS).step_by(2) {
-            self.tokens[number as usize] = self.issuer.token(claims(number), TTL).to_bytes();
+            self.tokens[number as usize] = token(&self.issuer, number);
         }
     }
 
-    /// Sends a valid datagram, and after two of them a bad one.
-    pub fn step(&mut self) -> Result<()> {
-        self.wait_for_room()?;
-        let number = self.random.u32(0..SESSIONS);
-        let sequence = self.sequences[number as usize];
-        self.send(number, &[&self.tokens[number as usize][..], &payload(number, sequence)].concat())?;
-        self.sequences[number as usize] += 1;
-        self.valid += 1;
-        if self.valid.is_multiple_of(2) {
-            let kind = Junk::ALL[self.random.usize(0..Junk::ALL.len())];
-            let datagram = self.bad(kind, number);
-            self.send(number, &datagram)?;
-            *self.junk.entry(kind).or_default() += 1;
-        }
-        Ok(())
+    /// Sends so many valid datagrams, and bad ones among them.
+    pub fn send_valid(&mut self, count: u64) -> Result<()> {
+        (0..count).try_for_each(|_| self.step())
+    }
+
+    /// Sends while something is done on another thread; returns what that made, and how many were sent meanwhile.
+    pub fn send_during<T: Send>(&mut self, work: impl FnOnce() -> Result<T> + Send) -> Result<(T, u64)> {
+        let before = self.valid;
+        thread::scope(|scope| {
+            let thread = scope.spawn(work);
+            while !thread.is_finished() {
+                self.step()?;
+            }
+            let made = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok((made, self.valid - before))
+        })
     }
 
     /// Waits until all valid datagrams have arrived.
     pub fn drain(&self) -> Result<()> {
-        self.wait_until(0)
+        self.wait_for(0)?;
+        progress::end(self.valid, self.received.load(Ordering::Relaxed));
+        Ok(())
+    }
+
+    /// Sends a valid datagram, and after two of them a bad one.
+    fn step(&mut self) -> Result<()> {
+        self.wait_for(WINDOW)?;
+        let number = self.random.u32(0..SESSIONS);
+        let (token, sequence) = (&self.tokens[number as usize], &mut self.sequences[number as usize]);
+        let datagram = [&token.bytes[..], &payload(number, *sequence)].concat();
+        *sequence += 1;
+        *self.by_key.entry(token.key).or_default() += 1;
+        self.valid += 1;
+        self.send(number, &datagram)?;
+        if self.valid.is_multiple_of(2) {
+            let kind = Junk::ALL[self.random.usize(0..Junk::ALL.len())];
+            let datagram = self.bad(kind, number);
+            *self.junk.entry(kind).or_default() += 1;
+            self.send(number, &datagram)?;
+        }
+        progress::show(self.valid, self.received.load(Ordering::Relaxed));
+        Ok(())
     }
 
     fn bad(&mut self, kind: Junk, number: u32) -> Vec<u8> {
-        let data = payload(number, u32::MAX);
-        let valid = self.tokens[number as usize];
+        let data = payload(number, kind.sequence());
+        let valid = self.tokens[number as usize].bytes;
         match kind {
             Junk::Tokenless => data.repeat(2),
             Junk::Truncated => valid[..self.random.usize(1..header::LEN)].to_vec(),
@@ -155,35 +148,32 @@ impl<'a> Sender<'a> {
 
     fn send(&self, number: u32, datagram: &[u8]) -> Result<()> {
         let socket = &self.sockets[number as usize % self.sockets.len()];
-        loop {
-            match socket.send(datagram) {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => not_interrupted()?,
-                Err(error) => return Err(error.into()),
-            }
-        }
+        socket.send(datagram)?;
+        Ok(())
     }
 
-    fn wait_for_room(&self) -> Result<()> {
-        self.wait_until(WINDOW)
-    }
-
-    fn wait_until(&self, under_way: u64) -> Result<()> {
+    /// Waits until no more than so many valid datagrams are under way.
+    fn wait_for(&self, under_way: u64) -> Result<()> {
         let mut since = Instant::now();
         let mut before = self.received.load(Ordering::Relaxed);
-        while self.valid > self.received.load(Ordering::Relaxed) + under_way {
-            not_interrupted()?;
+        loop {
             let now = self.received.load(Ordering::Relaxed);
+            if self.valid <= now + under_way {
+                return Ok(());
+            }
             if now != before {
                 (since, before) = (Instant::now(), now);
             }
             if since.elapsed() > LOST_AFTER {
                 bail!("of {} valid datagrams only {now} have arrived, and no more come", self.valid);
             }
-            std::thread::yield_now();
+            thread::yield_now();
         }
-        Ok(())
     }
+}
+
+fn token(issuer: &Issuer, number: u32) -> Token {
+    Token { bytes: issuer.token(claims(number), TTL).to_bytes(), key: issuer.active() }
 }
 
 /// Every tenth session names its backend.

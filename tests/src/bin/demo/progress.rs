@@ -1,0 +1,35 @@
+//! What is going on: on a terminal one line that changes, else a line now and then.
+
+use std::io::{IsTerminal as _, Write as _, stdout};
+
+/// Valid datagrams sent and arrived so far.
+pub fn show(sent: u64, arrived: u64) {
+    if !sent.is_multiple_of(1_000) {
+        return;
+    }
+    if stdout().is_terminal() {
+        print!("\r{}", line(sent, arrived));
+        // A terminal that cannot be flushed shows progress later.
+        let _ = stdout().flush();
+    } else if sent.is_multiple_of(20_000) {
+        println!("{}", line(sent, arrived));
+    }
+}
+
+/// The last of it.
+pub fn end(sent: u64, arrived: u64) {
+    println!("{}{}", over_line(), line(sent, arrived));
+}
+
+/// Something that happens once.
+pub fn event(what: &str) {
+    println!("{}- {what}", over_line());
+}
+
+fn over_line() -> &'static str {
+    if stdout().is_terminal() { "\r\x1b[K" } else { "" }
+}
+
+fn line(sent: u64, arrived: u64) -> String {
+    format!("  {sent:>7} valid datagrams sent, {arrived:>7} arrived")
+}
