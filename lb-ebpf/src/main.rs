@@ -25,7 +25,13 @@ use lb_common::{
     service::{FORWARD_LOCAL, Service},
 };
 
-use crate::{forward::Delivery, maps::LIVE, packet::Frame, parse::Packet, verdict::Outcome};
+use crate::{
+    forward::Delivery,
+    maps::LIVE,
+    packet::Frame,
+    parse::{Packet, Unread},
+    verdict::Outcome,
+};
 
 /// Drops what carries no valid token, sends the rest to its backend, passes on what is for no service.
 #[xdp]
@@ -52,8 +58,10 @@ pub fn clock(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn decide(frame: &Frame) -> Outcome {
-    let Some(packet) = parse::packet(frame) else {
-        return Outcome::NotOurs;
+    let packet = match parse::packet(frame) {
+        Ok(packet) => packet,
+        Err(Unread::NotOurs) => return Outcome::NotOurs,
+        Err(Unread::Buried) => return Outcome::Buried,
     };
     let Some(live) = LIVE.get(0) else {
         return Outcome::NotOurs;

@@ -35,29 +35,41 @@ pub struct Datagram {
 const PAYLOAD: usize = Ipv4Hdr::LEN + UdpHdr::LEN;
 /// VLAN tags that are understood.
 const TAGS_MAX: usize = 2;
-/// VLAN tags that are looked through, so that a service's packet under more than two is refused, not passed on.
+/// VLAN tags that are looked through, so that a service's packet under more than two is refused under its own name.
 const TAGS_LOOKED_THROUGH: usize = 4;
 /// An IP header without options, in 32-bit words.
 const IHL_PLAIN: u8 = 5;
 /// More fragments (RFC 791 §3.1) among the fragment field's flags.
 const MORE_FRAGMENTS: u8 = 1;
 
-/// Reads what is needed to tell whose packet this is; `None` if it can be no service's.
+/// Why nobody's packet was found in a frame.
+pub enum Unread {
+    /// It can be no service's.
+    NotOurs,
+    /// It is under more tags than are looked through. The kernel takes off any number of priority tags (VLAN 0, IEEE
+    /// 802.1Q-2022 §6.9.1) and delivers what is below: passed on, they would be a way around the filter.
+    Buried,
+}
+
+/// Reads what is needed to tell whose packet this is.
 #[inline(always)]
-pub fn packet(frame: &Frame) -> Option<Packet> {
+pub fn packet(frame: &Frame) -> Result<Packet, Unread> {
     let start = frame.start();
-    let mut ether_type = start.read::<EthHdr>(0)?.ether_type;
+    let mut ether_type = start.read::<EthHdr>(0).ok_or(Unread::NotOurs)?.ether_type;
     let mut ip = start.skip(EthHdr::LEN);
     let mut tags = 0;
     while is_tag(ether_type) && tags < TAGS_LOOKED_THROUGH {
-        ether_type = ip.read::<VlanHdr>(0)?.ether_type;
+        ether_type = ip.read::<VlanHdr>(0).ok_or(Unread::NotOurs)?.ether_type;
         ip = ip.skip(VlanHdr::LEN);
         tags += 1;
     }
-    if ether_type != u16::from(EtherType::Ipv4) {
-        return None;
+    if is_tag(ether_type) {
+        return Err(Unread::Buried);
     }
-    ipv4(ip, tags)
+    if ether_type != u16::from(EtherType::Ipv4) {
+        return Err(Unread::NotOurs);
+    }
+    ipv4(ip, tags).ok_or(Unread::NotOurs)
 }
 
 /// Customer and service tags (IEEE 802.1Q-2022 §9.5).

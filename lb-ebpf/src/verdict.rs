@@ -17,6 +17,8 @@ use crate::{
 pub enum Outcome {
     /// It is for no service.
     NotOurs,
+    /// Nobody can tell whose it is, and the kernel might deliver it.
+    Buried,
     /// A service's, and refused.
     Refused {
         /// The service.
@@ -43,6 +45,7 @@ const NO_SERVICE: u32 = 0;
 pub fn conclude(ctx: &XdpContext, bytes: u64, outcome: Outcome) -> u32 {
     let (service_index, reason, action) = match outcome {
         Outcome::NotOurs => (NO_SERVICE, Reason::NotOurs, xdp_action::XDP_PASS),
+        Outcome::Buried => (NO_SERVICE, Reason::Unsupported, xdp_action::XDP_DROP),
         Outcome::Refused { service, reason } => {
             if let Reason::Internal = reason {
                 events::internal(ctx, service.id);

@@ -27,6 +27,9 @@ pub fn judge(world: &World, frame: &[u8]) -> Expected {
         reason,
         backend,
     };
+    if (0..5).all(|tags| is_tag(frame, tags)) {
+        return expected(Verdict::Drop, frame.to_vec(), 0, Reason::Unsupported, None);
+    }
     let Some(parsed) = Parsed::of(frame).and_then(|parsed| Some((parsed.service(world)?, parsed))) else {
         return expected(Verdict::Pass, frame.to_vec(), 0, Reason::NotOurs, None);
     };
@@ -53,6 +56,11 @@ struct Parsed<'a> {
     ports: Option<(u16, u16)>,
 }
 
+/// Whether a frame has a tag below so many.
+fn is_tag(frame: &[u8], tags: usize) -> bool {
+    matches!(be16(frame, ETHERNET_LEN - 2 + TAG_LEN * tags), Some(TAG_8021Q | TAG_8021AD))
+}
+
 fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
@@ -60,7 +68,7 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
 impl<'a> Parsed<'a> {
     fn of(frame: &'a [u8]) -> Option<Self> {
         let type_at = |tags: usize| be16(frame, ETHERNET_LEN - 2 + TAG_LEN * tags);
-        let tags = (0..5).find(|tags| !matches!(type_at(*tags), Some(TAG_8021Q | TAG_8021AD)))?;
+        let tags = (0..5).find(|tags| !is_tag(frame, *tags))?;
         if type_at(tags)? != ETHER_TYPE_IPV4 {
             return None;
         }

@@ -203,6 +203,8 @@ pub struct BackendStatus {
 pub struct CounterReport {
     /// What was for no service.
     pub not_ours: Count,
+    /// Dropped as `unsupported` under so many VLAN tags that nobody can tell whose they were.
+    pub buried: Count,
     /// By service.
     pub services: Vec<ServiceCounters>,
 }

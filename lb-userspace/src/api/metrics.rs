@@ -89,8 +89,11 @@ impl Collector for Page {
 }
 
 fn traffic(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let mut samples: Vec<(Labels<'_>, Count)> =
-        vec![(vec![("service", ""), ("reason", "not_ours")], report.counters.not_ours)];
+    let nobodys = |reason| vec![("service", ""), ("reason", reason)];
+    let mut samples: Vec<(Labels<'_>, Count)> = vec![
+        (nobodys("not_ours"), report.counters.not_ours),
+        (nobodys("unsupported"), report.counters.buried),
+    ];
     for service in &report.counters.services {
         let of_service = |reason| vec![("service", service.service.as_str()), ("reason", reason)];
         samples.extend(service.reasons.iter().map(|one| (of_service(one.reason.as_str()), one.count)));

@@ -32,5 +32,8 @@ fn table(report: &CounterReport) -> Vec<String> {
         rows.extend(counted.map(|one| row(&service.service, &one.reason, &one.count)));
     }
     rows.push(row("-", "not_ours", &report.not_ours));
+    if report.buried.packets > 0 {
+        rows.push(row("-", "unsupported", &report.buried));
+    }
     columns(&["SERVICE", "REASON", "PACKETS", "BYTES"], &rows)
 }

@@ -91,6 +91,7 @@ impl Controller {
         };
         Ok(CounterReport {
             not_ours: count(0, Reason::NotOurs),
+            buried: count(0, Reason::Unsupported),
             services: selected.into_iter().map(of_service).collect(),
         })
     }
