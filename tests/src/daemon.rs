@@ -134,6 +134,8 @@ impl Drop for Place {
 pub struct Daemon {
     child: Child,
     log: PathBuf,
+    /// What daemons before it have logged.
+    log_before: usize,
 }
 
 impl Daemon {
@@ -148,8 +150,10 @@ impl Daemon {
         let config = place.config();
         let config = config.to_str().context("a path in UTF-8")?;
         let mut command = place.tollgate(namespace, &["run", "-c", config])?;
-        let child = command.stdout(to()?).stderr(to()?).spawn()?;
-        Ok(Self { child, log })
+        let (out, err) = (to()?, to()?);
+        let log_before = usize::try_from(err.metadata()?.len())?;
+        let child = command.stdout(out).stderr(err).spawn()?;
+        Ok(Self { child, log, log_before })
     }
 
     /// Starts it and waits until it says that it filters.
@@ -178,9 +182,10 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Its log so far.
+    /// Its log so far, without those of daemons before it.
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+        let log = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(log.get(self.log_before..).unwrap_or_default()).into_owned()
     }
 
     /// SIGKILL.
@@ -197,8 +202,16 @@ impl Daemon {
     ///
     /// # Errors
     /// If it does not end.
-    pub fn terminate(mut self) -> Result<ExitStatus> {
-        kill(Pid::from_raw(self.pid().try_into()?), Signal::SIGTERM)?;
+    pub fn terminate(self) -> Result<ExitStatus> {
+        self.stop(Signal::SIGTERM)
+    }
+
+    /// A signal, and how it ended.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn stop(mut self, signal: Signal) -> Result<ExitStatus> {
+        kill(Pid::from_raw(self.pid().try_into()?), signal)?;
         self.ended()
     }
 

@@ -2,12 +2,10 @@
 
 use std::fs;
 
+use crate::lab::{L2, Lab, minted_header};
 use anyhow::{Context as _, Result, ensure};
-use lb_common::{reason::Reason, token::Header};
+use lb_common::reason::Reason;
 use lb_tests::daemon::said;
-use serde_json::Value;
-
-use crate::lab::{L2, Lab};
 
 #[test]
 fn json_of_every_command() -> Result<()> {
@@ -19,6 +17,7 @@ fn json_of_every_command() -> Result<()> {
         &["counters", "--service", "game"],
         &["keys", "list"],
         &["keys", "rotate"],
+        &["keys", "rotate", "--service", "42", "--wait"],
         &["keys", "export", "--service", "game"],
         &["backends", "list"],
         &["token", "mint", "--service", "game", "--session", "7"],
@@ -28,6 +27,15 @@ fn json_of_every_command() -> Result<()> {
         let table = lab.run(args)?;
         ensure!(table.status.success() && !table.stdout.is_empty(), "{args:?}: {}", said(&table));
     }
+    let keyset = lab.place.path("keyset.json");
+    fs::write(&keyset, lab.run(&["keys", "export", "--service", "game"])?.stdout)?;
+    let report = lab.json(&["keys", "import", keyset.to_str().context("a path in UTF-8")?])?;
+    ensure!(["added", "known", "skipped"].iter().all(|field| report[field].is_array()), "{report}");
+    let active = lab.issuer()?.active().0;
+    ensure!(lab.json(&["keys", "revoke", &active.to_string()])?["key_id"] == active);
+    let minted = lab.json(&["token", "mint", "--service", "game", "--session", "7"])?;
+    let inspected = lab.json(&["token", "inspect", minted["header"].as_str().context("a header")?])?;
+    ensure!(inspected.is_object(), "{inspected}");
     let config = lab.place.config();
     let check = lab.json(&["check", "-c", config.to_str().unwrap()])?;
     ensure!(check.is_object() || check.is_array(), "{check}");
@@ -41,7 +49,12 @@ fn exit_statuses() -> Result<()> {
     let lab = Lab::new(L2, 1)?;
     for (args, status) in [
         (&["status"][..], 3),
+        (&["counters"], 3),
+        (&["backends", "list"], 3),
         (&["keys", "list"], 3),
+        (&["keys", "rotate", "--wait"], 3),
+        (&["keys", "revoke", "1"], 3),
+        (&["keys", "export", "--service", "game"], 3),
         (&["token", "mint", "--service", "game", "--session", "7"], 3),
         (&["keys", "revoke", "none"], 2),
         (&["no-such-command"], 2),
@@ -57,11 +70,6 @@ fn exit_statuses() -> Result<()> {
     Ok(())
 }
 
-fn header(minted: &Value) -> Result<Header> {
-    let bytes = hex::decode(minted["header"].as_str().context("a header")?)?;
-    Header::from_payload(&bytes).map_err(|reason| anyhow::anyhow!("{}", reason.name()))
-}
-
 #[test]
 fn minted_tokens_are_valid() -> Result<()> {
     let lab = Lab::new(L2, 2)?;
@@ -69,13 +77,13 @@ fn minted_tokens_are_valid() -> Result<()> {
     let mint = ["token", "mint", "--service", "game", "--session", "18446744073709551615"];
     let minted = lab.json(&mint)?;
     ensure!(minted["type"] == "bearer", "{minted}");
-    lab.delivered(&header(&minted)?)?;
+    lab.delivered(&minted_header(&minted)?)?;
     let pinned = lab.json(&[&mint[..], &["--backend", "2", "--ttl", "60s"]].concat())?;
-    ensure!(lab.delivered(&header(&pinned)?)? == 2);
+    ensure!(lab.delivered(&minted_header(&pinned)?)? == 2);
     let bound = lab.json(&[&mint[..], &["--bind", "10.77.0.0/24"]].concat())?;
-    lab.delivered(&header(&bound)?)?;
+    lab.delivered(&minted_header(&bound)?)?;
     let elsewhere = lab.json(&[&mint[..], &["--bind", "192.0.2.7"]].concat())?;
-    lab.refused_token(&header(&elsewhere)?, Reason::BadFastTag)?;
+    lab.refused_token(&minted_header(&elsewhere)?, Reason::BadFastTag)?;
     let proof = lab.json(&[&mint[..], &["--type", "proof"]].concat());
     if let Ok(proof) = proof {
         ensure!(
@@ -98,7 +106,7 @@ fn tokens_without_a_daemon() -> Result<()> {
     let keyset = keyset.to_str().context("a path in UTF-8")?;
     let mint = ["token", "mint", "--service", "game", "--session", "7", "--keyset", keyset];
     let minted = lab.json(&mint)?;
-    lab.delivered(&header(&minted)?)?;
+    lab.delivered(&minted_header(&minted)?)?;
     let text = minted["header"].as_str().context("a header")?;
     let inspected = lab.json(&["token", "inspect", text, "--keyset", keyset])?;
     ensure!(inspected.to_string().contains("\"7\""), "the session is a string: {inspected}");

@@ -1,6 +1,6 @@
 //! Keys: rotation under traffic, revocation, export and import.
 
-use std::fs;
+use std::{fs, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
@@ -33,6 +33,44 @@ fn rotations_lose_nothing() -> Result<()> {
     let of_first = keys.iter().find(|key| key["key_id"] == first.0).context("the first key is listed")?;
     ensure!(of_first["state"] == "retiring" && of_first["installed"] == true, "{of_first}");
     ensure!(keys.iter().filter(|key| key["state"] == "active").count() == 1, "{keys:?}");
+    Ok(())
+}
+
+#[test]
+fn crashes_at_any_moment_of_a_rotation_lose_nothing() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let mut daemon = lab.start()?;
+    let mut tokens = vec![lab.token(1)?];
+    let flow = Flow::start(&lab, tokens.clone())?;
+    let before = flow.passed();
+    lab.json(&["keys", "rotate"])?;
+    let step = (flow.passed() - before) / 8 + 1;
+    flow.finish()?;
+    // Later and later after the command's first instruction, until it was done twice.
+    let (mut crashes, mut rotated) = (0, 0);
+    while rotated < 2 {
+        ensure!(crashes < 100, "a rotation takes {} datagrams and more", crashes * step);
+        let key_before = lab.issuer()?.active();
+        let flow = Flow::start(&lab, tokens.clone())?;
+        let mut rotate = lab.place.tollgate(&lab.topology.balancer, &["keys", "rotate"])?;
+        let mut rotate = rotate.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        flow.pass(crashes * step)?;
+        daemon.kill()?;
+        let answered = rotate.wait()?.success();
+        daemon = lab.start()?;
+        let keys = lab.json(&["keys", "list"])?;
+        let active = keys.as_array().into_iter().flatten().filter(|key| key["state"] == "active").count();
+        ensure!(active == 1, "after crash {crashes}: {keys}");
+        // What was answered with success holds.
+        wait_for("the rotation that was promised", || Ok(!answered || lab.issuer()?.active() != key_before))?;
+        rotated += u32::from(lab.issuer()?.active() != key_before);
+        tokens.push(lab.token(1)?);
+        flow.finish()?;
+        crashes += 1;
+    }
+    for token in &tokens {
+        lab.delivered(token)?;
+    }
     Ok(())
 }
 
@@ -113,5 +151,36 @@ fn two_nodes_share_a_keyset() -> Result<()> {
     fs::write(other.place.path("broken.json"), &exported.stdout[..40])?;
     let output = other.run(&["keys", "import", other.place.path("broken.json").to_str().unwrap()])?;
     ensure!(output.status.code() == Some(1) && said(&output).contains("keys export"), "{}", said(&output));
+    Ok(())
+}
+
+#[test]
+fn old_tokens_live_until_they_expire() -> Result<()> {
+    let lab = Lab::new("forward = \"l2\"\nmax_ttl = \"2s\"\nkey_rotation = \"off\"", 1)?;
+    let _daemon = lab.start()?;
+    let key = |id: u32| {
+        let keys = lab.json(&["keys", "list"])?;
+        anyhow::Ok(keys.as_array().into_iter().flatten().find(|key| key["key_id"] == id).cloned())
+    };
+    // Nobody but the daemon signs with the first key; the second is promised to an issuer for a day.
+    let token = lab.mint(&["--ttl", "2s"])?;
+    let first = token.key_id().0;
+    lab.json(&["keys", "rotate", "--wait"])?;
+    lab.delivered(&token)?;
+    let second = lab.issuer()?.active().0;
+    lab.json(&["keys", "rotate", "--wait"])?;
+
+    let refused = |reasons: &[Reason]| {
+        lab.send(&token.to_bytes())?;
+        let counters = lab.counters()?;
+        Ok(reasons.iter().any(|reason| counters.contains_key(reason.name())))
+    };
+    wait_for("the token's end", || refused(&[Reason::Expired]))?;
+    let installed = key(first)?.is_some_and(|key| key["installed"] == true);
+    ensure!(installed, "the key ended before what it has signed could have");
+    wait_for("the key's end", || refused(&[Reason::InactiveKey, Reason::UnknownKey]))?;
+    wait_for("the key to leave the list", || Ok(key(first)?.is_none()))?;
+    let second = key(second)?.context("the exported key is listed")?;
+    ensure!(second["state"] == "retiring" && second["installed"] == true, "{second}");
     Ok(())
 }

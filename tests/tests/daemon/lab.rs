@@ -42,6 +42,7 @@ fn clean_up() -> Result<()> {
 
 /// A balancer with what is around it.
 pub struct Lab {
+    name: String,
     pub place: Place,
     pub topology: Topology,
     pub backends: Vec<UdpSocket>,
@@ -62,7 +63,12 @@ impl Lab {
         let sockets = (0..topology.backends.len()).map(|index| topology.backend_socket(index));
         let backends = sockets.collect::<Result<_>>()?;
         let client = topology.client_socket()?;
-        Ok(Self { place, topology, backends, client })
+        Ok(Self { name, place, topology, backends, client })
+    }
+
+    /// What the names of all that belongs to it begin with.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Starts the daemon and waits until it filters.
@@ -93,6 +99,12 @@ impl Lab {
     /// A token of a session, by the keyset of now.
     pub fn token(&self, session_id: u64) -> Result<Header> {
         Ok(self.issuer()?.token(session(session_id, 0), TTL))
+    }
+
+    /// A token of session 7 that the daemon mints.
+    pub fn mint(&self, args: &[&str]) -> Result<Header> {
+        let mint = ["token", "mint", "--service", "game", "--session", "7"];
+        minted_header(&self.json(&[&mint[..], args].concat())?)
     }
 
     /// Sends a datagram.
@@ -142,14 +154,12 @@ impl Lab {
         self.refused(&[&token.to_bytes()[..], b"data"].concat(), reason)
     }
 
-    /// Whether all sockets of the backends are empty.
+    /// Whether all sockets of the backends are empty, and stay so for the 50 ms that reading waits: what has been counted
+    /// as dropped may still be on its way if it was not.
     pub fn nothing_arrived(&self) -> Result<()> {
         let mut buffer = [0; 2048];
         for socket in &self.backends {
-            socket.set_nonblocking(true)?;
-            let got = socket.recv(&mut buffer);
-            socket.set_nonblocking(false)?;
-            if let Ok(len) = got {
+            if let Ok(len) = socket.recv(&mut buffer) {
                 bail!("a backend got {}", hex::encode(&buffer[..len]));
             }
         }
@@ -165,10 +175,17 @@ impl Drop for Lab {
     }
 }
 
+/// The header that `token mint -o json` has printed.
+pub fn minted_header(minted: &Value) -> Result<Header> {
+    let bytes = hex::decode(minted["header"].as_str().context("a header")?)?;
+    Header::from_payload(&bytes).map_err(|reason| anyhow::anyhow!("{}", reason.name()))
+}
+
 /// Valid datagrams all the time, each of which has to arrive.
 pub struct Flow {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<u32>>,
+    sent: Arc<AtomicU32>,
+    thread: JoinHandle<Result<()>>,
 }
 
 impl Flow {
@@ -177,28 +194,50 @@ impl Flow {
         let client = lab.topology.client_socket()?;
         let backend = lab.backends.first().context("a backend")?.try_clone()?;
         backend.set_read_timeout(Some(Duration::from_secs(2)))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopping = Arc::clone(&stop);
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let (stopping, sending) = (Arc::clone(&stop), Arc::clone(&sent));
         let thread = thread::spawn(move || {
-            let mut sent = 0u32;
             let mut buffer = [0; 2048];
             for token in tokens.iter().cycle() {
                 if stopping.load(Ordering::Relaxed) {
                     break;
                 }
-                client.send(&[&token.to_bytes()[..], &sent.to_be_bytes()].concat())?;
-                let len = backend.recv(&mut buffer).with_context(|| format!("datagram {sent} is lost"))?;
-                ensure!(buffer[..len] == sent.to_be_bytes(), "datagram {sent} came as {:?}", &buffer[..len]);
-                sent += 1;
+                let number = sending.load(Ordering::Relaxed);
+                client.send(&[&token.to_bytes()[..], &number.to_be_bytes()].concat())?;
+                let len = backend.recv(&mut buffer).with_context(|| format!("datagram {number} is lost"))?;
+                ensure!(
+                    buffer[..len] == number.to_be_bytes(),
+                    "datagram {number} came as {:?}",
+                    &buffer[..len]
+                );
+                sending.fetch_add(1, Ordering::Relaxed);
             }
-            Ok(sent)
+            Ok(())
         });
-        Ok(Self { stop, thread })
+        Ok(Self { stop, sent, thread })
+    }
+
+    /// Lets so many more datagrams pass.
+    pub fn pass(&self, count: u32) -> Result<()> {
+        let enough = self.passed() + count;
+        let deadline = Instant::now() + PATIENCE;
+        while self.passed() < enough {
+            ensure!(!self.thread.is_finished() && Instant::now() < deadline, "the flow has ended");
+            thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// Datagrams that have arrived so far.
+    pub fn passed(&self) -> u32 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Ends it; returns how many were sent and have arrived.
     pub fn finish(self) -> Result<u32> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let Self { stop, sent, thread } = self;
+        stop.store(true, Ordering::Relaxed);
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(sent.load(Ordering::Relaxed))
     }
 }

@@ -1,10 +1,16 @@
 //! Start, stop, crash, restart: the data path goes on.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::{Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::daemon::{Daemon, http, said};
+use lb_tests::{
+    daemon::{Daemon, http, said, service, wait_for},
+    issuer::session,
+};
+use nix::sys::signal::Signal;
 
-use crate::lab::{Flow, L2, Lab};
+use crate::lab::{Flow, L2, Lab, TTL};
 
 #[test]
 fn a_restart_loses_nothing() -> Result<()> {
@@ -22,6 +28,35 @@ fn a_restart_loses_nothing() -> Result<()> {
     let counted = lab.counters()?[Reason::Forwarded.name()];
     ensure!(counted == u64::from(sent), "{counted} counted, {sent} sent");
     Ok(())
+}
+
+#[test]
+fn crashes_at_any_moment_of_the_start_lose_nothing() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let daemon = lab.start()?;
+    let flow = Flow::start(&lab, vec![lab.token(1)?])?;
+    daemon.kill()?;
+    let before = flow.passed();
+    lab.start()?.kill()?;
+    let step = (flow.passed() - before) / 12 + 1;
+    // Later and later after the first instruction, until it was ready twice.
+    let (mut crashes, mut ready) = (0, 0);
+    while ready < 2 {
+        ensure!(crashes < 100, "a start takes {} datagrams and more", crashes * step);
+        let daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+        flow.pass(crashes * step)?;
+        ready += u32::from(daemon.log().contains("ready"));
+        daemon.kill()?;
+        crashes += 1;
+    }
+    let _daemon = lab.start()?;
+    let sent = flow.finish()?;
+    let counters = lab.counters()?;
+    ensure!(
+        counters == BTreeMap::from([(Reason::Forwarded.name().to_owned(), u64::from(sent))]),
+        "{sent} sent, {counters:?}"
+    );
+    lab.refused(b"junk", Reason::NoToken)
 }
 
 #[test]
@@ -109,5 +144,65 @@ fn ready_only_while_it_filters() -> Result<()> {
     ensure!(status["ready"] == true && status["interfaces"][0]["mode"] == "native", "{status}");
     daemon.terminate()?;
     ensure!(http(&lab.topology.balancer, "/readyz").is_err());
+    Ok(())
+}
+
+#[test]
+fn a_restart_takes_another_configuration() -> Result<()> {
+    let lab = Lab::new(L2, 2)?;
+    let daemon = lab.start()?;
+    let to_second = lab.issuer()?.token(session(1, 2), TTL);
+    ensure!(lab.delivered(&to_second)? == 2);
+    daemon.terminate()?;
+    lab.place.configure(&service(L2, 1))?;
+    let daemon = lab.start()?;
+    lab.refused_token(&to_second, Reason::NoBackend)?;
+    lab.delivered(&lab.token(1)?)?;
+    daemon.kill()?;
+    lab.place.configure(&service("forward = \"l2\"\nstrip = false\nmode = \"observe\"", 2))?;
+    let _daemon = lab.start()?;
+    lab.send(&to_second.to_bytes())?;
+    ensure!(lab.arrives(&to_second.to_bytes())? == 2);
+    lab.send(b"observed")?;
+    lab.arrives(b"observed")?;
+    let counters = lab.counters()?;
+    let expected = [Reason::Forwarded, Reason::NoBackend, Reason::NoToken].map(Reason::name);
+    ensure!(counters.keys().eq(&BTreeSet::from(expected)), "{counters:?}");
+    ensure!(counters[Reason::Forwarded.name()] == 3, "counters go on: {counters:?}");
+    Ok(())
+}
+
+#[test]
+fn an_interface_that_goes_and_comes_back() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let balancer = &lab.topology.balancer;
+    let add = || balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth2"]);
+    add()?;
+    lab.place.configure_on(&["eth0", "eth1"], &service(L2, 1))?;
+    let daemon = lab.start()?;
+    balancer.ip(&["link", "delete", "eth1"])?;
+    let ready = || http(balancer, "/readyz");
+    wait_for("the daemon to notice", || Ok(ready()?.0 == 503))?;
+    let (_, why) = ready()?;
+    ensure!(why.contains("eth1"), "{why}");
+    ensure!(lab.json(&["status"])?["ready"] == false);
+    lab.delivered(&lab.token(1)?)?;
+    add()?;
+    wait_for("the program on the new interface", || Ok(ready()?.0 == 200))?;
+    let links = balancer.command("ip")?.args(["link", "show", "eth1"]).output()?;
+    ensure!(said(&links).contains("xdp"), "{}", said(&links));
+    ensure!(daemon.log().contains("attached again"), "{}", daemon.log());
+    Ok(())
+}
+
+#[test]
+fn sigint_is_as_good_as_sigterm() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let daemon = lab.start()?;
+    let token = lab.token(1)?;
+    let status = daemon.stop(Signal::SIGINT)?;
+    ensure!(status.success(), "SIGINT: {status}");
+    ensure!(!lab.place.path("control.sock").exists(), "the control socket is left");
+    lab.delivered(&token)?;
     Ok(())
 }

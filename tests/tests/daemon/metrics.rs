@@ -77,6 +77,27 @@ fn the_page_and_the_command_agree() -> Result<()> {
         let counted = counters.get(reason.name()).copied().unwrap_or(0);
         ensure!(value.unwrap_or(0) == counted, "{}: {value:?} and {counted}\n{page}", reason.name());
     }
+    let report = lab.json(&["counters", "--service", "game"])?;
+    let reasons = report["services"][0]["reasons"].as_array().context("the service's counters")?;
+    ensure!(reasons.len() == Reason::ALL.len() - 1, "all reasons, but `not_ours`: {report}");
+    let mut bytes = 0;
+    for reason in reasons {
+        let name = reason["reason"].as_str().context("a name")?;
+        let value = value(&page, &["tollgate_bytes_total{", "\"game\"", &format!("\"{name}\"")]).unwrap_or(0);
+        ensure!(reason["bytes"] == value, "{reason} and {value}");
+        bytes += value;
+    }
+    // Ethernet, IPv4 and UDP headers of five datagrams, three with 64 + 16 bytes, then 4 and 80.
+    ensure!(bytes == 5 * 42 + 3 * 80 + 4 + 80, "{bytes} bytes are counted");
+    let backend = &lab.json(&["backends", "list"])?[0];
+    let of_backend = |name: &str| value(&page, &[name, "\"game\""]);
+    ensure!(
+        of_backend("tollgate_backend_packets_total{") == backend["packets"].as_u64(),
+        "{backend}\n{page}"
+    );
+    ensure!(of_backend("tollgate_backend_bytes_total{") == backend["bytes"].as_u64(), "{backend}\n{page}");
+    ensure!(of_backend("tollgate_backend_up{") == Some(1), "{page}");
+    ensure!(value(&page, &["tollgate_kernel_differences{"]) == Some(0), "{page}");
     ensure!(value(&page, &["tollgate_backend_packets_total{", "\"game\""]) == Some(3), "{page}");
     ensure!(value(&page, &["tollgate_hmac_total{"]) == Some(1), "{page}");
     ensure!(value(&page, &["tollgate_sessions{"]) == Some(1), "{page}");

@@ -1,6 +1,6 @@
 //! What the daemon refuses to start on: a clear error, the next thing to try, nothing changed.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, os::unix::process::CommandExt as _};
+use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -8,7 +8,7 @@ use aya::{
     programs::{Xdp, XdpMode},
 };
 use lb_common::maps::PROGRAM_PASS;
-use lb_tests::daemon::{Daemon, said, service};
+use lb_tests::daemon::{Daemon, METRICS, Place, binary, said, service};
 use nix::net::if_::if_nametoindex;
 use tollgate::datapath::embedded_object;
 
@@ -34,19 +34,43 @@ fn nothing_is_pinned(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// A configuration without services is lines 1 to 8; a service begins on line 9.
+const SERVICE_AT: &str = "[[service]]\nid = 42\nname = \"game\"\naddress = \"10.77.0.100\"\nport = 7777\n";
+
 #[test]
-fn a_wrong_configuration() -> Result<()> {
+fn wrong_configurations() -> Result<()> {
     let lab = Lab::new(L2, 1)?;
-    let wrong = "[[service]]\nid = 0\nname = \"game\"\naddress = \"10.77.0.100\"\nport = 7777\nforward = \"l2\"\nprot = 1\n";
-    lab.place.configure(wrong)?;
-    // All at once: file, line, fields.
-    refuses(&lab, &["tollgate.toml", "id", "prot"])?;
     let config = lab.place.config();
-    let output = lab.run(&["check", "-c", config.to_str().unwrap()])?;
-    ensure!(!output.status.success() && said(&output).contains("prot"), "{}", said(&output));
-    fs::remove_file(&config)?;
-    refuses(&lab, &["tollgate.toml"])?;
-    nothing_is_pinned(&lab)
+    let config = config.to_str().context("a path in UTF-8")?;
+    for (services, line, parts) in [
+        (format!("{SERVICE_AT}prot = 1\n"), 14, &["prot", "did you mean `port`"][..]),
+        (format!("{SERVICE_AT}forward = \"l3\"\n"), 14, &["forward", "l3", "\"l2\""]),
+        (format!("{SERVICE_AT}forward = \"nat\"\n"), 14, &["forward", "not yet"]),
+        (format!("{SERVICE_AT}max_ttl = \"soon\"\n"), 14, &["max_ttl", "soon"]),
+        (SERVICE_AT.replace("42", "0"), 10, &["id", "0"]),
+        (SERVICE_AT.replace("10.77.0.100", "2001:db8::1"), 12, &["address", "not yet"]),
+        (SERVICE_AT.replace("7777", "77777"), 13, &["port", "77777"]),
+        (format!("{SERVICE_AT}{SERVICE_AT}"), 15, &["id", "42"]),
+        ("[[service]\n".to_owned(), 9, &[]),
+    ] {
+        lab.place.configure(&services)?;
+        let mut daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+        let status = daemon.ended()?;
+        let log = daemon.log();
+        let check = lab.run(&["check", "-c", config])?;
+        for (who, code, said) in [("run", status.code(), log), ("check", check.status.code(), said(&check))] {
+            ensure!(code == Some(1), "{who}: {code:?} for\n{services}\n{said}");
+            let place = format!("tollgate.toml:{line}:");
+            ensure!(said.contains(&place), "{who}: `{place}` is not in: {said}");
+            for part in parts {
+                ensure!(said.contains(part), "{who}: `{part}` is not in: {said}");
+            }
+        }
+    }
+    fs::remove_file(config)?;
+    refuses(&lab, &["tollgate.toml", "no such file"])?;
+    ensure!(!lab.place.bpffs().exists(), "something is pinned");
+    Ok(())
 }
 
 #[test]
@@ -106,19 +130,122 @@ fn a_damaged_store() -> Result<()> {
 }
 
 #[test]
+fn stores_that_cannot_be_used() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let daemon = lab.start()?;
+    lab.json(&["keys", "rotate"])?;
+    daemon.terminate()?;
+    let (store, state) = (lab.place.path("store"), lab.place.path("store/state.json"));
+    let sound = fs::read(&state)?;
+
+    let newer = String::from_utf8_lossy(&sound).replacen("\"format\":1", "\"format\":2", 1);
+    fs::write(&state, &newer)?;
+    refuses(&lab, &["state.json", "format 2", "newer"])?;
+    ensure!(fs::read(&state)? == newer.as_bytes(), "the newer file was changed");
+    fs::write(&state, &sound)?;
+
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o777))?;
+    refuses(&lab, &["store", "chmod 700"])?;
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o700))?;
+
+    let aside = lab.place.path("aside");
+    fs::rename(&store, &aside)?;
+    fs::write(&store, "a file where a directory should be")?;
+    refuses(&lab, &["store", "move it away"])?;
+    fs::remove_file(&store)?;
+    fs::rename(&aside, &store)?;
+
+    // New keys in silence would refuse all tokens.
+    fs::rename(&state, &aside)?;
+    refuses(&lab, &["state.json", "missing", ".prev"])?;
+    fs::create_dir(&state)?;
+    refuses(&lab, &["state.json"])?;
+    fs::remove_dir(&state)?;
+    fs::rename(&aside, &state)?;
+    // The data path has filtered all the time, and all keys are still there.
+    let _daemon = lab.start()?;
+    lab.delivered(&lab.token(1)?)?;
+    Ok(())
+}
+
+#[test]
+fn places_that_are_taken() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let control = lab.place.path("control.sock");
+    fs::write(&control, "not a socket")?;
+    refuses(&lab, &["control.sock", "not a socket"])?;
+    ensure!(fs::read(&control)? == b"not a socket", "somebody's file was changed");
+    fs::remove_file(&control)?;
+
+    let taken = lab.topology.balancer.enter(|| TcpListener::bind(METRICS))??;
+    refuses(&lab, &["127.0.0.1:9477", "`metrics`"])?;
+    nothing_is_pinned(&lab)?;
+    drop(taken);
+    let _daemon = lab.start()?;
+    Ok(())
+}
+
+#[test]
+fn an_interface_of_another_tollgate() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?;
+    // With a store, a socket and pins of its own, so that only the interface is in the way.
+    let other = Place::new(&format!("{}-other", lab.name()))?;
+    other.configure(&service(L2, 1))?;
+    let text = fs::read_to_string(other.config())?;
+    fs::write(other.config(), text.replace("127.0.0.1:9477", "127.0.0.1:9478"))?;
+    let mut second = Daemon::spawn(&other, &lab.topology.balancer)?;
+    let status = second.ended()?;
+    let log = second.log();
+    ensure!(status.code() == Some(1) && log.contains("eth0"), "{status}: {log}");
+    ensure!(log.contains("somebody else's XDP program"), "{log}");
+    lab.delivered(&token)?;
+    Ok(())
+}
+
+#[test]
+fn a_second_interface_that_will_not_do() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    // The loopback passes all checks, and then has no native XDP.
+    lab.place.configure_on(&["eth0", "lo"], &service(L2, 1))?;
+    let text = fs::read_to_string(lab.place.config())?;
+    fs::write(lab.place.config(), format!("xdp_mode = \"native\"\n{text}"))?;
+    refuses(&lab, &["`lo`", "generic"])?;
+    nothing_is_pinned(&lab)?;
+    let links = lab.topology.balancer.command("ip")?.args(["link", "show", "eth0"]).output()?;
+    ensure!(!said(&links).contains("xdp"), "half attached: {}", said(&links));
+    Ok(())
+}
+
+#[test]
+fn a_pinned_map_of_another_layout() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    lab.start()?.terminate()?;
+    let pins = lab.place.bpffs().join(format!("v{}", lb_common::maps::ABI_VERSION));
+    fs::remove_file(pins.join(lb_common::maps::COUNTERS))?;
+    fs::rename(pins.join(lb_common::maps::LIVE), pins.join(lb_common::maps::COUNTERS))?;
+    refuses(&lab, &[lb_common::maps::COUNTERS, "tollgate detach"])?;
+    let config = lab.place.config();
+    lab.json(&["detach", "-c", config.to_str().context("a path in UTF-8")?])?;
+    let _daemon = lab.start()?;
+    lab.delivered(&lab.token(1)?)?;
+    Ok(())
+}
+
+#[test]
 fn without_rights() -> Result<()> {
     let lab = Lab::new(L2, 1)?;
     let config = lab.place.config();
     // Readable for everybody, as the test's directory is not by default.
     fs::set_permissions(config.parent().context("a directory")?, fs::Permissions::from_mode(0o755))?;
-    let mut command = lab.place.tollgate(&lab.topology.balancer, &["run", "-c", config.to_str().unwrap()])?;
-    command.uid(65_534).gid(65_534);
-    // pre_exec functions run after uid and gid were set: enter the namespace as root instead, by a shell's exec.
-    let output = std::process::Command::new("nsenter")
-        .arg(format!("--net=/run/netns/{}", lab.topology.balancer.name()))
-        .args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"])
-        .arg(command.get_program())
-        .args(command.get_args())
+    let output = lab
+        .topology
+        .balancer
+        .command("setpriv")?
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"])
+        .arg(binary()?)
+        .args(["run", "-c", config.to_str().context("a path in UTF-8")?])
         .output()?;
     let said = said(&output);
     ensure!(output.status.code() == Some(1), "{said}");

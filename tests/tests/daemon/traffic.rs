@@ -1,8 +1,14 @@
 //! Where packets go: backends that come and go, the balancer's own stack, observe mode.
 
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+
 use anyhow::{Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::{daemon::wait_for, issuer::session, topology::INTERFACE};
+use lb_tests::{
+    daemon::{PATIENCE, wait_for},
+    issuer::session,
+    topology::{INTERFACE, SERVICE},
+};
 
 use crate::lab::{L2, Lab, TTL};
 
@@ -102,5 +108,80 @@ fn observe_counts_and_delivers() -> Result<()> {
     for reason in [Reason::NoToken, Reason::BadFastTag, Reason::Forwarded] {
         ensure!(counters.get(reason.name()) == Some(&1), "{}: {counters:?}", reason.name());
     }
+    Ok(())
+}
+
+#[test]
+fn the_backend_answers_by_itself() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let client = lab.topology.client_socket()?;
+    client.send(&[&lab.token(1)?.to_bytes()[..], b"question"].concat())?;
+    let mut buffer = [0; 256];
+    let (len, from) = lab.backends[0].recv_from(&mut buffer)?;
+    ensure!(buffer[..len] == *b"question");
+    ensure!(from.port() == client.local_addr()?.port(), "the backend sees {from}");
+    lab.backends[0].send_to(b"answer", from)?;
+    // The client's socket takes datagrams from the service's address only.
+    let len = client.recv(&mut buffer)?;
+    ensure!(buffer[..len] == *b"answer");
+    Ok(())
+}
+
+#[test]
+fn what_is_not_for_a_service_passes() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let balancer = &lab.topology.balancer;
+    let other = balancer.enter(|| UdpSocket::bind((*SERVICE.ip(), SERVICE.port() + 1)))??;
+    other.set_read_timeout(Some(PATIENCE))?;
+    let client = lab.topology.client.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    client.send_to(b"no token", other.local_addr()?)?;
+    let mut buffer = [0; 64];
+    let len = other.recv(&mut buffer)?;
+    ensure!(buffer[..len] == *b"no token");
+    // TCP at the service's own address and port is not UDP.
+    let _listener = balancer.enter(|| TcpListener::bind(SERVICE))??;
+    lab.topology.client.enter(|| TcpStream::connect_timeout(&SERVICE.into(), PATIENCE))??;
+    ensure!(lab.counters()?.is_empty(), "{:?}", lab.counters()?);
+    let not_ours = lab.json(&["counters"])?["not_ours"]["packets"].as_u64();
+    ensure!(not_ours.is_some_and(|packets| packets >= 2), "{not_ours:?}");
+    Ok(())
+}
+
+#[test]
+fn the_largest_datagram_and_one_that_is_too_large() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?.to_bytes();
+    // IPv4 and UDP headers and 1472 bytes are an Ethernet frame's 1500.
+    let data = vec![7; 1472 - token.len()];
+    lab.send(&[&token[..], &data].concat())?;
+    lab.arrives(&data)?;
+    // One byte more comes in two fragments, and neither passes.
+    lab.send(&[&token[..], &data, b"!"].concat())?;
+    wait_for("both fragments", || Ok(lab.counters()?.get(Reason::Fragment.name()) == Some(&2)))?;
+    lab.nothing_arrived()
+}
+
+#[test]
+fn a_backend_with_another_network_card() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?;
+    lab.delivered(&token)?;
+    let card = "02:00:00:00:00:77";
+    let backend = &lab.topology.backends[0];
+    backend.ip(&["link", "set", INTERFACE, "down"])?;
+    backend.ip(&["link", "set", INTERFACE, "address", card])?;
+    backend.ip(&["link", "set", INTERFACE, "up"])?;
+    // As the kernel does by itself when it finds the old one gone.
+    let address = lb_tests::topology::backend_address(1).to_string();
+    lab.topology.balancer.ip(&["neighbour", "flush", "to", &address, "dev", INTERFACE])?;
+    wait_for("the new address", || {
+        let backend = &lab.json(&["backends", "list"])?[0];
+        Ok(backend["mac"] == card && backend["up"] == true)
+    })?;
+    lab.delivered(&token)?;
     Ok(())
 }
