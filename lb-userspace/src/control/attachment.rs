@@ -2,7 +2,7 @@
 
 use tracing::{info, warn};
 
-use super::{backends::Interfaces, program_name};
+use super::{backends::Interfaces, network::Interface, program_name};
 use crate::{
     config::{Config, XdpMode},
     datapath::{
@@ -79,7 +79,7 @@ impl Attachments {
         for name in &self.interfaces {
             let attached = self
                 .check_one(name, interfaces)
-                .and_then(|()| datapath.attach(&self.pins, name, interfaces[name].index, self.modes()));
+                .and_then(|()| self.put_on(datapath, name, &interfaces[name]));
             match attached {
                 Ok(Attached::Anew) => new.push(name),
                 Ok(Attached::Replaced) => info!(interface = name, "program replaced, no packet missed"),
@@ -112,15 +112,28 @@ impl Attachments {
             if interface.xdp.map(|(id, _)| id) == self.program_id {
                 continue;
             }
-            let attached = self
-                .check_one(name, interfaces)
-                .and_then(|()| datapath.attach(&self.pins, name, interface.index, self.modes()));
+            let attached =
+                self.check_one(name, interfaces).and_then(|()| self.put_on(datapath, name, interface));
             match attached {
                 Ok(_) => warn!(interface = name, "program attached again"),
                 Err(error) => errors.push(error.to_string()),
             }
         }
         errors
+    }
+
+    fn put_on(
+        &self,
+        datapath: &mut Datapath,
+        name: &str,
+        interface: &Interface,
+    ) -> Result<Attached, DatapathError> {
+        if interface.xdp.is_none() {
+            // A link holds on to its interface, also under another name. If one is pinned under this name, it is of
+            // an interface that had the name before.
+            self.pins.remove(&self.pins.link(name))?;
+        }
+        datapath.attach(&self.pins, name, interface.index, self.modes())
     }
 
     /// Where the program should be and is not.

@@ -65,11 +65,13 @@ impl Datapath {
         for mode in modes {
             match self.attach_anew(interface, index, *mode) {
                 Ok(link) => {
+                    // Somebody may have removed what was pinned, directory and all.
+                    pins.make()?;
                     link.pin(&pin).map_err(|error| DatapathError::Pin {
                         path: pin,
                         action: "pin the link",
                         source: io::Error::other(chain(&error)),
-                        mend: "the program is off again; restart the daemon, which makes the pins' directory",
+                        mend: "the program is off again; is a BPF file system still mounted there?",
                     })?;
                     return Ok(Attached::Anew);
                 }

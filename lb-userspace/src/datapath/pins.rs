@@ -48,18 +48,8 @@ impl Pins {
     /// # Errors
     /// If they cannot be made, or another process has the lock.
     pub fn lock(&self) -> Result<PinLock, DatapathError> {
-        let failed = |action, source| DatapathError::Pin {
-            path: self.directory.clone(),
-            action,
-            source,
-            mend: NEEDS_ROOT,
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.directory)
-            .and_then(|()| fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o700)))
-            .map_err(|source| failed("make the directory", source))?;
+        self.make()?;
+        let failed = |action, source| self.failed(action, source);
         let directory = File::open(&self.directory).map_err(|source| failed("open it", source))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(PinLock(lock)),
@@ -68,6 +58,23 @@ impl Pins {
             }
             Err((_, errno)) => Err(failed("lock it", errno.into())),
         }
+    }
+
+    /// Makes the directories, where they are not there.
+    ///
+    /// # Errors
+    /// If they cannot be made.
+    pub fn make(&self) -> Result<(), DatapathError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory)
+            .and_then(|()| fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o700)))
+            .map_err(|source| self.failed("make the directory", source))
+    }
+
+    fn failed(&self, action: &'static str, source: io::Error) -> DatapathError {
+        DatapathError::Pin { path: self.directory.clone(), action, source, mend: NEEDS_ROOT }
     }
 
     /// Whether the directory is there.
@@ -136,12 +143,7 @@ impl Pins {
     }
 
     fn names(&self) -> Result<Vec<String>, DatapathError> {
-        let failed = |source| DatapathError::Pin {
-            path: self.directory.clone(),
-            action: "list the pins",
-            source,
-            mend: NEEDS_ROOT,
-        };
+        let failed = |source| self.failed("list the pins", source);
         let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(failed)?,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::{
-    daemon::{Daemon, http, said, service, wait_for},
+    daemon::{Daemon, PATIENCE, http, said, service, wait_for},
     issuer::session,
 };
 use nix::sys::signal::Signal;
@@ -109,6 +109,7 @@ fn detach_removes_everything() -> Result<()> {
     ensure!(pins == 0, "{pins} pins are left");
     // Nothing is filtered any more: junk reaches the balancer's own socket.
     let socket = lab.topology.local_socket()?;
+    socket.set_read_timeout(Some(PATIENCE))?;
     lab.send(b"junk")?;
     let mut buffer = [0; 64];
     let len = socket.recv(&mut buffer)?;
@@ -204,5 +205,48 @@ fn sigint_is_as_good_as_sigterm() -> Result<()> {
     ensure!(status.success(), "SIGINT: {status}");
     ensure!(!lab.place.path("control.sock").exists(), "the control socket is left");
     lab.delivered(&token)?;
+    Ok(())
+}
+
+/// Junk is dropped, and a token gets through, whatever has happened before.
+fn filters(lab: &Lab) -> Result<()> {
+    wait_for("the program on the interface", || {
+        Ok(http(&lab.topology.balancer, "/readyz").is_ok_and(|(status, _)| status == 200))
+    })?;
+    lab.refused(b"junk", Reason::NoToken)?;
+    lab.delivered(&lab.token(1)?)?;
+    Ok(())
+}
+
+#[test]
+fn pins_removed_while_it_runs() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let daemon = lab.start()?;
+    std::fs::remove_dir_all(lab.place.bpffs())?;
+    let pins = lab.place.bpffs().join(format!("v{}", lb_common::maps::ABI_VERSION));
+    wait_for("another pin", || Ok(pins.join("link-eth0").exists()))?;
+    filters(&lab)?;
+    // What was pinned again serves the next daemon.
+    daemon.kill()?;
+    let _daemon = lab.start()?;
+    filters(&lab)
+}
+
+#[test]
+fn another_interface_under_the_same_name() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let balancer = &lab.topology.balancer;
+    balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "peer1"])?;
+    balancer.ip(&["link", "set", "eth1", "up"])?;
+    lab.place.configure_on(&["eth0", "eth1"], &service(L2, 1))?;
+    let daemon = lab.start()?;
+    balancer.ip(&["link", "set", "eth1", "down"])?;
+    balancer.ip(&["link", "set", "eth1", "name", "old1"])?;
+    balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "peer2"])?;
+    let attached = || Ok(lab.json(&["status"])?["interfaces"][1]["attached"] == true);
+    wait_for("the program on the new interface", attached)?;
+    daemon.kill()?;
+    let _daemon = lab.start()?;
+    ensure!(attached()?, "not on the new interface after a restart");
     Ok(())
 }
