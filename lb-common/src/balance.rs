@@ -11,18 +11,29 @@ pub const TABLE_ROOM: usize = 16_384;
 /// backends, and one more; 0 where the service has none.
 pub type MaglevTable = [u16; TABLE_ROOM];
 
-/// The position of a session: a full-avalanche mix (the finaliser of MurmurHash3), then Lemire's fast range.
+/// The position of a session: its mix, then Lemire's fast range.
+#[inline(always)]
+pub const fn position(session: u64) -> u32 {
+    (((mix(session) >> 32) * TABLE_LEN as u64) >> 32) as u32
+}
+
+/// What spreads a session over the sources of outer headers: other bits of its mix than its position.
+#[inline(always)]
+pub const fn spread(session: u64) -> u32 {
+    mix(session) as u32
+}
+
+/// A full-avalanche mix (the finaliser of MurmurHash3).
 ///
 /// Sessions are chosen by issuers that hold the key, so the mix need not be keyed.
 #[inline(always)]
-pub const fn position(session: u64) -> u32 {
+const fn mix(session: u64) -> u64 {
     let mut x = session;
     x ^= x >> 33;
     x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
     x ^= x >> 33;
     x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    x ^= x >> 33;
-    (((x >> 32) * TABLE_LEN as u64) >> 32) as u32
+    x ^ x >> 33
 }
 
 #[cfg(test)]

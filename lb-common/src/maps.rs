@@ -2,7 +2,7 @@
 
 /// Changes with every incompatible change of a map's key, value or meaning. Pins live under a directory of this
 /// name, and the daemon compares layouts before it re-uses them.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// One `Live`, mapped into the daemon.
 pub const LIVE: &str = "live";
@@ -25,9 +25,29 @@ pub const BACKEND_COUNTERS: &str = "backend_counters";
 /// Per CPU: one `Scratch`.
 pub const SCRATCH: &str = "scratch";
 
+/// `FlowKey` → `Admission`. As large as the token cache.
+pub const FLOWS: &str = "flows";
+/// `TranslationKey` → `Translation`. As large as the token cache.
+pub const TRANSLATIONS: &str = "translations";
+/// Interface number → device: the interfaces that frames may be sent to.
+pub const EGRESS: &str = "egress";
+
 /// Every map, for whoever pins, compares or removes them all.
-pub const ALL: [&str; 10] =
-    [LIVE, SERVICES, KEY_SLOTS, SESSIONS, MAGLEV, BACKENDS, PINNED, COUNTERS, BACKEND_COUNTERS, SCRATCH];
+pub const ALL: [&str; 13] = [
+    LIVE,
+    SERVICES,
+    KEY_SLOTS,
+    SESSIONS,
+    MAGLEV,
+    BACKENDS,
+    PINNED,
+    COUNTERS,
+    BACKEND_COUNTERS,
+    SCRATCH,
+    FLOWS,
+    TRANSLATIONS,
+    EGRESS,
+];
 
 /// Halves of what is published together.
 pub const HALVES: u32 = 2;
@@ -39,6 +59,8 @@ pub const KEY_SLOTS_MAX: u32 = 1 << 12;
 pub const BACKENDS_MAX: u32 = 4096;
 /// Entries of the token cache where the configuration names no number.
 pub const SESSIONS_DEFAULT: u32 = 262_144;
+/// Interfaces that frames may be sent to.
+pub const EGRESS_MAX: u32 = 256;
 /// Counters of all services.
 pub const COUNTERS_MAX: u32 = SERVICES_MAX * crate::reason::CAPACITY as u32;
 
@@ -50,5 +72,7 @@ pub const PROGRAM_PASS: &str = "pass";
 pub const PROGRAM_CLOCK: &str = "clock";
 /// The load-time global: what one HMAC costs of the budget, nanoseconds.
 pub const HMAC_COST_NS: &str = "HMAC_COST_NS";
+/// The load-time global: the ports of `forward = "nat"` as `nat::Ports::to_word` puts them; 0 for none.
+pub const NAT_PORTS: &str = "NAT_PORTS";
 /// HMACs that a CPU makes in a second where the configuration names no number: a sixth of its time.
 pub const HMACS_PER_SECOND_DEFAULT: u64 = 200_000;

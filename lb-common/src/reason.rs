@@ -41,12 +41,12 @@ reasons! {
     0 Forwarded "forwarded" "a valid token; the packet went to its backend" "nothing";
     /// Passed on untouched.
     1 NotOurs "not_ours" "not for a service; passed on untouched" "nothing";
-    /// Lengths that contradict each other or the frame.
-    2 Malformed "malformed" "lengths in the packet contradict each other or the frame" "a broken sender, or a probe";
+    /// Lengths that contradict each other or the frame, or an IPv6 datagram without a checksum.
+    2 Malformed "malformed" "lengths in the packet contradict each other or the frame, or an IPv6 datagram has no checksum" "a broken sender, or a probe";
     /// Any IP fragment.
     3 Fragment "fragment" "an IP fragment; the token is not in every one of them" "the client's MTU: a datagram must fit one packet";
-    /// IP options, extension headers, deep VLAN stacks.
-    4 Unsupported "unsupported" "IP options, extension headers or more VLAN tags than two" "the network between client and balancer";
+    /// IP options, extension headers, deep VLAN stacks, what lies beyond a frame's first buffer.
+    4 Unsupported "unsupported" "IP options, extension headers, more VLAN tags than two, or a token beyond the frame's first buffer" "the network between client and balancer";
     /// No token header.
     5 NoToken "no_token" "shorter than a token header, or another first byte" "a client that does not send tokens, or junk";
     /// A token header that no issuer makes.
@@ -89,6 +89,14 @@ reasons! {
     24 TooBig "too_big" "does not fit the way to the backend" "the MTU to the backends";
     /// A helper failed where it never should.
     25 Internal "internal" "something failed that never should" "the daemon's log; please report it";
+    /// A backend's answer to a client, through `forward = "nat"`.
+    26 Reply "reply" "a backend's answer, sent on to its client" "nothing";
+    /// An ICMP error about a session, sent on to its backend.
+    27 IcmpError "icmp_error" "an ICMP error about a session's answers, sent on to its backend" "the path to the clients";
+    /// No port of this node is free for another client.
+    28 NatPorts "nat_ports" "no port of this node is free towards the backend" "`nat_ports`: a wider range, or more backends";
+    /// Its way ends here.
+    29 HopLimit "hop_limit" "its time to live or hop limit ends at this hop" "a routing loop, or a traceroute";
 }
 
 impl Reason {
@@ -133,7 +141,11 @@ impl Reason {
             | Self::Malformed
             | Self::NoBackend
             | Self::TooBig
-            | Self::Internal => false,
+            | Self::Internal
+            | Self::Reply
+            | Self::IcmpError
+            | Self::NatPorts
+            | Self::HopLimit => false,
         }
     }
 }

@@ -12,6 +12,8 @@ use crate::{
 pub struct Scratch {
     /// HMACs this CPU may still make.
     pub budget: Budget,
+    /// ICMP messages this CPU may still send.
+    pub icmp: Budget,
     /// HMACs this CPU has made.
     pub hmacs: u64,
     /// The binding of the token under its full check: its address,
@@ -26,7 +28,7 @@ pub struct Scratch {
     pub sha256: sha256::Scratch,
 }
 
-const _: () = assert!(size_of::<Scratch>() == 8 + 8 + 16 + 16 + 56 + 288 && align_of::<Scratch>() == 8);
+const _: () = assert!(size_of::<Scratch>() == 8 + 8 + 8 + 16 + 16 + 64 + 288 && align_of::<Scratch>() == 8);
 crate::map_value!(Scratch);
 
 /// A token bucket in time: an HMAC costs `1 s / rate`, the bucket holds at most one tenth of a second.
@@ -40,11 +42,15 @@ pub struct Budget {
     full_at: u64,
 }
 
+/// What one ICMP message costs of a CPU's budget: a thousand a second, as many as Linux sends in all
+/// (net.ipv4.icmp_msgs_per_sec).
+pub const ICMP_COST_NS: u64 = SECOND_NS / 1000;
+
 /// How much unused budget a CPU may save up.
 pub const BURST_NS: u64 = SECOND_NS / 10;
 
 impl Budget {
-    /// Takes one HMAC that costs `cost_ns` out of the budget at `now` (kernel clock, ns); false if none is left.
+    /// Takes one thing that costs `cost_ns` out of the budget at `now` (kernel clock, ns); false if none is left.
     #[inline(always)]
     pub fn take(&mut self, now: u64, cost_ns: u64) -> bool {
         let from = if self.full_at > now { self.full_at } else { now };

@@ -20,6 +20,12 @@ impl ServiceKey {
         Self { address_be: [0, 0, 0xffff_u32.to_be(), address_be], port_be: port_be as u32 }
     }
 
+    /// The key of an IPv6 service. Both arguments as their wire bytes lie in memory.
+    #[inline(always)]
+    pub const fn v6(address_be: [u32; 4], port_be: u16) -> Self {
+        Self { address_be, port_be: port_be as u32 }
+    }
+
     /// The bucket of the service table it belongs in.
     ///
     /// Nothing here needs to withstand an attacker: the table holds what operators configure, and its publisher
@@ -102,8 +108,14 @@ pub const BIND_REQUIRED: u8 = 1;
 
 /// To this host's own stack.
 pub const FORWARD_LOCAL: u8 = 0;
-/// MAC rewrite on the same segment.
+/// MAC rewrite: to a backend on a segment of this host.
 pub const FORWARD_L2: u8 = 1;
+/// Inside another IP packet, to the backend's address (RFC 2003, RFC 2473).
+pub const FORWARD_IPIP: u8 = 2;
+/// Inside a UDP datagram, to the backend's address (GUE variant 1).
+pub const FORWARD_GUE: u8 = 3;
+/// Rewritten to the backend's address, from this node's; answers come back the same way.
+pub const FORWARD_NAT: u8 = 4;
 
 /// The token header is taken off.
 pub const FLAG_STRIP: u8 = 1 << 0;

@@ -5,7 +5,7 @@ use lb_common::{
     reason::Reason,
     scratch::Scratch,
     service::Service,
-    session::{Admission, Session, TokenKey},
+    session::{Admission, Seen, Session, TokenKey},
     token::{Claims, Header, header::Binding, tags},
 };
 
@@ -78,6 +78,7 @@ fn full_check(scratch: &mut Scratch, key: &KeySlot, at: Cursor, service_id: u32)
             class: claims.class,
             reserved: [0; 5],
         },
+        seen: Seen::default(),
     };
     // A cache that cannot take the entry costs the next packet another HMAC, and nothing else.
     #[expect(

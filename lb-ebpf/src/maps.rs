@@ -5,22 +5,24 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use lb_common::{
     backend::{Backend, PinnedKey},
     balance::MaglevTable,
     counter::Counter,
+    flow::FlowKey,
     keyslot::KeySlot,
     live::{Live, SECOND_NS},
     maps::{
-        BACKENDS_MAX, COUNTERS_MAX, HALVES, HMACS_PER_SECOND_DEFAULT, KEY_SLOTS_MAX, SERVICES_MAX,
-        SESSIONS_DEFAULT,
+        BACKENDS_MAX, COUNTERS_MAX, EGRESS_MAX, HALVES, HMACS_PER_SECOND_DEFAULT, KEY_SLOTS_MAX,
+        SERVICES_MAX, SESSIONS_DEFAULT,
     },
+    nat::{Translation, TranslationKey},
     scratch::Scratch,
     service::{BUCKETS, ServiceBucket},
-    session::{Session, TokenKey},
+    session::{Admission, Session, TokenKey},
 };
 
 /// Mapped into the daemon, which changes a word by one atomic store.
@@ -54,6 +56,23 @@ pub static BACKEND_COUNTERS: PerCpuArray<Counter, { BACKENDS_MAX as usize }> = P
 
 #[btf_map(name = "scratch")]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// The loader sets its size.
+#[btf_map(name = "flows")]
+pub static FLOWS: LruHashMap<FlowKey, Admission, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
+
+/// The loader sets its size.
+#[btf_map(name = "translations")]
+pub static TRANSLATIONS: LruHashMap<TranslationKey, Translation, { SESSIONS_DEFAULT as usize }> =
+    LruHashMap::new();
+
+#[btf_map(name = "egress")]
+pub static EGRESS: DevMapHash<{ EGRESS_MAX as usize }> = DevMapHash::new();
+
+/// The ports of `forward = "nat"`, as `Ports::to_word` puts them. Set at load time: without them, the verifier removes
+/// what only translations need.
+#[unsafe(no_mangle)]
+pub static NAT_PORTS: Global<u32> = Global::new(0);
 
 /// What one HMAC costs of a CPU's budget, nanoseconds: a second by `hmac_budget`. Set at load time.
 #[unsafe(no_mangle)]

@@ -20,7 +20,10 @@ use lb_common::{
 };
 use tollgate::datapath::{Datapath, Options, TableSet, embedded_object};
 
-use crate::{packet::ETHERNET_LEN, world::World};
+use crate::{
+    packet::ETHERNET_LEN,
+    world::{self, World},
+};
 
 /// Room for a frame in a test run: a page without what the kernel keeps before and behind the frame.
 const FRAME_MAX: usize = 3520;
@@ -197,7 +200,7 @@ impl Program {
 
 /// The daemon's defaults, but with a small token cache and without waiting for packets that nobody sends.
 pub fn small() -> Options {
-    Options { sessions: 4096, grace: Duration::ZERO, ..Options::default() }
+    Options { sessions: 4096, grace: Duration::ZERO, nat_ports: Some(world::NAT_PORTS), ..Options::default() }
 }
 
 /// A map of the program by its name, to look behind the daemon's back.

@@ -4,10 +4,11 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use lb_common::{
-    backend::Backend,
+    backend::{Backend, TAGS_KEPT},
     balance::{MaglevTable, TABLE_LEN, TABLE_ROOM},
     keyslot::{KeyId, KeySlot, STATE_VERIFY},
     live::SECOND_NS,
+    nat::Ports,
     service::{ACCEPT_BEARER, FLAG_STRIP, FORWARD_L2, Service, ServiceKey},
     token::{
         Claims, Header,
@@ -33,6 +34,8 @@ pub const SERVICE_INDEX: u32 = 3;
 pub const NOW: u32 = 1_700_000_010;
 /// The interface of test runs without one of their own: loopback.
 pub const LOOPBACK: u32 = 1;
+/// The ports of this node that stand for clients of `forward = "nat"`.
+pub const NAT_PORTS: Ports = Ports { first: 40_000, last: 40_099 };
 /// The default session.
 pub const SESSION: u64 = 0x1122_3344_5566_7788;
 
@@ -148,6 +151,9 @@ pub fn backend(id: u8) -> Backend {
         ifindex: LOOPBACK,
         destination_mac: [0x02, 0, 0, 0, 0x0a, id],
         source_mac: BALANCER_MAC,
+        tag_count: TAGS_KEPT,
+        mtu: 1500,
+        ..Backend::default()
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_common::{
-    backend::Backend,
+    backend::{Backend, TAGS_KEPT},
     service::{
         ACCEPT_BEARER, BIND_OPTIONAL, BIND_REQUIRED, FLAG_OBSERVE, FLAG_STRIP, FORWARD_L2, FORWARD_LOCAL,
         Service, ServiceKey,
@@ -63,6 +63,8 @@ pub fn snapshot(services: &[config::Service], placed: &[Placed]) -> Snapshot {
                 ifindex: way.ifindex,
                 destination_mac: way.destination_mac,
                 source_mac: way.source_mac,
+                tag_count: TAGS_KEPT,
+                ..Backend::default()
             });
             // A table names a backend by its place, and one more.
             let entry = snapshot.backends.len() as u16;

@@ -3,7 +3,7 @@
 use aya::maps::{MapData, MapError, MapInfo};
 use lb_common::maps;
 
-use super::{DatapathError, Pins, error::chain};
+use super::{DatapathError, Options, Pins, error::chain};
 
 /// What must be the same for a map to be re-used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,10 +16,10 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Of each of the object's maps, by name, with `sessions` entries in the token cache.
+    /// Of each of the object's maps, by name, as it would be made with these options.
     pub(super) fn of_object(
         object: &[u8],
-        sessions: u32,
+        options: &Options,
     ) -> Result<Vec<(&'static str, Self)>, DatapathError> {
         let parsed =
             aya_obj::Object::parse(object).map_err(|error| DatapathError::Object(Box::new(error)))?;
@@ -27,7 +27,7 @@ impl Layout {
             .into_iter()
             .map(|name| {
                 let map = parsed.maps.get(name).ok_or(DatapathError::Missing { what: "map", name })?;
-                let entries = if name == maps::SESSIONS { sessions } else { map.max_entries() };
+                let entries = options.entries(name).unwrap_or(map.max_entries());
                 let layout = Self {
                     kind: map.map_type(),
                     key: map.key_size(),
@@ -52,12 +52,13 @@ impl Layout {
 }
 
 /// Compares each pinned map with the object's. The token cache of another size is unpinned, so that loading makes it
-/// anew: it costs each live token one more HMAC. Returns whether that was so.
+/// anew: it costs each live token one more HMAC; so are flows and translations, which clients' next datagrams make
+/// again. Returns whether the token cache was.
 ///
 /// # Errors
 /// For any other difference, before anything has changed.
 pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Result<bool, DatapathError> {
-    let mut resized = false;
+    let mut resized = Vec::new();
     for (name, wanted) in wanted {
         let path = pins.map(name);
         if !path.exists() {
@@ -73,8 +74,9 @@ pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Resul
         if found == *wanted {
             continue;
         }
-        if *name == maps::SESSIONS && (Layout { entries: wanted.entries, ..found }) == *wanted {
-            resized = true;
+        let cache = [maps::SESSIONS, maps::FLOWS, maps::TRANSLATIONS].contains(name);
+        if cache && (Layout { entries: wanted.entries, ..found }) == *wanted {
+            resized.push(*name);
             continue;
         }
         return Err(DatapathError::Layout {
@@ -83,10 +85,10 @@ pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Resul
             wanted: wanted.beside(&found),
         });
     }
-    if resized {
-        pins.remove(&pins.map(maps::SESSIONS))?;
+    for name in &resized {
+        pins.remove(&pins.map(name))?;
     }
-    Ok(resized)
+    Ok(resized.contains(&maps::SESSIONS))
 }
 
 impl Layout {

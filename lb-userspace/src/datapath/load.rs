@@ -11,6 +11,7 @@ use aya_log::EbpfLogger;
 use lb_common::{
     live::{ClockReading, SECOND_NS},
     maps,
+    nat::Ports,
 };
 
 use super::{
@@ -26,8 +27,22 @@ pub struct Options {
     pub hmac_cost_ns: u64,
     /// How long what was live is left alone. Zero for whoever runs the program on packets of its own.
     pub grace: Duration,
+    /// The ports of `forward = "nat"`; `None`: nothing is translated.
+    pub nat_ports: Option<Ports>,
     /// Where the maps are pinned; `None`: private to this process.
     pub pins: Option<Pins>,
+}
+
+impl Options {
+    /// The size of a map that has no fixed one. Translations, which may not be needed, have the least that an LRU
+    /// works with.
+    pub(super) fn entries(&self, map: &str) -> Option<u32> {
+        match map {
+            maps::SESSIONS | maps::FLOWS => Some(self.sessions),
+            maps::TRANSLATIONS => Some(self.nat_ports.map_or(256, |_| self.sessions)),
+            _ => None,
+        }
+    }
 }
 
 impl Default for Options {
@@ -37,6 +52,7 @@ impl Default for Options {
             sessions: maps::SESSIONS_DEFAULT,
             hmac_cost_ns: SECOND_NS / maps::HMACS_PER_SECOND_DEFAULT,
             grace: GRACE,
+            nat_ports: None,
             pins: None,
         }
     }
@@ -86,14 +102,20 @@ impl Datapath {
     /// # Errors
     /// If a pinned map has another layout, or the kernel refuses.
     pub fn load(object: &[u8], options: &Options) -> Result<Self, DatapathError> {
-        let layouts = layout::Layout::of_object(object, options.sessions)?;
+        let layouts = layout::Layout::of_object(object, options)?;
+        let nat_ports = options.nat_ports.map_or(0, Ports::to_word);
         let mut sessions_made_anew = false;
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries(maps::SESSIONS, options.sessions).override_global(
-            maps::HMAC_COST_NS,
-            &options.hmac_cost_ns,
+        loader.override_global(maps::HMAC_COST_NS, &options.hmac_cost_ns, true).override_global(
+            maps::NAT_PORTS,
+            &nat_ports,
             true,
         );
+        for name in maps::ALL {
+            if let Some(entries) = options.entries(name) {
+                loader.map_max_entries(name, entries);
+            }
+        }
         if let Some(pins) = &options.pins {
             sessions_made_anew = layout::reconcile(pins, &layouts)?;
             for name in maps::ALL {
