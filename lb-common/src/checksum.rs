@@ -26,6 +26,24 @@ impl Checksum {
         Self(self.0 + word as u64)
     }
 
+    /// Four bytes join the sum.
+    #[inline(always)]
+    pub const fn add_u32(self, word: u32) -> Self {
+        Self(self.0 + word as u64)
+    }
+
+    /// Four bytes leave the sum.
+    #[inline(always)]
+    pub const fn subtract_u32(self, word: u32) -> Self {
+        Self(self.0 + !word as u64)
+    }
+
+    /// Another sum joins.
+    #[inline(always)]
+    pub const fn join(self, other: Self) -> Self {
+        self.add_u64(other.0)
+    }
+
     /// Eight bytes, as a word in either byte order, join the sum.
     #[inline(always)]
     pub const fn add_u64(self, word: u64) -> Self {

@@ -45,8 +45,8 @@ pub struct Translation {
     pub own_mac: [u8; 6],
     /// Their tags, the outermost first.
     pub tags: [Tag; 2],
-    /// Zero.
-    pub reserved: u32,
+    /// The service's id.
+    pub service_id: u32,
 }
 
 const _: () = {

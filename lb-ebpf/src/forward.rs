@@ -1,137 +1,130 @@
-//! Step 10, its end: strip, rewrite, send.
+//! Step 10, its end: what of the packet leaves, and how. A file for each way to a backend.
+
+mod encapsulate;
+mod head;
+mod relay;
 
 use lb_common::{
     backend::Backend,
-    checksum::Checksum,
+    balance,
     reason::Reason,
-    service::Service,
-    token::{Header, header},
+    service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, Service},
+    session::Admission,
+    token::header,
 };
-use network_types::{ip::Ipv4Hdr, udp::UdpHdr, vlan::VlanHdr};
 
-use crate::{packet::Frame, parse::Datagram, token::Token};
+use crate::{
+    headers::{Ip, Ipv4, Ipv6, Udp},
+    packet::{Cursor, Frame},
+    parse::{Datagram, Packet},
+};
 
 /// How a packet leaves the program.
 pub enum Delivery {
     /// On to this host's stack.
     Host,
-    /// Back out of its interface, to the backend with this counter.
-    Transmit {
+    /// Out of this interface.
+    Send {
+        /// The interface.
+        ifindex: u32,
         /// Where the backend's counter stands.
         counter: u32,
     },
 }
 
-/// Bytes that stripping takes off.
-const STRIPPED: u16 = header::LEN as u16;
-/// Bytes of a MAC address.
-const MAC_LEN: usize = 6;
-/// The longest EtherType with its tags before it.
-const TAGS_LEN_MAX: usize = 2 * VlanHdr::LEN + 2;
-/// The longest headers that stripping moves.
-const HEADERS_MAX: usize = 2 * MAC_LEN + TAGS_LEN_MAX + Ipv4Hdr::LEN + UdpHdr::LEN;
-// Headers move forward over the token, and never onto themselves.
-const _: () = assert!(HEADERS_MAX <= header::LEN);
+/// What is to be sent on: an IP packet in a frame.
+pub struct Load {
+    ip_at: u32,
+    /// Bytes of it.
+    pub len: u32,
+    /// Whether it is IPv6.
+    pub v6: bool,
+    /// Whether its transport is known and has a checksum.
+    pub summed: bool,
+    /// Bytes to be taken out behind its UDP header: the token's, or none.
+    pub stripped: u16,
+    /// What spreads its session over outer sources.
+    pub spread: u32,
+    /// Once it was too big: the longest packet that its sender may send instead.
+    pub room: u32,
+}
 
-/// Passes a packet with a valid token to this host's stack.
+impl Load {
+    /// A datagram with a valid token.
+    #[inline(always)]
+    pub fn admitted(
+        frame: &Frame,
+        packet: &Packet,
+        datagram: &Datagram,
+        service: &Service,
+        admission: &Admission,
+    ) -> Result<Self, Reason> {
+        let headers = u32::from(datagram.ip_len) + Udp::LEN as u32;
+        Ok(Self {
+            ip_at: datagram.ip.offset_in(frame) as u32,
+            len: headers + u32::from(datagram.payload_len),
+            v6: packet.from.v6,
+            summed: datagram.summed,
+            stripped: if service.strips() { header::LEN as u16 } else { 0 },
+            spread: balance::spread(admission.session_id),
+            room: 0,
+        })
+    }
+
+    /// A packet as it is, whatever it is: its transport is not known.
+    #[inline(always)]
+    pub fn untouched(frame: &Frame, ip: Cursor, v6: bool, spread: u64) -> Result<Self, Reason> {
+        let len = match v6 {
+            false => ip.read::<Ipv4>(0).map(|header| header.packet_len()),
+            true => ip.read::<Ipv6>(0).map(|header| header.packet_len()),
+        };
+        let len = len.filter(|len| frame.holds(ip, *len)).ok_or(Reason::Malformed)?;
+        let spread = balance::spread(spread);
+        Ok(Self { ip_at: ip.offset_in(frame) as u32, len, v6, summed: false, stripped: 0, spread, room: 0 })
+    }
+
+    /// Where its IP header begins in the frame: behind Ethernet's and at most four tags, which the verifier cannot know of
+    /// a difference of two positions.
+    #[inline(always)]
+    fn ip_at(&self) -> usize {
+        (self.ip_at & 0x1f) as usize
+    }
+
+    /// Whether it takes the way to a backend, with so many bytes of outer headers.
+    #[inline(always)]
+    fn fits(&mut self, backend: &Backend, outer: usize) -> Result<(), Reason> {
+        let (mtu, outer, stripped) = (u32::from(backend.mtu), outer as u32, u32::from(self.stripped));
+        if self.len + outer <= mtu + stripped {
+            return Ok(());
+        }
+        self.room = (mtu + stripped).saturating_sub(outer);
+        Err(Reason::TooBig)
+    }
+}
+
+/// Passes a datagram with a valid token to this host's stack.
 #[inline(always)]
-pub fn to_host(
-    frame: &Frame,
-    datagram: &Datagram,
-    token: &Token,
-    service: &Service,
-) -> Result<Delivery, Reason> {
-    if service.strips() {
-        let addresses = frame.start().read(0).ok_or(Reason::Internal)?;
-        strip(frame, datagram, token, addresses)?;
+pub fn to_host(frame: &Frame, load: &Load) -> Result<Delivery, Reason> {
+    if load.stripped != 0 {
+        relay::strip(frame, load)?;
     }
     Ok(Delivery::Host)
 }
 
-/// Sends a packet with a valid token to a backend.
+/// Sends a packet to a backend.
 #[inline(always)]
 pub fn to_backend(
     frame: &Frame,
-    datagram: &Datagram,
-    token: &Token,
+    load: &mut Load,
     service: &Service,
     backend: &Backend,
 ) -> Result<Delivery, Reason> {
-    reachable(frame, backend)?;
-    if service.strips() {
-        strip(frame, datagram, token, addresses(backend))?;
-    } else {
-        frame.start().write(0, addresses(backend)).ok_or(Reason::Internal)?;
+    match service.forward {
+        FORWARD_L2 => relay::send(frame, load, backend)?,
+        FORWARD_IPIP => encapsulate::ipip(frame, load, backend)?,
+        FORWARD_GUE => encapsulate::gue(frame, load, backend)?,
+        // A newer daemon's.
+        _ => return Err(Reason::NoBackend),
     }
-    Ok(Delivery::Transmit { counter: backend.counter })
-}
-
-/// Sends a packet to a backend as it is.
-#[inline(always)]
-pub fn untouched(frame: &Frame, backend: &Backend) -> Result<Delivery, Reason> {
-    reachable(frame, backend)?;
-    frame.start().write(0, addresses(backend)).ok_or(Reason::Internal)?;
-    Ok(Delivery::Transmit { counter: backend.counter })
-}
-
-/// Only what is reached through the packet's own interface can be sent to: a MAC address means nothing elsewhere.
-#[inline(always)]
-fn reachable(frame: &Frame, backend: &Backend) -> Result<(), Reason> {
-    if backend.ifindex == frame.ingress() { Ok(()) } else { Err(Reason::NoBackend) }
-}
-
-/// Destination and source MAC address, as they begin a frame.
-type Addresses = [u16; 6];
-
-#[inline(always)]
-const fn addresses(backend: &Backend) -> Addresses {
-    let [a, b, c, d, e, f] = backend.destination_mac;
-    let [g, h, i, j, k, l] = backend.source_mac;
-    [word(a, b), word(c, d), word(e, f), word(g, h), word(i, j), word(k, l)]
-}
-
-#[inline(always)]
-const fn word(a: u8, b: u8) -> u16 {
-    u16::from_ne_bytes([a, b])
-}
-
-/// Takes the token out: the headers move forward over it, shorter by it and with checksums to match, then the frame
-/// begins where they do. Nothing may touch the frame afterwards.
-#[inline(always)]
-fn strip(frame: &Frame, datagram: &Datagram, token: &Token, addresses: Addresses) -> Result<(), Reason> {
-    let mut ip: Ipv4Hdr = datagram.ip.read(0).ok_or(Reason::Internal)?;
-    let mut udp: UdpHdr = datagram.ip.read(Ipv4Hdr::LEN).ok_or(Reason::Internal)?;
-    shorten(&mut ip, &mut udp, &token.header()?);
-
-    frame.start().write(header::LEN, addresses).ok_or(Reason::Internal)?;
-    let tags = frame.start().skip(2 * MAC_LEN);
-    let tags_len = datagram.ip.offset_in(frame) - 2 * MAC_LEN;
-    // The EtherType and, with tags, what stands between: 2, 6 or 10 bytes.
-    let mut at = 0;
-    while at < TAGS_LEN_MAX && at < tags_len {
-        let word: u16 = tags.read(at).ok_or(Reason::Internal)?;
-        tags.write(header::LEN + at, word).ok_or(Reason::Internal)?;
-        at += size_of::<u16>();
-    }
-    datagram.ip.write(header::LEN, ip).ok_or(Reason::Internal)?;
-    datagram.ip.write(header::LEN + Ipv4Hdr::LEN, udp).ok_or(Reason::Internal)?;
-    frame.take_off(STRIPPED).map_err(|()| Reason::Internal)
-}
-
-/// Both lengths lose the token, and both checksums what changed (RFC 1624).
-#[inline(always)]
-fn shorten(ip: &mut Ipv4Hdr, udp: &mut UdpHdr, token: &Header) {
-    let (old, new) = (u16::from_ne_bytes(ip.tot_len), (ip.tot_len() - STRIPPED).to_be());
-    ip.tot_len = new.to_ne_bytes();
-    ip.check = Checksum::of_field(u16::from_ne_bytes(ip.check)).subtract(old).add(new).field().to_ne_bytes();
-
-    let (old, new) = (u16::from_ne_bytes(udp.len), (udp.len() - STRIPPED).to_be());
-    udp.len = new.to_ne_bytes();
-    let field = u16::from_ne_bytes(udp.check);
-    if field != 0 {
-        // The length stands in the header and in the pseudo-header.
-        let sum = Checksum::of_field(field).subtract(old).subtract(old).add(new).add(new);
-        let sum = token.words().into_iter().fold(sum, Checksum::subtract_u64);
-        udp.check = sum.udp_field().to_ne_bytes();
-    }
+    Ok(Delivery::Send { ifindex: backend.ifindex, counter: backend.counter })
 }

@@ -11,6 +11,7 @@ mod balance;
 mod clock;
 mod events;
 mod forward;
+mod headers;
 mod maps;
 mod packet;
 mod parse;
@@ -26,7 +27,7 @@ use lb_common::{
 };
 
 use crate::{
-    forward::Delivery,
+    forward::{Delivery, Load},
     maps::LIVE,
     packet::Frame,
     parse::{Packet, Unread},
@@ -34,7 +35,9 @@ use crate::{
 };
 
 /// Drops what carries no valid token, sends the rest to its backend, passes on what is for no service.
-#[xdp]
+///
+/// Also where a frame lies in several buffers, of which it sees the first.
+#[xdp(frags)]
 pub fn tollgate(ctx: XdpContext) -> u32 {
     let frame = Frame::of(&ctx);
     let outcome = decide(&frame);
@@ -60,7 +63,7 @@ pub fn clock(ctx: XdpContext) -> u32 {
 fn decide(frame: &Frame) -> Outcome {
     let packet = match parse::packet(frame) {
         Ok(packet) => packet,
-        Err(Unread::NotOurs) => return Outcome::NotOurs,
+        Err(Unread::NotOurs | Unread::Icmp { .. }) => return Outcome::NotOurs,
         Err(Unread::Buried) => return Outcome::Buried,
     };
     let Some(live) = LIVE.get(0) else {
@@ -91,14 +94,15 @@ fn admitted(
     tables: Tables,
     service: &Service,
 ) -> Result<Delivery, Reason> {
-    let datagram = packet.datagram()?;
+    let datagram = packet.datagram(frame)?;
     let token = token::check(&datagram, &packet.from, service, live)?;
     let admission = admit::token(&token, service)?;
+    let mut load = Load::admitted(frame, packet, &datagram, service, &admission)?;
     if service.forward == FORWARD_LOCAL {
-        return forward::to_host(frame, &datagram, &token, service);
+        return forward::to_host(frame, &load);
     }
     let backend = balance::for_session(tables, service, &admission)?;
-    forward::to_backend(frame, &datagram, &token, service, backend)
+    forward::to_backend(frame, &mut load, service, backend)
 }
 
 /// The way of a packet that `mode = "enforce"` would drop.
@@ -108,7 +112,8 @@ fn observed(frame: &Frame, packet: &Packet, tables: Tables, service: &Service) -
         return Ok(Delivery::Host);
     }
     let backend = balance::for_client(tables, service, &packet.from)?;
-    forward::untouched(frame, backend)
+    let mut load = Load::untouched(frame, packet.ip, packet.from.v6, packet.from.address)?;
+    forward::to_backend(frame, &mut load, service, backend)
 }
 
 /// The licence that lets a program call the kernel's GPL-only helpers.

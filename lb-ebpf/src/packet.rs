@@ -1,10 +1,14 @@
 //! The only pointer arithmetic: a frame, and bounds-checked reads and writes by value.
 
-use core::ptr;
+use core::{cell::Cell, ptr};
 
-use aya_ebpf::{bindings::xdp_md, helpers::bpf_xdp_adjust_head, programs::XdpContext};
-use lb_common::live::ClockReading;
-use network_types::{eth::EthHdr, ip::Ipv4Hdr, udp::UdpHdr, vlan::VlanHdr};
+use aya_ebpf::{
+    bindings::xdp_md,
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    programs::XdpContext,
+};
+use lb_common::{live::ClockReading, reason::Reason};
+use network_types::{eth::EthHdr, vlan::VlanHdr};
 
 /// What may be copied out of a packet and into it: types without padding, valid for every bit pattern.
 ///
@@ -12,6 +16,8 @@ use network_types::{eth::EthHdr, ip::Ipv4Hdr, udp::UdpHdr, vlan::VlanHdr};
 /// The type is `repr(C)` of integers, or an integer, and has no padding.
 pub unsafe trait Wire: Copy {}
 
+// SAFETY: integers.
+unsafe impl Wire for u8 {}
 // SAFETY: integers.
 unsafe impl Wire for u16 {}
 // SAFETY: integers.
@@ -22,33 +28,57 @@ unsafe impl Wire for u64 {}
 unsafe impl Wire for EthHdr {}
 // SAFETY: two times two bytes.
 unsafe impl Wire for VlanHdr {}
-// SAFETY: arrays of bytes, 20 bytes.
-unsafe impl Wire for Ipv4Hdr {}
-// SAFETY: arrays of bytes, 8 bytes.
-unsafe impl Wire for UdpHdr {}
 // SAFETY: two u64, `repr(C)`.
 unsafe impl Wire for ClockReading {}
 // SAFETY: an array of what is safe.
 unsafe impl<T: Wire, const N: usize> Wire for [T; N] {}
 
-/// A frame as the driver handed it over.
+/// A frame as the driver handed it over, or as the program has changed it.
 pub struct Frame {
     ctx: *mut xdp_md,
     data: usize,
     end: usize,
+    /// Bytes of all its buffers, as far as is known.
+    len: Cell<u64>,
 }
 
 impl Frame {
-    /// The frame of a program run.
+    /// The frame of a program run, as it is now.
     #[inline(always)]
     pub fn of(ctx: &XdpContext) -> Self {
-        Self { ctx: ctx.ctx, data: ctx.data(), end: ctx.data_end() }
+        Self::at(ctx.ctx)
     }
 
-    /// Its length in bytes, Ethernet header included.
+    #[inline(always)]
+    fn at(ctx: *mut xdp_md) -> Self {
+        let now = XdpContext::new(ctx);
+        let (data, end) = (now.data(), now.data_end());
+        Self { ctx, data, end, len: Cell::new((end - data) as u64) }
+    }
+
+    /// The same frame for a function of its own: where it lies is read again, for the verifier follows positions in a
+    /// frame no further than through registers and the stack.
+    #[inline(always)]
+    pub fn again(&self) -> Self {
+        Self::at(self.ctx)
+    }
+
+    /// Its length in bytes, Ethernet header included. Where the driver has put it into several buffers, that of the
+    /// first, until [`Frame::holds`] had to look further: asking costs a call, and few frames are so long.
     #[inline(always)]
     pub fn len(&self) -> u64 {
-        (self.end - self.data) as u64
+        self.len.get()
+    }
+
+    /// Whether it holds `len` bytes from a position in its first buffer. What is in others cannot be read here.
+    #[inline(always)]
+    pub fn holds(&self, from: Cursor, len: u32) -> bool {
+        if from.holds(len) {
+            return true;
+        }
+        // SAFETY: `ctx` is the context of this program run.
+        self.len.set(unsafe { bpf_xdp_get_buff_len(self.ctx) });
+        u64::from(len) + from.offset_in(self) as u64 <= self.len()
     }
 
     /// Its first byte.
@@ -64,13 +94,24 @@ impl Frame {
         unsafe { (*self.ctx).ingress_ifindex }
     }
 
-    /// Takes `len` bytes off its start. Whoever calls this touches no cursor afterwards.
+    /// Takes `by` bytes off its start, or puts as many before it as `by` is below zero. Positions in it from before are
+    /// void: the verifier refuses a program that uses one.
     #[inline(always)]
-    pub fn take_off(&self, len: u16) -> Result<(), ()> {
+    pub fn take_off(&self, by: i32) -> Result<Self, Reason> {
         // SAFETY: `ctx` is the context of this program run.
-        match unsafe { bpf_xdp_adjust_head(self.ctx, len.into()) } {
-            0 => Ok(()),
-            _ => Err(()),
+        match unsafe { bpf_xdp_adjust_head(self.ctx, by) } {
+            0 => Ok(self.again()),
+            _ => Err(Reason::Internal),
+        }
+    }
+
+    /// Makes it `by` bytes shorter at its end. As with [`Frame::take_off`], positions are void.
+    #[inline(always)]
+    pub fn cut(&self, by: u32) -> Result<Self, Reason> {
+        // SAFETY: `ctx` is the context of this program run.
+        match unsafe { bpf_xdp_adjust_tail(self.ctx, -(by as i32)) } {
+            0 => Ok(self.again()),
+            _ => Err(Reason::Internal),
         }
     }
 }
@@ -94,8 +135,8 @@ impl Cursor {
     /// In 32 bits: from a comparison of pointers LLVM concludes that later reads need no check, and the verifier,
     /// which follows no such conclusion, refuses them.
     #[inline(always)]
-    pub fn holds(self, len: u16) -> bool {
-        self.end.wrapping_sub(self.at) as u32 >= u32::from(len)
+    fn holds(self, len: u32) -> bool {
+        self.end.wrapping_sub(self.at) as u32 >= len
     }
 
     /// Bytes from the start of the frame to here.

@@ -1,14 +1,19 @@
-//! Step 1: Ethernet, VLAN tags, IPv4, UDP. Lengths are hostile until compared.
+//! Step 1: Ethernet, VLAN tags, IP, UDP. Lengths are hostile until compared.
 
-use lb_common::{reason::Reason, service::ServiceKey, token::Source};
+mod extensions;
+
+use lb_common::{reason::Reason, service::ServiceKey, session::Seen, token::Source};
 use network_types::{
     eth::{EthHdr, EtherType},
-    ip::{IpProto, Ipv4Hdr},
-    udp::UdpHdr,
+    ip::IpProto,
     vlan::VlanHdr,
 };
 
-use crate::packet::{Cursor, Frame};
+use self::extensions::Behind;
+use crate::{
+    headers::{Address, Ip, Ipv4, Ipv6, MORE_FRAGMENTS, Udp, v4_mapped},
+    packet::{Cursor, Frame},
+};
 
 /// A packet that may be for a service.
 pub struct Packet {
@@ -17,7 +22,7 @@ pub struct Packet {
     /// Its sender; the port is 0 where it cannot be read.
     pub from: Source,
     /// Its IP header.
-    ip: Cursor,
+    pub ip: Cursor,
     /// Why no service can take it, as far as is known before its lengths are read.
     refused: Option<Reason>,
 }
@@ -27,28 +32,35 @@ pub struct Packet {
 pub struct Datagram {
     /// Its IP header.
     pub ip: Cursor,
+    /// Bytes of that.
+    pub ip_len: u16,
+    /// Whether it has a checksum.
+    pub summed: bool,
     /// Bytes of its payload by IP and UDP lengths, which agree. The frame holds all of them.
     pub payload_len: u16,
 }
 
-/// From the IP header to the payload.
-const PAYLOAD: usize = Ipv4Hdr::LEN + UdpHdr::LEN;
 /// VLAN tags that are understood.
 const TAGS_MAX: usize = 2;
 /// VLAN tags that are looked through, so that a service's packet under more than two is refused under its own name.
 const TAGS_LOOKED_THROUGH: usize = 4;
-/// An IP header without options, in 32-bit words.
+/// An IPv4 header without options, in 32-bit words.
 const IHL_PLAIN: u8 = 5;
-/// More fragments (RFC 791 §3.1) among the fragment field's flags.
-const MORE_FRAGMENTS: u8 = 1;
 
-/// Why nobody's packet was found in a frame.
+/// Why no datagram was found in a frame.
 pub enum Unread {
     /// It can be no service's.
     NotOurs,
     /// It is under more tags than are looked through. The kernel takes off any number of priority tags (VLAN 0, IEEE
     /// 802.1Q-2022 §6.9.1) and delivers what is below: passed on, they would be a way around the filter.
     Buried,
+    /// An ICMP message, whose IP header has no options.
+    Icmp {
+        /// That header.
+        ip: Cursor,
+        /// Whether it is IPv6.
+        v6: bool,
+    },
 }
 
 /// Reads what is needed to tell whose packet this is.
@@ -66,10 +78,11 @@ pub fn packet(frame: &Frame) -> Result<Packet, Unread> {
     if is_tag(ether_type) {
         return Err(Unread::Buried);
     }
-    if ether_type != u16::from(EtherType::Ipv4) {
-        return Err(Unread::NotOurs);
+    match ether_type {
+        Ipv4::ETHER_TYPE => ipv4(ip, tags),
+        Ipv6::ETHER_TYPE => ipv6(ip, tags),
+        _ => Err(Unread::NotOurs),
     }
-    ipv4(ip, tags).ok_or(Unread::NotOurs)
 }
 
 /// Customer and service tags (IEEE 802.1Q-2022 §9.5).
@@ -79,62 +92,135 @@ fn is_tag(ether_type: u16) -> bool {
 }
 
 #[inline(always)]
-fn ipv4(ip: Cursor, tags: usize) -> Option<Packet> {
-    let header = ip.read::<Ipv4Hdr>(0)?;
-    if header.proto != u8::from(IpProto::Udp) {
-        return None;
+fn ipv4(ip: Cursor, tags: usize) -> Result<Packet, Unread> {
+    let header: Ipv4 = ip.read(0).ok_or(Unread::NotOurs)?;
+    let (version, ihl) = (header.vihl() >> 4, header.vihl() & 0xf);
+    let plain = (version, ihl) == (4, IHL_PLAIN);
+    // Flags above it (RFC 791 §3.1).
+    let first = header.fragment() & (MORE_FRAGMENTS - 1) == 0;
+    let fragment = !first || header.fragment() & MORE_FRAGMENTS != 0;
+    if header.protocol() != u8::from(IpProto::Udp) {
+        let icmp = header.protocol() == u8::from(IpProto::Icmp) && plain && !fragment;
+        return Err(if icmp { Unread::Icmp { ip, v6: false } } else { Unread::NotOurs });
     }
-    let ihl = header.vihl & 0xf;
-    let plain = header.vihl == 4 << 4 | IHL_PLAIN;
-    let first = header.frag_offset() == 0;
-    let udp = ip.skip(if plain { Ipv4Hdr::LEN } else { usize::from(ihl) * 4 });
+    let udp = ip.skip(if plain { Ipv4::LEN } else { usize::from(ihl) * 4 });
     let ports = if first && ihl >= IHL_PLAIN { udp.read::<[u16; 2]>(0) } else { None };
-    if let Some([_, 0]) = ports {
-        return None; // Port 0 stands for ports that cannot be read, and is no service's.
-    }
-
-    let refused = if !first || header.frag_flags() & MORE_FRAGMENTS != 0 {
+    let refused = if fragment {
         Some(Reason::Fragment)
-    } else if ports.is_none() || header.vihl >> 4 != 4 {
+    } else if ports.is_none() || version != 4 {
         Some(Reason::Malformed)
     } else if !plain || tags > TAGS_MAX {
         Some(Reason::Unsupported)
     } else {
         None
     };
-    // Without ports, the address entry tells whether the packet was meant to slip past a service.
-    let [from_port, to_port] = ports.unwrap_or_default();
-    Some(Packet {
-        to: ServiceKey::v4(u32::from_ne_bytes(header.dst_addr), to_port),
-        from: Source { v6: false, address: u32::from_ne_bytes(header.src_addr).into(), port: from_port },
-        ip,
-        refused,
-    })
+    let from = Source { v6: false, address: header.source_be().into(), port: 0 };
+    with_ports(ports, refused, ip, from, v4_mapped(header.destination_be()))
+}
+
+#[inline(always)]
+fn ipv6(ip: Cursor, tags: usize) -> Result<Packet, Unread> {
+    let header: Ipv6 = ip.read(0).ok_or(Unread::NotOurs)?;
+    let plain = header.protocol() == u8::from(IpProto::Udp);
+    let (ports, mut refused) = if plain {
+        let ports = ip.read::<[u16; 2]>(Ipv6::LEN);
+        (ports, if ports.is_none() { Some(Reason::Malformed) } else { None })
+    } else if header.protocol() == u8::from(IpProto::Ipv6Icmp) {
+        return Err(Unread::Icmp { ip, v6: true });
+    } else if extensions::is_extension(header.protocol()) {
+        match extensions::behind(&ip.skip(Ipv6::LEN), header.protocol()) {
+            Behind::Other => return Err(Unread::NotOurs),
+            Behind::Datagram { ports } => (Some(ports), Some(Reason::Unsupported)),
+            Behind::Fragment { ports } => (ports, Some(Reason::Fragment)),
+            Behind::Unknown => (None, Some(Reason::Unsupported)),
+        }
+    } else {
+        return Err(Unread::NotOurs);
+    };
+    if header.version() != 6 && refused.is_none() {
+        refused = Some(Reason::Malformed);
+    } else if tags > TAGS_MAX && refused.is_none() {
+        refused = Some(Reason::Unsupported);
+    }
+    let [[a, b, ..], to] = header.addresses();
+    if to == v4_mapped(to[3]) {
+        return Err(Unread::NotOurs); // No such address is on the wire; in the table it is an IPv4 service's.
+    }
+    let from = Source { v6: true, address: u64::from(a) | u64::from(b) << 32, port: 0 };
+    with_ports(ports, refused, ip, from, to)
+}
+
+/// Without ports, the address entry of the service table tells whether the packet was meant to slip past a service.
+#[inline(always)]
+fn with_ports(
+    ports: Option<[u16; 2]>,
+    refused: Option<Reason>,
+    ip: Cursor,
+    from: Source,
+    to: Address,
+) -> Result<Packet, Unread> {
+    if let Some([_, 0]) = ports {
+        return Err(Unread::NotOurs); // Port 0 stands for ports that cannot be read, and is no service's.
+    }
+    let [port, to_port] = ports.unwrap_or_default();
+    Ok(Packet { to: ServiceKey::v6(to, to_port), from: Source { port, ..from }, ip, refused })
 }
 
 impl Packet {
     /// The datagram, if all lengths agree. Trailing bytes after it are Ethernet's padding.
     #[inline(always)]
-    pub fn datagram(&self) -> Result<Datagram, Reason> {
-        if let Some(reason) = self.refused {
-            return Err(reason);
+    pub fn datagram(&self, frame: &Frame) -> Result<Datagram, Reason> {
+        match self.refused {
+            Some(reason) => Err(reason),
+            None if self.from.v6 => self.measured::<Ipv6>(frame),
+            None => self.measured::<Ipv4>(frame),
         }
-        let total_len = self.ip.read::<Ipv4Hdr>(0).ok_or(Reason::Malformed)?.tot_len();
-        let udp_len = self.ip.read::<UdpHdr>(Ipv4Hdr::LEN).ok_or(Reason::Malformed)?.len();
-        if total_len < PAYLOAD as u16
-            || !self.ip.holds(total_len)
-            || udp_len != total_len - Ipv4Hdr::LEN as u16
+    }
+
+    #[inline(always)]
+    fn measured<I: Ip>(&self, frame: &Frame) -> Result<Datagram, Reason> {
+        let len = self.ip.read::<I>(0).ok_or(Reason::Malformed)?.packet_len();
+        let udp: Udp = self.ip.read(I::LEN).ok_or(Reason::Malformed)?;
+        let headers = (I::LEN + Udp::LEN) as u32;
+        if len < headers || !frame.holds(self.ip, len) || u32::from(udp.datagram_len()) != len - I::LEN as u32
         {
             return Err(Reason::Malformed);
         }
-        Ok(Datagram { ip: self.ip, payload_len: total_len - PAYLOAD as u16 })
+        // IPv6 has no checksum of its own, so that its datagrams must have one (RFC 8200 §8.1).
+        let summed = udp.is_summed();
+        if I::V6 && !summed {
+            return Err(Reason::Malformed);
+        }
+        Ok(Datagram { ip: self.ip, ip_len: I::LEN as u16, summed, payload_len: (len - headers) as u16 })
+    }
+
+    /// Its sender's whole address; `None` if its IP header is not in the frame, which it is.
+    #[inline(always)]
+    pub fn client(&self) -> Option<Address> {
+        match self.from.v6 {
+            false => Some(v4_mapped(self.from.address as u32)),
+            true => self.ip.read::<Ipv6>(0).map(|header| header.addresses()[0]),
+        }
+    }
+
+    /// Its sender, in a word.
+    #[inline(always)]
+    pub fn seen(&self) -> Seen {
+        let low = match self.from.v6 {
+            false => 0,
+            true => self.ip.read::<u64>(SOURCE_LOW).unwrap_or_default(),
+        };
+        Seen::client([self.from.address, low], self.from.port)
     }
 }
+
+/// Where the second half of the source address is in an IPv6 header.
+const SOURCE_LOW: usize = 16;
 
 impl Datagram {
     /// Its payload.
     #[inline(always)]
     pub fn payload(&self) -> Cursor {
-        self.ip.skip(PAYLOAD)
+        self.ip.skip(usize::from(self.ip_len) + Udp::LEN)
     }
 }

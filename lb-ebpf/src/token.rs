@@ -48,7 +48,7 @@ pub fn check(datagram: &Datagram, from: &Source, service: &Service, live: &Live)
         return Err(Reason::NoToken);
     }
     let at = datagram.payload();
-    let header = Header::parse(at.read(0).ok_or(Reason::NoToken)?)?;
+    let header = Header::parse(at.read(0).ok_or(Reason::Unsupported)?)?;
     header.allowed_by(service)?;
     if header.kind() == Kind::Proof {
         // Without its replay window a PROOF token would be less than it says.

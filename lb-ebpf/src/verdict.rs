@@ -10,7 +10,7 @@ use lb_common::{
 use crate::{
     events,
     forward::Delivery,
-    maps::{BACKEND_COUNTERS, COUNTERS},
+    maps::{BACKEND_COUNTERS, COUNTERS, EGRESS},
 };
 
 /// What became of a packet.
@@ -55,13 +55,27 @@ pub fn conclude(ctx: &XdpContext, bytes: u64, outcome: Outcome) -> u32 {
         Outcome::Delivered { service, reason, delivery: Delivery::Host } => {
             (service.index, reason, xdp_action::XDP_PASS)
         }
-        Outcome::Delivered { service, reason, delivery: Delivery::Transmit { counter } } => {
-            count(BACKEND_COUNTERS.get_ptr_mut(counter), bytes);
-            (service.index, reason, xdp_action::XDP_TX)
+        Outcome::Delivered { service, reason, delivery: Delivery::Send { ifindex, counter } } => {
+            match send(ctx, ifindex) {
+                Some(action) => {
+                    count(BACKEND_COUNTERS.get_ptr_mut(counter), bytes);
+                    (service.index, reason, action)
+                }
+                None => (service.index, Reason::NoBackend, xdp_action::XDP_DROP),
+            }
         }
     };
     count(COUNTERS.get_ptr_mut(counter_index(service_index, reason)), bytes);
     action
+}
+
+/// Out of an interface; `None` if the daemon has not made it one that may be sent out of.
+#[inline(always)]
+fn send(ctx: &XdpContext, ifindex: u32) -> Option<u32> {
+    if ifindex == ctx.ingress_ifindex() as u32 {
+        return Some(xdp_action::XDP_TX);
+    }
+    EGRESS.redirect(ifindex, xdp_action::XDP_DROP.into()).ok()
 }
 
 #[inline(always)]

@@ -4,7 +4,10 @@
 //! sends the frame. What they cost is measured with a program under test that does nothing.
 #![no_std]
 #![no_main]
-#![expect(missing_docs, reason = "`#[xdp]` writes a function without documentation around each program")]
+#![expect(
+    missing_docs,
+    reason = "`#[xdp(frags)]` writes a function without documentation around each program"
+)]
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -41,14 +44,14 @@ struct Window {
 const TOKEN_AT: usize = 14 + 20 + 8;
 
 /// For a program that leaves frames as long as they are.
-#[xdp]
+#[xdp(frags)]
 pub fn replay(ctx: XdpContext) -> u32 {
     test(&ctx, put_next_token(&ctx))
 }
 
 /// For a program that takes the token off: puts room for the next one before the frame, behind whose beginning the
 /// headers lie as they were.
-#[xdp]
+#[xdp(frags)]
 pub fn replay_stripped(ctx: XdpContext) -> u32 {
     let ready = window()
         .and_then(|window| if len(&ctx) < window.frame_len { resize(&ctx, -STRIPPED) } else { Some(()) })
@@ -57,7 +60,7 @@ pub fn replay_stripped(ctx: XdpContext) -> u32 {
 }
 
 /// What [`replay_stripped`] costs, for a program that takes nothing off: one change of length per run, too.
-#[xdp]
+#[xdp(frags)]
 pub fn replay_resized(ctx: XdpContext) -> u32 {
     let ready = window()
         .and_then(|window| resize(&ctx, if len(&ctx) < window.frame_len { -STRIPPED } else { STRIPPED }))
@@ -66,13 +69,13 @@ pub fn replay_resized(ctx: XdpContext) -> u32 {
 }
 
 /// Sends the frame instead.
-#[xdp]
+#[xdp(frags)]
 pub fn send(ctx: XdpContext) -> u32 {
     if put_next_token(&ctx).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
 }
 
 /// The least that a program can do with a frame it does not want.
-#[xdp]
+#[xdp(frags)]
 pub fn discard(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }

@@ -30,7 +30,11 @@ fn key_of(token: &Header) -> TokenKey {
 
 fn session_of(token: &Header, session_id: u64) -> Session {
     let class = world::grant().claims.class;
-    Session { claims: token.claims(), admission: Admission { session_id, class, ..Admission::default() } }
+    Session {
+        claims: token.claims(),
+        admission: Admission { session_id, class, ..Admission::default() },
+        ..Session::default()
+    }
 }
 
 #[test]

@@ -1,0 +1,139 @@
+//! The beginning of a frame that leaves: Ethernet header, VLAN tags, and what comes between them and the payload.
+
+use lb_common::{
+    backend::{Backend, TAGS_KEPT, TAGS_MAX, Tag},
+    checksum::Checksum,
+    reason::Reason,
+    token::Header,
+};
+use network_types::{eth::EthHdr, vlan::VlanHdr};
+
+use super::Load;
+use crate::{
+    headers::{Ip, Udp},
+    packet::{Frame, Wire},
+};
+
+/// Ethernet addresses and VLAN tags.
+pub struct Link {
+    addresses: [u16; 6],
+    tags: [u32; TAGS_MAX],
+    count: usize,
+}
+
+/// Bytes of the two addresses.
+const ADDRESSES_LEN: usize = 12;
+
+impl Link {
+    /// As the way to a backend wants it.
+    #[inline(always)]
+    pub fn to(frame: &Frame, load: &Load, backend: &Backend) -> Result<Self, Reason> {
+        let addresses = addresses(&backend.destination_mac, &backend.source_mac);
+        match backend.tag_count {
+            TAGS_KEPT if backend.ifindex == frame.ingress() => {
+                let Self { tags, count, .. } = Self::of(frame, load.ip_at())?;
+                Ok(Self { addresses, tags, count })
+            }
+            TAGS_KEPT => Ok(Self { addresses, tags: [0; TAGS_MAX], count: 0 }),
+            count => Ok(Self::new(addresses, &backend.tags, count.into())),
+        }
+    }
+
+    /// With these tags, as far as they count.
+    #[inline(always)]
+    pub fn new(addresses: [u16; 6], tags: &[Tag; TAGS_MAX], count: usize) -> Self {
+        let word = |tag: &Tag| u32::from(tag.identifier_be) | u32::from(tag.control_be) << 16;
+        Self { addresses, tags: [word(&tags[0]), word(&tags[1])], count }
+    }
+
+    /// As the frame has it, whose IP header is at `ip_at`.
+    #[inline(always)]
+    pub fn of(frame: &Frame, ip_at: usize) -> Result<Self, Reason> {
+        let count = ip_at.wrapping_sub(EthHdr::LEN) / VlanHdr::LEN;
+        if count > TAGS_MAX {
+            return Err(Reason::Unsupported);
+        }
+        let start = frame.start();
+        let addresses = start.read(0).ok_or(Reason::Internal)?;
+        let tags = start.read(ADDRESSES_LEN).ok_or(Reason::Internal)?;
+        Ok(Self { addresses, tags, count })
+    }
+
+    /// From whom it came, to whom it came.
+    #[inline(always)]
+    pub const fn back(self) -> Self {
+        let [a, b, c, d, e, f] = self.addresses;
+        Self { addresses: [d, e, f, a, b, c], ..self }
+    }
+
+    /// Its bytes in a frame.
+    #[inline(always)]
+    pub const fn len(&self) -> usize {
+        EthHdr::LEN + (self.count & 3) * VlanHdr::LEN
+    }
+}
+
+/// Destination and source MAC address, as they begin a frame.
+#[inline(always)]
+pub const fn addresses(destination: &[u8; 6], source: &[u8; 6]) -> [u16; 6] {
+    let [a, b, c, d, e, f] = *destination;
+    let [g, h, i, j, k, l] = *source;
+    [word(a, b), word(c, d), word(e, f), word(g, h), word(i, j), word(k, l)]
+}
+
+#[inline(always)]
+const fn word(a: u8, b: u8) -> u16 {
+    u16::from_ne_bytes([a, b])
+}
+
+/// Gives the frame another beginning: link, outer headers, the packet's own IP header, and its UDP header where that
+/// changes. What is stripped goes; nothing may touch `frame` afterwards. `ether_type` is that of the first IP header.
+#[inline(always)]
+pub fn write<O: Wire, I: Ip>(
+    frame: &Frame,
+    load: &Load,
+    link: &Link,
+    ether_type: u16,
+    outer: O,
+    ip: I,
+    udp: Option<Udp>,
+) -> Result<(), Reason> {
+    let len = link.len() + size_of::<O>();
+    let frame = frame.take_off(load.ip_at() as i32 + i32::from(load.stripped) - len as i32)?;
+    let start = frame.start();
+    start.write(0, link.addresses).ok_or(Reason::Internal)?;
+    let mut at = start.skip(ADDRESSES_LEN);
+    if link.count >= 1 {
+        at.write(0, link.tags[0]).ok_or(Reason::Internal)?;
+        at = at.skip(VlanHdr::LEN);
+    }
+    if link.count == 2 {
+        at.write(0, link.tags[1]).ok_or(Reason::Internal)?;
+        at = at.skip(VlanHdr::LEN);
+    }
+    at.write(0, ether_type).ok_or(Reason::Internal)?;
+    let at = at.skip(size_of::<u16>());
+    at.write(0, outer).ok_or(Reason::Internal)?;
+    at.write(size_of::<O>(), ip).ok_or(Reason::Internal)?;
+    if let Some(udp) = udp {
+        at.write(size_of::<O>() + I::LEN, udp).ok_or(Reason::Internal)?;
+    }
+    Ok(())
+}
+
+/// The packet's own headers, both shorter by the token where it is stripped, and both checksums changed by what goes
+/// (RFC 1624). Without a token to strip, its datagram's header stays as it is.
+#[inline(always)]
+pub fn own<I: Ip>(frame: &Frame, load: &Load) -> Result<(I, Option<Udp>), Reason> {
+    let at = frame.start().skip(load.ip_at());
+    let mut ip: I = at.read(0).ok_or(Reason::Internal)?;
+    if load.stripped == 0 {
+        return Ok((ip, None));
+    }
+    let mut udp: Udp = at.read(I::LEN).ok_or(Reason::Internal)?;
+    let token = at.read(I::LEN + Udp::LEN).map(Header::again).ok_or(Reason::Internal)?;
+    ip.shorten(load.stripped);
+    udp.shorten(load.stripped);
+    udp.sum(|sum| token.words().into_iter().fold(sum, Checksum::subtract_u64));
+    Ok((ip, Some(udp)))
+}
