@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use lb_common::reason::Reason;
 
 /// Reasons without a case, and why.
-const EXCUSED: [(Reason, &str); 7] = [
+const EXCUSED: [(Reason, &str); 11] = [
     (Reason::StaleProof, "PROOF tokens are not built yet"),
     (Reason::BadProof, "PROOF tokens are not built yet"),
     (Reason::Replay, "PROOF tokens are not built yet"),
