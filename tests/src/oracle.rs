@@ -1,7 +1,7 @@
 //! What should become of any frame: the rules of token.md and of the parser, read a second time as plainly as can be,
 //! for packets nobody thought of. Tokens are judged by lb-common on the host, which the vectors vouch for.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_common::{
     backend::Backend,
@@ -96,10 +96,10 @@ impl<'a> Parsed<'a> {
 
     /// The service it is for; without ports, the first by id of all at its address.
     fn service(&self, world: &World) -> Option<Service> {
-        let to = self.address(16);
-        let is_for = |at: &SocketAddrV4| match self.ports {
-            Some((_, port)) => *at == SocketAddrV4::new(to, port),
-            None => *at.ip() == to,
+        let to = IpAddr::V4(self.address(16));
+        let is_for = |at: &SocketAddr| match self.ports {
+            Some((_, port)) => *at == SocketAddr::new(to, port),
+            None => at.ip() == to,
         };
         let services = world.services.iter().filter(|(at, _)| is_for(at)).map(|(_, service)| *service);
         services.min_by_key(|service| service.id)

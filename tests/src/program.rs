@@ -37,6 +37,8 @@ pub enum Verdict {
     Drop,
     /// Back out of the interface it came in on.
     Transmit,
+    /// Out of another interface.
+    Redirect,
 }
 
 impl Verdict {
@@ -46,6 +48,7 @@ impl Verdict {
             1 => Ok(Self::Drop),
             2 => Ok(Self::Pass),
             3 => Ok(Self::Transmit),
+            4 => Ok(Self::Redirect),
             other => bail!("the program returned XDP action {other}, which it never should"),
         }
     }

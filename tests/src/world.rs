@@ -1,7 +1,7 @@
 //! What the program is told before a packet comes: time, services, keys, backends. The defaults are one service with
 //! one key and three backends on the segment, and a token for it.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_common::{
     backend::{Backend, TAGS_KEPT},
@@ -18,10 +18,14 @@ use lb_common::{
 };
 use tollgate::datapath::Snapshot;
 
-/// Where the default service is reached.
-pub const SERVICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 10), 7777);
+use crate::packet::Family;
+
+/// Where the default service is reached, over IPv4: over IPv6 it is at the twin of this address.
+pub const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10)), 7777);
 /// The default client.
-pub const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 23), 40_000);
+pub const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 23)), 40_000);
+/// A router that sends ICMP errors.
+pub const ON_THE_WAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 66)), 0);
 /// The network card under test.
 pub const BALANCER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 /// Where packets come from.
@@ -45,7 +49,7 @@ pub struct World {
     /// Unix nanoseconds. The clock stands still.
     pub now_ns: u64,
     /// Services, and where they are reached.
-    pub services: Vec<(SocketAddrV4, Service)>,
+    pub services: Vec<(SocketAddr, Service)>,
     /// Keys, each for the slot its id names.
     pub keys: Vec<KeySlot>,
     /// Backends, by place.
@@ -59,7 +63,7 @@ impl Default for World {
     fn default() -> Self {
         Self {
             now_ns: u64::from(NOW) * SECOND_NS,
-            services: vec![(SERVICE, service())],
+            services: at_both(service()),
             keys: vec![key().slot(SERVICE_ID)],
             backends: (1..=3).map(backend).collect(),
             maglev: None,
@@ -68,9 +72,9 @@ impl Default for World {
 }
 
 impl World {
-    /// The default world with this one service in place of the default one, at its address.
+    /// The default world with this one service in place of the default one, at its addresses.
     pub fn with_service(service: Service) -> Self {
-        Self { services: vec![(SERVICE, service)], ..Self::default() }
+        Self { services: at_both(service), ..Self::default() }
     }
 
     /// The default world with this one key.
@@ -114,7 +118,10 @@ impl World {
             }
             (service.index, table)
         };
-        let key = |at: &SocketAddrV4| ServiceKey::v4(u32::from_ne_bytes(at.ip().octets()), at.port().to_be());
+        let key = |at: &SocketAddr| ServiceKey {
+            address_be: address_be(at.ip()),
+            port_be: at.port().to_be().into(),
+        };
         Snapshot {
             services: self.services.iter().map(|(at, service)| (key(at), *service)).collect(),
             maglev: self.services.iter().map(|(_, service)| table(service)).collect(),
@@ -127,6 +134,24 @@ impl World {
         let position = lb_common::balance::position(hashed) as usize;
         self.backends[usize::from(self.maglev_at(SERVICE_INDEX, position)) - 1]
     }
+}
+
+/// A service at the default service's addresses of both families.
+pub fn at_both(service: Service) -> Vec<(SocketAddr, Service)> {
+    Family::BOTH.map(|family| (family.twin_at(SERVICE), service)).to_vec()
+}
+
+/// An address as maps hold it.
+pub fn address_be(address: IpAddr) -> [u32; 4] {
+    let octets = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(octets.as_chunks::<4>().0) {
+        *word = u32::from_ne_bytes(*bytes);
+    }
+    words
 }
 
 /// The default service: BEARER tokens of at most an hour, strip, l2.

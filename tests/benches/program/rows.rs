@@ -119,8 +119,8 @@ fn world() -> World {
 /// Id and index of the service that strips.
 const STRIPPING: (u32, u32) = (43, SERVICE_INDEX + 1);
 
-fn stripping_at() -> std::net::SocketAddrV4 {
-    std::net::SocketAddrV4::new(*world::SERVICE.ip(), world::SERVICE.port() + 1)
+fn stripping_at() -> std::net::SocketAddr {
+    std::net::SocketAddr::new(world::SERVICE.ip(), world::SERVICE.port() + 1)
 }
 
 fn stripping_key() -> Key {
@@ -225,8 +225,8 @@ fn with_wrong_full_tag() -> Header {
     Header::again(words)
 }
 
-fn packet_elsewhere() -> std::net::SocketAddrV4 {
-    std::net::SocketAddrV4::new(std::net::Ipv4Addr::new(192, 0, 2, 1), 7777)
+fn packet_elsewhere() -> std::net::SocketAddr {
+    std::net::SocketAddr::from(([192, 0, 2, 1], 7777))
 }
 
 /// A frame of usual length: what is in it behind the token does not matter.

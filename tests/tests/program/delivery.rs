@@ -1,6 +1,6 @@
 //! Step 10: to which backend, and what of the packet it gets.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 use lb_common::{
@@ -110,7 +110,7 @@ fn checksums_of_many_payloads() -> Result<()> {
             let token = world::token_number(len as u64 % 40);
             let data: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(len).collect();
             let packet = Packet {
-                from: SocketAddrV4::new(Ipv4Addr::from_bits(random.u32(..)), random.u16(..)),
+                from: SocketAddr::new(Ipv4Addr::from_bits(random.u32(..)).into(), random.u16(..)),
                 ..Packet::with_payload([&token.to_bytes()[..], &data].concat())
             };
             let backend = World::default().picked(len as u64 % 40);
@@ -227,7 +227,7 @@ fn many_services() -> Result<()> {
     let services = 1..=255_u16;
     let at = |index: u16| {
         let [_, low] = (index / 50).to_be_bytes();
-        SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, low), 1000 + index % 50)
+        SocketAddr::from(([203, 0, 113, low], 1000 + index % 50))
     };
     let id = |index: u16| 100_000 + u32::from(index);
     let key = |index: u16| Key::new([9; 32], KeyId::new(index.into(), 1).expect("in range"));

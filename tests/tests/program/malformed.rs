@@ -63,9 +63,9 @@ fn cut_with_its_lengths_adapted() -> Result<()> {
             });
         }
         for len in IPV4_LEN..IPV4_LEN + UDP_LEN {
-            let total_len = Some(u16::try_from(len)?);
+            let ip_len = Some(i32::try_from(len - IPV4_LEN)?);
             let udp_len = Some(u16::try_from(len - IPV4_LEN)?);
-            let frame = Packet { total_len, udp_len, ..whole.clone() }.bytes();
+            let frame = Packet { ip_len, udp_len, ..whole.clone() }.bytes();
             let name = format!("{tags} tags, IP packet cut to {len} bytes");
             cases.push(dropped(name, frame[..whole.ip_offset() + len].to_vec(), Reason::Malformed));
         }

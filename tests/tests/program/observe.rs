@@ -52,19 +52,18 @@ fn observed(case: Case, change: impl Fn(&mut Service)) -> Case {
     }
     let mut expected = case.expected;
     if !DROPPED.contains(&expected.reason) {
-        expected = delivered(&world, &case.frame, *world::CLIENT.ip(), expected.reason);
+        expected = delivered(&world, &case.frame, world::CLIENT.ip(), expected.reason);
     }
     Case { name: format!("observed: {}", case.name), world, frame: case.frame, expected }
 }
 
-fn delivered(world: &World, frame: &[u8], client: std::net::Ipv4Addr, reason: Reason) -> Expected {
+fn delivered(world: &World, frame: &[u8], client: std::net::IpAddr, reason: Reason) -> Expected {
     let mut frame = frame.to_vec();
     if world.services[0].1.forward == FORWARD_LOCAL {
         let outcome = Outcome { verdict: Verdict::Pass, frame };
         return Expected { outcome, service: SERVICE_INDEX, reason, backend: None };
     }
-    let Backend { destination_mac, source_mac, counter, .. } =
-        world.picked(Source::new(client.into(), 0).address);
+    let Backend { destination_mac, source_mac, counter, .. } = world.picked(Source::new(client, 0).address);
     frame[..12].copy_from_slice(&[destination_mac, source_mac].concat());
     let outcome = Outcome { verdict: Verdict::Transmit, frame };
     Expected { outcome, service: SERVICE_INDEX, reason, backend: Some(counter) }
@@ -83,13 +82,13 @@ fn by_the_clients_address() -> Result<()> {
     for number in 0..200 {
         let from = packet::client(number);
         let whole = Packet { from, ..Packet::with_payload(vec![1; 30]) };
-        let other_port = Packet { from: std::net::SocketAddrV4::new(*from.ip(), 9), ..whole.clone() };
+        let other_port = Packet { from: std::net::SocketAddr::new(from.ip(), 9), ..whole.clone() };
         let fragment = Packet { fragment: 99, ..whole.clone() };
         for (packet, reason) in
             [(whole, Reason::NoToken), (other_port, Reason::NoToken), (fragment, Reason::Fragment)]
         {
             let frame = packet.bytes();
-            let expected = delivered(&world, &frame, *from.ip(), reason);
+            let expected = delivered(&world, &frame, from.ip(), reason);
             let name = format!("client {number}, {}", reason.name());
             cases.push(Case { name, world: world.clone(), frame, expected });
         }

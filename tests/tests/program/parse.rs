@@ -1,6 +1,6 @@
 //! Step 1: whose packet it is, and whether it can be read.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use anyhow::Result;
 use lb_common::{reason::Reason, service::Service};
@@ -51,17 +51,17 @@ fn an_address_has_one_service_for_what_shows_no_port() -> Result<()> {
 /// Packets for no service.
 fn not_ours() -> Vec<Case> {
     let pass = |name: &str, packet: Packet| Case::not_ours(name, World::default(), &packet);
-    let elsewhere = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 11), world::SERVICE.port());
-    let other_port = SocketAddrV4::new(*world::SERVICE.ip(), 53);
+    let elsewhere = SocketAddr::from(([203, 0, 113, 11], world::SERVICE.port()));
+    let other_port = SocketAddr::new(world::SERVICE.ip(), 53);
     vec![
         pass("another address", Packet { to: elsewhere, ..Packet::default() }),
         pass("another port of a service's address", Packet { to: other_port, ..Packet::default() }),
         pass("port 0 of a service's address", Packet { to: with_port(0), ..Packet::default() }),
-        pass("TCP", Packet { protocol: 6, ..Packet::default() }),
-        pass("ICMP", Packet { protocol: 1, ..Packet::default() }),
-        pass("ARP", Packet { ether_type: 0x0806, ..Packet::default() }),
-        pass("IPv6", Packet { ether_type: 0x86dd, version: 6, ..Packet::default() }),
-        pass("an LLC frame", Packet { ether_type: 0x0040, ..Packet::default() }),
+        pass("TCP", Packet { protocol: Some(6), ..Packet::default() }),
+        pass("ICMP", Packet { protocol: Some(1), ..Packet::default() }),
+        pass("ARP", Packet { ether_type: Some(0x0806), ..Packet::default() }),
+        pass("IPv6", Packet { ether_type: Some(0x86dd), version: Some(6), ..Packet::default() }),
+        pass("an LLC frame", Packet { ether_type: Some(0x0040), ..Packet::default() }),
         pass("under a QinQ tag of the old kind", Packet { tags: vec![(0x9100, 1)], ..Packet::default() }),
         pass(
             "another port, lengths that contradict each other",
@@ -80,9 +80,9 @@ fn not_ours() -> Vec<Case> {
 fn refused() -> Vec<Case> {
     let drop = |name: &str, packet: Packet, reason| Case::refused(name, World::default(), &packet, reason);
     let to_53 = |packet| Packet { to: with_port(53), ..packet };
-    let whole = u16::try_from(20 + UDP_LEN + Packet::default().payload.len()).expect("small");
+    let whole = u16::try_from(UDP_LEN + Packet::default().payload.len()).expect("small");
     let options = |words: usize| Packet { options: vec![1; 4 * words], ..Packet::default() };
-    let lengths = |total_len, udp_len| Packet { total_len, udp_len, ..Packet::default() };
+    let lengths = |ip_len, udp_len| Packet { ip_len, udp_len, ..Packet::default() };
     let short = |payload: &[u8]| Packet::with_payload(payload.to_vec());
     let ihl = |ihl| Packet { ihl: Some(ihl), ..Packet::default() };
     let fragment = |fragment| Packet { fragment, ..Packet::default() };
@@ -100,7 +100,7 @@ fn refused() -> Vec<Case> {
         drop("middle fragment", fragment(MORE_FRAGMENTS | 1), Reason::Fragment),
         drop("last fragment", fragment(0x1fff), Reason::Fragment),
         drop("last fragment, of any port", to_53(fragment(185)), Reason::Fragment),
-        drop("a fragment of one byte", Packet { total_len: Some(21), ..fragment(7) }, Reason::Fragment),
+        drop("a fragment of one byte", Packet { ip_len: Some(1), ..fragment(7) }, Reason::Fragment),
         drop("a fragment with options", Packet { options: vec![1; 4], ..fragment(7) }, Reason::Fragment),
         drop("a fragment under two tags", fragment(7).tagged(2), Reason::Fragment),
         drop("a fragment under three tags", fragment(7).tagged(3), Reason::Fragment),
@@ -114,38 +114,42 @@ fn refused() -> Vec<Case> {
         drop("an IP header of four words, of any port", to_53(ihl(4)), Reason::Malformed),
         drop(
             "options that reach beyond the frame",
-            Packet { ihl: Some(15), total_len: Some(60), ..short(&[0; 20]) },
+            Packet { ihl: Some(15), ip_len: Some(40), ..short(&[0; 20]) },
             Reason::Malformed,
         ),
         drop(
             "IP version 6 behind IPv4's EtherType",
-            Packet { version: 6, ..Packet::default() },
+            Packet { version: Some(6), ..Packet::default() },
             Reason::Malformed,
         ),
-        drop("IP version 0", Packet { version: 0, ..Packet::default() }, Reason::Malformed),
-        drop("IP length 0", lengths(Some(0), None), Reason::Malformed),
-        drop("IP length of an IP header", lengths(Some(20), None), Reason::Malformed),
-        drop("IP length of an IP header and seven bytes", lengths(Some(27), Some(7)), Reason::Malformed),
-        drop("IP length one beyond the frame", lengths(Some(whole + 1), Some(whole - 19)), Reason::Malformed),
+        drop("IP version 0", Packet { version: Some(0), ..Packet::default() }, Reason::Malformed),
+        drop("IP length 0", lengths(Some(-20), None), Reason::Malformed),
+        drop("IP length of an IP header", lengths(Some(0), None), Reason::Malformed),
+        drop("IP length of an IP header and seven bytes", lengths(Some(7), Some(7)), Reason::Malformed),
+        drop(
+            "IP length one beyond the frame",
+            lengths(Some(i32::from(whole) + 1), Some(whole + 1)),
+            Reason::Malformed,
+        ),
         drop(
             "IP length far beyond the frame",
-            lengths(Some(u16::MAX), Some(u16::MAX - 20)),
+            lengths(Some(i32::from(u16::MAX) - 20), Some(u16::MAX - 20)),
             Reason::Malformed,
         ),
         drop("UDP length 0", lengths(None, Some(0)), Reason::Malformed),
         drop("UDP length 7", lengths(None, Some(7)), Reason::Malformed),
-        drop("UDP length one less than IP's", lengths(None, Some(whole - 21)), Reason::Malformed),
-        drop("UDP length one more than IP's", lengths(None, Some(whole - 19)), Reason::Malformed),
+        drop("UDP length one less than IP's", lengths(None, Some(whole - 1)), Reason::Malformed),
+        drop("UDP length one more than IP's", lengths(None, Some(whole + 1)), Reason::Malformed),
         drop(
             "UDP length beyond IP's, in padding",
-            Packet { udp_len: Some(whole - 20 + 8), padding: vec![0; 8], ..Packet::default() },
+            Packet { udp_len: Some(whole + 8), padding: vec![0; 8], ..Packet::default() },
             Reason::Malformed,
         ),
     ]
 }
 
-fn with_port(port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(*world::SERVICE.ip(), port)
+fn with_port(port: u16) -> SocketAddr {
+    SocketAddr::new(world::SERVICE.ip(), port)
 }
 
 /// The cases of this module.

@@ -1,6 +1,6 @@
 //! The vectors of token.md, written by an implementation that shares no code with this one, through the program.
 
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail};
 use lb_common::{
@@ -97,7 +97,7 @@ fn token_case(vectors: &Vectors, token: &Token) -> Result<Case> {
     let mut packet = Packet::with_payload(hex::decode(token.header.clone() + payload)?);
     let v6 = token.client_addr.is_some_and(|address| address.is_ipv6());
     if let Some(IpAddr::V4(address)) = token.client_addr {
-        packet.from = SocketAddrV4::new(address, packet.from.port());
+        packet.from = SocketAddr::new(address.into(), packet.from.port());
     }
     packet.from.set_port(token.client_port.unwrap_or(packet.from.port()));
 
