@@ -1,9 +1,10 @@
 //! The daemon and its command line, run as an operator would: the real binary, in a namespace.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     io::{ErrorKind, Read as _, Write as _},
-    net::{Ipv4Addr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
@@ -20,7 +21,7 @@ use serde_json::Value;
 use crate::{
     leftovers::{self, FILES, PINS},
     netns::Namespace,
-    topology::{INTERFACE, SERVICE, backend_address},
+    topology::{Family, INTERFACE},
 };
 
 /// How long anything is waited for.
@@ -280,30 +281,34 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Resu
     Ok(())
 }
 
-/// A `[[service]]` named `game` at [`SERVICE`], with these other fields and so many backends.
-pub fn service(fields: &str, backends: u8) -> String {
+/// The `[[service]]` named `game` at its family's address, with these other fields and backends.
+pub fn service(family: Family, fields: &str, backends: &[IpAddr]) -> String {
+    service_named(42, "game", family.service(), fields, backends)
+}
+
+/// A `[[service]]` with these other fields and backends. Their ids are 1 and up.
+pub fn service_named(id: u32, name: &str, at: SocketAddr, fields: &str, backends: &[IpAddr]) -> String {
     let mut text = format!(
-        "[[service]]\nid = 42\nname = \"game\"\naddress = \"{}\"\nport = {}\n{fields}\n",
-        SERVICE.ip(),
-        SERVICE.port()
+        "[[service]]\nid = {id}\nname = \"{name}\"\naddress = \"{}\"\nport = {}\n{fields}\n",
+        at.ip(),
+        at.port()
     );
-    for number in 1..=backends {
+    for (address, number) in backends.iter().zip(1..) {
         text.push_str(&format!(
-            "[[service.backend]]\nid = {number}\nname = \"backend{number}\"\naddress = \"{}\"\n",
-            backend_address(number)
+            "[[service.backend]]\nid = {number}\nname = \"backend{number}\"\naddress = \"{address}\"\n",
         ));
     }
     text
 }
 
-/// Packets of the service `game` by reason, those that are not zero, from `tollgate counters`.
+/// Packets of a service by reason, those that are not zero, from `tollgate counters`.
 ///
 /// # Errors
 /// If the daemon cannot be asked.
-pub fn counters(place: &Place, namespace: &Namespace) -> Result<std::collections::BTreeMap<String, u64>> {
-    let report = place.json(namespace, &["counters", "--service", "game"])?;
+pub fn counters(place: &Place, namespace: &Namespace, service: &str) -> Result<BTreeMap<String, u64>> {
+    let report = place.json(namespace, &["counters", "--service", service])?;
     let reasons = report["services"][0]["reasons"].as_array().context("the service's counters")?;
-    let mut found = std::collections::BTreeMap::new();
+    let mut found = BTreeMap::new();
     for reason in reasons {
         let packets = reason["packets"].as_u64().context("packets")?;
         if packets > 0 {

@@ -28,8 +28,8 @@ impl Issuer {
     ///
     /// # Errors
     /// If that fails, or nothing may sign.
-    pub fn new(place: &Place, namespace: &Namespace) -> Result<Self> {
-        let output = place.run(namespace, &["keys", "export", "--service", "game"])?;
+    pub fn new(place: &Place, namespace: &Namespace, service: &str) -> Result<Self> {
+        let output = place.run(namespace, &["keys", "export", "--service", service])?;
         let keyset: Keyset = serde_json::from_slice(&output.stdout).with_context(|| said(&output))?;
         let keys = keyset.keys.iter().map(|key| {
             let id = KeyId(key.key_id);

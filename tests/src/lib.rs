@@ -2,6 +2,7 @@
 
 pub mod case;
 pub mod daemon;
+pub mod forward;
 pub mod issuer;
 pub mod leftovers;
 pub mod netns;

@@ -1,15 +1,27 @@
-//! A client, a balancer and backends, each in a namespace of its own, on one bridge:
+//! Clients, balancers, routers and backends, each in a namespace of its own, on bridges. A [`Plan`] says which there are.
 //!
 //! ```text
-//!   client 10.77.0.2      lb 10.77.0.1, service 10.77.0.100      backends 10.77.0.11, .12, …
-//!        └───────────────────────┴────── bridge ──────────────────────────┘
+//!   Way::Segment                                      with an edge, and two balancers of one address
+//!
+//!   client .2     lb .1, service .100                 client .2 ── clients ── edge .254 | .251
+//!      └───────────┴── front ──┴──────┐                                         │ equal-cost routes
+//!               backends .11, .12, …                 lb .1  lb2 .3  backends    │
+//!                                                      └──────┴── front ──┴─────┘
+//!   Way::Routed                                       Way::Cards
+//!
+//!   client    lb .1                                   client    lb eth0 .1
+//!      └───────┴── front ──┐                             └───────┴── front ──┐
+//!        router1 .254  router2 .253                          lb eth1 .1   router1 .254
+//!              └── back ───┴──┐                                 └── back ────┴──┐
+//!                       backends .11, .12, …                              backends .11, .12, …
 //! ```
 //!
-//! Backends have the service's address on their loopback and do not answer ARP for it: direct server return.
+//! All networks are of both families: front is 10.77.0.0/24 and fd77::/64. Backends have the service's addresses on their
+//! loopback and answer neither ARP nor neighbour discovery for them: direct server return.
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -31,24 +43,188 @@ use crate::{
     netns::{Namespace, run},
 };
 
-/// Where the service is reached.
-pub const SERVICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 100), 7777);
-/// Each host's interface on the bridge.
+/// The service's UDP port.
+pub const PORT: u16 = 7777;
+/// Each host's interface; where it has two, the one on the clients' side.
 pub const INTERFACE: &str = "eth0";
+/// A balancer's interface on the backends' side, in [`Way::Cards`].
+pub const BACK_INTERFACE: &str = "eth1";
 /// Room for what a backend's application has not read yet.
 const RECEIVE_BUFFER: usize = 64 << 20;
+/// The last parts of the routers' addresses, in this order.
+const ROUTERS: [u8; 2] = [254, 253];
+/// The same of the edge, among the clients and on the front network.
+const EDGE: [u8; 2] = [254, 251];
+/// The same of the balancers.
+const BALANCERS: [u8; 2] = [1, 3];
+
+/// Which of the two IP protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Where the service is reached.
+    pub fn service(self) -> SocketAddr {
+        (Network::Front.address(self, 100), PORT).into()
+    }
+
+    /// `ip`'s option for it.
+    pub const fn option(self) -> &'static str {
+        match self {
+            Self::V4 => "-4",
+            Self::V6 => "-6",
+        }
+    }
+
+    /// Its unspecified address.
+    pub const fn any(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Self::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        }
+    }
+
+    /// Bits of an address.
+    const fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+}
+
+/// A network: a bridge, and its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Behind the edge: 10.76.0.0/24 and fd76::/64.
+    Clients,
+    /// Where balancers are: 10.77.0.0/24 and fd77::/64.
+    Front,
+    /// Behind routers or the balancer's other interface: 10.78.0.0/24 and fd78::/64.
+    Back,
+}
+
+impl Network {
+    const fn bridge(self) -> &'static str {
+        match self {
+            Self::Clients => "clients",
+            Self::Front => "front",
+            Self::Back => "back",
+        }
+    }
+
+    /// The address of a host in it. IPv6 addresses are written with the same digits: 10.77.0.11 beside fd77::11.
+    pub fn address(self, family: Family, host: u8) -> IpAddr {
+        let host_v6 = u16::from(host / 100) << 8 | u16::from(host / 10 % 10) << 4 | u16::from(host % 10);
+        let (v4, v6) = match self {
+            Self::Clients => (76, 0xfd76),
+            Self::Front => (77, 0xfd77),
+            Self::Back => (78, 0xfd78),
+        };
+        match family {
+            Family::V4 => Ipv4Addr::new(10, v4, 0, host).into(),
+            Family::V6 => Ipv6Addr::new(v6, 0, 0, 0, 0, 0, 0, host_v6).into(),
+        }
+    }
+
+    /// An address and the length of its network; with host 0 the network itself.
+    pub fn prefix(self, family: Family, host: u8) -> String {
+        let len = match family {
+            Family::V4 => 24,
+            Family::V6 => 64,
+        };
+        format!("{}/{len}", self.address(family, host))
+    }
+}
+
+/// What is between balancers and backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Way {
+    /// Nothing: both are on the front network.
+    #[default]
+    Segment,
+    /// Two routers; the first is in use.
+    Routed,
+    /// The balancer's second interface. Answers go through a router.
+    Cards,
+}
+
+/// What there is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plan {
+    /// How many backends.
+    pub backends: u8,
+    /// Whether there are two balancers; needs the edge to choose between them.
+    pub two_balancers: bool,
+    /// Whether clients are behind a router.
+    pub edge: bool,
+    /// What is between balancers and backends.
+    pub way: Way,
+}
+
+impl From<u8> for Plan {
+    /// So many backends, all on one segment.
+    fn from(backends: u8) -> Self {
+        Self { backends, ..Self::default() }
+    }
+}
+
+impl Plan {
+    /// Where backends are.
+    pub const fn backends_at(&self) -> Network {
+        match self.way {
+            Way::Segment => Network::Front,
+            Way::Routed | Way::Cards => Network::Back,
+        }
+    }
+
+    /// The address of a backend by its number, 1 and up.
+    pub fn backend(&self, family: Family, number: u8) -> IpAddr {
+        self.backends_at().address(family, 10 + number)
+    }
+
+    /// The addresses of all backends.
+    pub fn backend_addresses(&self, family: Family) -> Vec<IpAddr> {
+        (1..=self.backends).map(|number| self.backend(family, number)).collect()
+    }
+
+    const fn clients_at(&self) -> Network {
+        if self.edge { Network::Clients } else { Network::Front }
+    }
+
+    /// A router's address, in the network of those that use it.
+    pub fn router(&self, family: Family, at: Network, number: usize) -> IpAddr {
+        at.address(family, ROUTERS[number - 1])
+    }
+}
 
 /// The hosts. Backend number `i` of `backends` has the id `i + 1`.
 pub struct Topology {
+    /// What it was made from.
+    pub plan: Plan,
     /// Who sends.
     pub client: Namespace,
     /// Where the daemon runs.
     pub balancer: Namespace,
+    /// The other balancer, where the plan has two.
+    pub second_balancer: Option<Namespace>,
     /// Who receives.
     pub backends: Vec<Namespace>,
+    /// Between balancers and backends, where the plan has them: two if `Routed`, one if `Cards`.
+    pub routers: Vec<Namespace>,
+    /// Between clients and balancers, where the plan has it.
+    pub edge: Option<Namespace>,
     switch: Namespace,
-    /// The program that lets the bridge's end of the balancer's veth receive what XDP sends.
-    _pass: Pinned,
+    /// The programs that let the bridges' ends of the balancers' veths receive what XDP sends.
+    _passes: Vec<Pinned>,
 }
 
 /// A pin, gone with this value.
@@ -69,32 +245,31 @@ impl Topology {
     ///
     /// # Errors
     /// If something cannot be made. Then nothing is left.
-    pub fn new(prefix: &str, backends: u8) -> Result<Self> {
-        let namespace = |role: &str| Namespace::new(&format!("{prefix}-{role}"));
-        let switch = namespace("switch")?;
-        switch.ip(&["link", "add", "bridge", "type", "bridge"])?;
-        switch.ip(&["link", "set", "bridge", "up"])?;
-
-        let client = namespace("client")?;
-        plug(&switch, &client, "client", "10.77.0.2/24")?;
-        let balancer = namespace("lb")?;
-        plug(&switch, &balancer, "lb", "10.77.0.1/24")?;
-        balancer.ip(&["address", "add", &format!("{}/32", SERVICE.ip()), "dev", INTERFACE])?;
-        let mut made = Vec::new();
-        for number in 1..=backends {
-            let role = format!("backend{number}");
-            let backend = namespace(&role)?;
-            backend.sysctl("net.ipv4.conf.all.arp_ignore", "1")?;
-            backend.sysctl("net.ipv4.conf.all.arp_announce", "2")?;
-            backend.ip(&["address", "add", &format!("{}/32", SERVICE.ip()), "dev", "lo"])?;
-            plug(&switch, &backend, &role, &format!("{}/24", backend_address(number)))?;
-            made.push(backend);
+    pub fn new(prefix: &str, plan: impl Into<Plan>) -> Result<Self> {
+        let plan = plan.into();
+        let maker = Maker { prefix, plan, switch: Namespace::new(&format!("{prefix}-switch"))? };
+        for network in [Network::Clients, Network::Front, Network::Back] {
+            maker.switch.ip(&["link", "add", network.bridge(), "type", "bridge", "mcast_snooping", "0"])?;
+            maker.switch.ip(&["link", "set", network.bridge(), "up"])?;
         }
-        let pass = pass(&switch, "lb", &Path::new(PINS).join(format!("{prefix}-pass")))?;
-        Ok(Self { client, balancer, backends: made, switch, _pass: pass })
+        let client = maker.client()?;
+        let mut passes = Vec::new();
+        let balancer = maker.balancer("lb", BALANCERS[0], &mut passes)?;
+        let second_balancer =
+            plan.two_balancers.then(|| maker.balancer("lb2", BALANCERS[1], &mut passes)).transpose()?;
+        let backends = (1..=plan.backends).map(|number| maker.backend(number)).collect::<Result<_>>()?;
+        let routers = match plan.way {
+            Way::Segment => 0,
+            Way::Routed => 2,
+            Way::Cards => 1,
+        };
+        let routers = (0..routers).map(|index| maker.router(index)).collect::<Result<_>>()?;
+        let edge = plan.edge.then(|| maker.edge()).transpose()?;
+        let switch = maker.switch;
+        Ok(Self { plan, client, balancer, second_balancer, backends, routers, edge, switch, _passes: passes })
     }
 
-    /// Takes a host off the bridge, or puts it back. `role` as in the namespace's name.
+    /// Takes a host off its bridge, or puts it back. `role` as in the namespace's name.
     ///
     /// # Errors
     /// If `ip` fails.
@@ -102,71 +277,242 @@ impl Topology {
         self.switch.ip(&["link", "set", role, if plugged { "up" } else { "down" }])
     }
 
-    /// A socket at the client.
+    /// A socket at the client, for a service.
     ///
     /// # Errors
     /// If it cannot be made.
-    pub fn client_socket(&self) -> Result<UdpSocket> {
+    pub fn client_socket(&self, service: SocketAddr) -> Result<UdpSocket> {
         self.client.enter(|| {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-            socket.connect(SERVICE)?;
+            let any = if service.is_ipv4() { Family::V4.any() } else { Family::V6.any() };
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.connect(service)?;
             socket.set_read_timeout(Some(Duration::from_millis(50)))?;
             anyhow::Ok(socket)
         })?
     }
 
-    /// A socket at the service's address on a backend, with room for bursts. Reading waits 50 ms.
+    /// A socket at an address of a backend, with room for bursts. Reading waits 50 ms.
     ///
     /// # Errors
     /// If it cannot be made.
-    pub fn backend_socket(&self, index: usize) -> Result<UdpSocket> {
-        service_socket(&self.backends[index])
+    pub fn backend_socket(&self, index: usize, address: SocketAddr) -> Result<UdpSocket> {
+        application(&self.backends[index], address)
     }
 
-    /// A socket at the service's address on the balancer itself.
+    /// A socket at an address of the balancer itself.
     ///
     /// # Errors
     /// If it cannot be made.
-    pub fn local_socket(&self) -> Result<UdpSocket> {
-        service_socket(&self.balancer)
+    pub fn local_socket(&self, address: SocketAddr) -> Result<UdpSocket> {
+        application(&self.balancer, address)
+    }
+
+    /// The addresses that outer headers for backends have, of both families and all balancers.
+    pub fn tunnel_sources(&self) -> Vec<IpAddr> {
+        let network = match self.plan.way {
+            Way::Segment | Way::Routed => Network::Front,
+            Way::Cards => Network::Back,
+        };
+        let balancers = if self.plan.two_balancers { &BALANCERS[..] } else { &BALANCERS[..1] };
+        balancers.iter().flat_map(|host| Family::BOTH.map(|family| network.address(family, *host))).collect()
     }
 }
 
-/// The address of a backend by its number, 1 and up.
-pub fn backend_address(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 77, 0, 10 + number)
-}
-
-fn service_socket(namespace: &Namespace) -> Result<UdpSocket> {
+fn application(namespace: &Namespace, address: SocketAddr) -> Result<UdpSocket> {
     namespace.enter(|| {
-        let socket = UdpSocket::bind(SERVICE)?;
+        let socket = UdpSocket::bind(address)?;
         setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER)?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         anyhow::Ok(socket)
     })?
 }
 
-/// A veth pair from a host to the bridge, whose end there has the role's name.
-fn plug(switch: &Namespace, host: &Namespace, role: &str, address: &str) -> Result<()> {
-    switch.ip(&["link", "add", role, "type", "veth", "peer", "name", INTERFACE, "netns", host.name()])?;
-    switch.ip(&["link", "set", role, "master", "bridge", "up"])?;
-    host.ip(&["address", "add", address, "dev", INTERFACE])?;
-    // Where checksums are left to a network card, XDP would see packets without them; a veth is no card.
-    run(host.command("ethtool")?.args(["-K", INTERFACE, "tx", "off"]))?;
-    host.ip(&["link", "set", INTERFACE, "up"])
+/// Makes hosts and plugs them in.
+struct Maker<'a> {
+    prefix: &'a str,
+    plan: Plan,
+    switch: Namespace,
 }
 
-/// A veth receives what XDP sends out of its peer only while it has an XDP program itself. It is pinned: a topology that
-/// is kept works on without this process.
-fn pass(switch: &Namespace, interface: &str, pin: &Path) -> Result<Pinned> {
-    switch.enter(|| {
-        let mut ebpf = Ebpf::load(embedded_object()?).context("cannot load the program")?;
-        let program: &mut Xdp =
-            ebpf.program_mut(PROGRAM_PASS).context("the object has no such program")?.try_into()?;
-        program.load()?;
-        let link = program.attach_to_if_index(if_nametoindex(interface)?, XdpMode::Driver)?;
-        let link: FdLink = program.take_link(link)?.try_into()?;
-        link.pin(pin).with_context(|| format!("cannot pin {}", pin.display()))?;
-        Ok(Pinned(pin.to_owned()))
-    })?
+impl Maker<'_> {
+    fn client(&self) -> Result<Namespace> {
+        let client = self.host("client")?;
+        let network = self.plan.clients_at();
+        self.plug(&client, INTERFACE, "client", network, 2)?;
+        if self.plan.edge {
+            default_route(&client, network, EDGE[0])?;
+        }
+        Ok(client)
+    }
+
+    fn balancer(&self, role: &str, address: u8, passes: &mut Vec<Pinned>) -> Result<Namespace> {
+        let balancer = self.host(role)?;
+        self.plug(&balancer, INTERFACE, role, Network::Front, address)?;
+        passes.push(self.pass(role)?);
+        match self.plan.way {
+            Way::Segment => {}
+            Way::Routed => {
+                for family in Family::BOTH {
+                    route(
+                        &balancer,
+                        family,
+                        &Network::Back.prefix(family, 0),
+                        &[self.plan.router(family, Network::Front, 1)],
+                    )?;
+                }
+            }
+            Way::Cards => {
+                let port = format!("{role}-back");
+                self.plug(&balancer, BACK_INTERFACE, &port, Network::Back, address)?;
+                passes.push(self.pass(&port)?);
+            }
+        }
+        if self.plan.edge {
+            default_route(&balancer, Network::Front, EDGE[1])?;
+        }
+        service_address(&balancer, INTERFACE)?;
+        Ok(balancer)
+    }
+
+    fn backend(&self, number: u8) -> Result<Namespace> {
+        let role = format!("backend{number}");
+        let backend = self.host(&role)?;
+        backend.sysctl("net.ipv4.conf.all.arp_ignore", "1")?;
+        backend.sysctl("net.ipv4.conf.all.arp_announce", "2")?;
+        service_address(&backend, "lo")?;
+        let network = self.plan.backends_at();
+        self.plug(&backend, INTERFACE, &role, network, 10 + number)?;
+        match (self.plan.way, self.plan.edge) {
+            (Way::Routed | Way::Cards, _) => default_route(&backend, network, ROUTERS[0])?,
+            (Way::Segment, true) => default_route(&backend, network, EDGE[1])?,
+            (Way::Segment, false) => {}
+        }
+        Ok(backend)
+    }
+
+    /// Its first interface is on the front network.
+    fn router(&self, index: usize) -> Result<Namespace> {
+        let role = format!("router{}", index + 1);
+        let router = self.host(&role)?;
+        forward(&router)?;
+        self.plug(&router, INTERFACE, &role, Network::Front, ROUTERS[index])?;
+        self.plug(&router, BACK_INTERFACE, &format!("{role}-back"), Network::Back, ROUTERS[index])?;
+        if self.plan.edge {
+            default_route(&router, Network::Front, EDGE[1])?;
+        }
+        Ok(router)
+    }
+
+    /// Its first interface is on the front network. Spreads flows over the balancers.
+    fn edge(&self) -> Result<Namespace> {
+        let edge = self.host("edge")?;
+        forward(&edge)?;
+        edge.sysctl("net.ipv4.fib_multipath_hash_policy", "1")?;
+        edge.sysctl("net.ipv6.fib_multipath_hash_policy", "1")?;
+        self.plug(&edge, INTERFACE, "edge", Network::Front, EDGE[1])?;
+        self.plug(&edge, BACK_INTERFACE, "edge-clients", Network::Clients, EDGE[0])?;
+        let balancers = if self.plan.two_balancers { &BALANCERS[..] } else { &BALANCERS[..1] };
+        for family in Family::BOTH {
+            let service = format!("{}/{}", family.service().ip(), family.bits());
+            let ways: Vec<_> = balancers.iter().map(|host| Network::Front.address(family, *host)).collect();
+            route(&edge, family, &service, &ways)?;
+            if self.plan.way != Way::Segment {
+                route(
+                    &edge,
+                    family,
+                    &Network::Back.prefix(family, 0),
+                    &[self.plan.router(family, Network::Front, 1)],
+                )?;
+            }
+        }
+        Ok(edge)
+    }
+
+    /// A namespace whose addresses are usable at once, and which forwards what it is told to.
+    fn host(&self, role: &str) -> Result<Namespace> {
+        let host = Namespace::new(&format!("{}-{role}", self.prefix))?;
+        for (name, value) in [
+            ("net.ipv6.conf.all.accept_dad", "0"),
+            ("net.ipv6.conf.default.accept_dad", "0"),
+            ("net.ipv4.conf.all.rp_filter", "0"),
+            ("net.ipv4.conf.default.rp_filter", "0"),
+            ("net.ipv4.icmp_ratelimit", "0"),
+            ("net.ipv6.icmp.ratelimit", "0"),
+        ] {
+            host.sysctl(name, value)?;
+        }
+        Ok(host)
+    }
+
+    /// A veth pair from a host to a bridge, whose end there is `port`.
+    fn plug(
+        &self,
+        host: &Namespace,
+        interface: &str,
+        port: &str,
+        network: Network,
+        address: u8,
+    ) -> Result<()> {
+        let switch = &self.switch;
+        switch.ip(&["link", "add", port, "type", "veth", "peer", "name", interface, "netns", host.name()])?;
+        switch.ip(&["link", "set", port, "master", network.bridge(), "up"])?;
+        for family in Family::BOTH {
+            let address = network.prefix(family, address);
+            let nodad = if family == Family::V6 { &["nodad"][..] } else { &[] };
+            host.ip(&[&["address", "add", &address, "dev", interface], nodad].concat())?;
+        }
+        // Where checksums are left to a network card, XDP would see packets without them, and receivers would not check
+        // them; a veth is no card.
+        for (namespace, interface) in [(switch, port), (host, interface)] {
+            let mut ethtool = namespace.command("ethtool")?;
+            run(ethtool.args(["-K", interface, "tx", "off", "rx", "off"]))?;
+        }
+        host.ip(&["link", "set", interface, "up"])
+    }
+
+    /// A veth receives what XDP sends out of its peer only while it has an XDP program itself. It is pinned: a topology
+    /// that is kept works on without this process.
+    fn pass(&self, port: &str) -> Result<Pinned> {
+        let pin = Path::new(PINS).join(format!("{}-pass-{port}", self.prefix));
+        self.switch.enter(|| {
+            let mut ebpf = Ebpf::load(embedded_object()?).context("cannot load the program")?;
+            let program: &mut Xdp =
+                ebpf.program_mut(PROGRAM_PASS).context("the object has no such program")?.try_into()?;
+            program.load()?;
+            let link = program.attach_to_if_index(if_nametoindex(port)?, XdpMode::Driver)?;
+            let link: FdLink = program.take_link(link)?.try_into()?;
+            link.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+            Ok(Pinned(pin))
+        })?
+    }
+}
+
+/// Gives a host the service's addresses.
+fn service_address(host: &Namespace, interface: &str) -> Result<()> {
+    for family in Family::BOTH {
+        let address = format!("{}/{}", family.service().ip(), family.bits());
+        let nodad = if family == Family::V6 { &["nodad"][..] } else { &[] };
+        host.ip(&[&["address", "add", &address, "dev", interface], nodad].concat())?;
+    }
+    Ok(())
+}
+
+/// Makes a host a router.
+fn forward(host: &Namespace) -> Result<()> {
+    host.sysctl("net.ipv4.ip_forward", "1")?;
+    host.sysctl("net.ipv6.conf.all.forwarding", "1")
+}
+
+fn default_route(host: &Namespace, network: Network, gateway: u8) -> Result<()> {
+    Family::BOTH
+        .into_iter()
+        .try_for_each(|family| route(host, family, "default", &[network.address(family, gateway)]))
+}
+
+/// Sets a route, over all of these gateways at once.
+fn route(host: &Namespace, family: Family, destination: &str, gateways: &[IpAddr]) -> Result<()> {
+    let gateways: Vec<_> = gateways.iter().map(IpAddr::to_string).collect();
+    let hops = gateways.iter().flat_map(|gateway| ["nexthop", "via", gateway]);
+    let args: Vec<_> = [family.option(), "route", "add", destination].into_iter().chain(hops).collect();
+    host.ip(&args)
 }

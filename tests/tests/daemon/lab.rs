@@ -3,8 +3,10 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::UdpSocket,
+    net::{SocketAddr, UdpSocket},
+    os::fd::AsFd as _,
     path::Path,
+    slice,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -17,10 +19,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{reason::Reason, token::Header};
 use lb_tests::{
     daemon::{Daemon, PATIENCE, Place, counters, service, wait_for},
+    forward::Forward,
     issuer::{Issuer, session},
     leftovers,
-    topology::Topology,
+    topology::{Family, Plan, Topology},
 };
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
 /// Seconds that a token lives.
@@ -43,27 +47,41 @@ fn clean_up() -> Result<()> {
 /// A balancer with what is around it.
 pub struct Lab {
     name: String,
+    pub family: Family,
     pub place: Place,
     pub topology: Topology,
+    /// What listens, at the backends or, with `local`, at the balancer.
     pub backends: Vec<UdpSocket>,
     client: UdpSocket,
 }
 
 impl Lab {
-    /// One whose service has these fields and so many backends.
+    /// One over IPv4 whose service has these fields and so many backends.
     pub fn new(fields: &str, backends: u8) -> Result<Self> {
+        Self::of(Family::V4, fields, backends)
+    }
+
+    /// One whose service has these fields, in this topology.
+    pub fn of(family: Family, fields: &str, plan: impl Into<Plan>) -> Result<Self> {
         static MADE: AtomicU32 = AtomicU32::new(0);
         static CLEAN: OnceLock<Result<(), String>> = OnceLock::new();
         let clean = CLEAN.get_or_init(|| clean_up().map_err(|error| format!("{error:#}")));
         clean.clone().map_err(anyhow::Error::msg)?;
         let name = format!("{NAMES}{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
-        let topology = Topology::new(&name, backends)?;
+        let plan = plan.into();
+        let topology = Topology::new(&name, plan)?;
         let place = Place::new(&name)?;
-        place.configure(&service(fields, backends))?;
-        let sockets = (0..topology.backends.len()).map(|index| topology.backend_socket(index));
-        let backends = sockets.collect::<Result<_>>()?;
-        let client = topology.client_socket()?;
-        Ok(Self { name, place, topology, backends, client })
+        let forward = fields.split("forward = \"").nth(1).and_then(|rest| rest.split('"').next());
+        let forward: Forward = forward.context("a service that says `forward`")?.parse()?;
+        place.configure(&service(family, fields, &forward.backends(&topology, family)))?;
+        let backends = forward.applications(&topology, family.service(), family)?;
+        let client = topology.client_socket(family.service())?;
+        Ok(Self { name, family, place, topology, backends, client })
+    }
+
+    /// The configuration of a service with these fields and the first so many backends.
+    pub fn service(&self, fields: &str, backends: usize) -> String {
+        service(self.family, fields, &self.topology.plan.backend_addresses(self.family)[..backends])
     }
 
     /// What the names of all that belongs to it begin with.
@@ -88,12 +106,12 @@ impl Lab {
 
     /// Packets of the service by reason.
     pub fn counters(&self) -> Result<BTreeMap<String, u64>> {
-        counters(&self.place, &self.topology.balancer)
+        counters(&self.place, &self.topology.balancer, "game")
     }
 
     /// An issuer with the keyset of now.
     pub fn issuer(&self) -> Result<Issuer> {
-        Issuer::new(&self.place, &self.topology.balancer)
+        Issuer::new(&self.place, &self.topology.balancer, "game")
     }
 
     /// A token of a session, by the keyset of now.
@@ -122,18 +140,23 @@ impl Lab {
 
     /// Waits for exactly this datagram at any backend; returns the backend's id.
     pub fn arrives(&self, data: &[u8]) -> Result<usize> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut buffer = [0; 2048];
-        while Instant::now() < deadline {
-            for (socket, id) in self.backends.iter().zip(1..) {
-                match socket.recv(&mut buffer) {
-                    Ok(len) if buffer[..len] == *data => return Ok(id),
-                    Ok(len) => bail!("backend {id} got something else: {}", hex::encode(&buffer[..len])),
-                    Err(_) => {}
-                }
-            }
-        }
-        bail!("it did not arrive; counted: {:?}", self.counters())
+        let arrived = receive(&self.backends).with_context(|| format!("counted: {:?}", self.counters()))?;
+        let Datagram { index, bytes, .. } = arrived;
+        ensure!(bytes == data, "backend {} got something else: {}", index + 1, hex::encode(bytes));
+        Ok(index + 1)
+    }
+
+    /// Asks with a token, and answers at the backend that got the question; returns the backend's id.
+    pub fn answered(&self, token: &Header) -> Result<usize> {
+        self.send(&[&token.to_bytes()[..], b"question"].concat())?;
+        let Datagram { index, bytes, from } =
+            receive(&self.backends).with_context(|| format!("counted: {:?}", self.counters()))?;
+        ensure!(bytes == b"question", "backend {} got something else: {}", index + 1, hex::encode(bytes));
+        self.backends[index].send_to(b"answer", from)?;
+        // The client's socket takes datagrams from the service's address only.
+        let answer = receive(slice::from_ref(&self.client)).context("no answer")?;
+        ensure!(answer.bytes == b"answer", "another answer: {}", hex::encode(answer.bytes));
+        Ok(index + 1)
     }
 
     /// Sends a datagram that must be counted under a reason, and must not arrive anywhere.
@@ -175,6 +198,41 @@ impl Drop for Lab {
     }
 }
 
+/// A test for each family that the daemon serves.
+macro_rules! over_both {
+    ($($test:ident),* $(,)?) => {$(
+        mod $test {
+            use lb_tests::topology::Family;
+
+            #[test]
+            fn v4() -> anyhow::Result<()> {
+                super::$test(Family::V4)
+            }
+        }
+    )*};
+}
+pub(crate) use over_both;
+
+/// A datagram that has come.
+pub struct Datagram {
+    /// To which of the sockets.
+    pub index: usize,
+    pub from: SocketAddr,
+    pub bytes: Vec<u8>,
+}
+
+/// Waits for the next datagram at any of these sockets.
+pub fn receive(sockets: &[UdpSocket]) -> Result<Datagram> {
+    let mut polled: Vec<_> =
+        sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
+    poll(&mut polled, PollTimeout::try_from(PATIENCE)?)?;
+    let index = polled.iter().position(|one| one.any() == Some(true)).context("nothing has arrived")?;
+    let mut bytes = vec![0; 65_536];
+    let (len, from) = sockets[index].recv_from(&mut bytes)?;
+    bytes.truncate(len);
+    Ok(Datagram { index, from, bytes })
+}
+
 /// The header that `token mint -o json` has printed.
 pub fn minted_header(minted: &Value) -> Result<Header> {
     let bytes = hex::decode(minted["header"].as_str().context("a header")?)?;
@@ -191,7 +249,7 @@ pub struct Flow {
 impl Flow {
     /// Sends with these tokens, in turns, one datagram after the other has arrived; to a lab with one backend.
     pub fn start(lab: &Lab, tokens: Vec<Header>) -> Result<Self> {
-        let client = lab.topology.client_socket()?;
+        let client = lab.topology.client_socket(lab.family.service())?;
         let backend = lab.backends.first().context("a backend")?.try_clone()?;
         backend.set_read_timeout(Some(Duration::from_secs(2)))?;
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::{
-    daemon::{Daemon, PATIENCE, http, said, service, wait_for},
+    daemon::{Daemon, PATIENCE, http, said, wait_for},
     issuer::session,
 };
 use nix::sys::signal::Signal;
@@ -108,7 +108,7 @@ fn detach_removes_everything() -> Result<()> {
     let pins = std::fs::read_dir(lab.place.bpffs()).map_or(0, Iterator::count);
     ensure!(pins == 0, "{pins} pins are left");
     // Nothing is filtered any more: junk reaches the balancer's own socket.
-    let socket = lab.topology.local_socket()?;
+    let socket = lab.topology.local_socket(lab.family.service())?;
     socket.set_read_timeout(Some(PATIENCE))?;
     lab.send(b"junk")?;
     let mut buffer = [0; 64];
@@ -155,12 +155,12 @@ fn a_restart_takes_another_configuration() -> Result<()> {
     let to_second = lab.issuer()?.token(session(1, 2), TTL);
     ensure!(lab.delivered(&to_second)? == 2);
     daemon.terminate()?;
-    lab.place.configure(&service(L2, 1))?;
+    lab.place.configure(&lab.service(L2, 1))?;
     let daemon = lab.start()?;
     lab.refused_token(&to_second, Reason::NoBackend)?;
     lab.delivered(&lab.token(1)?)?;
     daemon.kill()?;
-    lab.place.configure(&service("forward = \"l2\"\nstrip = false\nmode = \"observe\"", 2))?;
+    lab.place.configure(&lab.service("forward = \"l2\"\nstrip = false\nmode = \"observe\"", 2))?;
     let _daemon = lab.start()?;
     lab.send(&to_second.to_bytes())?;
     ensure!(lab.arrives(&to_second.to_bytes())? == 2);
@@ -179,7 +179,7 @@ fn an_interface_that_goes_and_comes_back() -> Result<()> {
     let balancer = &lab.topology.balancer;
     let add = || balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth2"]);
     add()?;
-    lab.place.configure_on(&["eth0", "eth1"], &service(L2, 1))?;
+    lab.place.configure_on(&["eth0", "eth1"], &lab.service(L2, 1))?;
     let daemon = lab.start()?;
     balancer.ip(&["link", "delete", "eth1"])?;
     let ready = || http(balancer, "/readyz");
@@ -238,7 +238,7 @@ fn another_interface_under_the_same_name() -> Result<()> {
     let balancer = &lab.topology.balancer;
     balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "peer1"])?;
     balancer.ip(&["link", "set", "eth1", "up"])?;
-    lab.place.configure_on(&["eth0", "eth1"], &service(L2, 1))?;
+    lab.place.configure_on(&["eth0", "eth1"], &lab.service(L2, 1))?;
     let daemon = lab.start()?;
     balancer.ip(&["link", "set", "eth1", "down"])?;
     balancer.ip(&["link", "set", "eth1", "name", "old1"])?;

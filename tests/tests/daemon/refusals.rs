@@ -8,7 +8,7 @@ use aya::{
     programs::{Xdp, XdpMode},
 };
 use lb_common::maps::PROGRAM_PASS;
-use lb_tests::daemon::{Daemon, METRICS, Place, binary, said, service};
+use lb_tests::daemon::{Daemon, METRICS, Place, binary, said};
 use nix::net::if_::if_nametoindex;
 use tollgate::datapath::embedded_object;
 
@@ -76,7 +76,7 @@ fn wrong_configurations() -> Result<()> {
 #[test]
 fn an_interface_that_is_not_there() -> Result<()> {
     let lab = Lab::new(L2, 1)?;
-    lab.place.configure_on(&["eth0", "eth7"], &service(L2, 1))?;
+    lab.place.configure_on(&["eth0", "eth7"], &lab.service(L2, 1))?;
     refuses(&lab, &["eth7"])?;
     nothing_is_pinned(&lab)
 }
@@ -94,7 +94,7 @@ fn somebody_elses_program() -> Result<()> {
         program.attach_to_if_index(if_nametoindex("eth1")?, XdpMode::Driver)?;
         anyhow::Ok(ebpf)
     })??;
-    lab.place.configure_on(&["eth0", "eth1"], &service(L2, 1))?;
+    lab.place.configure_on(&["eth0", "eth1"], &lab.service(L2, 1))?;
     refuses(&lab, &["eth1", "program"])?;
     nothing_is_pinned(&lab)?;
     let links = lab.topology.balancer.command("ip")?.args(["link", "show", "eth1"]).output()?;
@@ -192,7 +192,7 @@ fn an_interface_of_another_tollgate() -> Result<()> {
     let token = lab.token(1)?;
     // With a store, a socket and pins of its own, so that only the interface is in the way.
     let other = Place::new(&format!("{}-other", lab.name()))?;
-    other.configure(&service(L2, 1))?;
+    other.configure(&lab.service(L2, 1))?;
     let text = fs::read_to_string(other.config())?;
     fs::write(other.config(), text.replace("127.0.0.1:9477", "127.0.0.1:9478"))?;
     let mut second = Daemon::spawn(&other, &lab.topology.balancer)?;
@@ -208,7 +208,7 @@ fn an_interface_of_another_tollgate() -> Result<()> {
 fn a_second_interface_that_will_not_do() -> Result<()> {
     let lab = Lab::new(L2, 1)?;
     // The loopback passes all checks, and then has no native XDP.
-    lab.place.configure_on(&["eth0", "lo"], &service(L2, 1))?;
+    lab.place.configure_on(&["eth0", "lo"], &lab.service(L2, 1))?;
     let text = fs::read_to_string(lab.place.config())?;
     fs::write(lab.place.config(), format!("xdp_mode = \"native\"\n{text}"))?;
     refuses(&lab, &["`lo`", "generic"])?;

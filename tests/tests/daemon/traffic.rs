@@ -1,20 +1,32 @@
 //! Where packets go: backends that come and go, the balancer's own stack, observe mode.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 
 use anyhow::{Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::{
     daemon::{PATIENCE, wait_for},
     issuer::session,
-    topology::{INTERFACE, SERVICE},
+    topology::{Family, INTERFACE, Network},
 };
 
-use crate::lab::{L2, Lab, TTL};
+use crate::lab::{L2, Lab, TTL, over_both};
 
-#[test]
-fn a_backend_that_goes_away_is_not_used() -> Result<()> {
-    let lab = Lab::new(L2, 2)?;
+over_both!(
+    a_backend_that_goes_away_is_not_used,
+    a_backend_that_never_was_there,
+    sessions_spread_and_stay,
+    to_the_balancers_own_stack,
+    unstripped_where_asked_for,
+    observe_counts_and_delivers,
+    the_backend_answers_by_itself,
+    what_is_not_for_a_service_passes,
+    the_largest_datagram_and_one_that_is_too_large,
+    a_backend_with_another_network_card,
+);
+
+fn a_backend_that_goes_away_is_not_used(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 2)?;
     let _daemon = lab.start()?;
     let issuer = lab.issuer()?;
     let to_second = issuer.token(session(1, 2), TTL);
@@ -22,7 +34,7 @@ fn a_backend_that_goes_away_is_not_used() -> Result<()> {
 
     lab.topology.plug("backend2", false)?;
     // The kernel asks again for what it is not sure of: make it unsure.
-    let address = lb_tests::topology::backend_address(2).to_string();
+    let address = lab.topology.plan.backend(family, 2).to_string();
     lab.topology.balancer.ip(&["neighbour", "flush", "to", &address, "dev", INTERFACE])?;
     let second = || Ok::<_, anyhow::Error>(lab.json(&["backends", "list"])?[1].clone());
     wait_for("the backend to be out", || Ok(second()?["up"] == false))?;
@@ -39,12 +51,12 @@ fn a_backend_that_goes_away_is_not_used() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_backend_that_never_was_there() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn a_backend_that_never_was_there(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let text = std::fs::read_to_string(lab.place.config())?;
-    let ghost = "[[service.backend]]\nid = 9\nname = \"ghost\"\naddress = \"10.77.0.99\"\n";
-    std::fs::write(lab.place.config(), text + ghost)?;
+    let ghost = Network::Front.address(family, 99);
+    let ghost = format!("[[service.backend]]\nid = 9\nname = \"ghost\"\naddress = \"{ghost}\"\n");
+    std::fs::write(lab.place.config(), text + &ghost)?;
     let _daemon = lab.start()?;
     let backends = lab.json(&["backends", "list"])?;
     ensure!(backends[0]["up"] == true && backends[1]["up"] == false, "{backends}");
@@ -52,9 +64,8 @@ fn a_backend_that_never_was_there() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn sessions_spread_and_stay() -> Result<()> {
-    let lab = Lab::new(L2, 3)?;
+fn sessions_spread_and_stay(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 3)?;
     let _daemon = lab.start()?;
     let issuer = lab.issuer()?;
     let mut used = [0; 4];
@@ -69,23 +80,16 @@ fn sessions_spread_and_stay() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn to_the_balancers_own_stack() -> Result<()> {
-    let lab = Lab::new("forward = \"local\"\nkey_rotation = \"off\"", 0)?;
+fn to_the_balancers_own_stack(family: Family) -> Result<()> {
+    let lab = Lab::of(family, "forward = \"local\"\nkey_rotation = \"off\"", 0)?;
     let _daemon = lab.start()?;
-    let socket = lab.topology.local_socket()?;
-    let token = lab.token(1)?;
     lab.send(b"junk that nobody gets")?;
-    lab.send(&[&token.to_bytes()[..], b"hello"].concat())?;
-    let mut buffer = [0; 256];
-    let len = socket.recv(&mut buffer)?;
-    ensure!(buffer[..len] == *b"hello", "the stack got {:?}", &buffer[..len]);
+    lab.answered(&lab.token(1)?)?;
     Ok(())
 }
 
-#[test]
-fn unstripped_where_asked_for() -> Result<()> {
-    let lab = Lab::new("forward = \"l2\"\nstrip = false", 1)?;
+fn unstripped_where_asked_for(family: Family) -> Result<()> {
+    let lab = Lab::of(family, "forward = \"l2\"\nstrip = false", 1)?;
     let _daemon = lab.start()?;
     let datagram = [&lab.token(1)?.to_bytes()[..], b"hello"].concat();
     lab.send(&datagram)?;
@@ -93,9 +97,8 @@ fn unstripped_where_asked_for() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn observe_counts_and_delivers() -> Result<()> {
-    let lab = Lab::new("forward = \"l2\"\nmode = \"observe\"", 2)?;
+fn observe_counts_and_delivers(family: Family) -> Result<()> {
+    let lab = Lab::of(family, "forward = \"l2\"\nmode = \"observe\"", 2)?;
     let _daemon = lab.start()?;
     lab.send(b"no token, and yet")?;
     let id = lab.arrives(b"no token, and yet")?;
@@ -111,51 +114,40 @@ fn observe_counts_and_delivers() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_backend_answers_by_itself() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn the_backend_answers_by_itself(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let _daemon = lab.start()?;
-    let client = lab.topology.client_socket()?;
-    client.send(&[&lab.token(1)?.to_bytes()[..], b"question"].concat())?;
-    let mut buffer = [0; 256];
-    let (len, from) = lab.backends[0].recv_from(&mut buffer)?;
-    ensure!(buffer[..len] == *b"question");
-    ensure!(from.port() == client.local_addr()?.port(), "the backend sees {from}");
-    lab.backends[0].send_to(b"answer", from)?;
-    // The client's socket takes datagrams from the service's address only.
-    let len = client.recv(&mut buffer)?;
-    ensure!(buffer[..len] == *b"answer");
+    lab.answered(&lab.token(1)?)?;
     Ok(())
 }
 
-#[test]
-fn what_is_not_for_a_service_passes() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn what_is_not_for_a_service_passes(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let _daemon = lab.start()?;
-    let balancer = &lab.topology.balancer;
-    let other = balancer.enter(|| UdpSocket::bind((*SERVICE.ip(), SERVICE.port() + 1)))??;
+    let (balancer, service) = (&lab.topology.balancer, family.service());
+    let other = balancer.enter(|| UdpSocket::bind((service.ip(), service.port() + 1)))??;
     other.set_read_timeout(Some(PATIENCE))?;
-    let client = lab.topology.client.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    let client = lab.topology.client.enter(|| UdpSocket::bind((family.any(), 0)))??;
     client.send_to(b"no token", other.local_addr()?)?;
     let mut buffer = [0; 64];
     let len = other.recv(&mut buffer)?;
     ensure!(buffer[..len] == *b"no token");
     // TCP at the service's own address and port is not UDP.
-    let _listener = balancer.enter(|| TcpListener::bind(SERVICE))??;
-    lab.topology.client.enter(|| TcpStream::connect_timeout(&SERVICE.into(), PATIENCE))??;
+    let _listener = balancer.enter(|| TcpListener::bind(service))??;
+    lab.topology.client.enter(|| TcpStream::connect_timeout(&service, PATIENCE))??;
     ensure!(lab.counters()?.is_empty(), "{:?}", lab.counters()?);
     let not_ours = lab.json(&["counters"])?["not_ours"]["packets"].as_u64();
     ensure!(not_ours.is_some_and(|packets| packets >= 2), "{not_ours:?}");
     Ok(())
 }
 
-#[test]
-fn the_largest_datagram_and_one_that_is_too_large() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn the_largest_datagram_and_one_that_is_too_large(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let _daemon = lab.start()?;
     let token = lab.token(1)?.to_bytes();
-    // IPv4 and UDP headers and 1472 bytes are an Ethernet frame's 1500.
-    let data = vec![7; 1472 - token.len()];
+    // With the headers of IP and UDP an Ethernet frame's 1500 bytes.
+    let headers = if family == Family::V4 { 28 } else { 48 };
+    let data = vec![7; 1500 - headers - token.len()];
     lab.send(&[&token[..], &data].concat())?;
     lab.arrives(&data)?;
     // One byte more comes in two fragments, and neither passes.
@@ -164,9 +156,8 @@ fn the_largest_datagram_and_one_that_is_too_large() -> Result<()> {
     lab.nothing_arrived()
 }
 
-#[test]
-fn a_backend_with_another_network_card() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn a_backend_with_another_network_card(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let _daemon = lab.start()?;
     let token = lab.token(1)?;
     lab.delivered(&token)?;
@@ -176,7 +167,7 @@ fn a_backend_with_another_network_card() -> Result<()> {
     backend.ip(&["link", "set", INTERFACE, "address", card])?;
     backend.ip(&["link", "set", INTERFACE, "up"])?;
     // As the kernel does by itself when it finds the old one gone.
-    let address = lb_tests::topology::backend_address(1).to_string();
+    let address = lab.topology.plan.backend(family, 1).to_string();
     lab.topology.balancer.ip(&["neighbour", "flush", "to", &address, "dev", INTERFACE])?;
     wait_for("the new address", || {
         let backend = &lab.json(&["backends", "list"])?[0];

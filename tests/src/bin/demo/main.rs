@@ -16,28 +16,35 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
-use lb_tests::leftovers;
+use anyhow::{Context as _, Result, bail};
+use lb_tests::{forward::Forward, leftovers, topology::Family};
 
-const USAGE: &str = "usage: cargo xtask demo [--keep | --remove]
+use crate::script::Options;
 
+const USAGE: &str = "usage: cargo xtask demo [--forward local|l2|ipip|gue|nat] [--ipv6] [--keep]
+       cargo xtask demo --remove
+
+  --forward  how datagrams get to the backends (default: l2)
+  --ipv6     service, client and backends have IPv6 addresses
   --keep     leave namespaces and daemon for looking around, and say how to look
   --remove   only remove what --keep has left (the next demo does so, too)";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => run(false),
-        ["--keep"] => run(true),
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let outcome = match args[..] {
         ["--remove"] => alone().and_then(|_alone| leftovers::remove(script::is_ours)),
         ["-h" | "--help"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;
         }
-        _ => {
-            eprintln!("{USAGE}");
-            return ExitCode::from(2);
-        }
+        _ => match options(&args) {
+            Ok(options) => run(options),
+            Err(error) => {
+                eprintln!("demo: {error:#}\n{USAGE}");
+                return ExitCode::from(2);
+            }
+        },
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     // What failed may have failed because it was being removed.
@@ -46,11 +53,25 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn run(keep: bool) -> Result<()> {
+fn options(args: &[&str]) -> Result<Options> {
+    let mut options = Options { forward: Forward::L2, family: Family::V4, keep: false };
+    let mut args = args.iter();
+    while let Some(argument) = args.next() {
+        match *argument {
+            "--forward" => options.forward = args.next().context("`--forward` needs a value")?.parse()?,
+            "--ipv6" => options.family = Family::V6,
+            "--keep" => options.keep = true,
+            other => bail!("`{other}` is not known"),
+        }
+    }
+    Ok(options)
+}
+
+fn run(options: Options) -> Result<()> {
     let _alone = alone()?;
     leftovers::remove_when_interrupted(script::is_ours)?;
     leftovers::remove(script::is_ours)?;
-    script::run(keep)
+    script::run(options)
 }
 
 /// Held while a demo runs: two at a time would remove each other's namespaces. An abstract socket leaves no file.

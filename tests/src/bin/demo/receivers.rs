@@ -14,10 +14,13 @@ use anyhow::Result;
 use lb_common::token::header;
 use lb_tests::topology::Topology;
 
-use crate::junk::Junk;
+use crate::{junk::Junk, script::Options};
 
 /// What an application sends: session and sequence number, then bytes that follow from both.
 pub const PAYLOAD_LEN: usize = 64;
+
+/// What an application answers: the same session and sequence number.
+pub const ANSWER_LEN: usize = 8;
 
 /// The payload of a session's datagram.
 pub fn payload(session: u32, sequence: u32) -> [u8; PAYLOAD_LEN] {
@@ -64,14 +67,14 @@ pub struct Receivers {
 }
 
 impl Receivers {
-    /// Listens at every backend.
-    pub fn start(topology: &Topology) -> Result<Self> {
+    /// Listens at every application of the service.
+    pub fn start(options: Options, topology: &Topology) -> Result<Self> {
         let (stop, valid) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut threads = Vec::new();
-        for index in 0..topology.backends.len() {
-            let socket = topology.backend_socket(index)?;
+        let (forward, family) = (options.forward, options.family);
+        for socket in forward.applications(topology, family.service(), family)? {
             let (stop, valid) = (Arc::clone(&stop), Arc::clone(&valid));
-            threads.push(thread::spawn(move || listen(&socket, &stop, &valid)));
+            threads.push(thread::spawn(move || listen(&socket, options.answers(), &stop, &valid)));
         }
         Ok(Self { threads, stop, valid })
     }
@@ -86,15 +89,19 @@ impl Receivers {
     }
 }
 
-fn listen(socket: &UdpSocket, stop: &AtomicBool, valid: &AtomicU64) -> Result<Received> {
+fn listen(socket: &UdpSocket, answers: bool, stop: &AtomicBool, valid: &AtomicU64) -> Result<Received> {
     let mut received = Received::default();
     let mut buffer = [0; 2048];
     loop {
-        match socket.recv(&mut buffer) {
-            Ok(len) => {
+        match socket.recv_from(&mut buffer) {
+            Ok((len, from)) => {
                 let before = received.valid.len();
                 received.add(&buffer[..len]);
-                valid.fetch_add((received.valid.len() - before) as u64, Ordering::Relaxed);
+                let added = received.valid.len() - before;
+                if answers && added > 0 {
+                    socket.send_to(&buffer[..ANSWER_LEN], from)?;
+                }
+                valid.fetch_add(added as u64, Ordering::Relaxed);
             }
             // Nothing for 50 ms.
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {

@@ -3,17 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{balance, reason::Reason};
+use lb_tests::forward::Forward;
 use tollgate::balancer::{Share, table};
 
 use crate::{
     junk::Junk,
     receivers::Received,
-    script::BACKENDS,
+    script::{BACKENDS, Options},
     sender::{SESSIONS, Sender, claims, session_id},
 };
 
 /// All that is compared.
 pub struct Report<'a> {
+    /// What was asked for.
+    pub options: Options,
     /// What was sent.
     pub sender: &'a Sender,
     /// What each backend's application got.
@@ -31,8 +34,17 @@ impl Report<'_> {
         self.kinds(&mut faults);
         self.reasons(&mut faults);
         self.keys();
-        self.backends(&mut faults);
-        self.each_once(&mut faults);
+        match self.options.forward {
+            Forward::Local => self.sessions(&mut faults),
+            _ => self.backends(&mut faults),
+        }
+        let received = self.received.iter().flat_map(|one| &one.valid);
+        self.each_once("valid datagrams", received, &mut faults);
+        if let Some(answers) = &self.sender.answers {
+            println!("\n{:<18}{:>10}{:>12}", "answers", "sent", "arrived");
+            println!("{:<18}{:>10}{:>12}", "", self.sender.valid, answers.len());
+            self.each_once("answers", answers, &mut faults);
+        }
         faults
     }
 
@@ -60,6 +72,9 @@ impl Report<'_> {
         let mut expected = BTreeMap::from([(Reason::Forwarded.name(), self.sender.valid)]);
         for (kind, sent) in &self.sender.junk {
             *expected.entry(kind.reason().name()).or_default() += sent;
+        }
+        if let Some(answers) = &self.sender.answers {
+            expected.insert(Reason::Reply.name(), answers.len() as u64);
         }
         println!("\n{:<18}{:>10}{:>12}", "counted as", "packets", "sent");
         let names: BTreeSet<&str> =
@@ -104,11 +119,27 @@ impl Report<'_> {
         }
     }
 
-    fn each_once(&self, faults: &mut Vec<String>) {
+    /// Where there are no backends.
+    fn sessions(&self, faults: &mut Vec<String>) {
+        let sessions: BTreeSet<u32> =
+            self.received.iter().flat_map(|one| &one.valid).map(|(session, _)| *session).collect();
+        println!("\n{:<18}{:>10}", "sessions", sessions.len());
+        let strange: u64 = self.received.iter().map(|one| one.strange).sum();
+        if strange > 0 {
+            faults.push(format!("{strange} datagrams arrived that nobody has sent"));
+        }
+    }
+
+    fn each_once<'a>(
+        &self,
+        what: &str,
+        datagrams: impl IntoIterator<Item = &'a (u32, u32)>,
+        faults: &mut Vec<String>,
+    ) {
         let mut arrived = BTreeSet::new();
-        for datagram in self.received.iter().flat_map(|one| &one.valid) {
+        for datagram in datagrams {
             if !arrived.insert(*datagram) {
-                faults.push(format!("datagram {} of session {} came twice", datagram.1, datagram.0));
+                faults.push(format!("{what}: number {} of session {} came twice", datagram.1, datagram.0));
             }
         }
         let sent: BTreeSet<(u32, u32)> = (0..)
@@ -117,11 +148,11 @@ impl Report<'_> {
             .collect();
         let missing = sent.difference(&arrived).count();
         if missing > 0 {
-            faults.push(format!("{missing} valid datagrams have not arrived"));
+            faults.push(format!("{what}: {missing} have not arrived"));
         }
         let extra = arrived.difference(&sent).count();
         if extra > 0 {
-            faults.push(format!("{extra} datagrams arrived that were never sent"));
+            faults.push(format!("{what}: {extra} arrived that were never sent"));
         }
     }
 }

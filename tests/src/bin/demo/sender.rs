@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::ErrorKind,
     net::UdpSocket,
     sync::{
         Arc,
@@ -11,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use lb_common::{
     keyslot::KeyId,
     token::{Claims, header},
@@ -21,7 +22,14 @@ use lb_tests::{
     topology::Topology,
 };
 
-use crate::{junk::Junk, progress, receivers::payload};
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+
+use crate::{
+    junk::Junk,
+    progress,
+    receivers::{ANSWER_LEN, payload},
+    script::Options,
+};
 
 /// Sessions.
 pub const SESSIONS: u32 = 500;
@@ -30,6 +38,8 @@ const WINDOW: u64 = 1024;
 /// How long valid datagrams may take before they count as lost.
 const LOST_AFTER: Duration = Duration::from_secs(5);
 const TTL: u32 = 600;
+/// Room for answers that have not been read yet.
+const RECEIVE_BUFFER: usize = 16 << 20;
 
 struct Token {
     bytes: [u8; header::LEN],
@@ -51,14 +61,27 @@ pub struct Sender {
     pub by_key: BTreeMap<KeyId, u64>,
     /// Others sent.
     pub junk: BTreeMap<Junk, u64>,
+    /// Session and sequence number of every answer, where answers go through the balancer.
+    pub answers: Option<Vec<(u32, u32)>>,
     random: fastrand::Rng,
 }
 
 impl Sender {
     /// With tokens of this issuer for all sessions.
-    pub fn new(topology: &Topology, issuer: Issuer, received: Arc<AtomicU64>) -> Result<Self> {
+    pub fn new(
+        options: Options,
+        topology: &Topology,
+        issuer: Issuer,
+        received: Arc<AtomicU64>,
+    ) -> Result<Self> {
+        let socket = || {
+            let socket = topology.client_socket(options.family.service())?;
+            socket.set_nonblocking(true)?;
+            setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER)?;
+            anyhow::Ok(socket)
+        };
         Ok(Self {
-            sockets: (0..10).map(|_| topology.client_socket()).collect::<Result<_>>()?,
+            sockets: (0..10).map(|_| socket()).collect::<Result<_>>()?,
             tokens: (0..SESSIONS).map(|number| token(&issuer, number)).collect(),
             issuer,
             received,
@@ -66,6 +89,7 @@ impl Sender {
             valid: 0,
             by_key: BTreeMap::new(),
             junk: BTreeMap::new(),
+            answers: options.answers().then(Vec::new),
             random: fastrand::Rng::with_seed(1),
         })
     }
@@ -97,9 +121,14 @@ impl Sender {
         })
     }
 
-    /// Waits until all valid datagrams have arrived.
-    pub fn drain(&self) -> Result<()> {
+    /// Waits until all valid datagrams have arrived, and their answers.
+    pub fn drain(&mut self) -> Result<()> {
         self.wait_for(0)?;
+        let deadline = Instant::now() + LOST_AFTER;
+        while self.answers.as_ref().is_some_and(|answers| (answers.len() as u64) < self.valid) {
+            (0..self.sockets.len()).try_for_each(|index| self.read_answers(index))?;
+            ensure!(Instant::now() < deadline, "of {} answers some have not arrived", self.valid);
+        }
         progress::end(self.valid, self.received.load(Ordering::Relaxed));
         Ok(())
     }
@@ -120,8 +149,26 @@ impl Sender {
             *self.junk.entry(kind).or_default() += 1;
             self.send(number, &datagram)?;
         }
+        self.read_answers(number as usize % self.sockets.len())?;
         progress::show(self.valid, self.received.load(Ordering::Relaxed));
         Ok(())
+    }
+
+    /// Reads what has come to a socket.
+    fn read_answers(&mut self, index: usize) -> Result<()> {
+        let Some(answers) = &mut self.answers else { return Ok(()) };
+        let mut buffer = [0; 2048];
+        loop {
+            match self.sockets[index].recv(&mut buffer) {
+                Ok(ANSWER_LEN) => {
+                    let word = |at: usize| u32::from_be_bytes([0, 1, 2, 3].map(|byte| buffer[at + byte]));
+                    answers.push((word(0), word(4)));
+                }
+                Ok(len) => bail!("an answer of {len} bytes, which nobody has sent"),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     fn bad(&mut self, kind: Junk, number: u32) -> Vec<u8> {

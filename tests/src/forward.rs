@@ -1,0 +1,137 @@
+//! The ways from a balancer to an application, as tests need them: where it listens, and what has to run beside it.
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    process::{Child, Stdio},
+    str::FromStr,
+};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    daemon::{Place, said, wait_for},
+    leftovers,
+    netns::Namespace,
+    topology::{Family, INTERFACE, Topology},
+};
+
+/// A service's `forward`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forward {
+    /// To the balancer's own stack.
+    Local,
+    /// Another MAC address.
+    L2,
+    /// In another IP packet.
+    Ipip,
+    /// In a UDP datagram.
+    Gue,
+    /// To another address and port.
+    Nat,
+}
+
+impl Forward {
+    /// All, in the order they are declared in.
+    pub const ALL: [Self; 5] = [Self::Local, Self::L2, Self::Ipip, Self::Gue, Self::Nat];
+
+    /// Its name in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::L2 => "l2",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
+            Self::Nat => "nat",
+        }
+    }
+
+    /// Whether backends have to take an outer header off.
+    pub const fn encapsulates(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue)
+    }
+
+    /// The applications of a service at `service`, whose backends have addresses of a family: a socket each, in the
+    /// backends' order.
+    ///
+    /// # Errors
+    /// If one cannot be made.
+    pub fn applications(
+        self,
+        topology: &Topology,
+        service: SocketAddr,
+        family: Family,
+    ) -> Result<Vec<UdpSocket>> {
+        if self == Self::Local {
+            return Ok(vec![topology.local_socket(service)?]);
+        }
+        let addresses = self.backends(topology, family);
+        let at = addresses.into_iter().map(|address| match self {
+            Self::Nat => SocketAddr::new(address, service.port()),
+            _ => service,
+        });
+        at.enumerate().map(|(index, at)| topology.backend_socket(index, at)).collect()
+    }
+
+    /// The addresses of a service's backends.
+    pub fn backends(self, topology: &Topology, family: Family) -> Vec<IpAddr> {
+        match self {
+            Self::Local => Vec::new(),
+            _ => topology.plan.backend_addresses(family),
+        }
+    }
+}
+
+impl FromStr for Forward {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|forward| forward.name() == name);
+        let Some(found) = found else {
+            bail!("`{name}` is no way to a backend; take one of {}", Self::ALL.map(Self::name).join(", "));
+        };
+        Ok(found)
+    }
+}
+
+/// `tollgate decap` on a backend; ended when dropped.
+pub struct Decap {
+    child: Child,
+}
+
+impl Decap {
+    /// On all backends, for what this topology's balancers send.
+    ///
+    /// # Errors
+    /// If one does not start; with what it said.
+    pub fn on_backends(topology: &Topology, place: &Place) -> Result<Vec<Self>> {
+        let from: Vec<_> = topology.tunnel_sources().iter().map(IpAddr::to_string).collect();
+        topology.backends.iter().map(|backend| Self::start(place, backend, &from.join(","))).collect()
+    }
+
+    /// On one host, for what comes from these addresses; waits until it is there.
+    ///
+    /// # Errors
+    /// If it does not start; with what it said.
+    pub fn start(place: &Place, host: &Namespace, from: &str) -> Result<Self> {
+        leftovers::hold_if_interrupted();
+        let mut command = place.tollgate(host, &["decap", "-i", INTERFACE, "--from", from])?;
+        let mut decap = Self { child: command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()? };
+        wait_for("tollgate decap", || {
+            if decap.child.try_wait()?.is_some() {
+                let mut again = place.tollgate(host, &["decap", "-i", INTERFACE, "--from", from])?;
+                bail!("tollgate decap has ended: {}", said(&again.output()?));
+            }
+            let links = host.command("ip")?.args(["link", "show", INTERFACE]).output()?;
+            Ok(said(&links).contains("xdp"))
+        })?;
+        Ok(decap)
+    }
+}
+
+impl Drop for Decap {
+    fn drop(&mut self) {
+        // It may have ended already; then there is nothing to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
