@@ -51,5 +51,6 @@ fn pinned(tables: Tables, service: &Service, backend_id: u16) -> Result<&'static
 
 #[inline(always)]
 fn at(tables: Tables, place: u32) -> Result<&'static Backend, Reason> {
-    BACKENDS.get(tables.half * BACKENDS_MAX + place).ok_or(Reason::NoBackend)
+    let backend = BACKENDS.get(tables.half * BACKENDS_MAX + place);
+    backend.filter(|backend| backend.backend_id != 0).ok_or(Reason::NoBackend)
 }
