@@ -99,6 +99,9 @@ pub struct Status {
     pub sessions: u64,
     /// Room for them.
     pub sessions_max: u32,
+    /// Clients behind a port of this node, where a service has `forward = "nat"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat_translations: Option<u64>,
     /// Full checks made.
     #[serde(with = "big")]
     pub hmacs: u64,
@@ -130,7 +133,7 @@ pub struct ServiceStatus {
     pub port: u16,
     /// `enforce` or `observe`.
     pub mode: String,
-    /// `local` or `l2`.
+    /// `local`, `l2`, `ipip`, `gue` or `nat`.
     pub forward: String,
     /// Whether the token is taken off.
     pub strip: bool,
@@ -178,6 +181,8 @@ pub struct BackendStatus {
     pub name: String,
     /// Its address.
     pub address: String,
+    /// Its port.
+    pub port: u16,
     /// Its share.
     pub weight: u32,
     /// `up`, or why not, in a word.
@@ -186,10 +191,18 @@ pub struct BackendStatus {
     pub detail: String,
     /// Whether it gets sessions.
     pub up: bool,
-    /// Its MAC address, where known.
+    /// Its MAC address or that of the router before it, where known.
     pub mac: Option<String>,
-    /// The interface it is reached through.
+    /// The interface that its frames leave through.
     pub interface: Option<String>,
+    /// The router before it, if there is one.
+    pub gateway: Option<String>,
+    /// The VLAN tags of its frames, the outermost first, as in `802.1Q 10`.
+    pub tags: Vec<String>,
+    /// The longest IP packet that the way takes.
+    pub mtu: Option<u16>,
+    /// Where packets for it come from, if they are not the client's own: an address, or a prefix of addresses.
+    pub source: Option<String>,
     /// Packets sent to it.
     #[serde(with = "big")]
     pub packets: u64,

@@ -150,6 +150,9 @@ fn node(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
     let status = &report.status;
     let none = Labels::new;
     gauges(encoder, "tollgate_sessions", "Tokens in the cache", [(none(), status.sessions)])?;
+    let translations = status.nat_translations.map(|count| (none(), count));
+    let help = "Clients behind a port of this node, by forward = nat";
+    gauges(encoder, "tollgate_nat_translations", help, translations)?;
     counters(encoder, "tollgate_hmac", "Full checks of tokens", [(none(), status.hmacs)])?;
     let revision = [(none(), status.store_revision)];
     gauges(encoder, "tollgate_store_revision", "Revision of the desired state", revision)?;

@@ -43,13 +43,14 @@ pub fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<()> {
         found: warning.to_string(),
         mend: String::new(),
     }));
-    checks.extend(preflight::checks(&config.bpffs, config.sessions).into_iter().map(|check| {
+    let host = preflight::checks(&config.bpffs, config.sessions, config.ports_of_nat());
+    checks.extend(host.into_iter().map(|check| {
         let verdict = match check.verdict {
             Verdict::Good => "good",
             Verdict::Warning => "warning",
             Verdict::Failed => "failed",
         };
-        let mend = if check.verdict == Verdict::Good { String::new() } else { check.mend.to_owned() };
+        let mend = if check.verdict == Verdict::Good { String::new() } else { check.mend.into_owned() };
         Line { name: check.name.to_owned(), verdict, found: check.found, mend }
     }));
     checks.extend(interfaces(&config)?);

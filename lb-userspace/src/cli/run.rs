@@ -41,7 +41,7 @@ pub fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<()> {
 
 fn preflight(config: &Config) -> anyhow::Result<()> {
     preflight::raise_memlock_limit();
-    let checks = preflight::checks(&config.bpffs, config.sessions);
+    let checks = preflight::checks(&config.bpffs, config.sessions, config.ports_of_nat());
     let failed: Vec<_> = checks
         .iter()
         .filter(|check| check.verdict == Verdict::Failed)

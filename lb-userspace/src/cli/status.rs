@@ -63,12 +63,17 @@ fn interfaces(interfaces: &[InterfaceStatus]) -> Vec<String> {
     columns(&["NAME", "MODE", "PROGRAM"], &interfaces.iter().map(row).collect::<Vec<_>>())
 }
 
+/// Address and port as URLs have them (RFC 3986 §3.2.2).
+fn place(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
+
 fn services(services: &[ServiceStatus]) -> Vec<String> {
     let row = |service: &ServiceStatus| {
         vec![
             service.name.clone(),
             service.id.to_string(),
-            format!("{}:{}", service.address, service.port),
+            place(&service.address, service.port),
             service.mode.clone(),
             service.forward.clone(),
             service.active_key.map_or_else(|| "NONE".to_owned(), |id| id.to_string()),

@@ -1,12 +1,19 @@
 //! What takes more than one field to see: duplicates, overlaps, limits of the maps.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use lb_common::maps::{BACKENDS_MAX, KEY_SLOTS_MAX, SERVICES_MAX};
+use lb_common::{
+    maps::{BACKENDS_MAX, KEY_SLOTS_MAX, SERVICES_MAX},
+    nat::Ports,
+};
 use toml::Spanned;
 
 use super::{
-    Forward,
+    Forward, Prefix,
     fields::{BackendDraft, ServiceDraft},
     read::{Report, Wrong},
 };
@@ -142,26 +149,24 @@ fn slots(report: &mut Report<'_>, services: &[ServiceDraft]) {
 
 fn forwarding(report: &mut Report<'_>, service: &ServiceDraft) {
     let Some(forward) = &service.forward else { return };
-    match (forward.get_ref(), service.backends.first()) {
-        (Forward::Local, Some(backend)) => {
+    if *forward.get_ref() == Forward::Local {
+        if let Some(backend) = service.backends.first() {
             let wrong = Wrong {
                 message: "the backends of a local service are not used".to_owned(),
-                mend: "remove them, or write forward = \"l2\"".to_owned(),
+                mend: "remove them, or write another `forward`, as \"l2\"".to_owned(),
             };
             report.warn("service.backend", backend.span.clone(), wrong);
         }
-        (Forward::L2, None) => {
-            let wrong = Wrong {
-                message: "the service has no backend: all its packets are dropped as `no_backend`".to_owned(),
-                mend: "add a `[[service.backend]]`".to_owned(),
-            };
-            report.warn("service.backend", forward.span(), wrong);
-        }
-        _ => {}
+        return;
     }
-    if let Some(address) = service.address.as_ref().filter(|address| address.get_ref().is_loopback())
-        && *forward.get_ref() == Forward::L2
-    {
+    if service.backends.is_empty() {
+        let wrong = Wrong {
+            message: "the service has no backend: all its packets are dropped as `no_backend`".to_owned(),
+            mend: "add a `[[service.backend]]`".to_owned(),
+        };
+        report.warn("service.backend", forward.span(), wrong);
+    }
+    if let Some(address) = service.address.as_ref().filter(|address| address.get_ref().is_loopback()) {
         let wrong = Wrong {
             message: format!("{} is a loopback address: no other host can be behind it", address.get_ref()),
             mend: "write the address clients send to, or forward = \"local\"".to_owned(),
@@ -172,21 +177,107 @@ fn forwarding(report: &mut Report<'_>, service: &ServiceDraft) {
 
 fn backends(report: &mut Report<'_>, service: &ServiceDraft) {
     let all = &service.backends;
+    let translates = service.forward.as_ref().is_some_and(|forward| *forward.get_ref() == Forward::Nat);
     unique(report, "service.backend.id", all.iter().filter_map(|backend| backend.id.as_ref()));
     unique(report, "service.backend.name", all.iter().filter_map(|backend| backend.name.as_ref()));
-    unique(report, "service.backend.address", all.iter().filter_map(|backend| backend.address.as_ref()));
+    if translates {
+        // Several may be on one host.
+        let places: Vec<_> = all.iter().filter_map(|backend| place(backend, service)).collect();
+        unique(report, "service.backend.address", places.iter());
+    } else {
+        let addresses = all.iter().filter_map(|backend| backend.address.as_ref());
+        unique(report, "service.backend.address", addresses);
+        all.iter().for_each(|backend| same_port(report, backend, service));
+    }
     let service_address = service.address.as_ref().map(|address| *address.get_ref());
     for BackendDraft { address, .. } in all {
         let Some(address) = address else { continue };
         let found = match address.get_ref() {
             ip if ip.is_loopback() => "is a loopback address: this host",
             ip if Some(*ip) == service_address => "is the service's address: this host",
-            _ => continue,
+            _ => {
+                same_family(report, address, service);
+                continue;
+            }
         };
         let wrong = Wrong {
             message: format!("`service.backend.address`: {} {found}", address.get_ref()),
             mend: "write the backend's own address, or forward = \"local\" and no backend".to_owned(),
         };
         report.problem("service.backend.address", address.span(), wrong);
+    }
+}
+
+/// A backend's address and port.
+fn place(backend: &BackendDraft, service: &ServiceDraft) -> Option<Spanned<SocketAddr>> {
+    let address = backend.address.as_ref()?;
+    let port = backend.port.as_ref().or(service.port.as_ref())?;
+    Some(Spanned::new(address.span(), SocketAddr::new(*address.get_ref(), *port.get_ref())))
+}
+
+fn same_port(report: &mut Report<'_>, backend: &BackendDraft, service: &ServiceDraft) {
+    let (Some(port), Some(services)) = (&backend.port, &service.port) else { return };
+    if port.get_ref() != services.get_ref() {
+        let wrong = Wrong {
+            message: format!("`service.backend.port` = {} is not the service's", port.get_ref()),
+            mend: "remove the line: only forward = \"nat\" changes ports".to_owned(),
+        };
+        report.problem("service.backend.port", port.span(), wrong);
+    }
+}
+
+fn same_family(report: &mut Report<'_>, backend: &Spanned<IpAddr>, service: &ServiceDraft) {
+    let (Some(address), Some(forward)) = (&service.address, &service.forward) else { return };
+    let (address, forward) = (address.get_ref(), forward.get_ref());
+    if forward.takes(*address, *backend.get_ref()) {
+        return;
+    }
+    let family = |ip: &IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    let (is, wanted) = (family(backend.get_ref()), family(address));
+    let wrong = Wrong {
+        message: format!(
+            "`service.backend.address`: {} is {is}, and the service's address {address} is {wanted}",
+            backend.get_ref()
+        ),
+        mend: match (forward, wanted) {
+            (Forward::L2 | Forward::Nat, "IPv4") => {
+                "write its IPv4 address; only \"ipip\" and \"gue\" reach IPv6 backends of an IPv4 service"
+                    .to_owned()
+            }
+            _ => format!(
+                "write its IPv6 address: forward = \"{}\" does not send IPv6 to an IPv4 address",
+                forward.name()
+            ),
+        },
+    };
+    report.problem("service.backend.address", backend.span(), wrong);
+}
+
+/// Ports and addresses of the node itself against the services.
+pub(super) fn addresses_of_node(
+    report: &mut Report<'_>,
+    services: &[ServiceDraft],
+    nat_ports: Ports,
+    tunnel_sources: Option<&Spanned<Vec<Prefix>>>,
+) {
+    let forwards = || services.iter().filter_map(|service| service.forward.as_ref());
+    if forwards().any(|forward| *forward.get_ref() == Forward::Nat) {
+        let ports = services.iter().filter_map(|service| service.port.as_ref());
+        for port in ports.filter(|port| nat_ports.contain(*port.get_ref())) {
+            let wrong = Wrong {
+                message: format!("`service.port` = {} is one of `nat_ports`", port.get_ref()),
+                mend: "backends' answers would go to the service: set `nat_ports` to others".to_owned(),
+            };
+            report.problem("service.port", port.span(), wrong);
+        }
+    }
+    if let Some(sources) =
+        tunnel_sources.filter(|_| !forwards().any(|forward| forward.get_ref().encapsulates()))
+    {
+        let wrong = Wrong {
+            message: "`tunnel_sources` is not used".to_owned(),
+            mend: "only forward = \"ipip\" and \"gue\" have an outer packet".to_owned(),
+        };
+        report.warn("tunnel_sources", sources.span(), wrong);
     }
 }

@@ -1,7 +1,8 @@
 //! The fields of the file, with their defaults.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
+use lb_common::nat::Ports;
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -21,6 +22,7 @@ const HMAC_BUDGET: u32 = lb_common::maps::HMACS_PER_SECOND_DEFAULT as u32;
 const MAX_TTL: Duration = Duration::from_hours(1);
 const KEY_ROTATION: Duration = Duration::from_hours(24);
 const WEIGHT: u32 = 100;
+const NAT_PORTS: Ports = Ports { first: 40_000, last: 59_999 };
 
 /// A service, and where its fields are.
 pub(super) struct ServiceDraft {
@@ -45,6 +47,7 @@ pub(super) struct BackendDraft {
     pub(super) id: Option<Spanned<u16>>,
     pub(super) name: Option<Spanned<String>>,
     pub(super) address: Option<Spanned<std::net::IpAddr>>,
+    pub(super) port: Option<Spanned<u16>>,
     weight: u32,
 }
 
@@ -74,11 +77,13 @@ pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
     let bpffs = fields.or(report, "bpffs", values::bpffs, BPFFS.into());
     let sessions = fields.or(report, "sessions", values::sessions, lb_common::maps::SESSIONS_DEFAULT);
     let hmac_budget = fields.or(report, "hmac_budget", values::hmac_budget, HMAC_BUDGET);
-    fields.not_yet(report, "nat_ports");
+    let nat_ports = fields.or(report, "nat_ports", values::nat_ports, NAT_PORTS);
+    let tunnel_sources = fields.optional(report, "tunnel_sources", values::tunnel_sources);
     let tables = fields.tables(report, "service", "service.");
     let drafts: Vec<_> = tables.into_iter().map(|table| service(report, table)).collect();
     fields.refuse_others(report);
     check::services(report, &drafts);
+    check::addresses_of_node(report, &drafts, nat_ports, tunnel_sources.as_ref());
     Some(Config {
         node: node?,
         interfaces: interfaces?.into_inner(),
@@ -89,6 +94,8 @@ pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
         bpffs,
         sessions,
         hmac_budget,
+        nat_ports,
+        tunnel_sources: tunnel_sources.map_or_else(Vec::new, Spanned::into_inner),
         services: drafts.into_iter().map(ServiceDraft::into_service).collect::<Option<_>>()?,
         warnings: Vec::new(),
     })
@@ -123,9 +130,8 @@ fn service(report: &mut Report<'_>, mut fields: Fields<'_, '_>) -> ServiceDraft 
     let key_rotation = fields.or(report, "key_rotation", values::key_rotation, Some(KEY_ROTATION));
     fields.not_yet(report, "rate");
     fields.not_yet(report, "max_sources");
-    let service_port = port.as_ref().map(|port| *port.get_ref());
     let tables = fields.tables(report, "backend", "service.backend.");
-    let backends = tables.into_iter().map(|table| backend(report, table, service_port)).collect();
+    let backends = tables.into_iter().map(|table| backend(report, table)).collect();
     let span = fields.span();
     fields.refuse_others(report);
     ServiceDraft {
@@ -145,21 +151,12 @@ fn service(report: &mut Report<'_>, mut fields: Fields<'_, '_>) -> ServiceDraft 
     }
 }
 
-fn backend(report: &mut Report<'_>, mut fields: Fields<'_, '_>, service_port: Option<u16>) -> BackendDraft {
+fn backend(report: &mut Report<'_>, mut fields: Fields<'_, '_>) -> BackendDraft {
     let id = fields.required(report, "id", values::backend_id, "id = 1");
     let name = fields.optional(report, "name", values::name);
     let address = fields.required(report, "address", values::address, "address = \"10.0.0.11\"");
     let weight = fields.or(report, "weight", values::weight, WEIGHT);
-    if let Some(port) = fields.optional(report, "port", values::port)
-        && service_port.is_some_and(|service_port| service_port != *port.get_ref())
-    {
-        let wrong = Wrong {
-            message: format!("`service.backend.port` = {} is not the service's", port.get_ref()),
-            mend: "remove the line: only forward = \"nat\" changes ports, and is not yet in this version"
-                .to_owned(),
-        };
-        report.problem("service.backend.port", port.span(), wrong);
-    }
+    let port = fields.optional(report, "port", values::port);
     let unchecked = |value: &DeValue<'_>| {
         value.as_str() == Some("none")
             || value.get("type").is_some_and(|kind| kind.get_ref().as_str() == Some("none"))
@@ -169,16 +166,18 @@ fn backend(report: &mut Report<'_>, mut fields: Fields<'_, '_>, service_port: Op
     }
     let span = fields.span();
     fields.refuse_others(report);
-    BackendDraft { span, id, name, address, weight }
+    BackendDraft { span, id, name, address, port, weight }
 }
 
 impl ServiceDraft {
     fn into_service(self) -> Option<Service> {
+        let port = self.port?.into_inner();
+        let backends = self.backends.into_iter().map(|backend| backend.into_backend(port));
         Some(Service {
             id: self.id?.into_inner(),
             name: self.name?.into_inner(),
             address: self.address?.into_inner(),
-            port: self.port?.into_inner(),
+            port,
             accept: self.accept.map_or(Accept { bearer: true, proof: false }, Spanned::into_inner),
             bind: self.bind,
             max_ttl: self.max_ttl,
@@ -186,18 +185,24 @@ impl ServiceDraft {
             forward: self.forward?.into_inner(),
             mode: self.mode,
             key_rotation: self.key_rotation,
-            backends: self.backends.into_iter().map(BackendDraft::into_backend).collect::<Option<_>>()?,
+            backends: backends.collect::<Option<_>>()?,
         })
     }
 }
 
 impl BackendDraft {
-    fn into_backend(self) -> Option<Backend> {
+    fn into_backend(self, service_port: u16) -> Option<Backend> {
         let address = self.address?.into_inner();
+        let port = self.port.map_or(service_port, Spanned::into_inner);
+        let named = || match port {
+            port if port == service_port => address.to_string(),
+            port => SocketAddr::new(address, port).to_string(),
+        };
         Some(Backend {
             id: self.id?.into_inner(),
-            name: self.name.map_or_else(|| address.to_string(), Spanned::into_inner),
+            name: self.name.map_or_else(named, Spanned::into_inner),
             address,
+            port,
             weight: self.weight,
         })
     }

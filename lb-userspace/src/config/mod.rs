@@ -6,6 +6,7 @@
 mod check;
 mod error;
 mod fields;
+mod prefix;
 mod read;
 mod values;
 
@@ -16,6 +17,8 @@ use std::{
 };
 
 pub use error::{ConfigError, Invalid, Problem, Warning};
+use lb_common::nat::Ports;
+pub use prefix::Prefix;
 
 /// A whole configuration, with the defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +41,11 @@ pub struct Config {
     pub sessions: u32,
     /// Full checks a CPU makes in a second, at most.
     pub hmac_budget: u32,
+    /// The ports of this node that services with `forward = "nat"` use; see [`Config::ports_of_nat`].
+    pub nat_ports: Ports,
+    /// Where the outer packets of `ipip` and `gue` come from, at most one prefix of each family. Without one of a
+    /// family, they come from this node's address.
+    pub tunnel_sources: Vec<Prefix>,
     /// The protected services: unique ids, names and address-port pairs.
     pub services: Vec<Service>,
     /// What is allowed and probably not meant.
@@ -116,8 +124,14 @@ pub enum Bind {
 pub enum Forward {
     /// To this host's own stack.
     Local,
-    /// By MAC address, on the segment they came from.
+    /// By MAC address, on the backend's segment.
     L2,
+    /// Inside another IP packet.
+    Ipip,
+    /// Inside a UDP datagram.
+    Gue,
+    /// Rewritten to the backend's address and port, from this node's.
+    Nat,
 }
 
 /// What becomes of refused datagrams.
@@ -137,8 +151,10 @@ pub struct Backend {
     pub id: u16,
     /// A metrics label and a command line argument; by default its address.
     pub name: String,
-    /// Its own address, by which its MAC address is found.
+    /// Its own address, by which the way to it is found. Of a family that the service's packets can go to.
     pub address: IpAddr,
+    /// Its UDP port: the service's, except with `forward = "nat"`.
+    pub port: u16,
     /// Its share of the sessions, against the weights of the others; not 0.
     pub weight: u32,
 }
@@ -165,6 +181,53 @@ impl Config {
         let mut report = read::Report::new(text);
         let config = fields::config(&mut report);
         report.finish(path, config)
+    }
+
+    /// The ports of `forward = "nat"`, where a service uses it.
+    pub fn ports_of_nat(&self) -> Option<Ports> {
+        let used = self.services.iter().any(|service| service.forward == Forward::Nat);
+        used.then_some(self.nat_ports)
+    }
+
+    /// Where outer packets to an address come from, if not from this node's address.
+    pub fn tunnel_source(&self, to: IpAddr) -> Option<&Prefix> {
+        self.tunnel_sources.iter().find(|prefix| prefix.address().is_ipv4() == to.is_ipv4())
+    }
+}
+
+impl Forward {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Local, Self::L2, Self::Ipip, Self::Gue, Self::Nat];
+
+    /// As in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::L2 => "l2",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
+            Self::Nat => "nat",
+        }
+    }
+
+    /// Whether packets of a service with an address of the one family can go to a backend with one of the other.
+    pub const fn takes(self, service: IpAddr, backend: IpAddr) -> bool {
+        match self {
+            Self::Local => true,
+            Self::L2 | Self::Nat => service.is_ipv4() == backend.is_ipv4(),
+            // Nobody has asked for IPv6 in IPv4.
+            Self::Ipip | Self::Gue => service.is_ipv4() || backend.is_ipv6(),
+        }
+    }
+
+    /// Whether packets go inside others.
+    pub const fn encapsulates(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue)
+    }
+
+    /// Whether backends see packets of this node, not of their client.
+    pub const fn has_own_source(self) -> bool {
+        self.encapsulates() || matches!(self, Self::Nat)
     }
 }
 

@@ -93,8 +93,14 @@ fn a_whole_file_is_read() {
         mode: Mode::Observe,
         key_rotation: None,
         backends: vec![
-            Backend { id: 1, name: "game-a".into(), address: [10, 0, 0, 11].into(), weight: 7 },
-            Backend { id: 65535, name: "10.0.0.12".into(), address: [10, 0, 0, 12].into(), weight: 100 },
+            Backend { id: 1, name: "game-a".into(), address: [10, 0, 0, 11].into(), port: 7777, weight: 7 },
+            Backend {
+                id: 65535,
+                name: "10.0.0.12".into(),
+                address: [10, 0, 0, 12].into(),
+                port: 7777,
+                weight: 100,
+            },
         ],
     };
     assert_eq!(config.services[0], game);
@@ -116,6 +122,8 @@ fn what_is_absent_has_a_default() {
     assert_eq!(config.metrics, Some(([127, 0, 0, 1], 9477).into()));
     assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/tollgate"));
     assert_eq!((config.sessions, config.hmac_budget), (262_144, 200_000));
+    assert_eq!(config.nat_ports, Ports { first: 40_000, last: 59_999 });
+    assert_eq!((config.tunnel_sources.as_slice(), config.ports_of_nat()), (&[][..], None));
     let service = &config.services[0];
     assert_eq!(
         (service.max_ttl, service.key_rotation),
@@ -148,13 +156,15 @@ fn every_wrong_value_is_named() {
         ("address = \"224.0.0.1\"", "is a multicast group"),
         ("address = \"255.255.255.255\"", "is the broadcast address"),
         ("address = \"game.example\"", "is not an address"),
-        ("address = \"2001:db8::1\"", "is not yet in this version; use an IPv4 address"),
+        ("address = \"::\"", ":: is no particular address"),
+        ("address = \"ff02::1\"", "ff02::1 is a multicast group; write the address of one host"),
+        ("address = \"fe80::1\"", "fe80::1 is a link-local address: any link has it"),
+        ("address = \"::ffff:10.0.0.1\"", "is an IPv4 address written as IPv6; write 10.0.0.1"),
+        ("address = \"2001:db8::g\"", "is not an address; write one IPv4 or IPv6 address, as in"),
         (
-            "forward = \"ipip\"",
-            "`service.forward` = \"ipip\" is not yet in this version; write \"local\" or \"l2\"",
+            "forward = \"l3\"",
+            "is none of its values; write \"local\" or \"l2\" or \"ipip\" or \"gue\" or \"nat\"",
         ),
-        ("forward = \"nat\"", "is not yet in this version"),
-        ("forward = \"l3\"", "is none of its values; write \"local\" or \"l2\""),
         ("accept = []", "`service.accept` is empty: no token would pass"),
         ("accept = [\"proof\"]", "is not yet in this version: no token would pass"),
         ("accept = [\"knock\"]", "\"knock\" is not a type of token"),
@@ -197,7 +207,12 @@ fn every_wrong_backend_is_named() {
         ("id = 1\naddress = \"10.0.0.1\"\nweight = 0", "`service.backend.weight` = 0 is out of range"),
         ("id = 1\naddress = \"127.0.0.1\"", "127.0.0.1 is a loopback address"),
         ("id = 1\naddress = \"203.0.113.10\"", "203.0.113.10 is the service's address"),
-        ("id = 1\naddress = \"10.0.0.1\"\nport = 7778", "`service.backend.port` = 7778 is not the service's"),
+        (
+            "id = 1\naddress = \"10.0.0.1\"\nport = 7778",
+            "`service.backend.port` = 7778 is not the service's; remove the line: only forward = \"nat\" changes ports",
+        ),
+        ("id = 1\naddress = \"::1\"", "::1 is a loopback address"),
+        ("id = 1\naddress = \"fe80::11\"", "fe80::11 is a link-local address"),
         ("id = 1\naddress = \"10.0.0.1\"\ncheck = { type = \"udp\" }", "`service.backend.check` is not yet"),
     ];
     for (backend, expected) in cases {
@@ -222,7 +237,28 @@ fn the_top_level_is_checked() {
         ("xdp_mode = \"offload\"", "write \"auto\" or \"native\" or \"generic\""),
         ("sessions = 1", "it is a whole number, 256 to 16777216"),
         ("hmac_budget = 0", "is out of range"),
-        ("nat_ports = \"40000-59999\"", "`nat_ports` is not yet in this version"),
+        (
+            "nat_ports = \"40000\"",
+            "`nat_ports` = \"40000\" is not a range of ports; write the first and the last",
+        ),
+        ("nat_ports = 40000", "`nat_ports` is 40000, not a string"),
+        ("nat_ports = \"40000-70000\"", "is not a range of ports"),
+        ("nat_ports = \"1000-2000\"", "has ports of system services; begin at 1024 or above"),
+        ("nat_ports = \"40000-40006\"", "has too few ports; at least 8"),
+        ("nat_ports = \"40000-39999\"", "has too few ports"),
+        ("tunnel_sources = \"10.9.0.0/24\"", "`tunnel_sources` is \"10.9.0.0/24\", not a list"),
+        ("tunnel_sources = [\"10.9.0.0\"]", "\"10.9.0.0\" is not a prefix"),
+        (
+            "tunnel_sources = [\"10.9.0.1/24\"]",
+            "is no prefix of several addresses; bits behind the prefix are zero",
+        ),
+        ("tunnel_sources = [\"10.9.0.1/32\"]", "is no prefix of several addresses"),
+        ("tunnel_sources = [\"127.0.0.0/8\"]", "127.0.0.0 is a loopback address"),
+        ("tunnel_sources = [\"fe80::/64\"]", "fe80:: is a link-local address"),
+        (
+            "tunnel_sources = [\"10.9.0.0/24\", \"10.8.0.0/24\"]",
+            "10.9.0.0/24 and 10.8.0.0/24 are of one family",
+        ),
         ("node = \"a b\"", "`node` = \"a b\" is not a name"),
         ("service = 3", "`service` is 3, not a list of tables; begin each with a line `[[service]]`"),
     ];
@@ -255,7 +291,7 @@ fn duplicates_are_shown_with_the_first() {
 #[test]
 fn all_problems_are_reported_at_once_and_shown_in_the_file() {
     let text =
-        "interfaces = [\"eth0\"]\nsesions = 4\n[[service]]\nid = 0\nname = \"géant\"\nforward = \"gue\"\n";
+        "interfaces = [\"eth0\"]\nsesions = 4\n[[service]]\nid = 0\nname = \"géant\"\nforward = \"l3\"\n";
     let error = parse(text).unwrap_err();
     let lines: Vec<_> =
         error.to_string().lines().map(|line| line.split(": ").next().unwrap().to_owned()).collect();
@@ -283,6 +319,8 @@ fn what_is_probably_not_meant_is_a_warning() {
         ("interfaces = [\"eth0\"]".to_owned(), "there is no service"),
         (with("") + backend, "configuration line 8: the backends of a local service are not used"),
         (with("forward = \"l2\""), "the service has no backend"),
+        (with("forward = \"nat\""), "the service has no backend"),
+        ("tunnel_sources = [\"10.9.0.0/24\"]\n".to_owned() + &with(""), "`tunnel_sources` is not used"),
         (with("accept = [\"bearer\", \"proof\"]"), "proof tokens are not yet in this version"),
         (with("key_rotation = \"10m\""), "up to 9 keys verify at a time; a key_rotation of 10m is shorter"),
     ];
@@ -328,4 +366,64 @@ fn a_file_that_cannot_be_read_says_what_to_do() {
     assert!(error.contains("byte 2 is not UTF-8"), "{error}");
     std::fs::write(&file, WHOLE).unwrap();
     assert_eq!(Config::load(&file).unwrap().services.len(), 2);
+}
+
+#[test]
+fn families_that_cannot_be_forwarded_are_refused() {
+    let (v4, v6) = (["203.0.113.10", "10.0.0.11"], ["2001:db8::10", "2001:db8:1::11"]);
+    for forward in Forward::ALL.into_iter().filter(|forward| *forward != Forward::Local) {
+        for (service, backend) in [(v4, v4), (v4, v6), (v6, v4), (v6, v6)] {
+            let (service, backend) = (service[0], backend[1]);
+            let text = format!(
+                "{}\n[[service.backend]]\nid = 1\naddress = \"{backend}\"",
+                with(&format!("forward = \"{}\"\naddress = \"{service}\"", forward.name()))
+            );
+            let goes = matches!(
+                (forward, service.contains(':'), backend.contains(':')),
+                (_, true, true) | (_, false, false) | (Forward::Ipip | Forward::Gue, false, true)
+            );
+            match goes {
+                true => {
+                    let config = parse(&text).unwrap();
+                    assert_eq!(config.services[0].backends[0].address, backend.parse::<IpAddr>().unwrap());
+                }
+                false => {
+                    let lines = refused(&text);
+                    let expected = format!("10:11: `service.backend.address`: {backend} is IPv");
+                    assert!(lines.len() == 1 && lines[0].contains(&expected), "{lines:?}");
+                    assert!(
+                        lines[0].contains(&format!("and the service's address {service} is IPv")),
+                        "{lines:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nat_changes_ports_and_has_its_own() {
+    let backends = "\n[[service.backend]]\nid = 1\naddress = \"10.0.0.1\"\nport = 8001\n\
+                    [[service.backend]]\nid = 2\naddress = \"10.0.0.1\"\n";
+    let text = "nat_ports = \"50000-50007\"\n".to_owned() + &with("forward = \"nat\"") + backends;
+    let config = parse(&text).unwrap();
+    assert_eq!(config.ports_of_nat(), Some(Ports { first: 50_000, last: 50_007 }));
+    let places: Vec<_> =
+        config.services[0].backends.iter().map(|backend| (backend.name.as_str(), backend.port)).collect();
+    assert_eq!(places, [("10.0.0.1:8001", 8001), ("10.0.0.1", 7777)]);
+    let lines = refused(&text.replace("port = 8001\n", ""));
+    assert!(lines.iter().any(|line| line.contains("= 10.0.0.1:7777 is on line 11 already")), "{lines:?}");
+    let lines = refused(&text.replace("port = 7777", "port = 50003"));
+    assert!(lines[0].contains("`service.port` = 50003 is one of `nat_ports`"), "{lines:?}");
+}
+
+#[test]
+fn outer_packets_may_come_from_many_addresses() {
+    let text = "tunnel_sources = [\"10.9.0.0/24\", \"fd00:9::/64\"]\n".to_owned()
+        + &with("forward = \"gue\"")
+        + "\n[[service.backend]]\nid = 1\naddress = \"10.0.0.1\"";
+    let config = parse(&text).unwrap();
+    let source = |to: &str| config.tunnel_source(to.parse().unwrap()).map(ToString::to_string);
+    assert_eq!(source("10.0.0.1").as_deref(), Some("10.9.0.0/24"));
+    assert_eq!(source("2001:db8::1").as_deref(), Some("fd00:9::/64"));
 }

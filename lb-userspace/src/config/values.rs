@@ -1,15 +1,16 @@
 //! Single values: a port, a name, a duration. Each says what was found and what would be right.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
+use lb_common::nat::{PROBES, Ports};
 use toml::de::DeValue;
 
 use super::{
-    Accept, Bind, Forward, Mode, StoreLocation, XdpMode,
+    Accept, Bind, Forward, Mode, Prefix, StoreLocation, XdpMode,
     read::{Wrong, described},
 };
 
@@ -223,21 +224,85 @@ pub(super) fn metrics(path: &str, value: &DeValue<'_>) -> Read<Option<SocketAddr
 pub(super) fn address(path: &str, value: &DeValue<'_>) -> Read<IpAddr> {
     let example = format!("{path} = \"203.0.113.10\"");
     let given = text(path, value, &example)?;
-    let address: Ipv4Addr = match given.parse() {
-        Ok(IpAddr::V4(address)) => address,
-        Ok(IpAddr::V6(_)) => return not_yet(path, value, "use an IPv4 address"),
-        Err(_) => {
-            let mend = format!("write one IPv4 address, as in `{example}`");
-            return wrong(format!("`{path}` = {given:?} is not an address"), mend);
+    let Ok(address) = given.parse() else {
+        let mend = format!("write one IPv4 or IPv6 address, as in `{example}`");
+        return wrong(format!("`{path}` = {given:?} is not an address"), mend);
+    };
+    let Some(is) = no_host(address) else { return Ok(address) };
+    let mend = match address {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => format!("write {}", v6.to_canonical()),
+        _ => "write the address of one host".to_owned(),
+    };
+    wrong(format!("`{path}`: {address} {is}"), mend)
+}
+
+/// Why an address is not one that a host is reached at from elsewhere; `None` if it may be.
+fn no_host(address: IpAddr) -> Option<&'static str> {
+    match address {
+        _ if address.is_unspecified() => Some("is no particular address"),
+        _ if address.is_multicast() => Some("is a multicast group"),
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("is the broadcast address"),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some("is an IPv4 address written as IPv6"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("is a link-local address: any link has it"),
+        _ => None,
+    }
+}
+
+/// Ports below are for services of the host itself.
+const NAT_PORT_MIN: u16 = 1024;
+
+pub(super) fn nat_ports(path: &str, value: &DeValue<'_>) -> Read<Ports> {
+    const EXAMPLE: &str = "nat_ports = \"40000-59999\"";
+    let given = text(path, value, EXAMPLE)?;
+    let ports = given.split_once('-').and_then(|(first, last)| {
+        Some(Ports { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? })
+    });
+    let Some(ports) = ports else {
+        let mend = format!("write the first and the last, as in `{EXAMPLE}`");
+        return wrong(format!("`{path}` = {given:?} is not a range of ports"), mend);
+    };
+    if ports.first < NAT_PORT_MIN {
+        let mend = format!("begin at {NAT_PORT_MIN} or above");
+        return wrong(format!("`{path}` = {given:?} has ports of system services"), mend);
+    }
+    // So that the places where a client's port is looked for are as many ports.
+    if u32::from(ports.last.saturating_sub(ports.first)) + 1 < PROBES {
+        let mend = format!("at least {PROBES}, and one for every client that a backend has at a time");
+        return wrong(format!("`{path}` = {given:?} has too few ports"), mend);
+    }
+    Ok(ports)
+}
+
+pub(super) fn tunnel_sources(path: &str, value: &DeValue<'_>) -> Read<Vec<Prefix>> {
+    let example = "write it as in `tunnel_sources = [\"10.9.0.0/24\", \"fd00:9::/64\"]`";
+    let Some(elements) = value.as_array() else {
+        return wrong(format!("`{path}` is {}, not a list", described(value)), example);
+    };
+    let mut prefixes: Vec<Prefix> = Vec::new();
+    for element in elements.as_ref() {
+        let given = text(path, element.get_ref(), "tunnel_sources = [\"10.9.0.0/24\"]")?;
+        let parts = given.split_once('/').and_then(|(address, length)| {
+            Some((address.parse::<IpAddr>().ok()?, length.parse::<u8>().ok()?))
+        });
+        let Some((address, length)) = parts else {
+            return wrong(format!("`{path}`: {given:?} is not a prefix"), example);
+        };
+        let no_source = no_host(address).or(address.is_loopback().then_some("is a loopback address"));
+        if let Some(is) = no_source {
+            return wrong(format!("`{path}`: {address} {is}"), "write a prefix that is for this node alone");
         }
-    };
-    let is = match address {
-        _ if address.is_unspecified() => "is no particular address",
-        _ if address.is_multicast() => "is a multicast group",
-        _ if address.is_broadcast() => "is the broadcast address",
-        _ => return Ok(address.into()),
-    };
-    wrong(format!("`{path}`: {address} {is}"), "write the address of one host")
+        let Some(prefix) = Prefix::new(address, length) else {
+            let mend = "bits behind the prefix are zero, and there is at least one";
+            return wrong(format!("`{path}`: {given:?} is no prefix of several addresses"), mend);
+        };
+        let is_alike = |other: &&Prefix| other.address().is_ipv4() == address.is_ipv4();
+        if let Some(other) = prefixes.iter().find(is_alike) {
+            let mend = "at most one of IPv4 and one of IPv6";
+            return wrong(format!("`{path}`: {other} and {prefix} are of one family"), mend);
+        }
+        prefixes.push(prefix);
+    }
+    Ok(prefixes)
 }
 
 pub(super) fn accept(path: &str, value: &DeValue<'_>) -> Read<Accept> {
@@ -270,10 +335,7 @@ pub(super) fn bind(path: &str, value: &DeValue<'_>) -> Read<Bind> {
 }
 
 pub(super) fn forward(path: &str, value: &DeValue<'_>) -> Read<Forward> {
-    if let Some("ipip" | "gue" | "nat") = value.as_str() {
-        return not_yet(path, value, "write \"local\" or \"l2\"");
-    }
-    one_of(path, value, &[("local", Forward::Local), ("l2", Forward::L2)])
+    one_of(path, value, &Forward::ALL.map(|forward| (forward.name(), forward)))
 }
 
 pub(super) fn mode(path: &str, value: &DeValue<'_>) -> Read<Mode> {

@@ -2,7 +2,10 @@
 
 use tracing::{info, warn};
 
-use super::{backends::Interfaces, network::Interface, program_name};
+use super::{
+    network::{Interface, Interfaces},
+    program_name,
+};
 use crate::{
     config::{Config, XdpMode},
     datapath::{
@@ -81,18 +84,25 @@ impl Attachments {
                 .check_one(name, interfaces)
                 .and_then(|()| self.put_on(datapath, name, &interfaces[name]));
             match attached {
-                Ok(Attached::Anew) => new.push(name),
+                Ok(Attached::Anew(mode)) => new.push((name, mode)),
                 Ok(Attached::Replaced) => info!(interface = name, "program replaced, no packet missed"),
                 Err(error) => {
-                    for name in new {
+                    for (name, _) in new {
                         self.pins.remove(&self.pins.link(name))?;
                     }
                     return Err(error);
                 }
             }
         }
-        for name in new {
-            info!(interface = name, "program attached");
+        for (name, mode) in new {
+            info!(interface = name, mode = mode.name(), "program attached");
+            if mode == Mode::Generic && self.mode == XdpMode::Auto {
+                warn!(
+                    interface = name,
+                    "its driver has no native XDP, as that of a VLAN: generic mode is slower, and sees packets \
+                     after the kernel has put several together"
+                );
+            }
         }
         for name in self.pins.links()? {
             if !self.interfaces.contains(&name) {

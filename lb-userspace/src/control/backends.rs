@@ -2,27 +2,24 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tracing::debug;
 
 use super::{
     neighbours::Resolution,
-    network::{Interface, Mac, Neighbour, Network, NetworkError, Route},
+    network::{Interfaces, Mac, Network, NetworkError},
+    way::{Seen, Target, View, Way},
 };
 use crate::{
     balancer::BackendState,
-    config::{Forward, Service},
+    config::{Config, Forward},
     datapath::{BackendOwner, TableSet},
 };
 
-/// As many as the program reads through.
-const VLAN_TAGS_MAX: usize = 2;
-
-/// Interfaces by name.
-pub type Interfaces = HashMap<String, Interface>;
+/// How often routes are asked for that have not been heard to change.
+const ROUTES_EVERY: Duration = Duration::from_secs(10);
 
 /// All backends that packets could be sent to.
 #[derive(Debug)]
@@ -30,28 +27,15 @@ pub struct Backends {
     all: BTreeMap<BackendOwner, Tracked>,
     /// The interfaces that the program is on.
     interfaces: Vec<String>,
+    routes_at: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Tracked {
-    address: IpAddr,
-    route: Option<Route>,
+    target: Target,
     resolution: Resolution,
     state: BackendState,
-    reached: Option<Reached>,
-}
-
-/// How a backend that is up is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reached {
-    /// The name of the interface that leads to it.
-    pub interface: String,
-    /// The number of the interface that its packets come in on, and go out of again.
-    pub ifindex: u32,
-    /// The backend's MAC address.
-    pub mac: Mac,
-    /// The interface's MAC address.
-    pub source_mac: Mac,
+    way: Option<Way>,
 }
 
 /// A backend that is in another state than before.
@@ -65,7 +49,7 @@ pub struct Change {
 
 impl Backends {
     /// Those of the configuration, with the MAC addresses that the kernel's tables have for them.
-    pub fn new(services: &[Service], interfaces: &[String], live: &TableSet) -> Self {
+    pub fn new(config: &Config, live: &TableSet) -> Self {
         let now = Instant::now();
         let ids: HashMap<u32, u32> =
             live.services().map(|(_, service)| (service.index, service.id)).collect();
@@ -78,29 +62,26 @@ impl Backends {
             })
             .collect();
         let mut all = BTreeMap::new();
-        for service in services.iter().filter(|service| service.forward == Forward::L2) {
+        for service in config.services.iter().filter(|service| service.forward != Forward::Local) {
             for backend in &service.backends {
                 let owner = BackendOwner { service_id: service.id, backend_id: backend.id };
                 let resolution = match remembered.get(&owner) {
                     Some(mac) => Resolution::remembered(*mac, now),
                     None => Resolution::Resolving { since: now },
                 };
-                let tracked = Tracked {
+                let target = Target {
                     address: backend.address,
+                    forward: service.forward,
+                    has_source: service.forward.encapsulates()
+                        && config.tunnel_source(backend.address).is_some(),
                     route: None,
-                    resolution,
-                    state: BackendState::Resolving,
-                    reached: None,
+                    last_hop: None,
                 };
+                let tracked = Tracked { target, resolution, state: BackendState::Resolving, way: None };
                 all.insert(owner, tracked);
             }
         }
-        Self { all, interfaces: interfaces.to_vec() }
-    }
-
-    /// The addresses whose neighbour entries matter.
-    pub fn addresses_of(services: &[Service]) -> BTreeSet<IpAddr> {
-        services.iter().flat_map(|service| &service.backends).map(|backend| backend.address).collect()
+        Self { all, interfaces: config.interfaces.clone(), routes_at: None }
     }
 
     /// All of them.
@@ -109,65 +90,91 @@ impl Backends {
     }
 
     /// Those of a service that may be used.
-    pub fn up(&self, service_id: u32) -> impl Iterator<Item = (BackendOwner, &Reached)> {
+    pub fn up(&self, service_id: u32) -> impl Iterator<Item = (BackendOwner, &Way)> {
         let first = BackendOwner { service_id, backend_id: 0 };
         let last = BackendOwner { service_id, backend_id: u16::MAX };
         let of_service = self.all.range(first..=last);
-        of_service.filter_map(|(owner, tracked)| Some((*owner, tracked.reached.as_ref()?)))
+        of_service.filter_map(|(owner, tracked)| Some((*owner, tracked.way.as_ref()?)))
     }
 
     /// Looks at routes, where they may have changed, and neighbours; with `ask`, asks for those that the kernel is not
-    /// sure of. Returns what changed.
+    /// sure of. Returns what changed, and what could not be asked: then the rest is up to date all the same.
     ///
     /// # Errors
-    /// If the kernel cannot be asked. Then everything stays as it was.
+    /// If the neighbours cannot be read. Then all states stay as they were.
     pub async fn refresh(
         &mut self,
         network: &Network,
         interfaces: &Interfaces,
         ask: bool,
-    ) -> Result<Vec<Change>, NetworkError> {
+    ) -> Result<(Vec<Change>, Vec<NetworkError>), NetworkError> {
         if self.all.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), Vec::new()));
         }
-        if network.take_routes_changed()
-            && let Err(error) = self.refresh_routes(network).await
-        {
-            network.set_routes_changed();
-            return Err(error);
+        let now = Instant::now();
+        let due = self.routes_at.is_none_or(|at| now.duration_since(at) >= ROUTES_EVERY);
+        let mut errors = Vec::new();
+        // A way that has changed may lead to a neighbour that nobody has asked for yet.
+        let changed = network.take_routes_changed();
+        let ask = ask || changed;
+        if changed || due {
+            errors = self.refresh_routes(network).await;
+            if errors.is_empty() {
+                self.routes_at = Some(now);
+            } else {
+                network.set_routes_changed();
+            }
         }
-        let view = View::new(&self.interfaces, interfaces, network.neighbours().await?, Instant::now());
+        let view = View::new(&self.interfaces, interfaces, network.neighbours().await?, now);
         let mut changes = Vec::new();
         let mut asked = BTreeSet::new();
         for (owner, tracked) in &mut self.all {
-            let Seen { state, reached, to_ask } = view.look(tracked);
-            if tracked.state != state {
+            let Seen { state, way, to_ask } = view.look(&tracked.target, &mut tracked.resolution);
+            // Until it is known whose MAC address a new route begins with, the way before it serves.
+            let hand_over = state == BackendState::Resolving && tracked.way.is_some();
+            if !hand_over && tracked.state != state {
                 changes.push(Change { backend: *owner, state: state.clone() });
             }
-            tracked.state = state;
-            tracked.reached = reached;
-            // Services often share backends.
-            if let Some(ifindex) = to_ask.filter(|ifindex| ask && asked.insert((*ifindex, tracked.address)))
-                && let Err(error) = network.ask(ifindex, tracked.address).await
+            if !hand_over {
+                (tracked.state, tracked.way) = (state, way);
+            }
+            // Services often share backends, and backends a router.
+            if let Some((ifindex, address)) = to_ask.filter(|hop| ask && asked.insert(*hop))
+                && let Err(error) = network.ask(ifindex, address).await
             {
                 // As while an interface is down. The backend's state says what comes of it.
-                debug!("{}: {error}", tracked.address);
+                debug!("{address}: {error}");
             }
         }
-        Ok(changes)
+        Ok((changes, errors))
     }
 
-    async fn refresh_routes(&mut self, network: &Network) -> Result<(), NetworkError> {
+    /// Asks for the routes of all backends, and has the neighbours watched that they lead to. A route that cannot be
+    /// asked for stays as it was; returns why, once for each.
+    async fn refresh_routes(&mut self, network: &Network) -> Vec<NetworkError> {
         let mut routes = HashMap::new();
-        for address in self.all.values().map(|tracked| tracked.address).collect::<BTreeSet<_>>() {
-            if let IpAddr::V4(v4) = address {
-                routes.insert(address, network.route(v4).await?);
+        let mut errors = Vec::new();
+        for address in self.all.values().map(|tracked| tracked.target.address).collect::<BTreeSet<_>>() {
+            match network.route(address).await {
+                Ok(route) => {
+                    routes.insert(address, route);
+                }
+                Err(error) => errors.push(error),
             }
         }
-        for tracked in self.all.values_mut() {
-            tracked.route = routes.get(&tracked.address).copied().flatten();
+        for Tracked { target, resolution, .. } in self.all.values_mut() {
+            let Some(route) = routes.get(&target.address) else { continue };
+            target.route = *route;
+            let hop = target.next_hop();
+            if hop.is_some() && target.last_hop.is_some_and(|last| Some(last) != hop) {
+                // Another neighbour, whose MAC address is another.
+                *resolution = Resolution::Resolving { since: Instant::now() };
+            }
+            target.last_hop = hop.or(target.last_hop);
         }
-        Ok(())
+        let hops = self.all.values().filter_map(|tracked| tracked.target.next_hop());
+        network.watch(hops.map(|(_, address)| address).collect());
+        errors
     }
 
     /// Whether the first answer of one is still to come.
@@ -176,159 +183,8 @@ impl Backends {
     }
 
     /// What is known of a backend; `None` for one that is never sent to, of a local service.
-    pub fn get(&self, owner: BackendOwner) -> Option<(&BackendState, Option<&Reached>)> {
+    pub fn get(&self, owner: BackendOwner) -> Option<(&BackendState, Option<&Way>)> {
         let tracked = self.all.get(&owner)?;
-        Some((&tracked.state, tracked.reached.as_ref()))
-    }
-}
-
-/// The network at one moment.
-struct View<'a> {
-    /// The interfaces that the program is on.
-    filtered: &'a [String],
-    interfaces: HashMap<u32, (&'a str, &'a Interface)>,
-    neighbours: HashMap<(u32, IpAddr), Neighbour>,
-    now: Instant,
-}
-
-/// What a [`View`] shows of a backend.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    state: BackendState,
-    reached: Option<Reached>,
-    /// The interface on which the kernel is to be asked for it.
-    to_ask: Option<u32>,
-}
-
-impl<'a> View<'a> {
-    fn new(
-        filtered: &'a [String],
-        interfaces: &'a Interfaces,
-        neighbours: HashMap<(u32, IpAddr), Neighbour>,
-        now: Instant,
-    ) -> Self {
-        let by_index =
-            |(name, interface): (&'a String, &'a Interface)| (interface.index, (name.as_str(), interface));
-        Self { filtered, interfaces: interfaces.iter().map(by_index).collect(), neighbours, now }
-    }
-
-    fn look(&self, tracked: &mut Tracked) -> Seen {
-        let unused = |state| Seen { state, reached: None, to_ask: None };
-        let Some(route) = tracked.route.filter(|route| !route.local) else {
-            return unused(BackendState::NoRoute);
-        };
-        if let Some(gateway) = route.gateway {
-            return unused(BackendState::BehindRouter { gateway });
-        }
-        let Some((name, interface)) = self.interfaces.get(&route.index) else {
-            return unused(BackendState::NoRoute);
-        };
-        let Some(ifindex) = self.arrives_on(route.index) else {
-            return unused(BackendState::WrongInterface { interface: (*name).to_owned() });
-        };
-        let neighbour = self.neighbours.get(&(route.index, tracked.address)).copied();
-        tracked.resolution.observe(neighbour, self.now);
-        let sure = matches!(neighbour, Some(Neighbour::Known { fresh: true, .. }));
-        let to_ask = (!sure).then_some(route.index);
-        match (tracked.resolution.mac(), interface.mac) {
-            (Some(mac), Some(source_mac)) => {
-                let reached = Reached { interface: (*name).to_owned(), ifindex, mac, source_mac };
-                Seen { state: BackendState::Up, reached: Some(reached), to_ask }
-            }
-            _ => {
-                let resolving = matches!(tracked.resolution, Resolution::Resolving { .. });
-                let state = if resolving { BackendState::Resolving } else { BackendState::NoNeighbour };
-                Seen { state, reached: None, to_ask }
-            }
-        }
-    }
-
-    /// The filtered interface that frames of this one come in on: itself, or the one below a VLAN. A frame goes back
-    /// with the tags it came with.
-    fn arrives_on(&self, mut index: u32) -> Option<u32> {
-        for _ in 0..=VLAN_TAGS_MAX {
-            let (name, interface) = self.interfaces.get(&index)?;
-            if self.filtered.iter().any(|filtered| filtered == name) {
-                return Some(index);
-            }
-            index = interface.below?;
-        }
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BACKEND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
-    const MAC: Mac = [2, 0, 0, 0, 0, 11];
-    const OURS: Mac = [2, 0, 0, 0, 0, 1];
-
-    fn interfaces() -> Interfaces {
-        let interface = |index, below| Interface { index, mac: Some(OURS), below, xdp: None };
-        let named = |(name, interface): (&str, Interface)| (name.to_owned(), interface);
-        [
-            ("eth0", interface(2, None)),
-            ("eth1", interface(3, None)),
-            ("eth0.10", interface(4, Some(2))),
-            ("eth0.10.20", interface(5, Some(4))),
-            ("eth1.10", interface(6, Some(3))),
-        ]
-        .map(named)
-        .into()
-    }
-
-    fn seen(route: Option<Route>, neighbour: Option<Neighbour>) -> Seen {
-        let now = Instant::now();
-        let neighbours = route.zip(neighbour).map(|(route, neighbour)| ((route.index, BACKEND), neighbour));
-        let interfaces = interfaces();
-        let filtered = ["eth0".to_owned()];
-        let view = View::new(&filtered, &interfaces, neighbours.into_iter().collect(), now);
-        view.look(&mut Tracked {
-            address: BACKEND,
-            route,
-            resolution: Resolution::Resolving { since: now },
-            state: BackendState::Resolving,
-            reached: None,
-        })
-    }
-
-    #[test]
-    fn a_backend_is_up_or_says_why_not() {
-        let on = |index| Some(Route { index, gateway: None, local: false });
-        let known = Some(Neighbour::Known { mac: MAC, fresh: false });
-        let gateway = IpAddr::from([10, 0, 0, 1]);
-        let wrong = |name: &str| BackendState::WrongInterface { interface: name.to_owned() };
-        for (route, neighbour, state, to_ask) in [
-            (None, None, BackendState::NoRoute, None),
-            (Some(Route { index: 2, gateway: None, local: true }), known, BackendState::NoRoute, None),
-            (
-                Some(Route { index: 2, gateway: Some(gateway), local: false }),
-                known,
-                BackendState::BehindRouter { gateway },
-                None,
-            ),
-            (on(3), known, wrong("eth1"), None),
-            (on(6), known, wrong("eth1.10"), None),
-            (on(9), known, BackendState::NoRoute, None),
-            (on(2), None, BackendState::Resolving, Some(2)),
-            (on(2), Some(Neighbour::Failed), BackendState::NoNeighbour, Some(2)),
-            (on(2), known, BackendState::Up, Some(2)),
-            (on(2), Some(Neighbour::Known { mac: MAC, fresh: true }), BackendState::Up, None),
-        ] {
-            let seen = seen(route, neighbour);
-            assert_eq!((&seen.state, seen.to_ask), (&state, to_ask), "{route:?} {neighbour:?}");
-            assert_eq!(seen.reached.is_some(), state.is_up());
-        }
-    }
-
-    #[test]
-    fn frames_of_a_vlan_go_back_where_they_came_in() {
-        for index in [4, 5] {
-            let route = Route { index, gateway: None, local: false };
-            let seen = seen(Some(route), Some(Neighbour::Known { mac: MAC, fresh: true }));
-            assert_eq!(seen.reached.map(|reached| reached.ifindex), Some(2), "through {index}");
-        }
+        Some((&tracked.state, tracked.way.as_ref()))
     }
 }

@@ -1,70 +1,49 @@
 //! From configuration and the state of backends to what the tables are to say.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
-    backend::{Backend, TAGS_KEPT},
+    backend::Backend,
     service::{
-        ACCEPT_BEARER, BIND_OPTIONAL, BIND_REQUIRED, FLAG_OBSERVE, FLAG_STRIP, FORWARD_L2, FORWARD_LOCAL,
-        Service, ServiceKey,
+        ACCEPT_BEARER, BIND_OPTIONAL, BIND_REQUIRED, FLAG_OBSERVE, FLAG_STRIP, FORWARD_GUE, FORWARD_IPIP,
+        FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT, Service, ServiceKey,
     },
 };
 
-use super::network::Mac;
+use super::way::Way;
 use crate::{
     balancer::{self, Share},
-    config::{self, Bind, Forward, Mode},
+    config::{self, Bind, Config, Forward, Mode},
     datapath::Snapshot,
 };
 
-/// A backend that may be used, and the way to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
-    /// Where its counters stand.
-    pub counter: u32,
-    /// The interface.
-    pub ifindex: u32,
-    /// Its MAC address.
-    pub destination_mac: Mac,
-    /// This host's on that interface.
-    pub source_mac: Mac,
-}
-
-/// A service's index, and the ways to those of its backends that may be used, by id.
+/// A service's index, and those of its backends that may be used, by id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed {
     /// The service.
     pub service_id: u32,
     /// Its index on this node.
     pub index: u32,
-    /// The ways.
-    pub ways: BTreeMap<u16, Way>,
+    /// Where each backend's counters stand, and the way to it.
+    pub backends: BTreeMap<u16, (u32, Way)>,
 }
 
 /// What the tables are to say. Backends are placed service by service, by their id.
-pub fn snapshot(services: &[config::Service], placed: &[Placed]) -> Snapshot {
+pub fn snapshot(config: &Config, placed: &[Placed]) -> Snapshot {
     let mut snapshot = Snapshot::default();
-    for Placed { service_id, index, ways } in placed {
-        let Some(service) = services.iter().find(|service| service.id == *service_id) else { continue };
-        let Some(key) = key(service) else { continue };
-        snapshot.services.push((key, value(service, *index)));
+    for Placed { service_id, index, backends } in placed {
+        let service = config.services.iter().find(|service| service.id == *service_id);
+        let Some(service) = service else { continue };
+        snapshot.services.push((key(service), value(service, *index)));
         let mut shares = Vec::new();
-        for (backend_id, way) in ways {
+        for (backend_id, (counter, way)) in backends {
             let Some(backend) = service.backends.iter().find(|backend| backend.id == *backend_id) else {
                 continue;
             };
             snapshot.backends.push(Backend {
                 service_index: *index as u16,
-                backend_id: *backend_id,
-                counter: way.counter,
-                ifindex: way.ifindex,
-                destination_mac: way.destination_mac,
-                source_mac: way.source_mac,
-                tag_count: TAGS_KEPT,
-                ..Backend::default()
+                counter: *counter,
+                ..reached(config, service.forward, backend, way)
             });
             // A table names a backend by its place, and one more.
             let entry = snapshot.backends.len() as u16;
@@ -77,17 +56,41 @@ pub fn snapshot(services: &[config::Service], placed: &[Placed]) -> Snapshot {
     snapshot
 }
 
-/// Where the service is reached; `None` for an IPv6 service, which no configuration has yet.
-fn key(service: &config::Service) -> Option<ServiceKey> {
-    match service.address {
-        IpAddr::V4(address) => Some(ServiceKey::v4(in_memory(address), service.port.to_be())),
-        IpAddr::V6(_) => None,
+/// A backend and the way to it, as the program sees them.
+fn reached(config: &Config, forward: Forward, backend: &config::Backend, way: &Way) -> Backend {
+    let (tag_count, tags) = way.tags.value();
+    let prefix = config.tunnel_source(backend.address).filter(|_| forward.encapsulates());
+    let source = prefix.map(config::Prefix::address).or(way.source);
+    Backend {
+        backend_id: backend.id,
+        ifindex: way.ifindex,
+        destination_mac: way.destination_mac,
+        source_mac: way.source_mac,
+        tags,
+        tag_count,
+        v6: backend.address.is_ipv6().into(),
+        mtu: way.mtu,
+        port_be: backend.port.to_be(),
+        address_be: in_memory(backend.address),
+        source_be: source.map(in_memory).unwrap_or_default(),
+        spread_be: prefix.map_or(0, |prefix| prefix.last_host_bits().to_be()),
+        ..Backend::default()
     }
 }
 
-/// The wire bytes of an address as they lie in memory.
-const fn in_memory(address: Ipv4Addr) -> u32 {
-    u32::from_ne_bytes(address.octets())
+/// Where the service is reached.
+fn key(service: &config::Service) -> ServiceKey {
+    ServiceKey { address_be: in_memory(service.address), port_be: service.port.to_be().into() }
+}
+
+/// The wire bytes of an address as they lie in memory, an IPv4 address v4-mapped.
+fn in_memory(address: IpAddr) -> [u32; 4] {
+    let bytes = match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    }
+    .octets();
+    std::array::from_fn(|word| u32::from_ne_bytes(std::array::from_fn(|byte| bytes[4 * word + byte])))
 }
 
 /// A configured service as the program sees it.
@@ -107,7 +110,92 @@ pub fn value(service: &config::Service, index: u32) -> Service {
         forward: match service.forward {
             Forward::Local => FORWARD_LOCAL,
             Forward::L2 => FORWARD_L2,
+            Forward::Ipip => FORWARD_IPIP,
+            Forward::Gue => FORWARD_GUE,
+            Forward::Nat => FORWARD_NAT,
         },
         flags: flag(service.strip, FLAG_STRIP) | flag(service.mode == Mode::Observe, FLAG_OBSERVE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::backend::{TAGS_KEPT, Tag};
+
+    use super::*;
+    use crate::control::way::Tags;
+
+    const FILE: &str = r#"
+        interfaces = ["eth0"]
+        tunnel_sources = ["10.9.0.0/24"]
+        [[service]]
+        id = 42
+        name = "game"
+        address = "203.0.113.10"
+        port = 7777
+        forward = "FORWARD"
+        [[service.backend]]
+        id = 1
+        address = "ADDRESS"
+    "#;
+
+    fn backend(forward: &str, address: &str, tags: Tags) -> Backend {
+        let text = FILE.replace("FORWARD", forward).replace("ADDRESS", address);
+        let config = Config::parse(std::path::Path::new("tollgate.toml"), &text).unwrap();
+        let source: IpAddr = if address.contains(':') { "fd00::1" } else { "10.0.0.1" }.parse().unwrap();
+        let way = Way {
+            interface: "eth1".to_owned(),
+            ifindex: 3,
+            gateway: None,
+            destination_mac: [2, 0, 0, 0, 0, 11],
+            source_mac: [2, 0, 0, 0, 0, 1],
+            tags,
+            mtu: 1400,
+            source: Some(source),
+        };
+        let placed = Placed { service_id: 42, index: 7, backends: [(1, (5, way))].into() };
+        let snapshot = snapshot(&config, &[placed]);
+        assert_eq!(
+            snapshot.services[0].0,
+            ServiceKey::v4(u32::from_ne_bytes([203, 0, 113, 10]), 7777u16.to_be())
+        );
+        snapshot.backends[0]
+    }
+
+    const fn mapped(address: [u8; 4]) -> [u32; 4] {
+        [0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes(address)]
+    }
+
+    #[test]
+    fn a_way_is_all_that_the_program_needs() {
+        let found = backend("nat", "10.0.0.11", Tags::Kept);
+        let whole = Backend {
+            service_index: 7,
+            backend_id: 1,
+            counter: 5,
+            ifindex: 3,
+            destination_mac: [2, 0, 0, 0, 0, 11],
+            source_mac: [2, 0, 0, 0, 0, 1],
+            tag_count: TAGS_KEPT,
+            mtu: 1400,
+            port_be: 7777u16.to_be(),
+            address_be: mapped([10, 0, 0, 11]),
+            source_be: mapped([10, 0, 0, 1]),
+            ..Backend::default()
+        };
+        assert_eq!(found, whole);
+        let tag = Tag { identifier_be: 0x8100u16.to_be(), control_be: 10u16.to_be() };
+        let found = backend("nat", "10.0.0.11", Tags::Set(vec![tag]));
+        assert_eq!(found, Backend { tag_count: 1, tags: [tag, Tag::default()], ..whole });
+    }
+
+    #[test]
+    fn outer_packets_are_spread_where_there_is_a_prefix() {
+        let found = backend("gue", "10.0.0.11", Tags::Kept);
+        assert_eq!((found.source_be, found.spread_be), (mapped([10, 9, 0, 0]), 0xff_u32.to_be()));
+        let found = backend("gue", "fd00::11", Tags::Kept);
+        let v6 = |last: u32| [0xfd00_0000_u32.to_be(), 0, 0, last.to_be()];
+        assert_eq!((found.v6, found.address_be), (1, v6(0x11)));
+        assert_eq!((found.source_be, found.spread_be), (v6(1), 0));
     }
 }

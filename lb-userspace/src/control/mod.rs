@@ -8,11 +8,13 @@ mod desired;
 mod indices;
 mod keys;
 mod neighbours;
+mod netlink;
 mod network;
 mod report;
 mod tables;
+mod way;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -30,10 +32,10 @@ use crate::{
     store::{Store, StoreError},
 };
 use attachment::Attachments;
-use backends::{Backends, Interfaces};
+use backends::Backends;
 use indices::Indices;
 use keys::{Keys, KeysError};
-use network::{Network, NetworkError};
+use network::{Interfaces, Network, NetworkError};
 use tables::Built;
 
 /// How often everything is compared.
@@ -121,13 +123,14 @@ impl Controller {
         pins: &Pins,
         lock: PinLock,
     ) -> Result<Self, StartError> {
-        let network = Network::connect(Backends::addresses_of(&config.services))?;
+        let network = Network::connect()?;
         let interfaces = network.interfaces().await?;
         let attachments = Attachments::new(&config, pins.clone());
         attachments.check(&interfaces)?;
 
         let options = Options {
             sessions: config.sessions,
+            nat_ports: config.ports_of_nat(),
             hmac_cost_ns: lb_common::live::SECOND_NS / u64::from(config.hmac_budget).max(1),
             pins: Some(pins.clone()),
             ..Options::default()
@@ -141,7 +144,7 @@ impl Controller {
             );
         }
         let keys = Keys::open(store, &config.services).await?;
-        let backends = Backends::new(&config.services, &config.interfaces, &datapath.tables.live()?);
+        let backends = Backends::new(&config, &datapath.tables.live()?);
         let mut controller = Self {
             indices: Indices::read(&datapath)?,
             config,
@@ -170,7 +173,7 @@ impl Controller {
         let deadline = Instant::now() + FIRST_ANSWERS;
         let mut ask = true;
         loop {
-            self.follow_backends(ask).await?;
+            self.follow_backends(ask, &mut Outcome::default()).await?;
             ask = false;
             if !self.backends.any_resolving() {
                 return Ok(());
@@ -238,7 +241,7 @@ impl Controller {
             Ok(interfaces) => self.interfaces = interfaces,
             Err(error) => outcome.errors.push(error.to_string()),
         }
-        if let Err(error) = self.follow_backends(ask).await {
+        if let Err(error) = self.follow_backends(ask, &mut outcome).await {
             outcome.errors.push(error.to_string());
         }
         self.sync_tables(&mut outcome);
@@ -305,8 +308,10 @@ impl Controller {
         Ok(())
     }
 
-    async fn follow_backends(&mut self, ask: bool) -> Result<(), NetworkError> {
-        for change in self.backends.refresh(&self.network, &self.interfaces, ask).await? {
+    async fn follow_backends(&mut self, ask: bool, outcome: &mut Outcome) -> Result<(), NetworkError> {
+        let (changes, errors) = self.backends.refresh(&self.network, &self.interfaces, ask).await?;
+        outcome.errors.extend(errors.iter().map(ToString::to_string));
+        for change in changes {
             let BackendOwner { service_id, backend_id } = change.backend;
             let service = self.config.services.iter().find(|service| service.id == service_id);
             let service = service.map_or("", |service| service.name.as_str());
@@ -363,7 +368,7 @@ pub async fn check_interfaces(
     config: &Config,
 ) -> Result<Vec<(String, Result<(), DatapathError>)>, StartError> {
     let attachments = Attachments::new(config, Pins::new(&config.bpffs)?);
-    let interfaces = Network::connect(BTreeSet::new())?.interfaces().await?;
+    let interfaces = Network::connect()?.interfaces().await?;
     Ok(attachments.check_each(&interfaces))
 }
 

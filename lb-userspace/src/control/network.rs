@@ -2,27 +2,32 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use lb_common::backend::Tag;
 use rtnetlink::{
-    Error, Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
-    packet_core::NetlinkPayload,
+    Error, Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
+    packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
-        AddressFamily, RouteNetlinkMessage,
-        link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+        RouteNetlinkMessage,
+        neighbour::{NeighbourFlags, NeighbourState},
     },
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::sleep};
+use tracing::warn;
 
+use super::netlink;
 use crate::datapath::attach::Mode;
+
+/// How long it takes to try again where changes cannot be heard of.
+const RECONNECT: Duration = Duration::from_secs(1);
 
 /// Why the kernel could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -43,17 +48,38 @@ pub enum NetworkError {
 /// A MAC address.
 pub type Mac = [u8; 6];
 
+/// Interfaces by name.
+pub type Interfaces = HashMap<String, Interface>;
+
+/// What the neighbour tables say, by interface and address.
+pub type Neighbours = HashMap<(u32, IpAddr), Neighbour>;
+
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// The kernel's number for it.
     pub index: u32,
-    /// Its MAC address, if it has one.
+    /// Its MAC address, if it is one of Ethernet.
     pub mac: Option<Mac>,
-    /// Of a VLAN's interface: the one in this namespace that its frames come in on, tagged.
-    pub below: Option<u32>,
+    /// The longest IP packet it takes, bytes.
+    pub mtu: u32,
+    /// Whether it is up and has a carrier.
+    pub up: bool,
+    /// Whether its kind can send frames that the program redirects to it, without the program on it.
+    pub sends_frames: bool,
+    /// Of a VLAN's interface in the same namespace as the one below.
+    pub vlan: Option<Vlan>,
     /// The XDP program on it, and how it is attached.
     pub xdp: Option<(u32, Mode)>,
+}
+
+/// What makes an interface a VLAN's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// The interface that its frames come in on, tagged.
+    pub below: u32,
+    /// The tag, without priority.
+    pub tag: Tag,
 }
 
 /// The way to an address.
@@ -61,8 +87,12 @@ pub struct Interface {
 pub struct Route {
     /// The interface.
     pub index: u32,
-    /// The router, if it is not on the same segment.
+    /// The router, if it is not on the same segment. Of an IPv4 address, it may have an IPv6 address.
     pub gateway: Option<IpAddr>,
+    /// This host's address on the way there, where it has one.
+    pub source: Option<IpAddr>,
+    /// The route's own `mtu`.
+    pub mtu: Option<u32>,
     /// Whether the address is one of this host's.
     pub local: bool,
 }
@@ -87,72 +117,65 @@ pub enum Neighbour {
 #[derive(Clone, Debug)]
 pub struct Network {
     handle: Handle,
-    changed: Arc<Notify>,
-    routes_changed: Arc<AtomicBool>,
+    news: Arc<News>,
 }
 
+/// What has changed since somebody looked.
+#[derive(Debug, Default)]
+struct News {
+    changed: Notify,
+    routes: AtomicBool,
+    /// The neighbours that matter.
+    watched: Mutex<BTreeSet<IpAddr>>,
+}
+
+type Events = BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>;
+
 impl Network {
-    /// Connects, inside a tokio runtime, and listens for changes: of interfaces and routes, and of these neighbours.
+    /// Connects, inside a tokio runtime, and listens for changes: of interfaces, addresses, rules and routes, and of
+    /// the neighbours that [`Network::watch`] names.
     ///
     /// # Errors
     /// If the kernel has no netlink for this process.
-    pub fn connect(addresses: BTreeSet<IpAddr>) -> Result<Self, NetworkError> {
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Neigh,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv4Ifaddr,
-        ];
-        let (connection, handle, mut events) =
-            new_multicast_connection(&groups).map_err(NetworkError::Socket)?;
+    pub fn connect() -> Result<Self, NetworkError> {
+        // Two sockets: when too many changes overrun the one, no answer on the other is lost.
+        let (connection, handle, _) = new_connection().map_err(NetworkError::Socket)?;
         tokio::spawn(connection);
-        let changed = Arc::new(Notify::new());
-        let routes_changed = Arc::new(AtomicBool::new(true));
-        let (notify, routes) = (Arc::clone(&changed), Arc::clone(&routes_changed));
-        tokio::spawn(async move {
-            while let Some((message, _)) = events.next().await {
-                let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
-                match message {
-                    RouteNetlinkMessage::NewNeighbour(message)
-                    | RouteNetlinkMessage::DelNeighbour(message) => {
-                        let about = neighbour(&message);
-                        if !about.is_some_and(|((_, address), _)| addresses.contains(&address)) {
-                            continue;
-                        }
-                    }
-                    _ => routes.store(true, Ordering::Relaxed),
-                }
-                notify.notify_one();
-            }
-        });
-        Ok(Self { handle, changed, routes_changed })
+        let news = Arc::new(News { routes: AtomicBool::new(true), ..News::default() });
+        tokio::spawn(listen(events()?, Arc::clone(&news)));
+        Ok(Self { handle, news })
+    }
+
+    /// Hears of these neighbours from here on, and of no others.
+    pub fn watch(&self, addresses: BTreeSet<IpAddr>) {
+        *self.news.watched.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
     /// Waits until something has changed since the last wait.
     pub async fn changed(&self) {
-        self.changed.notified().await;
+        self.news.changed.notified().await;
     }
 
     /// Whether more than neighbours has changed since the last call; true the first time.
     pub fn take_routes_changed(&self) -> bool {
-        self.routes_changed.swap(false, Ordering::Relaxed)
+        self.news.routes.swap(false, Ordering::Relaxed)
     }
 
     /// Makes the next [`Network::take_routes_changed`] true.
     pub fn set_routes_changed(&self) {
-        self.routes_changed.store(true, Ordering::Relaxed);
+        self.news.routes.store(true, Ordering::Relaxed);
     }
 
     /// All interfaces, by name.
     ///
     /// # Errors
     /// If the kernel cannot be asked.
-    pub async fn interfaces(&self) -> Result<HashMap<String, Interface>, NetworkError> {
+    pub async fn interfaces(&self) -> Result<Interfaces, NetworkError> {
         let failed = |source| NetworkError::Request { what: "interfaces", source };
         let mut links = self.handle.link().get().execute();
         let mut found = HashMap::new();
         while let Some(link) = links.try_next().await.map_err(failed)? {
-            if let Some((name, interface)) = interface(&link) {
+            if let Some((name, interface)) = netlink::interface(&link) {
                 found.insert(name, interface);
             }
         }
@@ -163,27 +186,30 @@ impl Network {
     ///
     /// # Errors
     /// If the kernel cannot be asked.
-    pub async fn route(&self, to: Ipv4Addr) -> Result<Option<Route>, NetworkError> {
-        let request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).build();
+    pub async fn route(&self, to: IpAddr) -> Result<Option<Route>, NetworkError> {
+        let request = match to {
+            IpAddr::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).build(),
+            IpAddr::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128).build(),
+        };
         let mut answers = self.handle.route().get(request).execute();
         match answers.try_next().await {
-            Ok(answer) => Ok(answer.as_ref().and_then(route)),
+            Ok(answer) => Ok(answer.as_ref().and_then(netlink::route)),
             // EHOSTUNREACH, ENETUNREACH and the like: that is the answer.
             Err(Error::NetlinkError(_)) => Ok(None),
             Err(source) => Err(NetworkError::Request { what: "route", source }),
         }
     }
 
-    /// All IPv4 neighbours, by interface and address.
+    /// All neighbours of both families.
     ///
     /// # Errors
     /// If the kernel cannot be asked.
-    pub async fn neighbours(&self) -> Result<HashMap<(u32, IpAddr), Neighbour>, NetworkError> {
+    pub async fn neighbours(&self) -> Result<Neighbours, NetworkError> {
         let failed = |source| NetworkError::Request { what: "neighbours", source };
-        let mut entries = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
+        let mut entries = self.handle.neighbours().get().execute();
         let mut found = HashMap::new();
         while let Some(entry) = entries.try_next().await.map_err(failed)? {
-            if let Some((key, neighbour)) = neighbour(&entry) {
+            if let Some((key, neighbour)) = netlink::neighbour(&entry) {
                 found.insert(key, neighbour);
             }
         }
@@ -207,79 +233,55 @@ impl Network {
     }
 }
 
-fn interface(link: &LinkMessage) -> Option<(String, Interface)> {
-    let mut name = None;
-    let (mut mac, mut xdp, mut below) = (None, None, None);
-    // Below an interface that came from another namespace is another namespace's interface.
-    let (mut vlan, mut foreign) = (false, false);
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::IfName(found) => name = Some(found.clone()),
-            LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().ok(),
-            LinkAttribute::Link(index) => below = Some(*index),
-            LinkAttribute::LinkNetNsId(_) => foreign = true,
-            LinkAttribute::LinkInfo(infos) => vlan = infos.contains(&LinkInfo::Kind(InfoKind::Vlan)),
-            LinkAttribute::Xdp(attributes) => xdp = attached(attributes),
-            _ => {}
-        }
-    }
-    Some((name?, Interface { index: link.header.index, mac, below: below.filter(|_| vlan && !foreign), xdp }))
+/// All changes, on a connection of their own.
+fn events() -> Result<Events, NetworkError> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Neigh,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv4Rule,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv6Rule,
+    ];
+    let (connection, _, events) = new_multicast_connection(&groups).map_err(NetworkError::Socket)?;
+    tokio::spawn(connection);
+    Ok(events.map(|(message, _)| message).boxed())
 }
 
-fn attached(attributes: &[LinkXdp]) -> Option<(u32, Mode)> {
-    let mut mode = Mode::Native;
-    let mut program = None;
-    for attribute in attributes {
-        match attribute {
-            LinkXdp::Attached(XdpAttached::None) => return None,
-            LinkXdp::Attached(XdpAttached::SocketBuffer) => mode = Mode::Generic,
-            LinkXdp::ProgId(id) => program = Some(*id),
-            // With programs in more than one mode only these are told; the driver's sees packets first.
-            LinkXdp::SkbProgId(id) => program = program.or(Some(*id)),
-            LinkXdp::DrvProgId(id) | LinkXdp::HwProgId(id) => program = Some(*id),
-            _ => {}
-        }
-    }
-    Some((program?, mode))
-}
-
-fn route(message: &RouteMessage) -> Option<Route> {
-    let mut index = None;
-    let mut gateway = None;
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(found) => index = Some(*found),
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(IpAddr::V4(*address)),
-            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => gateway = Some(IpAddr::V6(*address)),
-            _ => {}
-        }
-    }
-    Some(Route { index: index?, gateway, local: message.header.kind == RouteType::Local })
-}
-
-fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
-    let mut address = None;
-    let mut mac: Option<Mac> = None;
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => {
-                address = Some(IpAddr::V4(*found));
+/// Tells of changes as long as somebody may look.
+async fn listen(mut events: Events, news: Arc<News>) {
+    while Arc::strong_count(&news) > 1 {
+        let Some(message) = events.next().await else {
+            // The connection has ended, which only a message that is none does; what came after it is lost.
+            sleep(RECONNECT).await;
+            match self::events() {
+                Ok(again) => events = again,
+                Err(error) => warn!("{error}"),
             }
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            news.all_may_have_changed();
+            continue;
+        };
+        match message.payload {
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message),
+            ) => {
+                let watched = news.watched.lock().unwrap_or_else(PoisonError::into_inner);
+                if netlink::neighbour(&message).is_some_and(|((_, address), _)| watched.contains(&address)) {
+                    news.changed.notify_one();
+                }
+            }
+            // More came than the socket holds, and some of it is lost.
+            NetlinkPayload::InnerMessage(_) | NetlinkPayload::Overrun(_) => news.all_may_have_changed(),
             _ => {}
         }
     }
-    let neighbour = match (message.header.state, mac) {
-        (NeighbourState::Stale, Some(mac)) => Neighbour::Known { mac, fresh: false },
-        (
-            NeighbourState::Reachable
-            | NeighbourState::Delay
-            | NeighbourState::Probe
-            | NeighbourState::Permanent,
-            Some(mac),
-        ) => Neighbour::Known { mac, fresh: true },
-        (NeighbourState::Failed, _) => Neighbour::Failed,
-        _ => Neighbour::Asking,
-    };
-    Some(((message.header.ifindex, address?), neighbour))
+}
+
+impl News {
+    fn all_may_have_changed(&self) {
+        self.routes.store(true, Ordering::Relaxed);
+        self.changed.notify_one();
+    }
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use lb_common::{maps::ABI_VERSION, reason::Reason};
 
-use super::{Controller, RequestError, clock::unix_now};
+use super::{Controller, RequestError, clock::unix_now, way::Tags};
 use crate::{
     api::messages::{
         BackendStatus, Count, CounterReport, InterfaceStatus, KeyStatus, ReasonCount, ServiceCounters,
         ServiceStatus, Status,
     },
-    config::{Forward, Mode, Service},
+    config::{Mode, Service},
     datapath::{BackendOwner, ProgramRuns},
     version,
 };
@@ -56,6 +56,10 @@ impl Controller {
             store_connected: self.store_connected,
             sessions: self.datapath.counters.sessions()?,
             sessions_max: self.config.sessions,
+            nat_translations: match self.config.ports_of_nat() {
+                Some(_) => Some(self.datapath.counters.translations()?),
+                None => None,
+            },
             hmacs: self.datapath.counters.hmacs()?,
         })
     }
@@ -122,8 +126,13 @@ impl Controller {
         for service in self.selected(service)? {
             for backend in &service.backends {
                 let owner = BackendOwner { service_id: service.id, backend_id: backend.id };
-                let (state, reached) = self.backends.get(owner).unzip();
-                let reached = reached.flatten();
+                let (state, way) = self.backends.get(owner).unzip();
+                let way = way.flatten();
+                let prefix = self.config.tunnel_source(backend.address);
+                let prefix = prefix.filter(|_| service.forward.encapsulates()).map(ToString::to_string);
+                let own =
+                    || way.filter(|_| service.forward.has_own_source())?.source.map(|ip| ip.to_string());
+                let source = prefix.or_else(own);
                 let counter = self.indices.of_backend(owner).map(|counter| totals.at(counter));
                 let counter = counter.unwrap_or_default();
                 list.push(BackendStatus {
@@ -132,6 +141,7 @@ impl Controller {
                     id: backend.id,
                     name: backend.name.clone(),
                     address: backend.address.to_string(),
+                    port: backend.port,
                     weight: backend.weight,
                     state: state.map_or("unused", |state| state.name()).to_owned(),
                     detail: state.map_or_else(
@@ -139,8 +149,12 @@ impl Controller {
                         ToString::to_string,
                     ),
                     up: state.is_some_and(crate::balancer::BackendState::is_up),
-                    mac: reached.map(|reached| mac(reached.mac)),
-                    interface: reached.map(|reached| reached.interface.clone()),
+                    mac: way.map(|way| mac(way.destination_mac)),
+                    interface: way.map(|way| way.interface.clone()),
+                    gateway: way.and_then(|way| Some(way.gateway?.to_string())),
+                    tags: way.map_or_else(Vec::new, |way| tags(&way.tags)),
+                    mtu: way.map(|way| way.mtu),
+                    source,
                     packets: counter.packets,
                     bytes: counter.bytes,
                 });
@@ -172,11 +186,7 @@ impl Controller {
                 Mode::Observe => "observe",
             }
             .to_owned(),
-            forward: match service.forward {
-                Forward::Local => "local",
-                Forward::L2 => "l2",
-            }
-            .to_owned(),
+            forward: service.forward.name().to_owned(),
             strip: service.strip,
             active_key: signer.filter(|key| self.keys.is_installed(key.id)).map(|key| key.id.0),
             backends_up: backends.iter().filter(of_service).filter(|backend| backend.up).count(),
@@ -187,4 +197,17 @@ impl Controller {
 
 fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// As `ip` writes VLANs, the outermost first.
+fn tags(tags: &Tags) -> Vec<String> {
+    let Tags::Set(tags) = tags else { return Vec::new() };
+    let shown = |tag: &lb_common::backend::Tag| {
+        let protocol = match u16::from_be(tag.identifier_be) {
+            0x88a8 => "802.1ad",
+            _ => "802.1Q",
+        };
+        format!("{protocol} {}", u16::from_be(tag.control_be) & 0xfff)
+    };
+    tags.iter().map(shown).collect()
 }

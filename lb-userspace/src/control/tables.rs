@@ -6,7 +6,7 @@ use tracing::debug;
 
 use super::{
     Controller, Outcome,
-    desired::{self, Placed, Way},
+    desired::{self, Placed},
 };
 use crate::datapath::{BackendOwner, DatapathError, TableSet};
 
@@ -34,11 +34,17 @@ impl Controller {
         let built = match self.built.take().filter(|built| built.placed == placed) {
             Some(built) => built,
             None => {
-                let set = TableSet::new(&desired::snapshot(&self.config.services, &placed))?;
+                let set = TableSet::new(&desired::snapshot(&self.config, &placed))?;
                 Built { placed, set }
             }
         };
         let built = self.built.insert(built);
+        // Before a packet can be sent there; those of the tables that count stay for as long as they do.
+        let attached = self.config.interfaces.iter().filter_map(|name| self.interfaces.get(name));
+        let backends = built.set.backends().iter().chain(live.backends());
+        let egress = attached.map(|interface| interface.index).chain(backends.map(|backend| backend.ifindex));
+        let refused = self.datapath.egress.sync(&egress.collect())?;
+        outcome.errors.extend(refused.iter().map(ToString::to_string));
         let differences = built.set.differences(&live);
         if differences.is_empty() {
             return Ok(());
@@ -59,8 +65,8 @@ impl Controller {
                 outcome.differences.push(format!("service {} waits for an index", service.name));
                 continue;
             };
-            let mut ways = BTreeMap::new();
-            for (owner, reached) in self.backends.up(service.id) {
+            let mut placed_backends = BTreeMap::new();
+            for (owner, way) in self.backends.up(service.id) {
                 let counter = self.indices.backend(owner, &backends, live, &mut self.datapath)?;
                 let Some(counter) = counter else {
                     let name = &service.name;
@@ -69,15 +75,9 @@ impl Controller {
                         .push(format!("backend {} of {name} waits for a counter", owner.backend_id));
                     continue;
                 };
-                let way = Way {
-                    counter,
-                    ifindex: reached.ifindex,
-                    destination_mac: reached.mac,
-                    source_mac: reached.source_mac,
-                };
-                ways.insert(owner.backend_id, way);
+                placed_backends.insert(owner.backend_id, (counter, way.clone()));
             }
-            placed.push(Placed { service_id: service.id, index, ways });
+            placed.push(Placed { service_id: service.id, index, backends: placed_backends });
         }
         Ok(placed)
     }

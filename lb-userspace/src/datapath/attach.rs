@@ -34,8 +34,8 @@ impl Mode {
 /// What [`Datapath::attach`] found and did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
-    /// There was no program; now there is.
-    Anew,
+    /// There was no program; now there is, in this mode.
+    Anew(Mode),
     /// Our link was there: its program was replaced, between two packets.
     Replaced,
 }
@@ -73,7 +73,7 @@ impl Datapath {
                         source: io::Error::other(chain(&error)),
                         mend: "the program is off again; is a BPF file system still mounted there?",
                     })?;
-                    return Ok(Attached::Anew);
+                    return Ok(Attached::Anew(*mode));
                 }
                 Err((error, Some(libc::EOPNOTSUPP))) => refused = Some(error),
                 Err((error, _)) => return Err(error),

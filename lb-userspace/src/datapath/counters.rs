@@ -3,7 +3,8 @@
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_common::{
     counter::{Counter, counter_index},
-    maps::{BACKEND_COUNTERS, COUNTERS, SCRATCH, SESSIONS},
+    maps::{BACKEND_COUNTERS, COUNTERS, SCRATCH, SESSIONS, TRANSLATIONS},
+    nat::{Translation, TranslationKey},
     reason::{self, Reason},
     scratch::Scratch,
     session::{Session, TokenKey},
@@ -17,6 +18,7 @@ pub struct Counters {
     backends: PerCpuArray<MapData, Counter>,
     scratch: PerCpuArray<MapData, Scratch>,
     sessions: HashMap<MapData, TokenKey, Session>,
+    translations: HashMap<MapData, TranslationKey, Translation>,
     cpus: usize,
 }
 
@@ -38,7 +40,7 @@ impl Totals {
 
 impl Counters {
     pub(super) fn new(
-        [counters, backends, scratch, sessions]: [Map; 4],
+        [counters, backends, scratch, sessions, translations]: [Map; 5],
         cpus: usize,
     ) -> Result<Self, DatapathError> {
         let opened = |map| move |source| DatapathError::Map { map, action: "open it", source };
@@ -47,6 +49,7 @@ impl Counters {
             backends: backends.try_into().map_err(opened(BACKEND_COUNTERS))?,
             scratch: scratch.try_into().map_err(opened(SCRATCH))?,
             sessions: sessions.try_into().map_err(opened(SESSIONS))?,
+            translations: translations.try_into().map_err(opened(TRANSLATIONS))?,
             cpus,
         })
     }
@@ -82,12 +85,15 @@ impl Counters {
     /// # Errors
     /// If the map cannot be read.
     pub fn sessions(&self) -> Result<u64, DatapathError> {
-        let mut count = 0;
-        batch::lookup_all::<TokenKey, Session>(self.sessions.map(), 1, 4096, |keys, _| {
-            count += keys.len() as u64;
-        })
-        .map_err(|source| DatapathError::Map { map: SESSIONS, action: "read it", source })?;
-        Ok(count)
+        entries::<TokenKey, Session>(SESSIONS, self.sessions.map())
+    }
+
+    /// Entries of the translations, of which some may have timed out. Reads all of them.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn translations(&self) -> Result<u64, DatapathError> {
+        entries::<TranslationKey, Translation>(TRANSLATIONS, self.translations.map())
     }
 
     /// Sets all of a service index's counters to zero, before another service gets it.
@@ -124,6 +130,16 @@ impl Counters {
         };
         Ok(Totals(all.chunks_exact(self.cpus).map(sum).collect()))
     }
+}
+
+fn entries<K: aya::Pod + Default, V: aya::Pod + Default>(
+    name: &'static str,
+    map: &MapData,
+) -> Result<u64, DatapathError> {
+    let mut count = 0;
+    batch::lookup_all::<K, V>(map, 1, 4096, |keys, _| count += keys.len() as u64)
+        .map_err(|source| DatapathError::Map { map: name, action: "read it", source })?;
+    Ok(count)
 }
 
 fn clear(

@@ -1,6 +1,7 @@
 //! Pinned maps against the object's: aya re-uses a pin as it is, and a wrong value size corrupts memory.
 
-use aya::maps::{MapData, MapError, MapInfo};
+use aya::maps::{MapData, MapError, MapInfo, MapType};
+use aya_obj::generated::BPF_F_RDONLY_PROG;
 use lb_common::maps;
 
 use super::{DatapathError, Options, Pins, error::chain};
@@ -41,12 +42,18 @@ impl Layout {
     }
 
     fn of_pin(info: &MapInfo) -> Result<Self, MapError> {
+        let kind = info.map_type()?;
+        // The kernel adds this to every map of devices: programs only read them.
+        let added = match kind {
+            MapType::DevMap | MapType::DevMapHash => BPF_F_RDONLY_PROG,
+            _ => 0,
+        };
         Ok(Self {
-            kind: info.map_type()? as u32,
+            kind: kind as u32,
             key: info.key_size(),
             value: info.value_size(),
             entries: info.max_entries(),
-            flags: info.map_flags(),
+            flags: info.map_flags() & !added,
         })
     }
 }

@@ -15,7 +15,7 @@ use lb_common::{
 };
 
 use super::{
-    Counters, DatapathError, GRACE, KeySlots, LiveWords, Owners, Pins, Tables, error::chain, layout,
+    Counters, DatapathError, Egress, GRACE, KeySlots, LiveWords, Owners, Pins, Tables, error::chain, layout,
 };
 
 /// What is decided when the program is loaded.
@@ -65,6 +65,8 @@ pub struct Datapath {
     pub live: Arc<LiveWords>,
     /// Services, Maglev tables and backends.
     pub tables: Tables,
+    /// The interfaces that frames may be sent to.
+    pub egress: Egress,
     /// The keys.
     pub key_slots: KeySlots,
     /// What was counted.
@@ -133,11 +135,13 @@ impl Datapath {
         let live = Arc::new(LiveWords::new(&live)?);
         let tables = [take(maps::SERVICES)?, take(maps::MAGLEV)?, take(maps::BACKENDS)?, take(maps::PINNED)?];
         let key_slots = take(maps::KEY_SLOTS)?;
+        let egress = take(maps::EGRESS)?;
         let counters = [
             take(maps::COUNTERS)?,
             take(maps::BACKEND_COUNTERS)?,
             take(maps::SCRATCH)?,
             take(maps::SESSIONS)?,
+            take(maps::TRANSLATIONS)?,
         ];
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| DatapathError::Refused {
             cause: format!("{path}: {error}"),
@@ -146,6 +150,7 @@ impl Datapath {
         Ok(Self {
             tables: Tables::new(Arc::clone(&live), tables, options.grace)?,
             live,
+            egress: Egress::new(egress, options.grace)?,
             key_slots: KeySlots::new(key_slots, options.grace)?,
             counters: Counters::new(counters, cpus)?,
             owners: Owners::open(options.pins.as_ref())?,

@@ -6,6 +6,7 @@
 pub mod attach;
 mod batch;
 mod counters;
+mod egress;
 mod error;
 mod key_slots;
 mod layout;
@@ -17,6 +18,7 @@ pub mod preflight;
 mod tables;
 
 pub use counters::{Counters, Totals};
+pub use egress::Egress;
 pub use error::DatapathError;
 pub use key_slots::{KeySlots, SlotValues};
 pub use live::LiveWords;

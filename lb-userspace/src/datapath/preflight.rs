@@ -1,9 +1,9 @@
 //! This host before anything is changed on it: each check with what was found and, where it will not do, what to try.
 
-use std::{fs, path::Path};
+use std::{borrow::Cow, fs, path::Path};
 
 use aya::util::KernelVersion;
-use lb_common::maps;
+use lb_common::{maps, nat::Ports};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{Pins, embedded_object};
@@ -21,7 +21,7 @@ pub struct Check {
     /// What was found.
     pub found: String,
     /// What to try, where it will not do.
-    pub mend: &'static str,
+    pub mend: Cow<'static, str>,
 }
 
 /// Whether something will do.
@@ -36,8 +36,12 @@ pub enum Verdict {
 }
 
 /// Looks at kernel, rights and memory for a data path pinned below `bpffs`.
-pub fn checks(bpffs: &Path, sessions: u32) -> Vec<Check> {
-    vec![program(), kernel(), rights(), btf(), jit(), pinning(bpffs), memory(sessions)]
+/// `nat_ports` are those of `forward = "nat"`, where a service uses it.
+pub fn checks(bpffs: &Path, sessions: u32, nat_ports: Option<Ports>) -> Vec<Check> {
+    let mut checks =
+        vec![program(), kernel(), rights(), btf(), jit(), pinning(bpffs), memory(sessions, nat_ports)];
+    checks.extend(nat_ports.map(kept_ports));
+    checks
 }
 
 /// Lets kernels that count locked memory lock as much as the maps need. Kernels since 5.11 do not count it.
@@ -49,9 +53,9 @@ pub fn raise_memlock_limit() {
     }
 }
 
-fn check(name: &'static str, good: bool, found: String, mend: &'static str) -> Check {
+fn check(name: &'static str, good: bool, found: String, mend: impl Into<Cow<'static, str>>) -> Check {
     let verdict = if good { Verdict::Good } else { Verdict::Failed };
-    Check { name, verdict, found, mend }
+    Check { name, verdict, found, mend: mend.into() }
 }
 
 fn program() -> Check {
@@ -104,7 +108,7 @@ fn jit() -> Check {
     let setting = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_else(|_| "1".into());
     let off = setting.trim() == "0";
     let verdict = if off { Verdict::Warning } else { Verdict::Good };
-    Check { name: "JIT", verdict, found: if off { "off" } else { "on" }.into(), mend: MEND }
+    Check { name: "JIT", verdict, found: if off { "off" } else { "on" }.into(), mend: MEND.into() }
 }
 
 fn pinning(bpffs: &Path) -> Check {
@@ -118,13 +122,16 @@ fn pinning(bpffs: &Path) -> Check {
     }
 }
 
-fn memory(sessions: u32) -> Check {
-    // An entry of an LRU hash: 48 bytes of the kernel's, key and value; and a bucket of 16.
-    const ENTRY: u64 = 48 + 16 + 56 + 16;
+fn memory(sessions: u32, nat_ports: Option<Ports>) -> Check {
+    // An entry of an LRU hash: 48 bytes of the kernel's, key and value as multiples of 8; and a bucket of 16.
+    const SESSION: u64 = 48 + 16 + 64 + 16;
+    const FLOW: u64 = 48 + 24 + 16 + 16;
+    const TRANSLATION: u64 = 48 + 24 + 96 + 16;
+    let entry = SESSION + FLOW + nat_ports.map_or(0, |_| TRANSLATION);
     let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
     let tables = u64::from(maps::HALVES * maps::SERVICES_MAX) * 32_768;
     let counters = u64::from(maps::COUNTERS_MAX + maps::BACKENDS_MAX) * 16 * cpus;
-    let needed = (u64::from(sessions) * ENTRY + tables + counters) >> 20;
+    let needed = (u64::from(sessions) * entry + tables + counters) >> 20;
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = meminfo
         .lines()
@@ -139,5 +146,70 @@ fn memory(sessions: u32) -> Check {
     // The maps that a daemon before has pinned are among what is taken already.
     let fits = available.is_none_or(|available| needed < available);
     let verdict = if fits { Verdict::Good } else { Verdict::Warning };
-    Check { name: "memory", verdict, found, mend: "free memory, or make `sessions` smaller" }
+    Check { name: "memory", verdict, found, mend: "free memory, or make `sessions` smaller".into() }
+}
+
+/// The ports of `forward = "nat"` against those that this host's own sockets are given.
+fn kept_ports(nat_ports: Ports) -> Check {
+    let setting = |name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+    let (own, reserved) = (setting("ip_local_port_range"), setting("ip_local_reserved_ports"));
+    let (first, last) = (nat_ports.first, nat_ports.last);
+    let found = in_danger(nat_ports, &own, &reserved);
+    let reserved = match reserved.trim() {
+        "" => String::new(),
+        list => format!("{list},"),
+    };
+    match found {
+        None => {
+            check("nat_ports", true, format!("{first}-{last}, which this host's own sockets do not get"), "")
+        }
+        Some(port) => check(
+            "nat_ports",
+            false,
+            format!(
+                "this host gives ports {} to its own sockets, {port} among them",
+                own.split_whitespace().collect::<Vec<_>>().join("-")
+            ),
+            format!(
+                "`sysctl -w net.ipv4.ip_local_reserved_ports={reserved}{first}-{last}`, or set `nat_ports` to others"
+            ),
+        ),
+    }
+}
+
+/// The first of the ports that a socket of the host's could get: one of its range that is not reserved.
+fn in_danger(nat_ports: Ports, range: &str, reserved: &str) -> Option<u16> {
+    let mut ends = range.split_whitespace().map_while(|end| end.parse::<u16>().ok());
+    let own = ends.next()?..=ends.next()?;
+    let reserved: Vec<_> = reserved
+        .trim()
+        .split(',')
+        .filter_map(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            Some(first.parse::<u16>().ok()?..=last.parse::<u16>().ok()?)
+        })
+        .collect();
+    (nat_ports.first..=nat_ports.last)
+        .find(|port| own.contains(port) && !reserved.iter().any(|range| range.contains(port)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_of_nat_are_nobody_elses() {
+        let ports = Ports { first: 40_000, last: 40_009 };
+        for (range, reserved, expected) in [
+            ("32768\t60999\n", "\n", Some(40_000)),
+            ("32768\t60999\n", "40000-40009\n", None),
+            ("32768\t60999\n", "8080,40000-40004,40006-40009\n", Some(40_005)),
+            ("32768\t60999\n", "8080,40000-40004,40005,40006-50000\n", None),
+            ("32768\t39999\n", "\n", None),
+            ("40009\t60999\n", "\n", Some(40_009)),
+            ("", "", None),
+        ] {
+            assert_eq!(in_danger(ports, range, reserved), expected, "{range:?} {reserved:?}");
+        }
+    }
 }

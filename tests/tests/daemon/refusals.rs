@@ -45,10 +45,10 @@ fn wrong_configurations() -> Result<()> {
     for (services, line, parts) in [
         (format!("{SERVICE_AT}prot = 1\n"), 14, &["prot", "did you mean `port`"][..]),
         (format!("{SERVICE_AT}forward = \"l3\"\n"), 14, &["forward", "l3", "\"l2\""]),
-        (format!("{SERVICE_AT}forward = \"nat\"\n"), 14, &["forward", "not yet"]),
+        (format!("{SERVICE_AT}rate = {{}}\nforward = \"l2\"\n"), 14, &["rate", "not yet"]),
         (format!("{SERVICE_AT}max_ttl = \"soon\"\n"), 14, &["max_ttl", "soon"]),
         (SERVICE_AT.replace("42", "0"), 10, &["id", "0"]),
-        (SERVICE_AT.replace("10.77.0.100", "2001:db8::1"), 12, &["address", "not yet"]),
+        (SERVICE_AT.replace("10.77.0.100", "fe80::1"), 12, &["address", "link-local"]),
         (SERVICE_AT.replace("7777", "77777"), 13, &["port", "77777"]),
         (format!("{SERVICE_AT}{SERVICE_AT}"), 15, &["id", "42"]),
         ("[[service]\n".to_owned(), 9, &[]),

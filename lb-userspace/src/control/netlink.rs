@@ -1,0 +1,235 @@
+//! From netlink messages to interfaces, routes and neighbours.
+
+use std::net::IpAddr;
+
+use lb_common::backend::Tag;
+use rtnetlink::packet_route::{
+    link::{
+        InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+        LinkXdp, XdpAttached,
+    },
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
+};
+
+use super::network::{Interface, Mac, Neighbour, Route, Vlan};
+use crate::datapath::attach::Mode;
+
+/// An interface and its name.
+pub(super) fn interface(link: &LinkMessage) -> Option<(String, Interface)> {
+    let mut name = None;
+    let (mut mac, mut mtu, mut xdp, mut below, mut tag) = (None, 0, None, None, None);
+    let mut kind = None;
+    // Below an interface that came from another namespace is another namespace's interface.
+    let mut foreign = false;
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(found) => name = Some(found.clone()),
+            LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().ok(),
+            LinkAttribute::Mtu(found) => mtu = *found,
+            LinkAttribute::Link(index) => below = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => foreign = true,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(found) => kind = Some(found.clone()),
+                        LinkInfo::Data(InfoData::Vlan(fields)) => tag = vlan_tag(fields),
+                        _ => {}
+                    }
+                }
+            }
+            LinkAttribute::Xdp(attributes) => xdp = attached(attributes),
+            _ => {}
+        }
+    }
+    let ethernet = link.header.link_layer_type == LinkLayerType::Ether;
+    let vlan = below.zip(tag).filter(|_| !foreign).map(|(below, tag)| Vlan { below, tag });
+    let interface = Interface {
+        index: link.header.index,
+        mac: mac.filter(|_| ethernet),
+        mtu,
+        up: link.header.flags.contains(LinkFlags::Up | LinkFlags::Running),
+        sends_frames: ethernet
+            && matches!(kind, None | Some(InfoKind::Veth | InfoKind::Bond | InfoKind::Tun)),
+        vlan,
+        xdp,
+    };
+    Some((name?, interface))
+}
+
+fn vlan_tag(fields: &[InfoVlan]) -> Option<Tag> {
+    let id = fields.iter().find_map(|field| if let InfoVlan::Id(id) = field { Some(*id) } else { None })?;
+    let protocol = fields.iter().find_map(|field| match field {
+        InfoVlan::Protocol(protocol) => Some(u16::from(*protocol)),
+        _ => None,
+    })?;
+    Some(Tag { identifier_be: protocol.to_be(), control_be: id.to_be() })
+}
+
+fn attached(attributes: &[LinkXdp]) -> Option<(u32, Mode)> {
+    let mut mode = Mode::Native;
+    let mut program = None;
+    for attribute in attributes {
+        match attribute {
+            LinkXdp::Attached(XdpAttached::None) => return None,
+            LinkXdp::Attached(XdpAttached::SocketBuffer) => mode = Mode::Generic,
+            LinkXdp::ProgId(id) => program = Some(*id),
+            // With programs in more than one mode only these are told; the driver's sees packets first.
+            LinkXdp::SkbProgId(id) => program = program.or(Some(*id)),
+            LinkXdp::DrvProgId(id) | LinkXdp::HwProgId(id) => program = Some(*id),
+            _ => {}
+        }
+    }
+    Some((program?, mode))
+}
+
+/// `None` for one that leads nowhere, or to many.
+pub(super) fn route(message: &RouteMessage) -> Option<Route> {
+    let mut index = None;
+    let (mut gateway, mut source, mut mtu) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(found) => index = Some(*found),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            // An IPv4 route whose router has an IPv6 address (RFC 5549).
+            RouteAttribute::Via(RouteVia::Inet(address)) => gateway = Some(IpAddr::V4(*address)),
+            RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = Some(IpAddr::V6(*address)),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let local = match message.header.kind {
+        RouteType::Local => true,
+        RouteType::Unicast => false,
+        _ => return None,
+    };
+    let source = source.filter(|source| !source.is_unspecified());
+    Some(Route { index: index?, gateway, source, mtu: mtu.filter(|mtu| *mtu != 0), local })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+/// A neighbour, by interface and address.
+pub(super) fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
+    let mut address = None;
+    let mut mac: Option<Mac> = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => {
+                address = Some(IpAddr::V4(*found));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => {
+                address = Some(IpAddr::V6(*found));
+            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    let neighbour = match (message.header.state, mac) {
+        (NeighbourState::Stale, Some(mac)) => Neighbour::Known { mac, fresh: false },
+        (
+            NeighbourState::Reachable
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+            | NeighbourState::Permanent,
+            Some(mac),
+        ) => Neighbour::Known { mac, fresh: true },
+        (NeighbourState::Failed, _) => Neighbour::Failed,
+        _ => Neighbour::Asking,
+    };
+    Some(((message.header.ifindex, address?), neighbour))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rtnetlink::packet_route::link::VlanProtocol;
+
+    fn link(attributes: Vec<LinkAttribute>) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.header.index = 4;
+        link.header.link_layer_type = LinkLayerType::Ether;
+        link.header.flags = LinkFlags::Up | LinkFlags::Running;
+        link.attributes = vec![
+            LinkAttribute::IfName("eth0.10".to_owned()),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+            LinkAttribute::Mtu(1500),
+        ];
+        link.attributes.extend(attributes);
+        link
+    }
+
+    fn of_kind(kind: InfoKind) -> Vec<LinkAttribute> {
+        vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])]
+    }
+
+    #[test]
+    fn a_vlan_is_above_an_interface_of_this_namespace() {
+        let fields = vec![InfoVlan::Id(10), InfoVlan::Protocol(VlanProtocol::Ieee8021Ad)];
+        let vlan = vec![
+            LinkAttribute::Link(2),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vlan),
+                LinkInfo::Data(InfoData::Vlan(fields)),
+            ]),
+        ];
+        let tag = Tag { identifier_be: 0x88a8_u16.to_be(), control_be: 10_u16.to_be() };
+        let (name, found) = interface(&link(vlan.clone())).unwrap();
+        assert_eq!((name.as_str(), found.vlan), ("eth0.10", Some(Vlan { below: 2, tag })));
+        assert!(found.up && !found.sends_frames);
+        let foreign = [vlan, vec![LinkAttribute::LinkNetNsId(1)]].concat();
+        assert_eq!(interface(&link(foreign)).unwrap().1.vlan, None);
+    }
+
+    #[test]
+    fn some_kinds_send_frames_and_a_link_has_a_carrier() {
+        let sends = |attributes| interface(&link(attributes)).unwrap().1.sends_frames;
+        assert!(sends(vec![]) && sends(of_kind(InfoKind::Veth)) && sends(of_kind(InfoKind::Bond)));
+        assert!(!sends(of_kind(InfoKind::Bridge)) && !sends(of_kind(InfoKind::Wireguard)));
+        let mut loopback = link(vec![]);
+        loopback.header.link_layer_type = LinkLayerType::Loopback;
+        let found = interface(&loopback).unwrap().1;
+        assert_eq!((found.sends_frames, found.mac), (false, None));
+        let mut unplugged = link(vec![]);
+        unplugged.header.flags = LinkFlags::Up;
+        assert!(!interface(&unplugged).unwrap().1.up);
+    }
+
+    #[test]
+    fn a_route_has_a_router_of_either_family_and_leads_somewhere() {
+        let v6: std::net::Ipv6Addr = "fe80::1".parse().unwrap();
+        let with = |kind, attributes: &[RouteAttribute]| {
+            let mut message = RouteMessage::default();
+            message.header.kind = kind;
+            message.attributes = [&[RouteAttribute::Oif(3)], attributes].concat();
+            route(&message)
+        };
+        let plain = Route { index: 3, gateway: None, source: None, mtu: None, local: false };
+        assert_eq!(with(RouteType::Unicast, &[]), Some(plain));
+        assert_eq!(with(RouteType::Local, &[]), Some(Route { local: true, ..plain }));
+        for kind in [RouteType::BlackHole, RouteType::Unreachable, RouteType::Broadcast, RouteType::Multicast]
+        {
+            assert_eq!(with(kind, &[]), None);
+        }
+        let attributes = [
+            RouteAttribute::Via(RouteVia::Inet6(v6)),
+            RouteAttribute::PrefSource(RouteAddress::Inet([10, 0, 0, 1].into())),
+            RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]),
+        ];
+        let whole =
+            Route { gateway: Some(v6.into()), source: Some([10, 0, 0, 1].into()), mtu: Some(1400), ..plain };
+        assert_eq!(with(RouteType::Unicast, &attributes), Some(whole));
+    }
+}
