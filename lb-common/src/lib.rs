@@ -8,6 +8,7 @@ pub mod backend;
 pub mod balance;
 pub mod checksum;
 pub mod counter;
+pub mod decap;
 pub mod flow;
 pub mod keyslot;
 pub mod live;

@@ -71,6 +71,8 @@ pub trait Ip: Wire {
     /// # Errors
     /// `HopLimit`, where it was the last that might.
     fn age(&mut self) -> Result<(), Reason>;
+    /// Its ECN becomes this, its DSCP stays (RFC 6040 §4.2).
+    fn set_ecn(&mut self, ecn: u8);
     /// It gets other addresses.
     fn readdress(&mut self, addresses: [Address; 2]);
     /// The sum of the whole packet, where its datagram's checksum is right: that of a datagram and its pseudo-header is
@@ -88,6 +90,8 @@ pub const fn v4_mapped(address_be: u32) -> Address {
 }
 
 const UDP: u8 = IpProto::Udp as u8;
+/// The bits of a traffic class that are ECN (RFC 3168 §5).
+const ECN: u8 = 0b11;
 
 impl Ipv4 {
     /// Version and header length.
@@ -178,6 +182,15 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
+    fn set_ecn(&mut self, ecn: u8) {
+        let [vihl, class, c, d] = self.0[0].to_ne_bytes();
+        let class_new = class & !ECN | ecn;
+        let [old, new] = [u16::from_ne_bytes([vihl, class]), u16::from_ne_bytes([vihl, class_new])];
+        self.0[0] = word(new, u16::from_ne_bytes([c, d]));
+        self.sum(|sum| sum.subtract(old).add(new));
+    }
+
+    #[inline(always)]
     fn readdress(&mut self, [[.., source], [.., destination]]: [Address; 2]) {
         let [.., old_source, old_destination] = self.0;
         self.sum(|sum| {
@@ -253,6 +266,12 @@ impl Ip for Ipv6 {
         }
         self.0[1] = u32::from_ne_bytes([a, b, next, limit - 1]);
         Ok(())
+    }
+
+    #[inline(always)]
+    fn set_ecn(&mut self, ecn: u8) {
+        let rest = u32::from_be(self.0[0]) & !(u32::from(ECN) << 20);
+        self.0[0] = (rest | u32::from(ecn) << 20).to_be();
     }
 
     #[inline(always)]

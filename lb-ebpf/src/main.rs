@@ -11,9 +11,7 @@ mod balance;
 mod clock;
 mod events;
 mod forward;
-mod headers;
 mod maps;
-mod packet;
 mod parse;
 mod service;
 mod token;
@@ -25,6 +23,8 @@ use lb_common::{
     reason::Reason,
     service::{FORWARD_LOCAL, Service},
 };
+// Here, so that they are `crate::headers` and `crate::packet` to the steps.
+use lb_ebpf::{headers, packet};
 
 use crate::{
     forward::{Delivery, Load},

@@ -10,4 +10,5 @@ pub mod oracle;
 pub mod packet;
 pub mod program;
 pub mod topology;
+pub mod tunnel;
 pub mod world;

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     TestRun as _, TestRunOptions,
     maps::{Array, HashMap, Map, MapData},
+    programs::Xdp,
 };
 use lb_common::{
     counter::Counter,
@@ -144,21 +145,7 @@ impl Program {
     /// # Errors
     /// If the kernel refuses the run, as it does for frames shorter than an Ethernet header.
     pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
-        ensure!(
-            frame.len() >= ETHERNET_LEN,
-            "the kernel runs no program on {} bytes: a test frame has at least an Ethernet header",
-            frame.len()
-        );
-        let mut out = vec![0; FRAME_MAX];
-        let options =
-            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
-        let result = self
-            .datapath
-            .program(maps::PROGRAM)?
-            .test_run(options)
-            .with_context(|| format!("a test run on {} bytes", frame.len()))?;
-        out.truncate(result.data_size_out as usize);
-        Ok(Outcome { verdict: Verdict::of_action(result.return_value)?, frame: out })
+        run_once(self.datapath.program(maps::PROGRAM)?, frame)
     }
 
     /// All counters that are not zero.
@@ -199,6 +186,24 @@ impl Program {
     pub const fn datapath(&mut self) -> &mut Datapath {
         &mut self.datapath
     }
+}
+
+/// Runs a program on a frame.
+///
+/// # Errors
+/// If the kernel refuses the run, as it does for frames shorter than an Ethernet header.
+pub fn run_once(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
+    ensure!(
+        frame.len() >= ETHERNET_LEN,
+        "the kernel runs no program on {} bytes: a test frame has at least an Ethernet header",
+        frame.len()
+    );
+    let mut out = vec![0; frame.len().max(FRAME_MAX)];
+    let options =
+        TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+    let result = program.test_run(options).with_context(|| format!("a test run on {} bytes", frame.len()))?;
+    out.truncate(result.data_size_out as usize);
+    Ok(Outcome { verdict: Verdict::of_action(result.return_value)?, frame: out })
 }
 
 /// The daemon's defaults, but with a small token cache and without waiting for packets that nobody sends.

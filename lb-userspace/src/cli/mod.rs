@@ -5,6 +5,7 @@
 mod backends;
 mod check;
 mod counters;
+mod decap;
 mod detach;
 mod keys;
 mod output;
@@ -84,6 +85,8 @@ enum Command {
     /// Backends: list
     #[command(subcommand)]
     Backends(backends::Backends),
+    /// On a backend's host: take off what `ipip` and `gue` balancers put before a packet
+    Decap(decap::Args),
 }
 
 /// Runs the command of this process, and says how it went.
@@ -98,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Keys(command) => keys::run(&global, command),
         Command::Token(command) => token::run(&global, command),
         Command::Backends(command) => backends::run(&global, &command),
+        Command::Decap(args) => decap::run(&global, &args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

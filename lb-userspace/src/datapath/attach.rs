@@ -3,7 +3,7 @@
 use std::io;
 
 use aya::programs::{
-    ProgramError, XdpMode,
+    ProgramError, Xdp, XdpMode,
     links::{FdLink, LinkError, PinnedLink},
     loaded_programs,
     xdp::XdpLink,
@@ -61,47 +61,16 @@ impl Datapath {
                 Ok(()) => return Ok(Attached::Replaced),
             }
         }
-        let mut refused = None;
-        for mode in modes {
-            match self.attach_anew(interface, index, *mode) {
-                Ok(link) => {
-                    // Somebody may have removed what was pinned, directory and all.
-                    pins.make()?;
-                    link.pin(&pin).map_err(|error| DatapathError::Pin {
-                        path: pin,
-                        action: "pin the link",
-                        source: io::Error::other(chain(&error)),
-                        mend: "the program is off again; is a BPF file system still mounted there?",
-                    })?;
-                    return Ok(Attached::Anew(*mode));
-                }
-                Err((error, Some(libc::EOPNOTSUPP))) => refused = Some(error),
-                Err((error, _)) => return Err(error),
-            }
-        }
-        Err(refused.unwrap_or_else(|| failed(interface, "no mode to attach in".into(), "set `xdp_mode`")))
-    }
-
-    fn attach_anew(
-        &mut self,
-        interface: &str,
-        index: u32,
-        mode: Mode,
-    ) -> Result<FdLink, (DatapathError, Option<i32>)> {
-        let program = self.program_mut(maps::PROGRAM).map_err(|error| (error, None))?;
-        let flags = match mode {
-            Mode::Native => XdpMode::Driver,
-            Mode::Generic => XdpMode::Skb,
-        };
-        let id = program.attach_to_if_index(index, flags).map_err(|error| refusal(interface, &error))?;
-        let link = program.take_link(id).map_err(|error| refusal(interface, &error))?;
-        // aya falls back to netlink where the kernel refuses a link; that would end with this process.
-        link.try_into().map_err(|_: LinkError| {
-            let cause =
-                "the kernel attached the program without a BPF link, which cannot be pinned".to_owned();
-            let mend = format!("`ip link set dev {interface} xdp off`, and use Linux 6.1 or later");
-            (failed(interface, cause, &mend), None)
-        })
+        let (mode, link) = attach_first(self.program_mut(maps::PROGRAM)?, interface, index, modes)?;
+        // Somebody may have removed what was pinned, directory and all.
+        pins.make()?;
+        link.pin(&pin).map_err(|error| DatapathError::Pin {
+            path: pin,
+            action: "pin the link",
+            source: io::Error::other(chain(&error)),
+            mend: "the program is off again; is a BPF file system still mounted there?",
+        })?;
+        Ok(Attached::Anew(mode))
     }
 
     fn replace(&mut self, pins: &Pins, interface: &str) -> Result<(), Replacing> {
@@ -132,6 +101,45 @@ enum Replacing {
     /// The link's interface is no more.
     Gone,
     Failed(DatapathError),
+}
+
+/// Attaches a program to an interface that has none, in the first of `modes` that its driver can. The program is off
+/// again with the link.
+pub(super) fn attach_first(
+    program: &mut Xdp,
+    interface: &str,
+    index: u32,
+    modes: &[Mode],
+) -> Result<(Mode, FdLink), DatapathError> {
+    let mut refused = None;
+    for mode in modes {
+        match attach_anew(program, interface, index, *mode) {
+            Ok(link) => return Ok((*mode, link)),
+            Err((error, Some(libc::EOPNOTSUPP))) => refused = Some(error),
+            Err((error, _)) => return Err(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| failed(interface, "no mode to attach in".into(), "set `xdp_mode`")))
+}
+
+fn attach_anew(
+    program: &mut Xdp,
+    interface: &str,
+    index: u32,
+    mode: Mode,
+) -> Result<FdLink, (DatapathError, Option<i32>)> {
+    let flags = match mode {
+        Mode::Native => XdpMode::Driver,
+        Mode::Generic => XdpMode::Skb,
+    };
+    let id = program.attach_to_if_index(index, flags).map_err(|error| refusal(interface, &error))?;
+    let link = program.take_link(id).map_err(|error| refusal(interface, &error))?;
+    // aya falls back to netlink where the kernel refuses a link; that would end with this process.
+    link.try_into().map_err(|_: LinkError| {
+        let cause = "the kernel attached the program without a BPF link, which cannot be pinned".to_owned();
+        let mend = format!("`ip link set dev {interface} xdp off`, and use Linux 6.1 or later");
+        (failed(interface, cause, &mend), None)
+    })
 }
 
 /// The program that an interface's pinned link holds.

@@ -32,6 +32,22 @@ impl Totals {
         self.at(counter_index(service_index, reason))
     }
 
+    /// Of a whole per-CPU array.
+    pub(super) fn read(name: &'static str, map: &MapData, cpus: usize) -> Result<Self, DatapathError> {
+        let all = batch::array::<Counter>(map, cpus).map_err(|source| DatapathError::Map {
+            map: name,
+            action: "read it",
+            source,
+        })?;
+        let sum = |per_cpu: &[Counter]| {
+            per_cpu.iter().fold(Counter::default(), |sum, one| Counter {
+                packets: sum.packets.wrapping_add(one.packets),
+                bytes: sum.bytes.wrapping_add(one.bytes),
+            })
+        };
+        Ok(Self(all.chunks_exact(cpus).map(sum).collect()))
+    }
+
     /// Of one index.
     pub fn at(&self, index: u32) -> Counter {
         self.0.get(index as usize).copied().unwrap_or_default()
@@ -59,7 +75,7 @@ impl Counters {
     /// # Errors
     /// If the map cannot be read.
     pub fn services(&self) -> Result<Totals, DatapathError> {
-        self.totals(COUNTERS, self.counters.map())
+        Totals::read(COUNTERS, self.counters.map(), self.cpus)
     }
 
     /// Packets and bytes by a backend's counter.
@@ -67,7 +83,7 @@ impl Counters {
     /// # Errors
     /// If the map cannot be read.
     pub fn backends(&self) -> Result<Totals, DatapathError> {
-        self.totals(BACKEND_COUNTERS, self.backends.map())
+        Totals::read(BACKEND_COUNTERS, self.backends.map(), self.cpus)
     }
 
     /// HMACs that all CPUs have made.
@@ -114,21 +130,6 @@ impl Counters {
     /// If the map cannot be written.
     pub fn clear_backend(&mut self, counter: u32) -> Result<(), DatapathError> {
         clear(&mut self.backends, BACKEND_COUNTERS, counter, self.cpus)
-    }
-
-    fn totals(&self, name: &'static str, map: &MapData) -> Result<Totals, DatapathError> {
-        let all = batch::array::<Counter>(map, self.cpus).map_err(|source| DatapathError::Map {
-            map: name,
-            action: "read it",
-            source,
-        })?;
-        let sum = |per_cpu: &[Counter]| {
-            per_cpu.iter().fold(Counter::default(), |sum, one| Counter {
-                packets: sum.packets.wrapping_add(one.packets),
-                bytes: sum.bytes.wrapping_add(one.bytes),
-            })
-        };
-        Ok(Totals(all.chunks_exact(self.cpus).map(sum).collect()))
     }
 }
 

@@ -143,10 +143,7 @@ impl Datapath {
             take(maps::SESSIONS)?,
             take(maps::TRANSLATIONS)?,
         ];
-        let cpus = aya::util::nr_cpus().map_err(|(path, error)| DatapathError::Refused {
-            cause: format!("{path}: {error}"),
-            mend: "is /sys mounted?",
-        })?;
+        let cpus = cpus()?;
         Ok(Self {
             tables: Tables::new(Arc::clone(&live), tables, options.grace)?,
             live,
@@ -225,12 +222,20 @@ impl Datapath {
     }
 }
 
-fn xdp<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Xdp, DatapathError> {
+/// Values that an entry of a per-CPU map has.
+pub(super) fn cpus() -> Result<usize, DatapathError> {
+    aya::util::nr_cpus().map_err(|(path, error)| DatapathError::Refused {
+        cause: format!("{path}: {error}"),
+        mend: "is /sys mounted?",
+    })
+}
+
+pub(super) fn xdp<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Xdp, DatapathError> {
     let missing = DatapathError::Missing { what: "program", name };
     ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(missing)
 }
 
-fn refused_object(error: EbpfError) -> DatapathError {
+pub(super) fn refused_object(error: EbpfError) -> DatapathError {
     let io_error = match &error {
         EbpfError::MapError(MapError::CreateError { io_error, .. } | MapError::IoError(io_error)) => {
             Some(io_error)
@@ -242,7 +247,7 @@ fn refused_object(error: EbpfError) -> DatapathError {
     DatapathError::Refused { cause: chain(&error), mend: mend(io_error) }
 }
 
-fn refused_program(error: ProgramError) -> DatapathError {
+pub(super) fn refused_program(error: ProgramError) -> DatapathError {
     let io_error = match &error {
         ProgramError::LoadError { io_error, .. } => Some(io_error),
         ProgramError::SyscallError(error) => Some(&error.io_error),

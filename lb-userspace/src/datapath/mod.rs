@@ -2,10 +2,12 @@
 //!
 //! [`Datapath::load`] gives the program and its typed maps; pinned for the daemon, or private to whoever runs it on
 //! packets of its own. `attach` puts a pinned one before interfaces, and `detach` takes it off again.
+//! [`decap`] is the program of a backend's host, which stays no longer than its process.
 
 pub mod attach;
 mod batch;
 mod counters;
+pub mod decap;
 mod egress;
 mod error;
 mod key_slots;

@@ -3,6 +3,7 @@
 mod cache;
 mod clock;
 mod coverage;
+mod decap;
 mod delivery;
 mod malformed;
 mod mutation;

@@ -1,0 +1,309 @@
+//! `tollgate decap`: takes the outer headers of `ipip` and `gue` off, for the configured balancers alone.
+//!
+//! outer → trusted → inner → take off. Whatever is not taken off goes to the host's stack as it came, but for what RFC
+//! 6040 has dropped.
+#![no_std]
+#![no_main]
+#![expect(missing_docs, reason = "`#[xdp]` writes a function without documentation around each program")]
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    btf_maps::{Array, PerCpuArray},
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use lb_common::{
+    checksum::Checksum,
+    counter::Counter,
+    decap::{self, COUNTERS_MAX, GUE_PORT, Outcome, Settings},
+};
+use lb_ebpf::{
+    headers::{Address, Ip, Ipv4, Ipv6, MORE_FRAGMENTS, Udp},
+    packet::{Cursor, Frame},
+};
+use network_types::{
+    eth::{EthHdr, EtherType},
+    ip::IpProto,
+    vlan::VlanHdr,
+};
+
+#[btf_map(name = "settings")]
+static SETTINGS: Array<Settings, 1> = Array::new();
+
+#[btf_map(name = "counters")]
+static COUNTERS: PerCpuArray<Counter, { COUNTERS_MAX as usize }> = PerCpuArray::new();
+
+/// Passes everything, without the outer header where it is a balancer's. Also where a frame lies in several buffers: the
+/// headers are in the first.
+#[xdp(frags)]
+pub fn decap(ctx: XdpContext) -> u32 {
+    let frame = Frame::of(&ctx);
+    let outcome = open(&frame);
+    if let Some(counter) = COUNTERS.get_ptr_mut(outcome.index()) {
+        // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += frame.len();
+        }
+    }
+    match outcome {
+        Outcome::Ecn | Outcome::Internal => xdp_action::XDP_DROP,
+        _ => xdp_action::XDP_PASS,
+    }
+}
+
+/// The outer headers of a tunnel's packet.
+struct Outer {
+    /// Where they begin.
+    ip: Cursor,
+    /// VLAN tags before them.
+    tags: usize,
+    /// Their bytes; of those that cannot be taken off, as many as there are without what makes them so.
+    len: u16,
+    /// Bytes of the packet, by the IP header.
+    packet_len: u32,
+    /// What the packet says of itself: IP version, sender, ECN, whether it is plain and its checksum right.
+    version: u32,
+    source: Address,
+    traffic_class: u8,
+    is_plain: bool,
+    is_right: bool,
+    /// How it was put in.
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The IP version of the inner packet is told by the outer header.
+    Ipip { inner: u8 },
+    /// By the inner packet itself: GUE variant 1 (draft-ietf-intarea-gue-09 §3.2).
+    Gue,
+}
+
+/// VLAN tags that are looked under.
+const TAGS_MAX: usize = 2;
+/// Bytes of the two Ethernet addresses.
+const ADDRESSES_LEN: usize = 12;
+/// An IPv4 header without options: version 4, five words.
+const VIHL_PLAIN: u8 = 0x45;
+const IPV4: u8 = IpProto::Ipv4 as u8;
+const IPV6: u8 = IpProto::Ipv6 as u8;
+const UDP: u8 = IpProto::Udp as u8;
+
+#[inline(always)]
+fn open(frame: &Frame) -> Outcome {
+    let Some(outer) = outer(frame) else { return Outcome::Passed };
+    let Some(settings) = SETTINGS.get(0) else { return Outcome::Passed };
+    // In promiscuous mode other hosts' frames come in, too. They go where they went before.
+    if frame.start().read(0) != Some(settings.mac) {
+        return Outcome::Passed;
+    }
+    if !is_trusted(settings, &outer) {
+        return Outcome::Foreign;
+    }
+    if !outer.is_plain {
+        return Outcome::Unsupported;
+    }
+    match inner(frame, &outer) {
+        Some(4) => take_off::<Ipv4>(frame, &outer),
+        Some(_) => take_off::<Ipv6>(frame, &outer),
+        None => Outcome::Malformed,
+    }
+}
+
+/// Reads what may be a tunnel's outer headers.
+#[inline(always)]
+fn outer(frame: &Frame) -> Option<Outer> {
+    let start = frame.start();
+    let mut ether_type = start.read::<EthHdr>(0)?.ether_type;
+    let mut ip = start.skip(EthHdr::LEN);
+    let mut tags = 0;
+    while is_tag(ether_type) && tags < TAGS_MAX {
+        ether_type = ip.read::<VlanHdr>(0)?.ether_type;
+        ip = ip.skip(VlanHdr::LEN);
+        tags += 1;
+    }
+    if ether_type == Ipv4::ETHER_TYPE {
+        outer_v4(ip, tags)
+    } else if ether_type == Ipv6::ETHER_TYPE {
+        outer_v6(ip, tags)
+    } else {
+        None
+    }
+}
+
+/// Customer and service tags (IEEE 802.1Q-2022 §9.5).
+#[inline(always)]
+fn is_tag(ether_type: u16) -> bool {
+    ether_type == u16::from(EtherType::Ieee8021q) || ether_type == u16::from(EtherType::Ieee8021ad)
+}
+
+#[inline(always)]
+fn outer_v4(ip: Cursor, tags: usize) -> Option<Outer> {
+    let header: Ipv4 = ip.read(0)?;
+    let (offset, more) = (header.fragment() & OFFSET, header.fragment() & MORE_FRAGMENTS);
+    let options = usize::from(header.vihl() & 0xf).checked_sub(Ipv4::LEN / 4)? * 4;
+    let (kind, len) = match header.protocol() {
+        IPV4 => (Kind::Ipip { inner: 4 }, Ipv4::LEN),
+        // Only the first fragment tells its port.
+        UDP if offset == 0 && is_gue(ip.skip(Ipv4::LEN + options)) => (Kind::Gue, Ipv4::LEN + Udp::LEN),
+        _ => return None,
+    };
+    let sum = header.0.into_iter().fold(Checksum::new(), Checksum::add_u32);
+    Some(Outer {
+        ip,
+        tags,
+        len: len as u16,
+        packet_len: header.packet_len(),
+        version: 4,
+        source: [0, 0, 0, header.source_be()],
+        traffic_class: header.traffic_class(),
+        is_plain: header.vihl() == VIHL_PLAIN && offset | more == 0,
+        is_right: sum.field() == 0,
+        kind,
+    })
+}
+
+/// Bits of a fragment's offset (RFC 791 §3.1).
+const OFFSET: u16 = 0x1fff;
+
+#[inline(always)]
+fn outer_v6(ip: Cursor, tags: usize) -> Option<Outer> {
+    let header: Ipv6 = ip.read(0)?;
+    let (kind, len, is_plain) = match header.protocol() {
+        IPV4 => (Kind::Ipip { inner: 4 }, Ipv6::LEN, true),
+        IPV6 => (Kind::Ipip { inner: 6 }, Ipv6::LEN, true),
+        UDP if is_gue(ip.skip(Ipv6::LEN)) => (Kind::Gue, Ipv6::LEN + Udp::LEN, true),
+        // What they carry is not looked for: no balancer of ours sends them.
+        HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION => (Kind::Gue, Ipv6::LEN + Udp::LEN, false),
+        _ => return None,
+    };
+    let [source, _] = header.addresses();
+    Some(Outer {
+        ip,
+        tags,
+        len: len as u16,
+        packet_len: header.packet_len(),
+        version: 6,
+        source,
+        traffic_class: header.traffic_class(),
+        is_plain,
+        is_right: header.version() == 6,
+        kind,
+    })
+}
+
+const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
+const ROUTING: u8 = IpProto::Ipv6Route as u8;
+const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
+const DESTINATION: u8 = IpProto::Ipv6Opts as u8;
+
+/// Whether a UDP header is GUE's. Its checksum is not looked at, as in front of any tunnel's end that RFC 6935 lets have
+/// none: what the outer headers say is not used any more once they are off, and the inner packet has checksums of its own
+/// that cover its addresses and its payload. Whoever damages the sender's address into a balancer's has a packet taken
+/// off that anybody who can write that address could have sent.
+#[inline(always)]
+fn is_gue(udp: Cursor) -> bool {
+    udp.read::<Udp>(0).is_some_and(|udp| udp.ports_be()[1] == GUE_PORT.to_be())
+}
+
+#[inline(always)]
+fn is_trusted(settings: &Settings, outer: &Outer) -> bool {
+    for source in &settings.sources {
+        if source.version == 0 {
+            return false;
+        }
+        if source.holds(outer.version, outer.source) {
+            return true;
+        }
+    }
+    false
+}
+
+/// The IP version of the inner packet, if all lengths agree. Trailing bytes after the outer packet are Ethernet's
+/// padding; those after the inner one are the tunnel's, and nobody reads either.
+#[inline(always)]
+fn inner(frame: &Frame, outer: &Outer) -> Option<u8> {
+    let room = outer.packet_len.checked_sub(outer.len.into())?;
+    if !outer.is_right || !frame.holds(outer.ip, outer.packet_len) {
+        return None;
+    }
+    let ip = outer.ip.skip(outer.len.into());
+    let first = ip.read::<u8>(0)?;
+    let version = first >> 4;
+    match outer.kind {
+        Kind::Ipip { inner } if inner != version => return None,
+        Kind::Ipip { .. } => {}
+        Kind::Gue => {
+            let udp: Udp = outer.ip.skip(usize::from(outer.len) - Udp::LEN).read(0)?;
+            if u32::from(udp.datagram_len()) != room + Udp::LEN as u32 {
+                return None;
+            }
+        }
+    }
+    let (header_len, packet_len) = match version {
+        4 => (u32::from(first & 0xf) * 4, ip.read::<Ipv4>(0)?.packet_len()),
+        6 => (Ipv6::LEN as u32, ip.read::<Ipv6>(0)?.packet_len()),
+        _ => return None,
+    };
+    let fits = header_len >= Ipv4::LEN as u32 && header_len <= packet_len && packet_len <= room;
+    fits.then_some(version)
+}
+
+/// Puts Ethernet's header before the inner packet and lets the frame begin there.
+#[inline(always)]
+fn take_off<I: Ip>(frame: &Frame, outer: &Outer) -> Outcome {
+    let ip = outer.ip.skip(outer.len.into());
+    let Some(mut header) = ip.read::<I>(0) else { return Outcome::Internal };
+    let class = header.traffic_class();
+    match decap::ecn(class, outer.traffic_class) {
+        None => return Outcome::Ecn,
+        Some(ecn) if ecn != class & 0b11 => {
+            header.set_ecn(ecn);
+            if ip.write(0, header).is_none() {
+                return Outcome::Internal;
+            }
+        }
+        Some(_) => {}
+    }
+    if begin_at_inner(frame, outer, I::ETHER_TYPE).is_none() {
+        return Outcome::Internal;
+    }
+    match outer.kind {
+        Kind::Ipip { .. } => Outcome::Ipip,
+        Kind::Gue => Outcome::Gue,
+    }
+}
+
+/// Addresses and tags are read before anything moves: the outer headers may be shorter than they are.
+#[inline(always)]
+fn begin_at_inner(frame: &Frame, outer: &Outer, ether_type: u16) -> Option<()> {
+    let start = frame.start();
+    let addresses: [u32; ADDRESSES_LEN / 4] = start.read(0)?;
+    // Where there are less tags, what follows is read and not used.
+    let tags: [u32; TAGS_MAX] = start.read(ADDRESSES_LEN)?;
+    let mut at = frame.take_off(outer.len.into()).ok()?.start();
+    at.write(0, addresses)?;
+    at = at.skip(ADDRESSES_LEN);
+    if outer.tags >= 1 {
+        at.write(0, tags[0])?;
+        at = at.skip(VlanHdr::LEN);
+    }
+    if outer.tags == TAGS_MAX {
+        at.write(0, tags[1])?;
+        at = at.skip(VlanHdr::LEN);
+    }
+    at.write(0, ether_type)
+}
+
+/// The licence that lets a program call the kernel's GPL-only helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier accepts no program in which this can be reached.
+    loop {}
+}

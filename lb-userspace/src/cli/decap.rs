@@ -1,0 +1,138 @@
+//! `tollgate decap`: on a backend's host, in the foreground.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use lb_common::decap::Outcome;
+use nix::{ifaddrs::getifaddrs, net::if_::if_nametoindex};
+use serde::Serialize;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::interval,
+};
+use tollgate::datapath::{
+    decap::{self, Balancers, Decap},
+    preflight,
+};
+use tracing::info;
+
+use super::{
+    Global,
+    output::{self, columns},
+};
+
+/// How often the interface is looked at, and the counters are shown.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Where, and for whom.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The interface that the balancers' packets come in on
+    #[arg(short, long, value_name = "IFACE")]
+    interface: String,
+    /// The balancers: addresses and prefixes that their packets come from
+    #[arg(long, value_name = "ADDR[/LEN]", required = true, value_delimiter = ',')]
+    from: Vec<Balancers>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    interface: String,
+    mode: &'static str,
+    from: Vec<String>,
+    outcomes: Vec<Count>,
+}
+
+#[derive(Serialize)]
+struct Count {
+    outcome: &'static str,
+    packets: u64,
+    bytes: u64,
+    meaning: &'static str,
+}
+
+/// Takes outer headers off until it is told to end; then prints what became of which packets.
+pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
+    global.log()?;
+    preflight::raise_memlock_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(until_told(args))?;
+    output::print(global.output, &report, table)
+}
+
+async fn until_told(args: &Args) -> anyhow::Result<Report> {
+    let interface = args.interface.as_str();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let index = if_nametoindex(interface)
+        .with_context(|| format!("there is no interface `{interface}`; `ip link` shows those there are"))?;
+    let mut decap = Decap::load(decap::embedded_object()?, mac(interface)?, &args.from)?;
+    let mode = decap.attach(interface, index)?.name();
+    let from: Vec<_> = args.from.iter().map(ToString::to_string).collect();
+    info!("{interface} ({mode}): taking off ipip and gue (UDP port 6080) from {}", from.join(", "));
+
+    let mut tick = interval(TICK);
+    let ended = loop {
+        tokio::select! {
+            _ = terminate.recv() => break Ok("SIGTERM"),
+            _ = interrupt.recv() => break Ok("SIGINT"),
+            _ = tick.tick() => if let Err(error) = look(&mut decap, interface, index) { break Err(error) },
+        }
+    };
+    let counts = decap.counts();
+    // Off, before anything is said or printed.
+    drop(decap);
+    info!("{}: off {interface}; tunnels' packets go to the host as they come", ended?);
+    let outcomes = counts?.into_iter().map(|(outcome, counter)| Count {
+        outcome: outcome.name(),
+        packets: counter.packets,
+        bytes: counter.bytes,
+        meaning: outcome.meaning(),
+    });
+    Ok(Report { interface: interface.to_owned(), mode, from, outcomes: outcomes.collect() })
+}
+
+/// The interface may have gone, or have another address; on a terminal, the counters in one line.
+fn look(decap: &mut Decap, interface: &str, index: u32) -> anyhow::Result<()> {
+    if if_nametoindex(interface) != Ok(index) {
+        bail!("interface `{interface}` is gone, and the program with it; start again when it is back");
+    }
+    decap.set_mac(mac(interface)?)?;
+    let mut stderr = io::stderr();
+    if stderr.is_terminal() {
+        let counts = decap.counts()?;
+        let shown = counts.iter().filter(|(outcome, _)| *outcome != Outcome::Internal);
+        let shown: Vec<_> =
+            shown.map(|(outcome, counter)| format!("{} {}", outcome.name(), counter.packets)).collect();
+        // It is overwritten by the next one; if it cannot be written, nobody looks.
+        let _ = write!(stderr, "\r{}  ", shown.join("  "));
+    }
+    Ok(())
+}
+
+fn mac(interface: &str) -> anyhow::Result<[u8; 6]> {
+    let mut addresses = getifaddrs().context("cannot list this host's interfaces")?;
+    let mac = addresses.find_map(|found| {
+        let is_ours = found.interface_name == interface;
+        found.address.filter(|_| is_ours)?.as_link_addr()?.addr()
+    });
+    match mac {
+        Some(mac) if mac != [0; 6] => Ok(mac),
+        _ => bail!("interface `{interface}` has no MAC address; use the Ethernet interface below it"),
+    }
+}
+
+fn table(report: &Report) -> Vec<String> {
+    let rows: Vec<_> = report
+        .outcomes
+        .iter()
+        .map(|count| {
+            let [packets, bytes] = [count.packets, count.bytes].map(|number| number.to_string());
+            vec![count.outcome.to_owned(), packets, bytes, count.meaning.to_owned()]
+        })
+        .collect();
+    columns(&["OUTCOME", "PACKETS", "BYTES", "MEANING"], &rows)
+}
