@@ -21,7 +21,8 @@ pub enum Backends {
 /// Does it.
 pub fn run(global: &Global, command: &Backends) -> anyhow::Result<()> {
     let Backends::List { service } = command;
-    let list: Vec<BackendStatus> = global.client().get(&output::query("/v1/backends", service.as_deref()))?;
+    let list: Vec<BackendStatus> =
+        global.client()?.get(&output::query("/v1/backends", service.as_deref()))?;
     output::print(global.output, &list, |list| table(list))
 }
 

@@ -1,9 +1,14 @@
 //! `tollgate check`: the configuration and this host.
 
+use std::{
+    net::{TcpListener, UdpSocket},
+    os::unix::net::UnixStream,
+};
+
 use anyhow::bail;
 use serde::Serialize;
 use tollgate::{
-    config::Config,
+    config::{Config, Forward, Service},
     control::{self, StartError},
     datapath::{
         DatapathError,
@@ -11,7 +16,7 @@ use tollgate::{
     },
 };
 
-use super::{ConfigFile, Global, output};
+use super::{Global, output};
 
 #[derive(Serialize)]
 struct Report {
@@ -29,12 +34,12 @@ struct Line {
 }
 
 /// Checks, prints, and fails if something will not do.
-pub fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<()> {
-    let config = file.load()?;
+pub fn run(global: &Global) -> anyhow::Result<()> {
+    let config = global.load()?;
     let mut checks = vec![Line {
         name: "configuration".to_owned(),
         verdict: "good",
-        found: format!("{}, {} services", file.file.display(), config.services.len()),
+        found: format!("{}, {} services", global.file().display(), config.services.len()),
         mend: String::new(),
     }];
     checks.extend(config.warnings.iter().map(|warning| Line {
@@ -54,6 +59,8 @@ pub fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<()> {
         Line { name: check.name.to_owned(), verdict, found: check.found, mend }
     }));
     checks.extend(interfaces(&config)?);
+    checks.extend(metrics(&config));
+    checks.extend(config.services.iter().filter_map(local_address));
     let ok = checks.iter().all(|line| line.verdict != "failed");
     output::print(global.output, &Report { ok, checks }, |report| {
         let row = |line: &Line| {
@@ -88,5 +95,31 @@ fn interfaces(config: &Config) -> anyhow::Result<Vec<Line>> {
         // Without bpffs, which is a line of its own, nobody can say whose program is on an interface.
         Err(StartError::Datapath(_)) => Vec::new(),
         Err(error) => return Err(error.into()),
+    })
+}
+
+/// Whether metrics can be served. While the daemon runs, they are, by it.
+fn metrics(config: &Config) -> Option<Line> {
+    let address = config.metrics?;
+    let running = UnixStream::connect(&config.control).is_ok();
+    let (verdict, found, mend) = match TcpListener::bind(address) {
+        Ok(_) => ("good", format!("{address}, which is free"), ""),
+        Err(_) if running => ("good", format!("{address}, while a daemon runs"), ""),
+        Err(error) => ("failed", format!("{address}: {error}"), "see `ss -ltnp`, or set another `metrics`"),
+    };
+    Some(Line { name: "metrics".to_owned(), verdict, found, mend: mend.to_owned() })
+}
+
+/// A warning if packets of a local service would go to no socket of this host. Its address may still come.
+fn local_address(service: &Service) -> Option<Line> {
+    let address = service.address;
+    if service.forward != Forward::Local || UdpSocket::bind((address, 0)).is_ok() {
+        return None;
+    }
+    Some(Line {
+        name: format!("service {}", service.name),
+        verdict: "warning",
+        found: format!("forward = \"local\", and {address} is not an address of this host"),
+        mend: format!("`ip address add {address} dev` an interface of it"),
     })
 }

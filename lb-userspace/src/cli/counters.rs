@@ -18,7 +18,7 @@ pub struct Args {
 /// Prints what the program has counted.
 pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
     let path = output::query("/v1/counters", args.service.as_deref());
-    let report: CounterReport = global.client().get(&path)?;
+    let report: CounterReport = global.client()?.get(&path)?;
     output::print(global.output, &report, table)
 }
 

@@ -55,7 +55,7 @@ pub enum Keys {
 
 /// Does it.
 pub fn run(global: &Global, command: Keys) -> anyhow::Result<()> {
-    let client = global.client();
+    let client = global.client()?;
     match command {
         Keys::List => {
             let keys: Vec<KeyStatus> = client.get("/v1/keys")?;
@@ -128,7 +128,7 @@ fn wait_for(global: &Global, rotated: &mut [Rotated]) -> anyhow::Result<()> {
             told = true;
         }
         std::thread::sleep(Duration::from_millis(100));
-        let keys: Vec<KeyStatus> = global.client().get("/v1/keys")?;
+        let keys: Vec<KeyStatus> = global.client()?.get("/v1/keys")?;
         for one in rotated.iter_mut() {
             if let Some(key) = keys.iter().find(|key| key.key_id == one.key_id) {
                 one.state = key.state;

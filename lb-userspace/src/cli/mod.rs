@@ -28,6 +28,8 @@ use tracing_subscriber::EnvFilter;
 
 use output::Format;
 
+const CONFIG: &str = "/etc/tollgate/tollgate.toml";
+
 const FAILED: u8 = 1;
 const NO_DAEMON: u8 = 3;
 
@@ -48,30 +50,25 @@ struct Global {
     /// How results are printed; JSON is the stable form
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
-    /// The daemon's control socket
-    #[arg(long, global = true, value_name = "SOCKET", default_value = "/run/tollgate/control.sock")]
-    control: PathBuf,
+    /// The configuration [default: /etc/tollgate/tollgate.toml]
+    #[arg(short = 'c', long = "config", global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The daemon's control socket [default: that of the configuration]
+    #[arg(long, global = true, value_name = "SOCKET")]
+    control: Option<PathBuf>,
     /// What is logged to standard error: error, warn, info, debug, trace
     #[arg(long, global = true, value_name = "LEVEL", env = "TOLLGATE_LOG", default_value = "info")]
     log: String,
 }
 
-/// Where the configuration is.
-#[derive(Clone, Debug, clap::Args)]
-struct ConfigFile {
-    /// The configuration
-    #[arg(short = 'c', long = "config", value_name = "FILE", default_value = "/etc/tollgate/tollgate.toml")]
-    file: PathBuf,
-}
-
 #[derive(Subcommand)]
 enum Command {
     /// The daemon, in the foreground
-    Run(ConfigFile),
+    Run,
     /// Check the configuration and this host, and change nothing
-    Check(ConfigFile),
+    Check,
     /// Take the program off the interfaces and remove what is pinned
-    Detach(ConfigFile),
+    Detach,
     /// What the daemon does, and what differs from what it should
     Status,
     /// Packets and bytes by service and reason
@@ -93,9 +90,9 @@ enum Command {
 pub fn main() -> ExitCode {
     let Cli { global, command } = Cli::parse();
     let result = match command {
-        Command::Run(file) => run::run(&global, &file),
-        Command::Check(file) => check::run(&global, &file),
-        Command::Detach(file) => detach::run(&global, &file),
+        Command::Run => run::run(&global),
+        Command::Check => check::run(&global),
+        Command::Detach => detach::run(&global),
         Command::Status => status::run(&global),
         Command::Counters(args) => counters::run(&global, &args),
         Command::Keys(command) => keys::run(&global, command),
@@ -142,8 +139,26 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 }
 
 impl Global {
-    fn client(&self) -> Client {
-        Client::new(&self.control)
+    /// The configuration's file.
+    fn file(&self) -> &Path {
+        self.config.as_deref().unwrap_or(Path::new(CONFIG))
+    }
+
+    fn load(&self) -> anyhow::Result<Config> {
+        Ok(Config::load(self.file())?)
+    }
+
+    /// Asks the daemon of the configuration, or on another socket that was named.
+    fn client(&self) -> anyhow::Result<Client> {
+        if let Some(socket) = &self.control {
+            return Ok(Client::new(socket));
+        }
+        match Config::load(self.file()) {
+            Ok(config) => Ok(Client::new(&config.control)),
+            Err(error) if self.config.is_some() => Err(error.into()),
+            // One that nobody named need not be there.
+            Err(_) => Ok(Client::new(Path::new(tollgate::config::CONTROL))),
+        }
     }
 
     /// Logs to standard error from here on.
@@ -158,11 +173,5 @@ impl Global {
             .with_target(false)
             .init();
         Ok(())
-    }
-}
-
-impl ConfigFile {
-    fn load(&self) -> anyhow::Result<Config> {
-        Ok(Config::load(Path::new(&self.file))?)
     }
 }

@@ -22,15 +22,15 @@ use tollgate::{
 };
 use tracing::{info, warn};
 
-use super::{ConfigFile, Global};
+use super::Global;
 
 /// How long answers may take once the daemon ends.
 const ANSWERS_UNDER_WAY: Duration = Duration::from_secs(2);
 
 /// Runs until it is told to end.
-pub fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<()> {
+pub fn run(global: &Global) -> anyhow::Result<()> {
     global.log()?;
-    let config = file.load()?;
+    let config = global.load()?;
     for warning in &config.warnings {
         warn!("{warning}");
     }

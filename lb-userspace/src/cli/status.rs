@@ -9,7 +9,7 @@ use super::{
 
 /// Prints what the daemon says of itself.
 pub fn run(global: &Global) -> anyhow::Result<()> {
-    let status: Status = global.client().get("/v1/status")?;
+    let status: Status = global.client()?.get("/v1/status")?;
     output::print(global.output, &status, table)
 }
 

@@ -103,7 +103,7 @@ fn minted(global: &Global, mint: &Mint) -> anyhow::Result<Minted> {
         backend: mint.backend,
     };
     let Some(file) = &mint.keyset else {
-        return Ok(global.client().post("/v1/token/mint", &request)?);
+        return Ok(global.client()?.post("/v1/token/mint", &request)?);
     };
     let keyset = keys::read_keyset(file)?;
     if keyset.service != mint.service && keyset.service_id.to_string() != mint.service {
@@ -138,7 +138,7 @@ fn inspection(
         let keys: Vec<_> = keys.iter().map(|key| KnownKey::exported(service_id, key)).collect();
         return Ok(token::inspect(request, Some(&keys), &[], unix_now()?)?);
     }
-    match global.client().post("/v1/token/inspect", request) {
+    match global.client()?.post("/v1/token/inspect", request) {
         // What needs no key can be seen without a daemon.
         Err(ClientError::NoDaemon { .. }) => Ok(token::inspect(request, None, &[], unix_now()?)?),
         answer => Ok(answer?),

@@ -14,7 +14,8 @@ use super::{
     values,
 };
 
-const CONTROL: &str = "/run/tollgate/control.sock";
+/// Where the control socket is if nobody says.
+pub const CONTROL: &str = "/run/tollgate/control.sock";
 const METRICS: &str = "127.0.0.1:9477";
 const BPFFS: &str = "/sys/fs/bpf/tollgate";
 const STORE: &str = "/var/lib/tollgate";

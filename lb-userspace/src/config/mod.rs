@@ -17,6 +17,7 @@ use std::{
 };
 
 pub use error::{ConfigError, Invalid, Problem, Warning};
+pub use fields::CONTROL;
 use lb_common::nat::Ports;
 pub use prefix::Prefix;
 
