@@ -9,7 +9,7 @@ use tracing::debug;
 
 use super::{
     neighbours::Resolution,
-    network::{Interfaces, Mac, Network, NetworkError},
+    network::{Interfaces, Mac, Network, NetworkError, Route},
     way::{Seen, Target, View, Way},
 };
 use crate::{
@@ -36,6 +36,31 @@ struct Tracked {
     resolution: Resolution,
     state: BackendState,
     way: Option<Way>,
+}
+
+impl Tracked {
+    /// Takes another route, or the same again.
+    fn lead(&mut self, route: Option<Route>) {
+        let Self { target, resolution, .. } = self;
+        target.route = route;
+        let hop = target.next_hop();
+        if hop.is_some() && target.last_hop.is_some_and(|last| Some(last) != hop) {
+            // Another neighbour, whose MAC address is another.
+            *resolution = Resolution::Resolving { since: Instant::now() };
+        }
+        target.last_hop = hop.or(target.last_hop);
+    }
+
+    /// Takes what was seen; returns whether the state is another. Until it is known whose MAC address a new route begins
+    /// with, the way before it serves.
+    fn follow(&mut self, Seen { state, way, .. }: Seen) -> bool {
+        if state == BackendState::Resolving && self.way.is_some() {
+            return false;
+        }
+        let changed = self.state != state;
+        (self.state, self.way) = (state, way);
+        changed
+    }
 }
 
 /// A backend that is in another state than before.
@@ -129,14 +154,10 @@ impl Backends {
         let mut changes = Vec::new();
         let mut asked = BTreeSet::new();
         for (owner, tracked) in &mut self.all {
-            let Seen { state, way, to_ask } = view.look(&tracked.target, &mut tracked.resolution);
-            // Until it is known whose MAC address a new route begins with, the way before it serves.
-            let hand_over = state == BackendState::Resolving && tracked.way.is_some();
-            if !hand_over && tracked.state != state {
-                changes.push(Change { backend: *owner, state: state.clone() });
-            }
-            if !hand_over {
-                (tracked.state, tracked.way) = (state, way);
+            let seen = view.look(&tracked.target, &mut tracked.resolution);
+            let to_ask = seen.to_ask;
+            if tracked.follow(seen) {
+                changes.push(Change { backend: *owner, state: tracked.state.clone() });
             }
             // Services often share backends, and backends a router.
             if let Some((ifindex, address)) = to_ask.filter(|hop| ask && asked.insert(*hop))
@@ -162,15 +183,10 @@ impl Backends {
                 Err(error) => errors.push(error),
             }
         }
-        for Tracked { target, resolution, .. } in self.all.values_mut() {
-            let Some(route) = routes.get(&target.address) else { continue };
-            target.route = *route;
-            let hop = target.next_hop();
-            if hop.is_some() && target.last_hop.is_some_and(|last| Some(last) != hop) {
-                // Another neighbour, whose MAC address is another.
-                *resolution = Resolution::Resolving { since: Instant::now() };
+        for tracked in self.all.values_mut() {
+            if let Some(route) = routes.get(&tracked.target.address) {
+                tracked.lead(*route);
             }
-            target.last_hop = hop.or(target.last_hop);
         }
         let hops = self.all.values().filter_map(|tracked| tracked.target.next_hop());
         network.watch(hops.map(|(_, address)| address).collect());
@@ -186,5 +202,75 @@ impl Backends {
     pub fn get(&self, owner: BackendOwner) -> Option<(&BackendState, Option<&Way>)> {
         let tracked = self.all.get(&owner)?;
         Some((&tracked.state, tracked.way.as_ref()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::network::{Interface, Neighbour, Neighbours};
+
+    #[test]
+    fn the_way_before_serves_until_the_next_hop_is_known() {
+        let card = Interface {
+            index: 2,
+            mac: Some([2; 6]),
+            mtu: 1500,
+            up: true,
+            sends_frames: true,
+            vlan: None,
+            xdp: None,
+        };
+        let interfaces = Interfaces::from([("eth0".to_owned(), card)]);
+        let start = Instant::now();
+        let by = |last: u8| {
+            Some(Route {
+                index: 2,
+                gateway: Some([10, 0, 0, last].into()),
+                source: Some([10, 0, 0, 1].into()),
+                mtu: None,
+                local: false,
+            })
+        };
+        let known =
+            |last: u8| ((2, [10, 0, 0, last].into()), Neighbour::Known { mac: [last; 6], fresh: true });
+        let target = Target {
+            address: [10, 1, 0, 11].into(),
+            forward: Forward::Ipip,
+            has_source: false,
+            route: None,
+            last_hop: None,
+        };
+        let mut backend = Tracked {
+            target,
+            resolution: Resolution::Resolving { since: start },
+            state: BackendState::Resolving,
+            way: None,
+        };
+        let failed = |last: u8| ((2, [10, 0, 0, last].into()), Neighbour::Failed);
+        for (route, neighbours, mac, state) in [
+            (by(1), vec![], None, "resolving"),
+            (by(1), vec![known(1)], Some(1), "up"),
+            (by(2), vec![known(1)], Some(1), "up"),
+            (by(2), vec![known(1), known(2)], Some(2), "up"),
+            (by(3), vec![known(2), failed(3)], None, "no-neighbour"),
+            (by(2), vec![known(2), failed(3)], Some(2), "up"),
+            (None, vec![known(2)], None, "no-route"),
+        ] {
+            backend.lead(route);
+            let neighbours: Neighbours = neighbours.into_iter().collect();
+            let view = View::new(&[], &interfaces, neighbours, start);
+            let seen = view.look(&backend.target, &mut backend.resolution);
+            backend.follow(seen);
+            let found = backend.way.as_ref().map(|way| way.destination_mac[0]);
+            assert_eq!((found, backend.state.name()), (mac, state), "{route:?}");
+        }
+        // Not for ever.
+        backend.lead(by(4));
+        backend.follow(BackendState::Up.into());
+        let later = Instant::now() + Duration::from_secs(3);
+        let view = View::new(&[], &interfaces, Neighbours::new(), later);
+        let seen = view.look(&backend.target, &mut backend.resolution);
+        assert!(backend.follow(seen) && backend.state.name() == "no-neighbour");
     }
 }
