@@ -170,7 +170,7 @@ impl FromStr for Balancers {
             let parsed = length.parse().ok().filter(|length| (1..=width).contains(length));
             parsed.ok_or_else(|| format!("/{length} is no prefix length; 1 to {width} is"))
         })?;
-        if bits << length != 0 && length < width {
+        if length < width && bits << length != 0 {
             return Err(format!("{address} has more bits than the {length} of the prefix"));
         }
         Ok(Self { address, length })
