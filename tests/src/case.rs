@@ -4,15 +4,15 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::{backend::Backend, reason::Reason};
 
 use crate::{
-    packet::Packet,
+    packet::{Family, Packet},
     program::{Counts, Outcome, Program, Verdict},
-    world::{SERVICE_INDEX, World},
+    world::{LOOPBACK, SERVICE_INDEX, World},
 };
 
 /// A packet, the world it comes into, and what is to become of it.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// For people.
+    /// For people: what arrives.
     pub name: String,
     /// What the program has been told.
     pub world: World,
@@ -20,6 +20,8 @@ pub struct Case {
     pub frame: Vec<u8>,
     /// What is to happen.
     pub expected: Expected,
+    /// What the frames that come in and go out were made of.
+    packets: Option<(Packet, Packet)>,
 }
 
 /// What is to become of a packet.
@@ -36,18 +38,19 @@ pub struct Expected {
 }
 
 impl Case {
+    /// A frame of whatever kind.
+    pub fn of_frame(name: impl Into<String>, world: World, frame: Vec<u8>, expected: Expected) -> Self {
+        Self { name: name.into(), world, frame, expected, packets: None }
+    }
+
     /// A packet of the default service that is refused.
     pub fn refused(name: impl Into<String>, world: World, packet: &Packet, reason: Reason) -> Self {
-        let outcome = Outcome { verdict: Verdict::Drop, frame: packet.bytes() };
-        let expected = Expected { outcome, service: SERVICE_INDEX, reason, backend: None };
-        Self { name: name.into(), world, frame: packet.bytes(), expected }
+        Self::new(name, world, packet, packet, Verdict::Drop, (SERVICE_INDEX, reason, None))
     }
 
     /// A packet that is for no service.
     pub fn not_ours(name: impl Into<String>, world: World, packet: &Packet) -> Self {
-        let outcome = Outcome { verdict: Verdict::Pass, frame: packet.bytes() };
-        let expected = Expected { outcome, service: 0, reason: Reason::NotOurs, backend: None };
-        Self { name: name.into(), world, frame: packet.bytes(), expected }
+        Self::new(name, world, packet, packet, Verdict::Pass, (0, Reason::NotOurs, None))
     }
 
     /// A packet of the default service that goes to this backend as `sent`, but for the MAC addresses, which follow
@@ -60,11 +63,10 @@ impl Case {
         backend: &Backend,
         reason: Reason,
     ) -> Self {
-        let Backend { destination_mac, source_mac, counter, .. } = *backend;
+        let Backend { destination_mac, source_mac, counter, ifindex, .. } = *backend;
         let sent = Packet { destination_mac, source_mac, ..sent.clone() };
-        let outcome = Outcome { verdict: Verdict::Transmit, frame: sent.bytes() };
-        let expected = Expected { outcome, service: SERVICE_INDEX, reason, backend: Some(counter) };
-        Self { name: name.into(), world, frame: packet.bytes(), expected }
+        let verdict = if ifindex == LOOPBACK { Verdict::Transmit } else { Verdict::Redirect };
+        Self::new(name, world, packet, &sent, verdict, (SERVICE_INDEX, reason, Some(counter)))
     }
 
     /// A packet of the default service that goes on to this host as `delivered`.
@@ -75,9 +77,50 @@ impl Case {
         delivered: &Packet,
         reason: Reason,
     ) -> Self {
-        let outcome = Outcome { verdict: Verdict::Pass, frame: delivered.bytes() };
-        let expected = Expected { outcome, service: SERVICE_INDEX, reason, backend: None };
-        Self { name: name.into(), world, frame: packet.bytes(), expected }
+        Self::new(name, world, packet, delivered, Verdict::Pass, (SERVICE_INDEX, reason, None))
+    }
+
+    /// A packet that comes back out of its interface as `sent`, counted for the default service.
+    pub fn answered(
+        name: impl Into<String>,
+        world: World,
+        packet: &Packet,
+        sent: &Packet,
+        reason: Reason,
+    ) -> Self {
+        Self::new(name, world, packet, sent, Verdict::Transmit, (SERVICE_INDEX, reason, None))
+    }
+
+    fn new(
+        name: impl Into<String>,
+        world: World,
+        packet: &Packet,
+        out: &Packet,
+        verdict: Verdict,
+        (service, reason, backend): (u32, Reason, Option<u32>),
+    ) -> Self {
+        let outcome = Outcome { verdict, frame: out.bytes() };
+        let expected = Expected { outcome, service, reason, backend };
+        let packets = Some((packet.clone(), out.clone()));
+        Self { name: name.into(), world, frame: packet.bytes(), expected, packets }
+    }
+
+    /// The same over this family: see [`Packet::over`].
+    ///
+    /// # Panics
+    /// If it was made of a frame, not of packets.
+    pub fn over(mut self, family: Family) -> Self {
+        let (packet, out) = self.packets.expect("a case made of packets");
+        let (packet, out) = (packet.over(family), out.over(family));
+        self.frame = packet.bytes();
+        self.expected.outcome.frame = out.bytes();
+        self.packets = Some((packet, out));
+        self
+    }
+
+    /// The family of what comes in, where it was made of packets.
+    pub fn family(&self) -> Option<Family> {
+        self.packets.as_ref().map(|(packet, _)| packet.family())
     }
 
     /// The same in another world.
@@ -93,6 +136,11 @@ impl Case {
     pub fn check(&self, program: &mut Program) -> Result<()> {
         check_all(program, std::slice::from_ref(self))
     }
+}
+
+/// Each case over both families.
+pub fn both(cases: &[Case]) -> Vec<Case> {
+    Family::BOTH.iter().flat_map(|family| cases.iter().map(|case| case.clone().over(*family))).collect()
 }
 
 /// [`Case::check`] of each, one after the other; counters are read once, around all of them.
@@ -114,8 +162,9 @@ pub fn check_all(program: &mut Program, cases: &[Case]) -> Result<()> {
         };
         ensure!(
             same,
-            "{}: {:?} where {:?} as {} was expected\n  came in  {}\n  came out {}\n  expected {}",
+            "{}{}: {:?} where {:?} as {} was expected\n  came in  {}\n  came out {}\n  expected {}",
             case.name,
+            case.family().map_or(String::new(), |family| format!(" ({family})")),
             outcome.verdict,
             wanted.verdict,
             reason.name(),

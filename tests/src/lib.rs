@@ -11,4 +11,5 @@ pub mod packet;
 pub mod program;
 pub mod topology;
 pub mod tunnel;
+pub mod way;
 pub mod world;

@@ -3,21 +3,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, Map, MapData},
+    maps::{Array, DevMapHash, HashMap, Map, MapData},
     programs::Xdp,
 };
 use lb_common::{
     counter::Counter,
+    flow::FlowKey,
     keyslot::{KeyId, KeySlot},
     maps::{self, BACKENDS_MAX, SERVICES_MAX},
     reason::{self, Reason},
-    session::{Session, TokenKey},
+    session::{Admission, Session, TokenKey},
 };
 use tollgate::datapath::{Datapath, Options, TableSet, embedded_object};
 
@@ -78,6 +80,7 @@ pub struct Program {
     datapath: Datapath,
     key_slots: Array<MapData, KeySlot>,
     sessions: HashMap<MapData, TokenKey, Session>,
+    egress: DevMapHash<MapData>,
     world: World,
     used_slots: BTreeSet<u32>,
 }
@@ -100,8 +103,15 @@ impl Program {
         let mut program = Self {
             key_slots: Map::Array(map_of(&datapath, maps::KEY_SLOTS)?).try_into()?,
             sessions: Map::LruHashMap(map_of(&datapath, maps::SESSIONS)?).try_into()?,
+            egress: Map::DevMapHash(map_of(&datapath, maps::EGRESS)?).try_into()?,
             datapath,
-            world: World { services: vec![], keys: vec![], backends: vec![], ..World::default() },
+            world: World {
+                services: vec![],
+                keys: vec![],
+                backends: vec![],
+                egress: vec![],
+                ..World::default()
+            },
             used_slots: BTreeSet::new(),
         };
         program.enter(&World::default())?;
@@ -123,6 +133,12 @@ impl Program {
         if !self.world.same_tables(world) {
             self.datapath.tables.publish(&TableSet::new(&world.snapshot())?)?;
         }
+        if self.world.egress != world.egress {
+            self.write_egress(&world.egress)?;
+        }
+        if self.world.flows != world.flows {
+            self.write_flows(&world.flows)?;
+        }
         self.world = world.clone();
         Ok(())
     }
@@ -136,6 +152,32 @@ impl Program {
             let slot = KeyId(key.key_id).slot();
             self.key_slots.set(slot, key, 0)?;
             self.used_slots.insert(slot);
+        }
+        Ok(())
+    }
+
+    fn write_egress(&mut self, interfaces: &[u32]) -> Result<()> {
+        for ifindex in std::mem::take(&mut self.world.egress) {
+            self.egress.remove(ifindex)?;
+        }
+        // Any device will do: in a test run nothing is sent.
+        interfaces
+            .iter()
+            .try_for_each(|ifindex| Ok(self.egress.insert(*ifindex, world::LOOPBACK, None, 0)?))
+    }
+
+    fn write_flows(&mut self, flows: &[(SocketAddr, u32, Admission)]) -> Result<()> {
+        let mut map: HashMap<_, FlowKey, Admission> =
+            Map::LruHashMap(map_of(&self.datapath, maps::FLOWS)?).try_into()?;
+        let there: Vec<FlowKey> = map.keys().collect::<Result<_, _>>()?;
+        there.iter().try_for_each(|key| map.remove(key))?;
+        for (client, service, admission) in flows {
+            let key = FlowKey {
+                client_be: world::address_be(client.ip()),
+                client_port_be: client.port().to_be(),
+                service_index: u16::try_from(*service)?,
+            };
+            map.insert(key, admission, 0)?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use lb_common::{
     live::SECOND_NS,
     nat::Ports,
     service::{ACCEPT_BEARER, FLAG_STRIP, FORWARD_L2, Service, ServiceKey},
+    session::Admission,
     token::{
         Claims, Header,
         keys::{DerivedKeys, MasterKey},
@@ -38,6 +39,8 @@ pub const SERVICE_INDEX: u32 = 3;
 pub const NOW: u32 = 1_700_000_010;
 /// The interface of test runs without one of their own: loopback.
 pub const LOOPBACK: u32 = 1;
+/// An interface that frames may be sent out of.
+pub const OTHER_INTERFACE: u32 = 7;
 /// The ports of this node that stand for clients of `forward = "nat"`.
 pub const NAT_PORTS: Ports = Ports { first: 40_000, last: 40_099 };
 /// The default session.
@@ -54,6 +57,10 @@ pub struct World {
     pub keys: Vec<KeySlot>,
     /// Backends, by place.
     pub backends: Vec<Backend>,
+    /// Interfaces that frames may be sent out of.
+    pub egress: Vec<u32>,
+    /// Where clients' sessions went: client, index of the service, and the session.
+    pub flows: Vec<(SocketAddr, u32, Admission)>,
     /// One more than the place that stands at every position of the Maglev tables; `None`: the places of a service's
     /// backends in turns.
     pub maglev: Option<u16>,
@@ -66,6 +73,8 @@ impl Default for World {
             services: at_both(service()),
             keys: vec![key().slot(SERVICE_ID)],
             backends: (1..=3).map(backend).collect(),
+            egress: vec![OTHER_INTERFACE],
+            flows: vec![],
             maglev: None,
         }
     }
@@ -180,6 +189,23 @@ pub fn backend(id: u8) -> Backend {
         mtu: 1500,
         ..Backend::default()
     }
+}
+
+/// The default service's backend with this id, with an address of this family.
+pub fn backend_at(id: u8, family: Family) -> Backend {
+    let address = |last: u8| address_be(family.twin(Ipv4Addr::new(10, 9, last, id).into()));
+    Backend {
+        v6: u8::from(family == Family::V6),
+        address_be: address(1),
+        source_be: address(2),
+        port_be: 9000_u16.to_be(),
+        ..backend(id)
+    }
+}
+
+/// A world whose default service sends to one backend this way.
+pub fn sending(forward: u8, flags: u8, backend: Backend) -> World {
+    World { backends: vec![backend], ..World::with_service(Service { forward, flags, ..service() }) }
 }
 
 /// A key on the issuer's side.

@@ -57,6 +57,12 @@ impl Packet {
         self.transport_offset() + self.transport().len()
     }
 
+    /// The checksum in its UDP header.
+    pub fn udp_checksum_field(&self) -> u16 {
+        let header = self.transport();
+        u16::from_be_bytes([header[6], header[7]])
+    }
+
     fn protocol(&self) -> u8 {
         self.protocol.unwrap_or_else(|| match self.transport {
             Transport::Udp => UDP,
@@ -152,6 +158,7 @@ impl Packet {
         let checksum = match self.udp_checksum {
             UdpChecksum::Right => sum.to_ones_complement_with_no_zero(),
             UdpChecksum::None => 0,
+            UdpChecksum::Exactly(checksum) => checksum.to_be(),
             UdpChecksum::OffBy(summand) => {
                 sum.add_2bytes((!summand).to_be_bytes()).to_ones_complement_with_no_zero()
             }

@@ -81,14 +81,5 @@ impl std::fmt::Display for Family {
 
 const fn twin_of(v4: Ipv4Addr) -> Ipv6Addr {
     let [a, b, c, d] = v4.octets();
-    Ipv6Addr::new(
-        0x2001,
-        0xdb8,
-        u16::from_be_bytes([a, b]),
-        u16::from_be_bytes([c, d]),
-        0xfe,
-        0,
-        u16::from_be_bytes([d, c]),
-        1,
-    )
+    Ipv6Addr::new(0x2001, 0xdb8, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]), 0xfe, 0, 0, 1)
 }

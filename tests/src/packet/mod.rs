@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_common::token::{Header, header};
 
+pub use bytes::fragment_header;
 pub use family::Family;
 
 use crate::world;
@@ -132,6 +133,8 @@ pub enum UdpChecksum {
     None,
     /// Wrong by this one's-complement summand.
     OffBy(u16),
+    /// This, in host order.
+    Exactly(u16),
 }
 
 impl Default for Packet {
@@ -224,6 +227,7 @@ impl Packet {
             destination_mac: self.destination_mac,
             source_mac: self.source_mac,
             tags: self.tags.clone(),
+            padding: self.padding.clone(),
             traffic_class: self.traffic_class,
             flow_label: 0,
             id: 0,
@@ -236,18 +240,23 @@ impl Packet {
         }
     }
 
-    /// This packet as the payload of a UDP datagram (GUE variant 1). Over IPv4 without a checksum; over IPv6 with one if
-    /// this has one, and then as wrong as that is.
+    /// This packet as the payload of a UDP datagram (GUE variant 1). Over IPv4 without a checksum; over IPv6 with the one
+    /// that is right if this packet's are, and without if this has none (RFC 6935).
     pub fn inside_udp(&self, from: IpAddr, source_port: u16, to: IpAddr) -> Self {
-        let udp_checksum = if to.is_ipv4() { UdpChecksum::None } else { self.udp_checksum };
-        Self {
+        let inside = |packet: &Self, udp_checksum| Self {
             protocol: None,
             from: SocketAddr::new(from, source_port),
             to: SocketAddr::new(to, GUE_PORT),
             transport: Transport::Udp,
             udp_checksum,
-            ..self.inside_ip(from, to)
+            ..packet.inside_ip(from, to)
+        };
+        if to.is_ipv4() || self.udp_checksum == UdpChecksum::None {
+            return inside(self, UdpChecksum::None);
         }
+        let mended = Self { ip_checksum_off_by: 0, udp_checksum: UdpChecksum::Right, ..self.clone() };
+        let right = inside(&mended, UdpChecksum::Right).udp_checksum_field();
+        inside(self, UdpChecksum::Exactly(right))
     }
 }
 

@@ -16,6 +16,8 @@ use lb_tests::{
 };
 use tollgate::datapath::Options;
 
+use crate::matrix::Subject;
+
 fn forwarded(token: &Header, session: u64) -> Case {
     let packet = Packet::with_token(token);
     let world = World::default();
@@ -149,8 +151,14 @@ fn a_full_cache_forgets() -> Result<()> {
     Ok(())
 }
 
+/// What this module's cases are about.
+pub fn subjects() -> Vec<Subject> {
+    let test = "cache::the_budget_is_each_cpus";
+    vec![Subject::new("The first packet of a token", test, vec![budget_case()])]
+}
+
 /// A CPU without budget.
-pub fn budget_case() -> Case {
+fn budget_case() -> Case {
     let packet = Packet::with_token(&world::token_number(2));
     Case::refused("no HMACs left", World::default(), &packet, Reason::HmacBudget)
 }

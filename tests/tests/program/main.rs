@@ -6,11 +6,13 @@ mod coverage;
 mod decap;
 mod delivery;
 mod malformed;
+mod matrix;
 mod mutation;
 mod observe;
 mod parse;
 mod token;
 mod vectors;
+mod ways;
 
 use anyhow::Result;
 use lb_tests::{case::Case, program::Program};

@@ -3,41 +3,42 @@
 use anyhow::Result;
 use lb_common::{reason::Reason, token::header};
 use lb_tests::{
-    case::{Case, check_all},
-    packet::{ETHERNET_LEN, IPV4_LEN, Packet, UDP_LEN},
+    case::{Case, Expected, both, check_all},
+    packet::{ETHERNET_LEN, Family, Packet, UDP_LEN},
     program::{Outcome, Program, Verdict},
-    world::{SESSION, World},
+    world::{SERVICE_INDEX, SESSION, World},
 };
 
 /// Bytes of a UDP header from which the service is known.
 const PORTS_LEN: usize = 4;
 
 fn dropped(name: String, frame: Vec<u8>, reason: Reason) -> Case {
-    let mut case = Case::refused(name, World::default(), &Packet::default(), reason);
-    case.expected.outcome = Outcome { verdict: Verdict::Drop, frame: frame.clone() };
-    Case { frame, ..case }
+    let outcome = Outcome { verdict: Verdict::Drop, frame: frame.clone() };
+    let expected = Expected { outcome, service: SERVICE_INDEX, reason, backend: None };
+    Case::of_frame(name, World::default(), frame, expected)
 }
 
 fn passed(name: String, frame: Vec<u8>) -> Case {
-    let mut case = Case::not_ours(name, World::default(), &Packet::default());
-    case.expected.outcome = Outcome { verdict: Verdict::Pass, frame: frame.clone() };
-    Case { frame, ..case }
+    let outcome = Outcome { verdict: Verdict::Pass, frame: frame.clone() };
+    let expected = Expected { outcome, service: 0, reason: Reason::NotOurs, backend: None };
+    Case::of_frame(name, World::default(), frame, expected)
 }
 
 /// Cut short, with the lengths it had: passed on until its address can be read, dropped from there.
 #[test]
 fn cut_with_its_lengths_kept() -> Result<()> {
     let mut cases = Vec::new();
-    for tags in 0..=4 {
-        let packet = Packet::default().tagged(tags);
+    for (family, tags) in Family::BOTH.into_iter().flat_map(|family| (0..=4).map(move |tags| (family, tags)))
+    {
+        let packet = Packet::default().tagged(tags).over(family);
         let frame = packet.bytes();
-        let ip = packet.ip_offset();
+        let ports = packet.ip_offset() + family.header_len();
         for len in ETHERNET_LEN..frame.len() {
             let cut = frame[..len].to_vec();
-            let name = format!("{tags} tags, cut to {len} of {} bytes", frame.len());
+            let name = format!("{family}, {tags} tags, cut to {len} of {} bytes", frame.len());
             cases.push(match len {
-                _ if len < ip + IPV4_LEN => passed(name, cut),
-                _ if len < ip + IPV4_LEN + PORTS_LEN || tags <= 2 => dropped(name, cut, Reason::Malformed),
+                _ if len < ports => passed(name, cut),
+                _ if len < ports + PORTS_LEN || tags <= 2 => dropped(name, cut, Reason::Malformed),
                 _ => dropped(name, cut, Reason::Unsupported),
             });
         }
@@ -62,12 +63,16 @@ fn cut_with_its_lengths_adapted() -> Result<()> {
                 Case::sent(name, World::default(), &packet, &sent, &backend, Reason::Forwarded)
             });
         }
-        for len in IPV4_LEN..IPV4_LEN + UDP_LEN {
-            let ip_len = Some(i32::try_from(len - IPV4_LEN)?);
-            let udp_len = Some(u16::try_from(len - IPV4_LEN)?);
+    }
+    cases = both(&cases);
+    for (family, tags) in Family::BOTH.into_iter().flat_map(|family| (0..=2).map(move |tags| (family, tags)))
+    {
+        let whole = Packet::default().tagged(tags).over(family);
+        for len in 0..UDP_LEN {
+            let (ip_len, udp_len) = (Some(i32::try_from(len)?), Some(u16::try_from(len)?));
             let frame = Packet { ip_len, udp_len, ..whole.clone() }.bytes();
-            let name = format!("{tags} tags, IP packet cut to {len} bytes");
-            cases.push(dropped(name, frame[..whole.ip_offset() + len].to_vec(), Reason::Malformed));
+            let name = format!("{family}, {tags} tags, datagram cut to {len} bytes");
+            cases.push(dropped(name, frame[..whole.transport_offset() + len].to_vec(), Reason::Malformed));
         }
     }
     check_all(&mut Program::load()?, &cases)
@@ -86,7 +91,7 @@ fn cut_and_padded() -> Result<()> {
             Case::refused(name, World::default(), &packet, Reason::NoToken)
         })
         .collect();
-    check_all(&mut Program::load()?, &cases)
+    check_all(&mut Program::load()?, &both(&cases))
 }
 
 /// The kernel itself runs no program on less than an Ethernet header, and the harness says so.

@@ -8,8 +8,8 @@ use lb_common::{
     token::Source,
 };
 use lb_tests::{
-    case::{Case, Expected, check_all},
-    packet::{self, Packet},
+    case::{Case, Expected, both, check_all},
+    packet::{self, Family, Packet},
     program::{Outcome, Program, Verdict},
     world::{self, SERVICE_INDEX, SESSION, World},
 };
@@ -45,6 +45,7 @@ fn refused() -> Vec<Case> {
 
 /// The same packet under the same service in observe mode.
 fn observed(case: Case, change: impl Fn(&mut Service)) -> Case {
+    let client = case.family().unwrap_or(Family::V4).twin(world::CLIENT.ip());
     let mut world = case.world;
     for (_, service) in &mut world.services {
         service.flags |= FLAG_OBSERVE;
@@ -52,9 +53,9 @@ fn observed(case: Case, change: impl Fn(&mut Service)) -> Case {
     }
     let mut expected = case.expected;
     if !DROPPED.contains(&expected.reason) {
-        expected = delivered(&world, &case.frame, world::CLIENT.ip(), expected.reason);
+        expected = delivered(&world, &case.frame, client, expected.reason);
     }
-    Case { name: format!("observed: {}", case.name), world, frame: case.frame, expected }
+    Case::of_frame(format!("observed: {}", case.name), world, case.frame, expected)
 }
 
 fn delivered(world: &World, frame: &[u8], client: std::net::IpAddr, reason: Reason) -> Expected {
@@ -79,7 +80,9 @@ fn observing() -> World {
 fn by_the_clients_address() -> Result<()> {
     let world = observing();
     let mut cases = Vec::new();
-    for number in 0..200 {
+    for (family, number) in
+        Family::BOTH.into_iter().flat_map(|family| (0..200).map(move |number| (family, number)))
+    {
         let from = packet::client(number);
         let whole = Packet { from, ..Packet::with_payload(vec![1; 30]) };
         let other_port = Packet { from: std::net::SocketAddr::new(from.ip(), 9), ..whole.clone() };
@@ -87,16 +90,16 @@ fn by_the_clients_address() -> Result<()> {
         for (packet, reason) in
             [(whole, Reason::NoToken), (other_port, Reason::NoToken), (fragment, Reason::Fragment)]
         {
-            let frame = packet.bytes();
-            let expected = delivered(&world, &frame, from.ip(), reason);
-            let name = format!("client {number}, {}", reason.name());
-            cases.push(Case { name, world: world.clone(), frame, expected });
+            let frame = packet.over(family).bytes();
+            let expected = delivered(&world, &frame, family.twin(from.ip()), reason);
+            let name = format!("client {number} over {family}, {}", reason.name());
+            cases.push(Case::of_frame(name, world.clone(), frame, expected));
         }
     }
     for id in 1..=3 {
         let counter = Some(world::backend(id).counter);
         let hits = cases.iter().filter(|case| case.expected.backend == counter).count();
-        assert!(hits > 90, "backend {id} gets {hits} of 600 packets");
+        assert!(hits > 180, "backend {id} gets {hits} of 1200 packets");
     }
     check_all(&mut Program::load()?, &cases)
 }
@@ -106,8 +109,9 @@ fn valid_tokens_as_in_enforce() -> Result<()> {
     let backend = observing().picked(SESSION);
     let packet = Packet::default();
     let stripped = packet.clone().stripped();
-    Case::sent("observed: a valid token", observing(), &packet, &stripped, &backend, Reason::Forwarded)
-        .check(&mut Program::load()?)
+    let case =
+        Case::sent("observed: a valid token", observing(), &packet, &stripped, &backend, Reason::Forwarded);
+    crate::check_each(&both(&[case]))
 }
 
 /// With nowhere to deliver to, what is refused is dropped, and counted for what kept it from its backend.

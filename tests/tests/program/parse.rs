@@ -1,56 +1,65 @@
 //! Step 1: whose packet it is, and whether it can be read.
 
+mod ipv6;
+
 use std::net::SocketAddr;
 
 use anyhow::Result;
 use lb_common::{reason::Reason, service::Service};
 use lb_tests::{
     case::Case,
-    packet::{MORE_FRAGMENTS, Packet, TAG_8021AD, TAG_8021Q, UDP_LEN},
+    packet::{
+        ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, Family, Icmp, MORE_FRAGMENTS, Packet, TAG_8021AD, TAG_8021Q,
+        Transport, UDP_LEN,
+    },
     world::{self, World},
 };
 
+use crate::matrix::Subject;
+
 #[test]
 fn not_ours_is_passed_on_untouched() -> Result<()> {
-    crate::check_each(&not_ours())
+    crate::check_each(&not_ours_cases())
 }
 
 #[test]
 fn what_cannot_be_read_is_dropped() -> Result<()> {
-    crate::check_each(&refused())
+    crate::check_each(&refused_cases())
 }
 
 /// Two services at one address: what shows its port is its service's, what does not is counted for the first by id.
 #[test]
 fn an_address_has_one_service_for_what_shows_no_port() -> Result<()> {
     let first = Service { id: 7, index: 9, ..world::service() };
-    let world = World {
-        services: vec![(world::SERVICE, world::service()), (with_port(99), first)],
-        ..World::default()
-    };
-    let of = |service: u32, packet: Packet, reason| {
-        let mut case = Case::refused("two services", world.clone(), &packet, reason);
-        case.expected.service = service;
-        case
-    };
-    let to_99 = |packet| Packet { to: with_port(99), ..packet };
-    let fragment = |fragment| Packet { fragment, ..Packet::default() };
-    let no_ports = || Packet { ihl: Some(4), ..Packet::default() };
-    crate::check_each(&[
-        of(world::SERVICE_INDEX, Packet::with_payload(vec![]), Reason::NoToken),
-        of(9, to_99(Packet::with_payload(vec![])), Reason::NoToken),
-        of(9, to_99(Packet::default()), Reason::InactiveKey),
-        of(world::SERVICE_INDEX, fragment(MORE_FRAGMENTS), Reason::Fragment),
-        of(9, to_99(fragment(MORE_FRAGMENTS)), Reason::Fragment),
-        of(9, fragment(1), Reason::Fragment),
-        of(9, to_99(fragment(1)), Reason::Fragment),
-        of(9, no_ports(), Reason::Malformed),
-    ])
+    for family in Family::BOTH {
+        let at = |port| family.twin_at(with_port(port));
+        let world = World {
+            services: vec![(at(world::SERVICE.port()), world::service()), (at(99), first)],
+            ..World::default()
+        };
+        let of = |service: u32, packet: Packet, reason| {
+            let mut case = Case::refused("two services", world.clone(), &packet.over(family), reason);
+            case.expected.service = service;
+            case
+        };
+        let to_99 = |packet| Packet { to: with_port(99), ..packet };
+        let fragment = |fragment| Packet { fragment, ..Packet::default() };
+        crate::check_each(&[
+            of(world::SERVICE_INDEX, Packet::with_payload(vec![]), Reason::NoToken),
+            of(9, to_99(Packet::with_payload(vec![])), Reason::NoToken),
+            of(9, to_99(Packet::default()), Reason::InactiveKey),
+            of(world::SERVICE_INDEX, fragment(MORE_FRAGMENTS), Reason::Fragment),
+            of(9, to_99(fragment(MORE_FRAGMENTS)), Reason::Fragment),
+            of(9, fragment(1), Reason::Fragment),
+            of(9, to_99(fragment(1)), Reason::Fragment),
+        ])?;
+    }
+    Ok(())
 }
 
 /// Packets for no service.
-fn not_ours() -> Vec<Case> {
-    let pass = |name: &str, packet: Packet| Case::not_ours(name, World::default(), &packet);
+fn not_ours(family: Family) -> Vec<Case> {
+    let pass = |name: &str, packet: Packet| Case::not_ours(name, World::default(), &packet.over(family));
     let elsewhere = SocketAddr::from(([203, 0, 113, 11], world::SERVICE.port()));
     let other_port = SocketAddr::new(world::SERVICE.ip(), 53);
     vec![
@@ -58,9 +67,20 @@ fn not_ours() -> Vec<Case> {
         pass("another port of a service's address", Packet { to: other_port, ..Packet::default() }),
         pass("port 0 of a service's address", Packet { to: with_port(0), ..Packet::default() }),
         pass("TCP", Packet { protocol: Some(6), ..Packet::default() }),
-        pass("ICMP", Packet { protocol: Some(1), ..Packet::default() }),
+        pass(
+            "an echo request",
+            Packet { transport: Transport::Icmp(ECHO[family as usize]), ..Packet::default() },
+        ),
+        pass("a fragment of TCP", Packet { protocol: Some(6), fragment: 7, ..Packet::default() }),
+        pass(
+            "a first fragment of TCP",
+            Packet { protocol: Some(6), fragment: MORE_FRAGMENTS, ..Packet::default() },
+        ),
         pass("ARP", Packet { ether_type: Some(0x0806), ..Packet::default() }),
-        pass("IPv6", Packet { ether_type: Some(0x86dd), version: Some(6), ..Packet::default() }),
+        pass(
+            "the other family by its EtherType",
+            Packet { ether_type: Some(OTHER_TYPE[family as usize]), ..Packet::default() },
+        ),
         pass("an LLC frame", Packet { ether_type: Some(0x0040), ..Packet::default() }),
         pass("under a QinQ tag of the old kind", Packet { tags: vec![(0x9100, 1)], ..Packet::default() }),
         pass(
@@ -76,15 +96,20 @@ fn not_ours() -> Vec<Case> {
     ]
 }
 
+/// Echo requests of both families.
+const ECHO: [Icmp; 2] =
+    [Icmp { kind: 8, code: 0, rest: [0, 1, 0, 2] }, Icmp { kind: 128, code: 0, rest: [0, 1, 0, 2] }];
+const OTHER_VERSION: [u8; 2] = [6, 4];
+const OTHER_TYPE: [u16; 2] = [ETHER_TYPE_IPV6, ETHER_TYPE_IPV4];
+
 /// Packets for a service that no service can take.
-fn refused() -> Vec<Case> {
-    let drop = |name: &str, packet: Packet, reason| Case::refused(name, World::default(), &packet, reason);
+fn refused(family: Family) -> Vec<Case> {
+    let drop = |name: &str, packet: Packet, reason| {
+        Case::refused(name, World::default(), &packet.over(family), reason)
+    };
     let to_53 = |packet| Packet { to: with_port(53), ..packet };
     let whole = u16::try_from(UDP_LEN + Packet::default().payload.len()).expect("small");
-    let options = |words: usize| Packet { options: vec![1; 4 * words], ..Packet::default() };
     let lengths = |ip_len, udp_len| Packet { ip_len, udp_len, ..Packet::default() };
-    let short = |payload: &[u8]| Packet::with_payload(payload.to_vec());
-    let ihl = |ihl| Packet { ihl: Some(ihl), ..Packet::default() };
     let fragment = |fragment| Packet { fragment, ..Packet::default() };
     // Under more tags than are looked through nobody can tell whose it is; the kernel takes off any number of VLAN 0.
     let buried = |name: &str, tags| {
@@ -101,31 +126,18 @@ fn refused() -> Vec<Case> {
         drop("last fragment", fragment(0x1fff), Reason::Fragment),
         drop("last fragment, of any port", to_53(fragment(185)), Reason::Fragment),
         drop("a fragment of one byte", Packet { ip_len: Some(1), ..fragment(7) }, Reason::Fragment),
-        drop("a fragment with options", Packet { options: vec![1; 4], ..fragment(7) }, Reason::Fragment),
         drop("a fragment under two tags", fragment(7).tagged(2), Reason::Fragment),
         drop("a fragment under three tags", fragment(7).tagged(3), Reason::Fragment),
-        drop("one word of options", options(1), Reason::Unsupported),
-        drop("ten words of options", options(10), Reason::Unsupported),
-        drop("options under a tag", options(2).tagged(1), Reason::Unsupported),
         drop("three VLAN tags", Packet::default().tagged(3), Reason::Unsupported),
         drop("four VLAN tags", Packet::default().tagged(4), Reason::Unsupported),
-        drop("an IP header of no words", ihl(0), Reason::Malformed),
-        drop("an IP header of four words", ihl(4), Reason::Malformed),
-        drop("an IP header of four words, of any port", to_53(ihl(4)), Reason::Malformed),
         drop(
-            "options that reach beyond the frame",
-            Packet { ihl: Some(15), ip_len: Some(40), ..short(&[0; 20]) },
-            Reason::Malformed,
-        ),
-        drop(
-            "IP version 6 behind IPv4's EtherType",
-            Packet { version: Some(6), ..Packet::default() },
+            "the other family's IP version behind the EtherType",
+            Packet { version: Some(OTHER_VERSION[family as usize]), ..Packet::default() },
             Reason::Malformed,
         ),
         drop("IP version 0", Packet { version: Some(0), ..Packet::default() }, Reason::Malformed),
-        drop("IP length 0", lengths(Some(-20), None), Reason::Malformed),
-        drop("IP length of an IP header", lengths(Some(0), None), Reason::Malformed),
-        drop("IP length of an IP header and seven bytes", lengths(Some(7), Some(7)), Reason::Malformed),
+        drop("an IP packet of its header alone", lengths(Some(0), None), Reason::Malformed),
+        drop("an IP packet of its header and seven bytes", lengths(Some(7), Some(7)), Reason::Malformed),
         drop(
             "IP length one beyond the frame",
             lengths(Some(i32::from(whole) + 1), Some(whole + 1)),
@@ -148,11 +160,64 @@ fn refused() -> Vec<Case> {
     ]
 }
 
+/// What only IPv4 has.
+fn refused_ipv4() -> Vec<Case> {
+    let drop = |name: &str, packet: Packet, reason| Case::refused(name, World::default(), &packet, reason);
+    let to_53 = |packet| Packet { to: with_port(53), ..packet };
+    let options = |words: usize| Packet { options: vec![1; 4 * words], ..Packet::default() };
+    let short = |payload: &[u8]| Packet::with_payload(payload.to_vec());
+    let ihl = |ihl| Packet { ihl: Some(ihl), ..Packet::default() };
+    vec![
+        drop(
+            "a fragment with options",
+            Packet { options: vec![1; 4], fragment: 7, ..Packet::default() },
+            Reason::Fragment,
+        ),
+        drop("one word of options", options(1), Reason::Unsupported),
+        drop("ten words of options", options(10), Reason::Unsupported),
+        drop("options under a tag", options(2).tagged(1), Reason::Unsupported),
+        drop("an IP header of no words", ihl(0), Reason::Malformed),
+        drop("an IP header of four words", ihl(4), Reason::Malformed),
+        drop("an IP header of four words, of any port", to_53(ihl(4)), Reason::Malformed),
+        drop(
+            "options that reach beyond the frame",
+            Packet { ihl: Some(15), ip_len: Some(40), ..short(&[0; 20]) },
+            Reason::Malformed,
+        ),
+        drop(
+            "IP version 6 behind IPv4's EtherType",
+            Packet { version: Some(6), ..Packet::default() },
+            Reason::Malformed,
+        ),
+        drop("IP length 0", Packet { ip_len: Some(-20), ..Packet::default() }, Reason::Malformed),
+    ]
+}
+
 fn with_port(port: u16) -> SocketAddr {
     SocketAddr::new(world::SERVICE.ip(), port)
 }
 
+/// What this module's cases are about.
+pub fn subjects() -> Vec<Subject> {
+    vec![
+        Subject::new("What is for no service", "parse::not_ours_is_passed_on_untouched", not_ours_cases()),
+        Subject::new(
+            "What is for a service and cannot be read safely",
+            "parse::what_cannot_be_read_is_dropped",
+            refused_cases(),
+        ),
+    ]
+}
+
 /// The cases of this module.
 pub fn cases() -> Vec<Case> {
-    [not_ours(), refused()].concat()
+    [not_ours_cases(), refused_cases()].concat()
+}
+
+fn not_ours_cases() -> Vec<Case> {
+    [Family::BOTH.map(not_ours).concat(), ipv6::not_ours()].concat()
+}
+
+fn refused_cases() -> Vec<Case> {
+    [Family::BOTH.map(refused).concat(), refused_ipv4(), ipv6::refused()].concat()
 }

@@ -13,31 +13,33 @@ use lb_common::{
     },
 };
 use lb_tests::{
-    case::Case,
-    packet::Packet,
+    case::{Case, both},
+    packet::{Family, Packet},
     program::Program,
     world::{self, Key, NOW, SERVICE_ID, World},
 };
 use tollgate::datapath::DatapathError;
 
+use crate::matrix::Subject;
+
 #[test]
 fn form() -> Result<()> {
-    crate::check_each(&[no_token(), bad_header(), policy()].concat())
+    crate::check_each(&both(&[no_token(), bad_header(), policy()].concat()))
 }
 
 #[test]
 fn keys() -> Result<()> {
-    crate::check_each(&key_cases())
+    crate::check_each(&both(&key_cases()))
 }
 
 #[test]
 fn time() -> Result<()> {
-    crate::check_each(&time_cases())
+    crate::check_each(&both(&time_cases()))
 }
 
 #[test]
 fn tags() -> Result<()> {
-    crate::check_each(&[bad_fast_tag(), full_check()].concat())
+    crate::check_each(&[tag_cases(), bindings()].concat())
 }
 
 /// A key's way through its slot, as the daemon writes it: on, off, and another generation in its place.
@@ -65,9 +67,29 @@ fn a_slot_through_generations() -> Result<()> {
     admitted(&of_next).check(&mut program)
 }
 
+/// What this module's cases are about.
+pub fn subjects() -> Vec<Subject> {
+    let form = [no_token(), bad_header(), policy()].concat();
+    vec![
+        Subject::new("The form of a token", "token::form", both(&form)),
+        Subject::new("Its key", "token::keys", both(&key_cases())),
+        Subject::new("Its time", "token::time", both(&time_cases())),
+        Subject::new("Its tags, and what it is bound to", "token::tags", [tag_cases(), bindings()].concat()),
+    ]
+}
+
 /// The cases of this module.
 pub fn cases() -> Vec<Case> {
-    [no_token(), bad_header(), policy(), key_cases(), time_cases(), bad_fast_tag(), full_check()].concat()
+    let of_both = [no_token(), bad_header(), policy(), key_cases(), time_cases()].concat();
+    [both(&of_both), tag_cases(), bindings()].concat()
+}
+
+fn tag_cases() -> Vec<Case> {
+    both(&[bad_fast_tag(), full_check()].concat())
+}
+
+fn bindings() -> Vec<Case> {
+    Family::BOTH.map(bound).concat()
 }
 
 fn refused(name: &str, packet: &Packet, reason: Reason) -> Case {
@@ -231,14 +253,8 @@ fn time_cases() -> Vec<Case> {
 }
 
 fn bad_fast_tag() -> Vec<Case> {
-    let bound = |bind: Option<Prefix>, bind_port| {
-        Packet::with_token(&world::key().bearer(&Grant { bind, bind_port, ..world::grant() }))
-    };
-    let prefix = |address: &str, len| Prefix::new(address.parse().expect("an address"), len).ok();
-    let port = Some(world::CLIENT.port());
     let of_other_key = Key::new([8; 32], world::key().id).bearer(&world::grant());
     let bad = |name, packet: &Packet| refused(name, packet, Reason::BadFastTag);
-    let good = |name, packet: &Packet| admitted(name, World::default(), packet);
     let last_bit = |byte: usize| {
         let mut packet = Packet::default();
         packet.payload[byte] ^= 1;
@@ -250,17 +266,40 @@ fn bad_fast_tag() -> Vec<Case> {
         bad("a flipped bit in the sealed claims", &last_bit(39)),
         bad("a flipped bit in the fast tag", &last_bit(47)),
         bad("a flipped bit in the full tag", &last_bit(63)),
-        good("bound to the client", &bound(prefix("198.51.100.23", 32), None)),
-        bad("bound to its neighbour", &bound(prefix("198.51.100.22", 32), None)),
-        good("bound to the client's /31", &bound(prefix("198.51.100.22", 31), None)),
-        good("bound to the client's half of the internet", &bound(prefix("255.255.255.255", 1), None)),
-        bad("bound to the other half", &bound(prefix("1.2.3.4", 1), None)),
-        good("bound to the client's port", &bound(None, port)),
-        bad("bound to another port", &bound(None, Some(world::CLIENT.port() ^ 1))),
-        bad("bound to the port with its bytes swapped", &bound(None, port.map(u16::swap_bytes))),
-        good("bound to client and port", &bound(prefix("198.51.100.0", 24), port)),
-        bad("bound to an IPv6 network", &bound(prefix("c633:6417::", 64), None)),
-        bad("bound to an IPv6 network of one bit", &bound(prefix("8000::", 1), None)),
+    ]
+}
+
+/// Tokens bound to where they come from: an IPv4 prefix, or the IPv6 prefix that is its twin.
+fn bound(family: Family) -> Vec<Case> {
+    let packet = |bind: Option<Prefix>, bind_port| {
+        Packet::with_token(&world::key().bearer(&Grant { bind, bind_port, ..world::grant() })).over(family)
+    };
+    let prefix = |address: &str, len| Prefix::new(address.parse().expect("an address"), len).ok();
+    // The last `host` bits of the client's longest bound prefix are free.
+    let network = |address: &str, host: u8| {
+        let address = family.twin(address.parse().expect("an address"));
+        Prefix::new(address, Prefix::longest(address) - host).ok()
+    };
+    let (half, other_half, others) = match family {
+        Family::V4 => ("255.255.255.255", "1.2.3.4", ["c633:6417::", "8000::"]),
+        Family::V6 => ("1::", "8000::", ["32.1.13.184", "1.2.3.4"]),
+    };
+    let longest = Prefix::longest(others[0].parse().expect("an address"));
+    let port = Some(world::CLIENT.port());
+    let bad = |name, packet: &Packet| refused(name, packet, Reason::BadFastTag);
+    let good = |name, packet: &Packet| admitted(name, World::default(), packet);
+    vec![
+        good("bound to the client", &packet(network("198.51.100.23", 0), None)),
+        bad("bound to its neighbour", &packet(network("198.51.100.22", 0), None)),
+        good("bound to the client's and its neighbour's prefix", &packet(network("198.51.100.22", 1), None)),
+        good("bound to the client's half of the internet", &packet(prefix(half, 1), None)),
+        bad("bound to the other half", &packet(prefix(other_half, 1), None)),
+        good("bound to the client's port", &packet(None, port)),
+        bad("bound to another port", &packet(None, Some(world::CLIENT.port() ^ 1))),
+        bad("bound to the port with its bytes swapped", &packet(None, port.map(u16::swap_bytes))),
+        good("bound to client and port", &packet(network("198.51.100.0", 8), port)),
+        bad("bound to a network of the other family", &packet(prefix(others[0], longest), None)),
+        bad("bound to a network of the other family, of one bit", &packet(prefix(others[1], 1), None)),
     ]
 }
 

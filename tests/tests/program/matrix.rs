@@ -1,0 +1,145 @@
+//! `docs/matrix.md`: what arrives, what happens, which test shows it. It is made from the cases, and this test fails
+//! where it says anything else.
+
+use std::{collections::BTreeMap, fmt::Write as _, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::{case::Case, packet::Family, program::Verdict};
+
+/// Cases about one thing.
+pub struct Subject {
+    about: &'static str,
+    /// The test that runs them.
+    test: &'static str,
+    cases: Vec<Case>,
+}
+
+impl Subject {
+    /// With the name of the test that runs them.
+    pub const fn new(about: &'static str, test: &'static str, cases: Vec<Case>) -> Self {
+        Self { about, test, cases }
+    }
+
+    /// Its cases alone.
+    pub fn into_cases(self) -> Vec<Case> {
+        self.cases
+    }
+}
+
+/// All subjects, in the order of a packet's way.
+pub fn subjects() -> Vec<Subject> {
+    let modules = [
+        crate::parse::subjects(),
+        crate::token::subjects(),
+        crate::cache::subjects(),
+        crate::delivery::subjects(),
+        crate::ways::subjects(),
+    ];
+    modules.into_iter().flatten().collect()
+}
+
+/// The cases of all subjects.
+pub fn cases() -> Vec<Case> {
+    subjects().into_iter().flat_map(Subject::into_cases).collect()
+}
+
+/// Set to 1, this variable makes the test write the page instead of comparing it.
+const UPDATE: &str = "UPDATE_MATRIX";
+
+const INTRODUCTION: &str = "# What arrives, and what happens
+
+Made from the test cases, each of which also compares every byte that leaves and every counter: do not edit it by hand.
+`UPDATE_MATRIX=1 cargo xtask test` writes it anew; the tests fail while it says anything else.
+
+A cell names the reason that the packet is counted under, and what becomes of it. An empty cell: there is no such
+packet in this family, or it is the other one's. The tests are those of `tests/tests/program`.
+";
+
+#[test]
+fn the_page_is_as_the_cases_are() -> Result<()> {
+    let page = page()?;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/matrix.md");
+    if std::env::var_os(UPDATE).is_some_and(|value| value == "1") {
+        return std::fs::write(&path, page).with_context(|| path.display().to_string());
+    }
+    let there = std::fs::read_to_string(&path).unwrap_or_default();
+    let differs = page.lines().zip(there.lines()).find(|(new, old)| new != old);
+    ensure!(
+        page == there,
+        "docs/matrix.md is not what the cases say, from {differs:?} on: run with {UPDATE}=1 and look at the difference"
+    );
+    Ok(())
+}
+
+fn page() -> Result<String> {
+    let mut page = INTRODUCTION.to_owned();
+    for Subject { about, test, cases } in subjects() {
+        write!(page, "\n## {about}\n\nTest: `{test}`.\n\n")?;
+        let rows = rows(&cases);
+        let by_mode = rows.iter().any(|row| !row.modes.is_empty());
+        let (modes, line) = if by_mode { (" `forward` |", "---|") } else { ("", "") };
+        writeln!(page, "| what arrives |{modes} IPv4 | IPv6 |\n|---|{line}---|---|")?;
+        for Row { name, modes, cells } in rows {
+            let modes = if by_mode { format!(" {} |", modes.join(", ")) } else { String::new() };
+            let [v4, v6] = cells.map(Option::unwrap_or_default);
+            writeln!(page, "| {name} |{modes} {v4} | {v6} |")?;
+        }
+    }
+    Ok(page)
+}
+
+/// A line of a table.
+struct Row {
+    name: String,
+    modes: Vec<String>,
+    /// By family.
+    cells: [Option<String>; 2],
+}
+
+/// Cases that differ in family alone are one line, and so are those that differ in their mode, which a name ends with.
+fn rows(cases: &[Case]) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    let mut places = BTreeMap::<(String, String), usize>::new();
+    for case in cases {
+        let (name, mode) = case.name.split_once(": ").unwrap_or((&case.name, ""));
+        let family = case.family().unwrap_or(Family::V4) as usize;
+        let cell = cell(case);
+        let place = *places.entry((name.to_owned(), cell.clone())).or_insert_with(|| {
+            rows.push(Row { name: name.to_owned(), modes: Vec::new(), cells: [None, None] });
+            rows.len() - 1
+        });
+        let row = &mut rows[place];
+        row.cells[family] = Some(cell);
+        if !mode.is_empty() && !row.modes.iter().any(|there| there == mode) {
+            row.modes.push(mode.to_owned());
+        }
+    }
+    // A packet that fares differently in the two families is one line, too.
+    let mut merged: Vec<Row> = Vec::new();
+    for row in rows {
+        let other = merged.iter_mut().find(|other| {
+            let apart = other.cells.iter().zip(&row.cells).all(|(a, b)| a.is_none() || b.is_none());
+            other.name == row.name && other.modes == row.modes && apart
+        });
+        match other {
+            Some(other) => {
+                for (cell, new) in other.cells.iter_mut().zip(row.cells) {
+                    *cell = cell.take().or(new);
+                }
+            }
+            None => merged.push(row),
+        }
+    }
+    merged
+}
+
+fn cell(case: &Case) -> String {
+    let fate = match case.expected.outcome.verdict {
+        Verdict::Pass if case.expected.service == 0 => "passed on untouched",
+        Verdict::Pass => "to this host",
+        Verdict::Drop => "dropped",
+        Verdict::Transmit => "sent out of the same interface",
+        Verdict::Redirect => "sent out of another interface",
+    };
+    format!("`{}`, {fate}", case.expected.reason.name())
+}

@@ -1,0 +1,237 @@
+//! Every way to a backend: what leaves, byte for byte, for each family, checksum, tag and interface.
+
+use anyhow::Result;
+use lb_common::{
+    backend::{Backend, TAGS_KEPT, Tag},
+    reason::Reason,
+    service::{FLAG_STRIP, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, Service},
+};
+use lb_tests::{
+    case::{Case, check_all},
+    packet::{Family, Packet, TAG_8021AD, TAG_8021Q, UdpChecksum},
+    program::Program,
+    way,
+    world::{self, OTHER_INTERFACE, SESSION, World},
+};
+
+use crate::matrix::Subject;
+
+/// Mode, its name, and the families of service and backend.
+const WAYS: [(u8, &str, Family, Family); 8] = [
+    (FORWARD_L2, "l2", Family::V4, Family::V4),
+    (FORWARD_L2, "l2", Family::V6, Family::V6),
+    (FORWARD_IPIP, "ipip", Family::V4, Family::V4),
+    (FORWARD_IPIP, "ipip", Family::V6, Family::V6),
+    (FORWARD_IPIP, "ipip to an IPv6 backend", Family::V4, Family::V6),
+    (FORWARD_GUE, "gue", Family::V4, Family::V4),
+    (FORWARD_GUE, "gue", Family::V6, Family::V6),
+    (FORWARD_GUE, "gue to an IPv6 backend", Family::V4, Family::V6),
+];
+/// Without what encapsulates nothing.
+const TUNNELS: std::ops::Range<usize> = 2..WAYS.len();
+
+const FLAGS: [(u8, &str); 2] = [(FLAG_STRIP, "stripped"), (0, "unstripped")];
+
+/// What leaves for a backend of this kind.
+fn sent(name: impl Into<String>, world: World, packet: &Packet) -> Case {
+    let (service, backend) = (world.services[0].1, world.backends[0]);
+    let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
+    let sent = way::leaving(&inner, &service, &backend, SESSION, None);
+    Case::sent(name, world, packet, &sent, &backend, Reason::Forwarded)
+}
+
+#[test]
+fn checksums() -> Result<()> {
+    let checksums = checksum_cases();
+    assert_eq!(checksums.len(), 2 * (5 * 3 + 3 * 2));
+    crate::check_each(&checksums)
+}
+
+#[test]
+fn tags() -> Result<()> {
+    crate::check_each(&tag_cases())
+}
+
+#[test]
+fn refused() -> Result<()> {
+    crate::check_each(&refused_cases())
+}
+
+#[test]
+fn what_outer_headers_copy() -> Result<()> {
+    crate::check_each(&copied_cases())
+}
+
+/// What this module's cases are about.
+pub fn subjects() -> Vec<Subject> {
+    vec![
+        Subject::new("Checksums, by every way to a backend", "ways::checksums", checksum_cases()),
+        Subject::new("What outer headers copy", "ways::what_outer_headers_copy", copied_cases()),
+        Subject::new("VLAN tags and interfaces", "ways::tags", tag_cases()),
+        Subject::new("What no way takes", "ways::refused", refused_cases()),
+    ]
+}
+
+fn checksum_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (forward, mode, family, backend) in WAYS {
+        for (flags, strip) in FLAGS {
+            for (checksum, udp_checksum) in [
+                ("a right", UdpChecksum::Right),
+                ("no", UdpChecksum::None),
+                ("a wrong", UdpChecksum::OffBy(0x1234)),
+            ] {
+                if family == Family::V6 && udp_checksum == UdpChecksum::None {
+                    continue;
+                }
+                let packet = Packet { udp_checksum, ..Packet::default().over(family) };
+                let world = world::sending(forward, flags, world::backend_at(1, backend));
+                cases.push(sent(format!("{checksum} UDP checksum, {strip}: {mode}"), world, &packet));
+            }
+        }
+    }
+    cases
+}
+
+/// Frames with no, one and two tags, on ways that keep them, have none, one or two, out of the same or another
+/// interface.
+fn tag_cases() -> Vec<Case> {
+    let tag = |identifier: u16, control: u16| Tag {
+        identifier_be: identifier.to_be(),
+        control_be: control.to_be(),
+    };
+    let (outer, inner) = (tag(TAG_8021AD, 3000), tag(TAG_8021Q, 0x6005));
+    let none = Tag::default();
+    let ways = [
+        ("the same interface", world::LOOPBACK, TAGS_KEPT, [none, none]),
+        ("the same interface untagged", world::LOOPBACK, 0, [none, none]),
+        ("the same interface with a tag", world::LOOPBACK, 1, [inner, none]),
+        ("the same interface with two tags", world::LOOPBACK, 2, [outer, inner]),
+        ("another interface", OTHER_INTERFACE, TAGS_KEPT, [none, none]),
+        ("another interface with a tag", OTHER_INTERFACE, 1, [inner, none]),
+        ("another interface with two tags", OTHER_INTERFACE, 2, [outer, inner]),
+    ];
+    let mut cases = Vec::new();
+    for (forward, mode, family, backend_family) in WAYS {
+        for (flags, strip) in FLAGS {
+            for tag_count in 0..=2 {
+                for (to, ifindex, kept, tags) in ways {
+                    let backend =
+                        Backend { ifindex, tag_count: kept, tags, ..world::backend_at(2, backend_family) };
+                    let world = world::sending(forward, flags, backend);
+                    let name = format!("{tag_count} tags, {strip}, to {to}: {mode}");
+                    cases.push(sent(name, world, &Packet::default().over(family).tagged(tag_count)));
+                }
+            }
+        }
+    }
+    cases
+}
+
+/// Fields that outer headers take over, and those that they do not.
+fn copied_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (forward, mode, family, backend) in &WAYS[TUNNELS] {
+        let mut add = |name: &str, packet: Packet| {
+            let world = world::sending(*forward, FLAG_STRIP, world::backend_at(3, *backend));
+            cases.push(sent(format!("{name}: {mode}"), world, &packet.over(*family)));
+        };
+        for ecn in 0..4 {
+            add(&format!("ECN {ecn}"), Packet { traffic_class: 0x48 | ecn, ..Packet::default() });
+        }
+        add("traffic class 0", Packet { traffic_class: 0, ..Packet::default() });
+        add("hop limit 255", Packet { ttl: 255, ..Packet::default() });
+        add("hop limit 2", Packet { ttl: 2, ..Packet::default() });
+        add("may be fragmented", Packet { fragment: 0, ..Packet::default() });
+        add("padding", Packet { padding: vec![0xee; 7], ..Packet::default() });
+        add("a wrong IP checksum", Packet { ip_checksum_off_by: 9, ..Packet::default() });
+        add("no data", Packet::with_payload(world::token().to_bytes().to_vec()));
+        let odd = [&world::token().to_bytes()[..], &[0xd7; 1201]].concat();
+        add("much data", Packet::with_payload(odd));
+    }
+    cases
+}
+
+fn refused_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut refused = |name: String, world: World, packet: &Packet, reason| {
+        cases.push(Case::refused(name, world, packet, reason));
+    };
+    for (forward, mode, family, backend) in &WAYS[TUNNELS] {
+        let backend = world::backend_at(1, *backend);
+        for ttl in [0, 1] {
+            let packet = Packet { ttl, ..Packet::default().over(*family) };
+            let world = world::sending(*forward, FLAG_STRIP, backend);
+            refused(format!("hop limit {ttl}: {mode}"), world, &packet, Reason::HopLimit);
+        }
+    }
+    for (forward, mode, family, backend) in WAYS {
+        let nowhere = Backend { ifindex: OTHER_INTERFACE + 1, ..world::backend_at(1, backend) };
+        let world = world::sending(forward, FLAG_STRIP, nowhere);
+        let packet = Packet::default().over(family);
+        let name = format!("to an interface that nothing may be sent out of: {mode}");
+        refused(name, world, &packet, Reason::NoBackend);
+    }
+    for (forward, mode) in [(FORWARD_IPIP, "ipip"), (FORWARD_GUE, "gue")] {
+        let world = world::sending(forward, FLAG_STRIP, world::backend_at(1, Family::V4));
+        let packet = Packet::default().over(Family::V6);
+        refused(format!("IPv6 to an IPv4 backend: {mode}"), world, &packet, Reason::NoBackend);
+    }
+    let newer = World::with_service(Service { forward: 200, ..world::service() });
+    refused("a way that the program does not know".into(), newer, &Packet::default(), Reason::NoBackend);
+    cases
+}
+
+/// The sources of outer headers, and the source ports of GUE, are many, and each session keeps its own.
+#[test]
+fn sources_spread() -> Result<()> {
+    let mut cases = Vec::new();
+    let mut outer = std::collections::BTreeSet::new();
+    for (forward, mode, family, backend) in &WAYS[TUNNELS] {
+        let backend = Backend { spread_be: 0x3ff_u32.to_be(), ..world::backend_at(1, *backend) };
+        // The bits that are filled are zero.
+        let mut source_be = backend.source_be;
+        source_be[3] &= !backend.spread_be;
+        let world = world::sending(*forward, 0, Backend { source_be, ..backend });
+        for session in 0..100 {
+            let packet = Packet::with_token(&world::token_number(session)).over(*family);
+            let service = world.services[0].1;
+            let sent = way::leaving(&packet, &service, &world.backends[0], session, None);
+            outer.insert((mode, sent.from.ip()));
+            let name = format!("{mode}, session {session}");
+            cases.push(Case::sent(
+                name,
+                world.clone(),
+                &packet,
+                &sent,
+                &world.backends[0],
+                Reason::Forwarded,
+            ));
+        }
+    }
+    assert!(outer.len() > 6 * 80, "{} sources of 600 sessions", outer.len());
+    check_all(&mut Program::load()?, &cases)
+}
+
+/// The longest packet that a way takes is taken, with every length there is below it.
+#[test]
+fn up_to_the_mtu() -> Result<()> {
+    let mut cases = Vec::new();
+    for (forward, mode, family, backend) in WAYS {
+        for (flags, strip) in FLAGS {
+            let backend = Backend { ifindex: OTHER_INTERFACE, mtu: 400, ..world::backend_at(1, backend) };
+            let world = world::sending(forward, flags, backend);
+            let (service, token) = (world.services[0].1, world::token().to_bytes());
+            for len in 0.. {
+                let packet = Packet::with_payload([&token[..], &vec![0xd7; len]].concat()).over(family);
+                let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
+                if inner.ip_packet().len() + way::outer_len(&service, &backend) > 400 {
+                    break;
+                }
+                cases.push(sent(format!("{mode}, {strip}, {len} bytes of data"), world.clone(), &packet));
+            }
+        }
+    }
+    assert!(cases.len() > 16 * 200, "{} lengths", cases.len());
+    check_all(&mut Program::load()?, &cases)
+}
