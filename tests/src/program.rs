@@ -21,6 +21,7 @@ use lb_common::{
     reason::{self, Reason},
     session::{Admission, Session, TokenKey},
 };
+use nix::time::{ClockId, clock_getres};
 use tollgate::datapath::{Datapath, Options, TableSet, embedded_object};
 
 use crate::{
@@ -28,8 +29,11 @@ use crate::{
     world::{self, World},
 };
 
-/// Room for a frame in a test run: a page without what the kernel keeps before and behind the frame.
-const FRAME_MAX: usize = 3520;
+/// What a frame's first buffer holds in a test run at most: a page without what the kernel keeps before and behind it.
+pub const FIRST_BUFFER_MAX: usize = 3520;
+
+/// More than any outer headers.
+const GROWTH_MAX: usize = 128;
 
 /// What a packet's fate is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +186,19 @@ impl Program {
         Ok(())
     }
 
+    /// Starts its clock as the daemon does, at this unix nanosecond; returns what the kernel's clock says.
+    ///
+    /// # Errors
+    /// If the clocks cannot be read.
+    pub fn start_clock(&mut self, unix_ns: u64) -> Result<u64> {
+        let tick_ns =
+            u64::try_from(Duration::from(clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?).as_nanos())?;
+        let kernel_ns = self.datapath.read_clock()?.jiffies * tick_ns;
+        self.datapath.live.set_tick_ns(tick_ns);
+        self.datapath.live.set_offset_ns(unix_ns.wrapping_sub(kernel_ns));
+        Ok(kernel_ns)
+    }
+
     /// Runs the program on a frame.
     ///
     /// # Errors
@@ -240,7 +257,7 @@ pub fn run_once(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
         "the kernel runs no program on {} bytes: a test frame has at least an Ethernet header",
         frame.len()
     );
-    let mut out = vec![0; frame.len().max(FRAME_MAX)];
+    let mut out = vec![0; frame.len().max(FIRST_BUFFER_MAX) + GROWTH_MAX];
     let options =
         TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
     let result = program.test_run(options).with_context(|| format!("a test run on {} bytes", frame.len()))?;

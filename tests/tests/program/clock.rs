@@ -9,22 +9,10 @@ use lb_tests::{
     program::{Outcome, Program, Verdict, pin_to_cpu, small},
     world,
 };
-use nix::time::{ClockId, clock_getres};
 use tollgate::datapath::Options;
 
 /// More than a tick, and more than a test run can be late.
 const LONG: Duration = Duration::from_secs(30);
-
-/// Starts the program's clock as the daemon does.
-fn start_clock(program: &mut Program) -> Result<()> {
-    let tick = Duration::from(clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?);
-    let tick_ns = u64::try_from(tick.as_nanos())?;
-    let ticks = program.datapath().read_clock()?.jiffies * tick_ns;
-    let live = &program.datapath().live;
-    live.set_tick_ns(tick_ns);
-    live.set_offset_ns((unix_seconds()? * SECOND_NS).wrapping_sub(ticks));
-    Ok(())
-}
 
 fn unix_seconds() -> Result<u64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
@@ -43,7 +31,7 @@ fn run(program: &Program, issued_at: u64, expires_at: u64, nonce: u64) -> Result
 #[test]
 fn tokens_become_valid_and_expire() -> Result<()> {
     let mut program = Program::load()?;
-    start_clock(&mut program)?;
+    program.start_clock(unix_seconds()? * SECOND_NS)?;
     let now = unix_seconds()?;
     // Within the margins of skew and of what a slow machine may lose between two lines.
     ensure!(run(&program, now - 60, now + 60, 1)?.verdict == Verdict::Transmit);
@@ -66,7 +54,7 @@ fn tokens_become_valid_and_expire() -> Result<()> {
 fn the_budget_fills_again() -> Result<()> {
     pin_to_cpu(0)?;
     let mut program = Program::load_with(&Options { hmac_cost_ns: BURST_NS, ..small() })?;
-    start_clock(&mut program)?;
+    program.start_clock(unix_seconds()? * SECOND_NS)?;
     let now = unix_seconds()?;
     let mut nonces = 0..;
     let mut new_token = || run(&program, now, now + 3600, nonces.next().unwrap_or_default());

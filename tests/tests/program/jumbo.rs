@@ -1,6 +1,6 @@
 //! Frames in several buffers, of which the program sees the first.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lb_common::{
     backend::Backend,
     reason::Reason,
@@ -9,7 +9,7 @@ use lb_common::{
 use lb_tests::{
     case::{Case, both},
     packet::{Family, Packet},
-    program::FIRST_BUFFER_MAX,
+    program::{FIRST_BUFFER_MAX, Outcome, Program, Verdict},
     way,
     world::{self, SESSION, World},
 };
@@ -19,6 +19,19 @@ use crate::matrix::Subject;
 #[test]
 fn whole() -> Result<()> {
     crate::check_each(&cases())
+}
+
+/// Of what is for no service, only the first buffer is counted: asking for all would cost every frame a call.
+#[test]
+fn not_ours() -> Result<()> {
+    let program = Program::load()?;
+    for family in Family::BOTH {
+        let frame = Packet { protocol: Some(6), ..jumbo(&[]) }.over(family).bytes();
+        ensure!(program.run(&frame)? == Outcome { verdict: Verdict::Pass, frame });
+    }
+    let counted = program.counts()?.reasons[&(0, Reason::NotOurs)];
+    ensure!(counted.packets == 2 && counted.bytes == 2 * FIRST_BUFFER_MAX as u64, "{counted:?}");
+    Ok(())
 }
 
 /// What this module's cases are about.
@@ -56,10 +69,9 @@ fn cases() -> Vec<Case> {
         Case::refused(
             "a length that is one more than the frame's",
             World::default(),
-            &one_more(packet.clone()),
+            &one_more(packet),
             Reason::Malformed,
         ),
-        Case::not_ours("TCP", World::default(), &Packet { protocol: Some(6), ..packet }),
     ]));
     cases
 }

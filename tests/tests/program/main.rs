@@ -5,6 +5,7 @@ mod clock;
 mod coverage;
 mod decap;
 mod delivery;
+mod jumbo;
 mod malformed;
 mod matrix;
 mod mutation;

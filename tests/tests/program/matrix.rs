@@ -34,6 +34,7 @@ pub fn subjects() -> Vec<Subject> {
         crate::cache::subjects(),
         crate::delivery::subjects(),
         crate::ways::subjects(),
+        crate::jumbo::subjects(),
     ];
     modules.into_iter().flatten().collect()
 }
