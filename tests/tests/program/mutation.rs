@@ -11,7 +11,7 @@ use lb_tests::{
 };
 
 /// Random packets.
-const MUTANTS: usize = 20_000;
+const MUTANTS: usize = 34_000;
 /// Cases whose counters are compared at once.
 const BATCH: usize = 500;
 
@@ -58,6 +58,17 @@ fn flipped(world: &World, packet: &Packet, bit: usize) -> Case {
     judged(format!("bit {} of byte {} flipped", bit % 8, bit / 8), world, frame)
 }
 
+/// By the modes that a mutant's service may have.
+fn worlds() -> Vec<(&'static str, World)> {
+    let mut worlds = vec![("l2", World::default())];
+    for (forward, mode, _, backend) in crate::ways::WAYS {
+        for (flags, _) in crate::ways::FLAGS {
+            worlds.push((mode, world::sending(forward, flags, world::backend_at(1, backend))));
+        }
+    }
+    worlds
+}
+
 /// What is damaged.
 fn corpus() -> Vec<(&'static str, Packet)> {
     let v6 = || Packet::default().over(Family::V6);
@@ -82,8 +93,10 @@ fn random_damage() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(2);
     let mut program = Program::load()?;
     let corpus = corpus();
+    let worlds = worlds();
     let mut forwarded = 0;
     for batch in 0..MUTANTS / BATCH {
+        let (mode, world) = &worlds[batch % worlds.len()];
         let cases: Vec<_> = (0..BATCH)
             .map(|number| {
                 let (name, packet) = &corpus[random.usize(..corpus.len())];
@@ -91,7 +104,7 @@ fn random_damage() -> Result<()> {
                 for _ in 0..=random.usize(..3) {
                     damage(&mut random, &mut frame);
                 }
-                judged(format!("mutant {number} of batch {batch}, of {name}"), &World::default(), frame)
+                judged(format!("mutant {number} of batch {batch}, of {name}, by {mode}"), world, frame)
             })
             .collect();
         forwarded += cases.iter().filter(|case| case.expected.reason == Reason::Forwarded).count();

@@ -17,7 +17,7 @@ use lb_tests::{
 use crate::matrix::Subject;
 
 /// Mode, its name, and the families of service and backend.
-const WAYS: [(u8, &str, Family, Family); 8] = [
+pub const WAYS: [(u8, &str, Family, Family); 8] = [
     (FORWARD_L2, "l2", Family::V4, Family::V4),
     (FORWARD_L2, "l2", Family::V6, Family::V6),
     (FORWARD_IPIP, "ipip", Family::V4, Family::V4),
@@ -30,7 +30,8 @@ const WAYS: [(u8, &str, Family, Family); 8] = [
 /// Without what encapsulates nothing.
 const TUNNELS: std::ops::Range<usize> = 2..WAYS.len();
 
-const FLAGS: [(u8, &str); 2] = [(FLAG_STRIP, "stripped"), (0, "unstripped")];
+/// Flags of a service, by what they do to the token.
+pub const FLAGS: [(u8, &str); 2] = [(FLAG_STRIP, "stripped"), (0, "unstripped")];
 
 /// What leaves for a backend of this kind.
 fn sent(name: impl Into<String>, world: World, packet: &Packet) -> Case {
