@@ -347,6 +347,8 @@ impl Maker<'_> {
 
     fn balancer(&self, role: &str, address: u8, passes: &mut Vec<Pinned>) -> Result<Namespace> {
         let balancer = self.host(role)?;
+        // Kept for `forward = "nat"`, as operators are told to.
+        balancer.sysctl("net.ipv4.ip_local_reserved_ports", "40000-59999")?;
         self.plug(&balancer, INTERFACE, role, Network::Front, address)?;
         passes.push(self.pass(role)?);
         match self.plan.way {
@@ -434,6 +436,7 @@ impl Maker<'_> {
         for (name, value) in [
             ("net.ipv6.conf.all.accept_dad", "0"),
             ("net.ipv6.conf.default.accept_dad", "0"),
+            ("net.ipv6.conf.all.keep_addr_on_down", "1"),
             ("net.ipv4.conf.all.rp_filter", "0"),
             ("net.ipv4.conf.default.rp_filter", "0"),
             ("net.ipv4.icmp_ratelimit", "0"),
@@ -491,8 +494,9 @@ impl Maker<'_> {
 fn service_address(host: &Namespace, interface: &str) -> Result<()> {
     for family in Family::BOTH {
         let address = format!("{}/{}", family.service().ip(), family.bits());
-        let nodad = if family == Family::V6 { &["nodad"][..] } else { &[] };
-        host.ip(&[&["address", "add", &address, "dev", interface], nodad].concat())?;
+        // Deprecated, so that it is not preferred as the source of what the host sends by itself.
+        let v6: &[_] = if family == Family::V6 { &["nodad", "preferred_lft", "0"] } else { &[] };
+        host.ip(&[&["address", "add", &address, "dev", interface], v6].concat())?;
     }
     Ok(())
 }

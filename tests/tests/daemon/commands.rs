@@ -2,10 +2,16 @@
 
 use std::fs;
 
-use crate::lab::{L2, Lab, minted_header};
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::daemon::said;
+use lb_tests::{
+    daemon::said,
+    topology::{Family, Network},
+};
+
+use crate::lab::{L2, Lab, minted_header, over_both};
+
+over_both!(minted_tokens_are_valid, tokens_without_a_daemon);
 
 #[test]
 fn json_of_every_command() -> Result<()> {
@@ -70,9 +76,8 @@ fn exit_statuses() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn minted_tokens_are_valid() -> Result<()> {
-    let lab = Lab::new(L2, 2)?;
+fn minted_tokens_are_valid(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 2)?;
     let _daemon = lab.start()?;
     let mint = ["token", "mint", "--service", "game", "--session", "18446744073709551615"];
     let minted = lab.json(&mint)?;
@@ -80,9 +85,13 @@ fn minted_tokens_are_valid() -> Result<()> {
     lab.delivered(&minted_header(&minted)?)?;
     let pinned = lab.json(&[&mint[..], &["--backend", "2", "--ttl", "60s"]].concat())?;
     ensure!(lab.delivered(&minted_header(&pinned)?)? == 2);
-    let bound = lab.json(&[&mint[..], &["--bind", "10.77.0.0/24"]].concat())?;
+    let bound = lab.json(&[&mint[..], &["--bind", &Network::Front.prefix(family, 0)]].concat())?;
     lab.delivered(&minted_header(&bound)?)?;
-    let elsewhere = lab.json(&[&mint[..], &["--bind", "192.0.2.7"]].concat())?;
+    let elsewhere = match family {
+        Family::V4 => "192.0.2.7",
+        Family::V6 => "2001:db8::7",
+    };
+    let elsewhere = lab.json(&[&mint[..], &["--bind", elsewhere]].concat())?;
     lab.refused_token(&minted_header(&elsewhere)?, Reason::BadFastTag)?;
     let proof = lab.run(&[&mint[..], &["--type", "proof"]].concat())?;
     ensure!(proof.status.code() == Some(1) && said(&proof).contains("`accept`"), "{}", said(&proof));
@@ -102,9 +111,8 @@ fn proof_tokens_are_minted_where_they_are_accepted() -> Result<()> {
     lab.refused_token(&minted_header(&proof)?, Reason::Policy)
 }
 
-#[test]
-fn tokens_without_a_daemon() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn tokens_without_a_daemon(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     let keyset = lab.place.path("keyset.json");
     fs::write(&keyset, lab.run(&["keys", "export", "--service", "game"])?.stdout)?;

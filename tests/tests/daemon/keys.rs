@@ -4,13 +4,25 @@ use std::{fs, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::daemon::{said, wait_for};
+use lb_tests::{
+    daemon::{said, wait_for},
+    topology::Family,
+};
 
-use crate::lab::{Flow, L2, Lab};
+use crate::lab::{Flow, L2, Lab, over_both};
 
-#[test]
-fn rotations_lose_nothing() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+over_both!(
+    rotations_lose_nothing,
+    crashes_at_any_moment_of_a_rotation_lose_nothing,
+    a_revoked_key_ends_with_the_next_packet,
+    revocation_survives_a_crash,
+    keys_survive_without_pins,
+    two_nodes_share_a_keyset,
+    old_tokens_live_until_they_expire,
+);
+
+fn rotations_lose_nothing(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let _daemon = lab.start()?;
     let first = lab.issuer()?.active();
     let mut tokens = vec![lab.token(1)?];
@@ -36,9 +48,8 @@ fn rotations_lose_nothing() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn crashes_at_any_moment_of_a_rotation_lose_nothing() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn crashes_at_any_moment_of_a_rotation_lose_nothing(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let mut daemon = lab.start()?;
     let mut tokens = vec![lab.token(1)?];
     let flow = Flow::start(&lab, tokens.clone())?;
@@ -74,9 +85,8 @@ fn crashes_at_any_moment_of_a_rotation_lose_nothing() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_revoked_key_ends_with_the_next_packet() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn a_revoked_key_ends_with_the_next_packet(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let _daemon = lab.start()?;
     let old = lab.issuer()?.active().0;
     let token = lab.token(1)?;
@@ -93,15 +103,14 @@ fn a_revoked_key_ends_with_the_next_packet() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn revocation_survives_a_crash() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn revocation_survives_a_crash(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     let token = lab.token(1)?;
     let key = lab.issuer()?.active().0.to_string();
     lab.json(&["keys", "revoke", &key])?;
     daemon.kill()?;
-    fs::remove_dir_all(lab.place.bpffs())?;
+    lab.remove_pins()?;
     let _daemon = lab.start()?;
     lab.send(&token.to_bytes())?;
     wait_for("the refusal", || Ok(!lab.counters()?.is_empty()))?;
@@ -111,13 +120,12 @@ fn revocation_survives_a_crash() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn keys_survive_without_pins() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn keys_survive_without_pins(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     let token = lab.token(1)?;
     daemon.kill()?;
-    fs::remove_dir_all(lab.place.bpffs())?;
+    lab.remove_pins()?;
     let _daemon = lab.start()?;
     lab.delivered(&token)?;
     Ok(())
@@ -131,9 +139,8 @@ fn rotation_by_itself() -> Result<()> {
     wait_for("a rotation", || Ok(lab.issuer()?.active() != first))
 }
 
-#[test]
-fn two_nodes_share_a_keyset() -> Result<()> {
-    let (one, other) = (Lab::new(L2, 1)?, Lab::new(L2, 1)?);
+fn two_nodes_share_a_keyset(family: Family) -> Result<()> {
+    let (one, other) = (Lab::of(family, L2, 1)?, Lab::of(family, L2, 1)?);
     let (_first, _second) = (one.start()?, other.start()?);
     let token = one.token(1)?;
     other.refused_token(&token, Reason::UnknownKey)?;
@@ -154,9 +161,8 @@ fn two_nodes_share_a_keyset() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn old_tokens_live_until_they_expire() -> Result<()> {
-    let lab = Lab::new("forward = \"l2\"\nmax_ttl = \"2s\"\nkey_rotation = \"off\"", 1)?;
+fn old_tokens_live_until_they_expire(family: Family) -> Result<()> {
+    let lab = Lab::of(family, "forward = \"l2\"\nmax_ttl = \"2s\"\nkey_rotation = \"off\"", 1)?;
     let _daemon = lab.start()?;
     let key = |id: u32| {
         let keys = lab.json(&["keys", "list"])?;

@@ -18,11 +18,11 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{reason::Reason, token::Header};
 use lb_tests::{
-    daemon::{Daemon, PATIENCE, Place, counters, service, wait_for},
+    daemon::{Daemon, PATIENCE, Place, counters, said, service, wait_for},
     forward::Forward,
     issuer::{Issuer, session},
     leftovers,
-    topology::{Family, Plan, Topology},
+    topology::{Family, INTERFACE, Plan, Topology},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
@@ -44,6 +44,15 @@ fn clean_up() -> Result<()> {
     leftovers::remove(|name| run_of(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()))
 }
 
+/// A name that nothing else has.
+pub fn new_name() -> Result<String> {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    static CLEAN: OnceLock<Result<(), String>> = OnceLock::new();
+    let clean = CLEAN.get_or_init(|| clean_up().map_err(|error| format!("{error:#}")));
+    clean.clone().map_err(anyhow::Error::msg)?;
+    Ok(format!("{NAMES}{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed)))
+}
+
 /// A balancer with what is around it.
 pub struct Lab {
     name: String,
@@ -63,11 +72,7 @@ impl Lab {
 
     /// One whose service has these fields, in this topology.
     pub fn of(family: Family, fields: &str, plan: impl Into<Plan>) -> Result<Self> {
-        static MADE: AtomicU32 = AtomicU32::new(0);
-        static CLEAN: OnceLock<Result<(), String>> = OnceLock::new();
-        let clean = CLEAN.get_or_init(|| clean_up().map_err(|error| format!("{error:#}")));
-        clean.clone().map_err(anyhow::Error::msg)?;
-        let name = format!("{NAMES}{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let name = new_name()?;
         let plan = plan.into();
         let topology = Topology::new(&name, plan)?;
         let place = Place::new(&name)?;
@@ -92,6 +97,15 @@ impl Lab {
     /// Starts the daemon and waits until it filters.
     pub fn start(&self) -> Result<Daemon> {
         Daemon::start(&self.place, &self.topology.balancer)
+    }
+
+    /// Removes the pins of a daemon that has ended, and waits until the kernel has taken the program off.
+    pub fn remove_pins(&self) -> Result<()> {
+        fs::remove_dir_all(self.place.bpffs())?;
+        wait_for("the program to be off", || {
+            let links = self.topology.balancer.command("ip")?.args(["link", "show", INTERFACE]).output()?;
+            Ok(!said(&links).contains("xdp"))
+        })
     }
 
     /// `tollgate ARGS -o json`.
@@ -198,7 +212,7 @@ impl Drop for Lab {
     }
 }
 
-/// A test for each family that the daemon serves.
+/// A test over IPv4 and over IPv6.
 macro_rules! over_both {
     ($($test:ident),* $(,)?) => {$(
         mod $test {
@@ -207,6 +221,11 @@ macro_rules! over_both {
             #[test]
             fn v4() -> anyhow::Result<()> {
                 super::$test(Family::V4)
+            }
+
+            #[test]
+            fn v6() -> anyhow::Result<()> {
+                super::$test(Family::V6)
             }
         }
     )*};

@@ -7,14 +7,29 @@ use lb_common::reason::Reason;
 use lb_tests::{
     daemon::{Daemon, PATIENCE, http, said, wait_for},
     issuer::session,
+    topology::Family,
 };
 use nix::sys::signal::Signal;
 
-use crate::lab::{Flow, L2, Lab, TTL};
+use crate::lab::{Flow, L2, Lab, TTL, over_both};
 
-#[test]
-fn a_restart_loses_nothing() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+over_both!(
+    a_restart_loses_nothing,
+    crashes_at_any_moment_of_the_start_lose_nothing,
+    without_a_daemon_it_filters_on,
+    a_second_daemon_is_refused,
+    detach_removes_everything,
+    another_size_of_the_token_cache_begins_empty,
+    ready_only_while_it_filters,
+    a_restart_takes_another_configuration,
+    an_interface_that_goes_and_comes_back,
+    sigint_is_as_good_as_sigterm,
+    pins_removed_while_it_runs,
+    another_interface_under_the_same_name,
+);
+
+fn a_restart_loses_nothing(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     let flow = Flow::start(&lab, vec![lab.token(1)?, lab.token(2)?])?;
     let status = daemon.terminate()?;
@@ -30,9 +45,8 @@ fn a_restart_loses_nothing() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn crashes_at_any_moment_of_the_start_lose_nothing() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn crashes_at_any_moment_of_the_start_lose_nothing(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     let flow = Flow::start(&lab, vec![lab.token(1)?])?;
     daemon.kill()?;
@@ -59,9 +73,8 @@ fn crashes_at_any_moment_of_the_start_lose_nothing() -> Result<()> {
     lab.refused(b"junk", Reason::NoToken)
 }
 
-#[test]
-fn without_a_daemon_it_filters_on() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn without_a_daemon_it_filters_on(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     let token = lab.token(1)?;
     daemon.terminate()?;
@@ -81,9 +94,8 @@ fn without_a_daemon_it_filters_on() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_second_daemon_is_refused() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn a_second_daemon_is_refused(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let _first = lab.start()?;
     let mut second = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
     let status = second.ended()?;
@@ -94,9 +106,8 @@ fn a_second_daemon_is_refused() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn detach_removes_everything() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn detach_removes_everything(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     let config = lab.place.config();
     let detach = ["detach", "-c", config.to_str().unwrap()];
@@ -119,9 +130,8 @@ fn detach_removes_everything() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn another_size_of_the_token_cache_begins_empty() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn another_size_of_the_token_cache_begins_empty(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     let token = lab.token(1)?;
     lab.delivered(&token)?;
@@ -135,9 +145,8 @@ fn another_size_of_the_token_cache_begins_empty() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn ready_only_while_it_filters() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn ready_only_while_it_filters(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     let (status, _) = http(&lab.topology.balancer, "/healthz")?;
     ensure!(status == 200, "/healthz: {status}");
@@ -148,9 +157,8 @@ fn ready_only_while_it_filters() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_restart_takes_another_configuration() -> Result<()> {
-    let lab = Lab::new(L2, 2)?;
+fn a_restart_takes_another_configuration(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 2)?;
     let daemon = lab.start()?;
     let to_second = lab.issuer()?.token(session(1, 2), TTL);
     ensure!(lab.delivered(&to_second)? == 2);
@@ -173,9 +181,8 @@ fn a_restart_takes_another_configuration() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_interface_that_goes_and_comes_back() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn an_interface_that_goes_and_comes_back(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let balancer = &lab.topology.balancer;
     let add = || balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth2"]);
     add()?;
@@ -196,9 +203,8 @@ fn an_interface_that_goes_and_comes_back() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn sigint_is_as_good_as_sigterm() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn sigint_is_as_good_as_sigterm(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     let token = lab.token(1)?;
     let status = daemon.stop(Signal::SIGINT)?;
@@ -218,9 +224,8 @@ fn filters(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn pins_removed_while_it_runs() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn pins_removed_while_it_runs(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     std::fs::remove_dir_all(lab.place.bpffs())?;
     let pins = lab.place.bpffs().join(format!("v{}", lb_common::maps::ABI_VERSION));
@@ -232,9 +237,8 @@ fn pins_removed_while_it_runs() -> Result<()> {
     filters(&lab)
 }
 
-#[test]
-fn another_interface_under_the_same_name() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn another_interface_under_the_same_name(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let balancer = &lab.topology.balancer;
     balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "peer1"])?;
     balancer.ip(&["link", "set", "eth1", "up"])?;

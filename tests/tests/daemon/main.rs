@@ -1,9 +1,12 @@
 //! The daemon and its command line, end to end: the real binary in network namespaces, real sockets.
 
 mod commands;
+mod hops;
 mod keys;
 mod lab;
 mod lifecycle;
 mod metrics;
+mod nodes;
 mod refusals;
 mod traffic;
+mod ways;

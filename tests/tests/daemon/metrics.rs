@@ -8,9 +8,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::daemon::{http, said};
+use lb_tests::{
+    daemon::{http, said},
+    topology::Family,
+};
 
-use crate::lab::{L2, Lab};
+use crate::lab::{L2, Lab, over_both};
+
+over_both!(the_page_and_the_command_agree);
 
 #[test]
 fn promtool_finds_nothing() -> Result<()> {
@@ -60,9 +65,8 @@ fn every_promised_name_is_there() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_page_and_the_command_agree() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+fn the_page_and_the_command_agree(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
     let _daemon = lab.start()?;
     let token = lab.token(1)?;
     for _ in 0..3 {
@@ -87,8 +91,9 @@ fn the_page_and_the_command_agree() -> Result<()> {
         ensure!(reason["bytes"] == value, "{reason} and {value}");
         bytes += value;
     }
-    // Ethernet, IPv4 and UDP headers of five datagrams, three with 64 + 16 bytes, then 4 and 80.
-    ensure!(bytes == 5 * 42 + 3 * 80 + 4 + 80, "{bytes} bytes are counted");
+    // Ethernet, IP and UDP headers of five datagrams, three with 64 + 16 bytes, then 4 and 80.
+    let headers = if family == Family::V4 { 42 } else { 62 };
+    ensure!(bytes == 5 * headers + 3 * 80 + 4 + 80, "{bytes} bytes are counted");
     let backend = &lab.json(&["backends", "list"])?[0];
     let of_backend = |name: &str| value(&page, &[name, "\"game\""]);
     ensure!(

@@ -1,0 +1,152 @@
+//! Next hops that change: another router, a router's other card, a link that goes away.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use lb_common::{reason::Reason, token::Header};
+use lb_tests::{
+    daemon::wait_for,
+    forward::Decap,
+    topology::{BACK_INTERFACE, Family, INTERFACE, Network, Plan, Way},
+};
+
+use crate::lab::{L2, Lab, over_both};
+
+over_both!(
+    a_router_with_another_card,
+    another_router,
+    a_router_that_goes_away,
+    an_interface_without_its_link,
+);
+
+/// A changed next hop is in the kernel by then.
+const SOON: Duration = Duration::from_secs(1);
+const IPIP: &str = "forward = \"ipip\"\nkey_rotation = \"off\"";
+
+fn routed(family: Family) -> Result<(Lab, Vec<Decap>)> {
+    let lab = Lab::of(family, IPIP, Plan { backends: 1, way: Way::Routed, ..Plan::default() })?;
+    let decap = Decap::on_backends(&lab.topology, &lab.place)?;
+    Ok((lab, decap))
+}
+
+fn a_router_with_another_card(family: Family) -> Result<()> {
+    let (lab, _decap) = routed(family)?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?;
+    lab.delivered(&token)?;
+    let router = &lab.topology.routers[0];
+    let first = lab.topology.plan.router(family, Network::Front, 1);
+    let backend = lab.json(&["backends", "list"])?[0].clone();
+    ensure!(backend["gateway"] == first.to_string(), "{backend}");
+
+    // As routers do: it tells everybody.
+    router.sysctl("net.ipv4.conf.eth0.arp_notify", "1")?;
+    router.sysctl("net.ipv6.conf.eth0.ndisc_notify", "1")?;
+    let card = "02:00:00:00:00:77";
+    router.ip(&["link", "set", INTERFACE, "address", card])?;
+    passes_soon(&lab, &token)?;
+    let backend = lab.json(&["backends", "list"])?[0].clone();
+    ensure!(backend["mac"] == card && backend["up"] == true, "{backend}");
+    Ok(())
+}
+
+fn another_router(family: Family) -> Result<()> {
+    let (lab, _decap) = routed(family)?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?;
+    lab.delivered(&token)?;
+    lab.topology.plug("router1", false)?;
+    let second = lab.topology.plan.router(family, Network::Front, 2);
+    set_route(&lab, second)?;
+    passes_soon(&lab, &token)?;
+    let backend = lab.json(&["backends", "list"])?[0].clone();
+    ensure!(backend["gateway"] == second.to_string() && backend["up"] == true, "{backend}");
+    Ok(())
+}
+
+fn a_router_that_goes_away(family: Family) -> Result<()> {
+    let (lab, _decap) = routed(family)?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?;
+    lab.delivered(&token)?;
+    lab.topology.plug("router1", false)?;
+    // The kernel asks again for what it is not sure of: make it unsure.
+    let router = lab.topology.plan.router(family, Network::Front, 1).to_string();
+    lab.topology.balancer.ip(&["neighbour", "flush", "to", &router, "dev", INTERFACE])?;
+    waits_for(&lab, "no-neighbour")?;
+    let backend = lab.json(&["backends", "list"])?[0].clone();
+    ensure!(backend["detail"].as_str().is_some_and(|detail| detail.contains(&router)), "{backend}");
+    lab.refused_token(&token, Reason::NoBackend)?;
+
+    lab.topology.plug("router1", true)?;
+    waits_for(&lab, "up")?;
+    lab.delivered(&token)?;
+
+    let destination = Network::Back.prefix(family, 0);
+    lab.topology.balancer.ip(&[family.option(), "route", "delete", &destination])?;
+    waits_for(&lab, "no-route")?;
+    lab.refused_token(&token, Reason::NoBackend)?;
+    set_route(&lab, lab.topology.plan.router(family, Network::Front, 1))?;
+    passes_soon(&lab, &token)
+}
+
+fn an_interface_without_its_link(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, Plan { backends: 2, way: Way::Cards, ..Plan::default() })?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?;
+    lab.delivered(&token)?;
+    // Unplugged.
+    lab.topology.plug("lb-back", false)?;
+    waits_for(&lab, "link-down")?;
+    lab.refused_token(&token, Reason::NoBackend)?;
+    lab.topology.plug("lb-back", true)?;
+    waits_for(&lab, "up")?;
+    lab.delivered(&token)?;
+    // Switched off.
+    let balancer = &lab.topology.balancer;
+    balancer.ip(&["link", "set", BACK_INTERFACE, "down"])?;
+    waits_for(&lab, "link-down")?;
+    lab.refused_token(&token, Reason::NoBackend)?;
+    balancer.ip(&["link", "set", BACK_INTERFACE, "up"])?;
+    waits_for(&lab, "up")?;
+    lab.delivered(&token)?;
+    Ok(())
+}
+
+fn set_route(lab: &Lab, gateway: IpAddr) -> Result<()> {
+    let destination = Network::Back.prefix(lab.family, 0);
+    let gateway = gateway.to_string();
+    lab.topology.balancer.ip(&[lab.family.option(), "route", "replace", &destination, "via", &gateway])
+}
+
+/// Waits until all backends are in this state.
+fn waits_for(lab: &Lab, state: &str) -> Result<()> {
+    let mut seen = Default::default();
+    let waited = wait_for(state, || {
+        seen = lab.json(&["backends", "list"])?;
+        Ok(seen.as_array().is_some_and(|list| list.iter().all(|backend| backend["state"] == state)))
+    });
+    waited.map_err(|error| error.context(format!("{seen}")))
+}
+
+/// Sends until something arrives, which is to be soon.
+fn passes_soon(lab: &Lab, token: &Header) -> Result<()> {
+    let begun = Instant::now();
+    let mut buffer = [0; 64];
+    lab.backends[0].set_read_timeout(Some(Duration::from_millis(10)))?;
+    loop {
+        lab.send(&[&token.to_bytes()[..], b"soon"].concat())?;
+        if lab.backends[0].recv(&mut buffer).is_ok_and(|len| buffer[..len] == *b"soon") {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < SOON,
+            "nothing has passed for {SOON:?}: {} {:?}",
+            lab.json(&["backends", "list"])?,
+            lab.counters()?
+        );
+    }
+}
