@@ -4,13 +4,14 @@ use anyhow::Result;
 use lb_common::{
     backend::Backend,
     reason::Reason,
-    service::{FLAG_OBSERVE, FORWARD_LOCAL, Service},
+    service::{FLAG_OBSERVE, FLAG_STRIP, FORWARD_GUE, FORWARD_L2, FORWARD_LOCAL, Service},
     token::Source,
 };
 use lb_tests::{
     case::{Case, Expected, both, check_all},
-    packet::{self, Family, Packet},
+    packet::{self, Family, MORE_FRAGMENTS, Packet, UdpChecksum},
     program::{Outcome, Program, Verdict},
+    way,
     world::{self, SERVICE_INDEX, SESSION, World},
 };
 
@@ -102,6 +103,45 @@ fn by_the_clients_address() -> Result<()> {
         assert!(hits > 180, "backend {id} gets {hits} of 1200 packets");
     }
     check_all(&mut Program::load()?, &cases)
+}
+
+/// What is refused goes every way that a valid packet goes, as it came. Its transport is not looked at, so that an outer
+/// UDP header has no checksum.
+#[test]
+fn by_every_way() -> Result<()> {
+    let mut cases = Vec::new();
+    for (forward, mode, family, backend) in crate::ways::WAYS {
+        let refused = [
+            (Packet::with_payload(vec![1; 30]), Reason::NoToken),
+            (Packet { fragment: MORE_FRAGMENTS, ..Packet::default() }, Reason::Fragment),
+            (Packet { fragment: 99, padding: vec![0; 5], ..Packet::default() }, Reason::Fragment),
+            (Packet::with_payload(vec![1; 64]).tagged(2), Reason::NoToken),
+        ];
+        let only_here = match family {
+            Family::V4 => Packet { options: vec![1; 8], ..Packet::default() },
+            Family::V6 => {
+                let extensions = vec![(60, vec![0, 0, 1, 4, 0, 0, 0, 0])];
+                Packet { extensions, ..Packet::default() }
+            }
+        };
+        for (packet, reason) in refused.into_iter().chain([(only_here, Reason::Unsupported)]) {
+            let packet = packet.over(family);
+            let world = world::sending(forward, FLAG_OBSERVE | FLAG_STRIP, world::backend_at(1, backend));
+            let (service, backend) = (world.services[0].1, world.backends[0]);
+            let client = Source::new(packet.from.ip(), 0).address;
+            let mut sent = way::leaving(&packet, &service, &backend, client, None);
+            if forward == FORWARD_GUE {
+                sent.udp_checksum = UdpChecksum::None;
+            }
+            cases.push(Case::sent(format!("observed by {mode}"), world, &packet, &sent, &backend, reason));
+        }
+        if forward != FORWARD_L2 {
+            let packet = Packet { ttl: 1, ..Packet::with_payload(vec![1; 30]).over(family) };
+            let world = world::sending(forward, FLAG_OBSERVE | FLAG_STRIP, world::backend_at(1, backend));
+            cases.push(Case::refused(format!("hop limit 1 by {mode}"), world, &packet, Reason::HopLimit));
+        }
+    }
+    crate::check_each(&cases)
 }
 
 #[test]
