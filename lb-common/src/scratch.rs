@@ -26,9 +26,33 @@ pub struct Scratch {
     pub session: Session,
     /// Room for SHA-256.
     pub sha256: sha256::Scratch,
+    /// The packet on its way out.
+    pub load: Load,
 }
 
-const _: () = assert!(size_of::<Scratch>() == 8 + 8 + 8 + 16 + 16 + 64 + 288 && align_of::<Scratch>() == 8);
+/// What is to be sent on: an IP packet in a frame. The checks hand it here to the function that sends it: the stacks of
+/// both would not fit the limit, and the verifier looks at that function once, not for each way that packets come to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Load {
+    /// Where its IP header begins in the frame.
+    pub ip_at: u32,
+    /// Bytes of it.
+    pub len: u32,
+    /// Bytes to be taken out behind its UDP header: the token's, or none.
+    pub stripped: u32,
+    /// What spreads its session over outer sources.
+    pub spread: u32,
+    /// Once it was too big: the longest packet that its sender may send instead.
+    pub room: u32,
+    /// 1 if it is IPv6, else 0.
+    pub v6: u16,
+    /// 1 if its transport is known and has a checksum, else 0.
+    pub summed: u16,
+}
+
+const _: () =
+    assert!(size_of::<Scratch>() == 8 + 8 + 8 + 16 + 16 + 64 + 288 + 24 && align_of::<Scratch>() == 8);
 crate::map_value!(Scratch);
 
 /// A token bucket in time: an HMAC costs `1 s / rate`, the bucket holds at most one tenth of a second.

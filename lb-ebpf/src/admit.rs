@@ -1,7 +1,7 @@
 //! Step 6: the admission itself, paid for once per token and then remembered.
 
+use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    keyslot::KeySlot,
     reason::Reason,
     scratch::Scratch,
     service::Service,
@@ -10,18 +10,19 @@ use lb_common::{
 };
 
 use crate::{
-    maps::{HMAC_COST_NS, SCRATCH, SESSIONS},
-    packet::Cursor,
+    maps::{HMAC_COST_NS, KEY_SLOTS, SCRATCH, SESSIONS},
+    packet::Frame,
+    parse::PAYLOAD_AT_MASK,
     token::Token,
 };
 
 /// What a token says of its session: from the cache, or by the full check.
 #[inline(always)]
-pub fn token(token: &Token, service: &Service) -> Result<Admission, Reason> {
+pub fn token(frame: &Frame, token: &Token, service: &Service) -> Result<Admission, Reason> {
     let header = token.header()?;
     match cached(&header) {
         Some(admission) => Ok(admission),
-        None => checked(token, service),
+        None => checked(frame, token, service),
     }
 }
 
@@ -42,24 +43,46 @@ fn cached(header: &Header) -> Option<Admission> {
 
 /// Lays out the full check in this CPU's scratch, where it leaves the stack alone, and runs it.
 #[inline(always)]
-fn checked(token: &Token, service: &Service) -> Result<Admission, Reason> {
-    let scratch = SCRATCH.get_ptr_mut(0).ok_or(Reason::Internal)?;
-    // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
-    let scratch: &mut Scratch = unsafe { &mut *scratch };
+fn checked(frame: &Frame, token: &Token, service: &Service) -> Result<Admission, Reason> {
+    let scratch = scratch()?;
     if !scratch.budget.take(token.now.kernel_ns, HMAC_COST_NS.load()) {
         return Err(Reason::HmacBudget);
     }
     scratch.hmacs += 1;
     scratch.binding_address = token.binding.address;
     scratch.binding_port = token.binding.port.into();
-    full_check(scratch, token.key, token.at, service.id)?;
-    Ok(scratch.session.admission)
+    let at = token.at.offset_in(frame) as u32;
+    match full_check(frame.context(), token.slot, at, service.id) {
+        GOOD => Ok(scratch.session.admission),
+        BAD_FULL_TAG => Err(Reason::BadFullTag),
+        BAD_HEADER => Err(Reason::BadHeader),
+        WRONG_SERVICE => Err(Reason::WrongService),
+        _ => Err(Reason::Internal),
+    }
 }
 
-/// The full tag, the sealed claims, and a place in the cache. A function of its own, with next to no stack: it calls
-/// the compression function, and the frames of all three share 512 bytes.
+const GOOD: u32 = 0;
+const BAD_FULL_TAG: u32 = 1 + Reason::BadFullTag as u32;
+const BAD_HEADER: u32 = 1 + Reason::BadHeader as u32;
+const WRONG_SERVICE: u32 = 1 + Reason::WrongService as u32;
+
+/// The full tag, the sealed claims, and a place in the cache. A function with a name for the linker, which the verifier
+/// looks at once, whatever ways packets come to it; with next to no stack, for it calls the compression function, and
+/// the frames of all three share 512 bytes.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn full_check(scratch: &mut Scratch, key: &KeySlot, at: Cursor, service_id: u32) -> Result<(), Reason> {
+extern "C" fn full_check(ctx: *mut xdp_md, slot: u32, at: u32, service_id: u32) -> u32 {
+    match checked_in_full(ctx, slot, at, service_id) {
+        Ok(()) => GOOD,
+        Err(reason) => 1 + reason as u32,
+    }
+}
+
+#[inline(always)]
+fn checked_in_full(ctx: *mut xdp_md, slot: u32, at: u32, service_id: u32) -> Result<(), Reason> {
+    let scratch = scratch()?;
+    let key = KEY_SLOTS.get(slot).ok_or(Reason::Internal)?;
+    let at = Frame::at(ctx).start().skip(at as usize & PAYLOAD_AT_MASK);
     let header = Header::again(at.read(0).ok_or(Reason::Internal)?);
     let binding = Binding { address: scratch.binding_address, port: scratch.binding_port as u16 };
     if tags::full(&key.full, header.claims(), &binding, &mut scratch.sha256) != header.full_tag() {
@@ -87,4 +110,11 @@ fn full_check(scratch: &mut Scratch, key: &KeySlot, at: Cursor, service_id: u32)
     )]
     let _ = SESSIONS.insert(&scratch.token, &scratch.session, 0);
     Ok(())
+}
+
+#[inline(always)]
+fn scratch() -> Result<&'static mut Scratch, Reason> {
+    let scratch = SCRATCH.get_ptr_mut(0).ok_or(Reason::Internal)?;
+    // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
+    Ok(unsafe { &mut *scratch })
 }

@@ -4,19 +4,23 @@ mod encapsulate;
 mod head;
 mod relay;
 
+use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     backend::Backend,
-    balance,
+    balance as spreading,
     reason::Reason,
+    scratch::Load,
     service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, Service},
     session::Admission,
     token::header,
 };
 
 use crate::{
+    balance::Chosen,
     headers::{Ip, Ipv4, Ipv6, Udp},
+    maps::{BACKENDS, SCRATCH},
     packet::{Cursor, Frame},
-    parse::{Datagram, Packet},
+    parse::{Datagram, IP_AT_MASK},
 };
 
 /// How a packet leaves the program.
@@ -32,99 +36,206 @@ pub enum Delivery {
     },
 }
 
-/// What is to be sent on: an IP packet in a frame.
-pub struct Load {
-    ip_at: u32,
-    /// Bytes of it.
-    pub len: u32,
-    /// Whether it is IPv6.
-    pub v6: bool,
-    /// Whether its transport is known and has a checksum.
-    pub summed: bool,
-    /// Bytes to be taken out behind its UDP header: the token's, or none.
-    pub stripped: u16,
-    /// What spreads its session over outer sources.
-    pub spread: u32,
-    /// Once it was too big: the longest packet that its sender may send instead.
-    pub room: u32,
+/// Where a packet goes.
+#[derive(Clone, Copy)]
+pub enum Way {
+    /// To this host's stack, as it is.
+    Host,
+    /// The same without its token; its load is ready.
+    HostStripped,
+    /// To a backend, as it is but for its MAC addresses.
+    Relayed(Chosen),
+    /// To a backend; its load is ready.
+    Backend(Chosen),
 }
 
-impl Load {
-    /// A datagram with a valid token.
-    #[inline(always)]
-    pub fn admitted(
-        frame: &Frame,
-        packet: &Packet,
-        datagram: &Datagram,
-        service: &Service,
-        admission: &Admission,
-    ) -> Result<Self, Reason> {
-        let headers = u32::from(datagram.ip_len) + Udp::LEN as u32;
-        Ok(Self {
-            ip_at: datagram.ip.offset_in(frame) as u32,
-            len: headers + u32::from(datagram.payload_len),
-            v6: packet.from.v6,
-            summed: datagram.summed,
-            stripped: if service.strips() { header::LEN as u16 } else { 0 },
-            spread: balance::spread(admission.session_id),
-            room: 0,
-        })
-    }
-
-    /// A packet as it is, whatever it is: its transport is not known.
-    #[inline(always)]
-    pub fn untouched(frame: &Frame, ip: Cursor, v6: bool, spread: u64) -> Result<Self, Reason> {
-        let len = match v6 {
-            false => ip.read::<Ipv4>(0).map(|header| header.packet_len()),
-            true => ip.read::<Ipv6>(0).map(|header| header.packet_len()),
-        };
-        let len = len.filter(|len| frame.holds(ip, *len)).ok_or(Reason::Malformed)?;
-        let spread = balance::spread(spread);
-        Ok(Self { ip_at: ip.offset_in(frame) as u32, len, v6, summed: false, stripped: 0, spread, room: 0 })
-    }
-
-    /// Where its IP header begins in the frame: behind Ethernet's and at most four tags, which the verifier cannot know of
-    /// a difference of two positions.
-    #[inline(always)]
-    fn ip_at(&self) -> usize {
-        (self.ip_at & 0x1f) as usize
-    }
-
-    /// Whether it takes the way to a backend, with so many bytes of outer headers.
-    #[inline(always)]
-    fn fits(&mut self, backend: &Backend, outer: usize) -> Result<(), Reason> {
-        let (mtu, outer, stripped) = (u32::from(backend.mtu), outer as u32, u32::from(self.stripped));
-        if self.len + outer <= mtu + stripped {
-            return Ok(());
-        }
-        self.room = (mtu + stripped).saturating_sub(outer);
-        Err(Reason::TooBig)
-    }
-}
-
-/// Passes a datagram with a valid token to this host's stack.
+/// The way of a datagram with a valid token to this host.
 #[inline(always)]
-pub fn to_host(frame: &Frame, load: &Load) -> Result<Delivery, Reason> {
-    if load.stripped != 0 {
-        relay::strip(frame, load)?;
+pub fn to_host(frame: &Frame, datagram: &Datagram, service: &Service) -> Result<Way, Reason> {
+    if !service.strips() {
+        return Ok(Way::Host);
     }
-    Ok(Delivery::Host)
+    load_datagram(frame, datagram, service, 0)?;
+    Ok(Way::HostStripped)
 }
 
-/// Sends a packet to a backend.
+/// The way of a datagram with a valid token to a backend.
 #[inline(always)]
 pub fn to_backend(
     frame: &Frame,
-    load: &mut Load,
+    datagram: &Datagram,
     service: &Service,
-    backend: &Backend,
-) -> Result<Delivery, Reason> {
-    match service.forward {
-        FORWARD_L2 => relay::send(frame, load, backend)?,
-        FORWARD_IPIP => encapsulate::ipip(frame, load, backend)?,
-        FORWARD_GUE => encapsulate::gue(frame, load, backend)?,
-        // A newer daemon's.
-        _ => return Err(Reason::NoBackend),
+    admission: &Admission,
+    backend: Chosen,
+) -> Result<Way, Reason> {
+    if !service.strips() && relay::needs_no_more(frame, service, &backend) {
+        return Ok(Way::Relayed(backend));
     }
+    load_datagram(frame, datagram, service, admission.session_id)?;
+    Ok(Way::Backend(backend))
+}
+
+/// The way of a packet to a backend as it is, whatever it is, of a session or for whatever stands in its place.
+/// `summed` if its transport is UDP or ICMP with a checksum.
+#[inline(always)]
+pub fn untouched(
+    frame: &Frame,
+    (ip, v6): (Cursor, bool),
+    service: &Service,
+    session: u64,
+    summed: bool,
+    backend: Chosen,
+) -> Result<Way, Reason> {
+    if relay::needs_no_more(frame, service, &backend) {
+        return Ok(Way::Relayed(backend));
+    }
+    let len = match v6 {
+        false => Ipv4::read(ip).map(|header| header.packet_len()),
+        true => Ipv6::read(ip).map(|header| header.packet_len()),
+    };
+    let len = len.filter(|len| frame.holds(ip, *len)).ok_or(Reason::Malformed)?;
+    let load = load()?;
+    load.ip_at = ip.offset_in(frame) as u32;
+    load.len = len;
+    load.stripped = 0;
+    load.spread = spreading::spread(session);
+    load.v6 = v6.into();
+    load.summed = summed.into();
+    Ok(Way::Backend(backend))
+}
+
+#[inline(always)]
+fn load_datagram(frame: &Frame, datagram: &Datagram, service: &Service, session: u64) -> Result<(), Reason> {
+    let headers = u32::from(datagram.ip_len) + Udp::LEN as u32;
+    let load = load()?;
+    load.ip_at = datagram.ip.offset_in(frame) as u32;
+    load.len = headers + u32::from(datagram.payload_len);
+    load.stripped = if service.strips() { header::LEN as u32 } else { 0 };
+    load.spread = spreading::spread(session);
+    load.v6 = u16::from(datagram.ip_len == Ipv6::LEN as u16);
+    load.summed = datagram.summed.into();
+    Ok(())
+}
+
+#[inline(always)]
+pub fn load() -> Result<&'static mut Load, Reason> {
+    let scratch = SCRATCH.get_ptr_mut(0).ok_or(Reason::Internal)?;
+    // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
+    Ok(unsafe { &mut (*scratch).load })
+}
+
+/// Sends a packet its way.
+#[inline(always)]
+pub fn send(frame: &Frame, way: Way, service: &Service) -> Result<Delivery, Reason> {
+    let backend = match way {
+        Way::Host => return Ok(Delivery::Host),
+        Way::HostStripped => {
+            sent(strip(frame.context()))?;
+            return Ok(Delivery::Host);
+        }
+        Way::Relayed(backend) => {
+            relay::readdress(frame, &backend)?;
+            backend
+        }
+        Way::Backend(backend) => {
+            let (ctx, place) = (frame.context(), backend.place);
+            sent(match service.forward {
+                FORWARD_L2 => relay(ctx, place),
+                FORWARD_IPIP => ipip(ctx, place),
+                FORWARD_GUE => gue(ctx, place),
+                // A newer daemon's.
+                _ => return Err(Reason::NoBackend),
+            })?;
+            backend
+        }
+    };
     Ok(Delivery::Send { ifindex: backend.ifindex, counter: backend.counter })
+}
+
+// Functions for the verifier to look at once, whatever ways packets come to them: those are the ones with a name for
+// the linker, whose arguments are the context and numbers. The rest is in the scratch.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn strip(ctx: *mut xdp_md) -> u32 {
+    code(load().and_then(|load| relay::strip(&Frame::at(ctx), load)))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn relay(ctx: *mut xdp_md, place: u32) -> u32 {
+    code(with(ctx, place, relay::send))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ipip(ctx: *mut xdp_md, place: u32) -> u32 {
+    code(with(ctx, place, encapsulate::ipip))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn gue(ctx: *mut xdp_md, place: u32) -> u32 {
+    code(with(ctx, place, encapsulate::gue))
+}
+
+#[inline(always)]
+fn with(
+    ctx: *mut xdp_md,
+    place: u32,
+    send: impl FnOnce(&Frame, &mut Load, &Backend) -> Result<(), Reason>,
+) -> Result<(), Reason> {
+    let backend = BACKENDS.get(place).ok_or(Reason::NoBackend)?;
+    send(&Frame::at(ctx), load()?, backend)
+}
+
+/// A result as such a function returns it.
+#[inline(always)]
+const fn code(result: Result<(), Reason>) -> u32 {
+    match result {
+        Ok(()) => 0,
+        Err(reason) => 1 + reason as u32,
+    }
+}
+
+/// The result again.
+#[inline(always)]
+fn sent(code: u32) -> Result<(), Reason> {
+    const KNOWN: [Reason; 6] = [
+        Reason::TooBig,
+        Reason::HopLimit,
+        Reason::NatPorts,
+        Reason::Unsupported,
+        Reason::Malformed,
+        Reason::NoBackend,
+    ];
+    if code == 0 {
+        return Ok(());
+    }
+    let mut at = 0;
+    while at < KNOWN.len() {
+        if code == 1 + KNOWN[at] as u32 {
+            return Err(KNOWN[at]);
+        }
+        at += 1;
+    }
+    Err(Reason::Internal)
+}
+
+/// Where its IP header begins: behind Ethernet's and at most four tags, which the verifier does not know of a number out
+/// of a map.
+#[inline(always)]
+const fn ip_at(load: &Load) -> usize {
+    load.ip_at as usize & IP_AT_MASK
+}
+
+/// Whether a packet takes the way to a backend, with so many bytes of outer headers.
+#[inline(always)]
+fn fits(load: &mut Load, backend: &Backend, outer: usize) -> Result<(), Reason> {
+    let most = u32::from(backend.mtu) + load.stripped;
+    if load.len + outer as u32 <= most {
+        return Ok(());
+    }
+    load.room = most.saturating_sub(outer as u32);
+    Err(Reason::TooBig)
 }

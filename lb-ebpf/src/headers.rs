@@ -6,7 +6,7 @@
 use lb_common::{checksum::Checksum, reason::Reason};
 use network_types::{eth::EtherType, ip::IpProto};
 
-use crate::packet::Wire;
+use crate::packet::Cursor;
 
 /// An IPv4 header without options (RFC 791 §3.1).
 #[derive(Clone, Copy)]
@@ -23,13 +23,6 @@ pub struct Ipv6(pub [u32; 10]);
 #[repr(transparent)]
 pub struct Udp(pub [u32; 2]);
 
-// SAFETY: integers.
-unsafe impl Wire for Ipv4 {}
-// SAFETY: integers.
-unsafe impl Wire for Ipv6 {}
-// SAFETY: integers.
-unsafe impl Wire for Udp {}
-
 /// The halves of a word, in memory order.
 #[inline(always)]
 const fn halves(word: u32) -> [u16; 2] {
@@ -45,7 +38,7 @@ pub const fn word(first: u16, second: u16) -> u32 {
 }
 
 /// An IP header without options or extension headers.
-pub trait Ip: Wire {
+pub trait Ip: Copy {
     /// Its bytes.
     const LEN: usize;
     /// Whether it is IPv6.
@@ -53,6 +46,10 @@ pub trait Ip: Wire {
     /// What says so in an Ethernet header, as it lies in memory.
     const ETHER_TYPE: u16;
 
+    /// The header at a position.
+    fn read(at: Cursor) -> Option<Self>;
+    /// Puts it at an offset from a position.
+    fn write(&self, at: Cursor, offset: usize) -> Option<()>;
     /// Bytes of the packet, this header included.
     fn packet_len(&self) -> u32;
     /// What follows the header.
@@ -135,6 +132,16 @@ impl Ip for Ipv4 {
     const LEN: usize = size_of::<Self>();
     const V6: bool = false;
     const ETHER_TYPE: u16 = EtherType::Ipv4 as u16;
+
+    #[inline(always)]
+    fn read(at: Cursor) -> Option<Self> {
+        at.read_words(0).map(Self)
+    }
+
+    #[inline(always)]
+    fn write(&self, at: Cursor, offset: usize) -> Option<()> {
+        at.write_words(offset, &self.0)
+    }
 
     #[inline(always)]
     fn packet_len(&self) -> u32 {
@@ -227,6 +234,16 @@ impl Ip for Ipv6 {
     const ETHER_TYPE: u16 = EtherType::Ipv6 as u16;
 
     #[inline(always)]
+    fn read(at: Cursor) -> Option<Self> {
+        at.read_words(0).map(Self)
+    }
+
+    #[inline(always)]
+    fn write(&self, at: Cursor, offset: usize) -> Option<()> {
+        at.write_words(offset, &self.0)
+    }
+
+    #[inline(always)]
     fn packet_len(&self) -> u32 {
         Self::LEN as u32 + u32::from(u16::from_be(halves(self.0[1])[0]))
     }
@@ -290,6 +307,18 @@ impl Ip for Ipv6 {
 impl Udp {
     /// Its bytes.
     pub const LEN: usize = size_of::<Self>();
+
+    /// The header at an offset from a position.
+    #[inline(always)]
+    pub fn read(at: Cursor, offset: usize) -> Option<Self> {
+        at.read_words(offset).map(Self)
+    }
+
+    /// Puts it at an offset from a position.
+    #[inline(always)]
+    pub fn write(&self, at: Cursor, offset: usize) -> Option<()> {
+        at.write_words(offset, &self.0)
+    }
 
     /// Source and destination port, in network order.
     #[inline(always)]

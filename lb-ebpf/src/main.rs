@@ -27,7 +27,7 @@ use lb_common::{
 use lb_ebpf::{headers, packet};
 
 use crate::{
-    forward::{Delivery, Load},
+    forward::Way,
     maps::LIVE,
     packet::Frame,
     parse::{Packet, Unread},
@@ -73,14 +73,18 @@ fn decide(frame: &Frame) -> Outcome {
     let Some(service) = service::find(tables, &packet.to) else {
         return Outcome::NotOurs;
     };
-    match admitted(frame, &packet, live, tables, service) {
-        Ok(delivery) => Outcome::Delivered { service, reason: Reason::Forwarded, delivery },
+    let (reason, way) = match admitted(frame, &packet, live, tables, service) {
+        Ok(way) => (Reason::Forwarded, way),
         Err(reason) if service.observes() && reason.delivered_in_observe() => {
             match observed(frame, &packet, tables, service) {
-                Ok(delivery) => Outcome::Delivered { service, reason, delivery },
-                Err(reason) => Outcome::Refused { service, reason },
+                Ok(way) => (reason, way),
+                Err(reason) => return Outcome::Refused { service, reason },
             }
         }
+        Err(reason) => return Outcome::Refused { service, reason },
+    };
+    match forward::send(frame, way, service) {
+        Ok(delivery) => Outcome::Delivered { service, reason, delivery },
         Err(reason) => Outcome::Refused { service, reason },
     }
 }
@@ -93,27 +97,26 @@ fn admitted(
     live: &Live,
     tables: Tables,
     service: &Service,
-) -> Result<Delivery, Reason> {
+) -> Result<Way, Reason> {
     let datagram = packet.datagram(frame)?;
-    let token = token::check(&datagram, &packet.from, service, live)?;
-    let admission = admit::token(&token, service)?;
-    let mut load = Load::admitted(frame, packet, &datagram, service, &admission)?;
+    let token = token::check(frame, &datagram, &packet.from, service, live)?;
+    let admission = admit::token(frame, &token, service)?;
     if service.forward == FORWARD_LOCAL {
-        return forward::to_host(frame, &load);
+        return forward::to_host(frame, &datagram, service);
     }
     let backend = balance::for_session(tables, service, &admission)?;
-    forward::to_backend(frame, &mut load, service, backend)
+    forward::to_backend(frame, &datagram, service, &admission, backend)
 }
 
 /// The way of a packet that `mode = "enforce"` would drop.
 #[inline(always)]
-fn observed(frame: &Frame, packet: &Packet, tables: Tables, service: &Service) -> Result<Delivery, Reason> {
+fn observed(frame: &Frame, packet: &Packet, tables: Tables, service: &Service) -> Result<Way, Reason> {
     if service.forward == FORWARD_LOCAL {
-        return Ok(Delivery::Host);
+        return Ok(Way::Host);
     }
     let backend = balance::for_client(tables, service, &packet.from)?;
-    let mut load = Load::untouched(frame, packet.ip, packet.from.v6, packet.from.address)?;
-    forward::to_backend(frame, &mut load, service, backend)
+    let ip = (packet.ip, packet.from.v6);
+    forward::untouched(frame, ip, service, packet.from.address, false, backend)
 }
 
 /// The licence that lets a program call the kernel's GPL-only helpers.

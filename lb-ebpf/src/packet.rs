@@ -1,6 +1,6 @@
 //! The only pointer arithmetic: a frame, and bounds-checked reads and writes by value.
 
-use core::{cell::Cell, ptr};
+use core::{arch::asm, cell::Cell, ptr};
 
 use aya_ebpf::{
     bindings::xdp_md,
@@ -49,18 +49,18 @@ impl Frame {
         Self::at(ctx.ctx)
     }
 
+    /// The same, by the context that the kernel gave it.
     #[inline(always)]
-    fn at(ctx: *mut xdp_md) -> Self {
+    pub fn at(ctx: *mut xdp_md) -> Self {
         let now = XdpContext::new(ctx);
         let (data, end) = (now.data(), now.data_end());
         Self { ctx, data, end, len: Cell::new((end - data) as u64) }
     }
 
-    /// The same frame for a function of its own: where it lies is read again, for the verifier follows positions in a
-    /// frame no further than through registers and the stack.
+    /// The kernel's context, for a function of its own.
     #[inline(always)]
-    pub fn again(&self) -> Self {
-        Self::at(self.ctx)
+    pub const fn context(&self) -> *mut xdp_md {
+        self.ctx
     }
 
     /// Its length in bytes, Ethernet header included. Where the driver has put it into several buffers, that of the
@@ -95,13 +95,24 @@ impl Frame {
         unsafe { (*self.ctx).ingress_ifindex }
     }
 
+    /// The same position within the first `MASK` bytes, of which the verifier does not know where: it then looks at what
+    /// follows once, and not for each way that packets come there.
+    #[inline(always)]
+    pub fn somewhere<const MASK: usize>(&self, position: Cursor) -> Cursor {
+        let mut at = position.at;
+        // SAFETY: no instruction. From LLVM it hides that the difference below is known; to the verifier no difference
+        // of two positions is.
+        unsafe { asm!("/* {0} */", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
+        Cursor { at: self.data + (at.wrapping_sub(self.data) & MASK), end: self.end }
+    }
+
     /// Takes `by` bytes off its start, or puts as many before it as `by` is below zero. Positions in it from before are
     /// void: the verifier refuses a program that uses one.
     #[inline(always)]
     pub fn take_off(&self, by: i32) -> Result<Self, Reason> {
         // SAFETY: `ctx` is the context of this program run.
         match unsafe { bpf_xdp_adjust_head(self.ctx, by) } {
-            0 => Ok(self.again()),
+            0 => Ok(Self::at(self.ctx)),
             _ => Err(Reason::Internal),
         }
     }
@@ -111,7 +122,7 @@ impl Frame {
     pub fn cut(&self, by: u32) -> Result<Self, Reason> {
         // SAFETY: `ctx` is the context of this program run.
         match unsafe { bpf_xdp_adjust_tail(self.ctx, -(by as i32)) } {
-            0 => Ok(self.again()),
+            0 => Ok(Self::at(self.ctx)),
             _ => Err(Reason::Internal),
         }
     }
@@ -155,6 +166,40 @@ impl Cursor {
         }
         // SAFETY: inside the frame, as was just checked; unaligned and without invalid bit patterns, as `Wire` is.
         Some(unsafe { ptr::read_unaligned(at as *const T) })
+    }
+
+    /// Writes words at `offset`, if the frame holds all of them: one by one, for LLVM copies an array that is not
+    /// aligned byte by byte.
+    #[inline(always)]
+    pub fn write_words<const N: usize>(self, offset: usize, words: &[u32; N]) -> Option<()> {
+        let at = self.at + offset;
+        if at + size_of::<[u32; N]>() > self.end {
+            return None;
+        }
+        let mut i = 0;
+        while i < N {
+            // SAFETY: inside the frame, as was just checked, and nothing else refers to its bytes.
+            unsafe { ptr::write_unaligned((at as *mut u32).add(i), words[i]) };
+            i += 1;
+        }
+        Some(())
+    }
+
+    /// The words at `offset`, if the frame holds all of them, one by one as [`Cursor::write_words`].
+    #[inline(always)]
+    pub fn read_words<const N: usize>(self, offset: usize) -> Option<[u32; N]> {
+        let at = self.at + offset;
+        if at + size_of::<[u32; N]>() > self.end {
+            return None;
+        }
+        let mut words = [0; N];
+        let mut i = 0;
+        while i < N {
+            // SAFETY: inside the frame, as was just checked.
+            words[i] = unsafe { ptr::read_unaligned((at as *const u32).add(i)) };
+            i += 1;
+        }
+        Some(words)
     }
 
     /// Writes at `offset`, if the frame holds all of it.

@@ -44,6 +44,10 @@ pub struct Datagram {
 const TAGS_MAX: usize = 2;
 /// VLAN tags that are looked through, so that a service's packet under more than two is refused under its own name.
 const TAGS_LOOKED_THROUGH: usize = 4;
+/// Covers where an IP header may begin: behind 14 bytes and four tags.
+pub const IP_AT_MASK: usize = 0x1f;
+/// Covers where a payload may begin.
+pub const PAYLOAD_AT_MASK: usize = 0x7f;
 /// An IPv4 header without options, in 32-bit words.
 const IHL_PLAIN: u8 = 5;
 
@@ -78,9 +82,10 @@ pub fn packet(frame: &Frame) -> Result<Packet, Unread> {
     if is_tag(ether_type) {
         return Err(Unread::Buried);
     }
+    let ip = frame.somewhere::<IP_AT_MASK>(ip);
     match ether_type {
         Ipv4::ETHER_TYPE => ipv4(ip, tags),
-        Ipv6::ETHER_TYPE => ipv6(ip, tags),
+        Ipv6::ETHER_TYPE => ipv6(frame, ip, tags),
         _ => Err(Unread::NotOurs),
     }
 }
@@ -93,7 +98,7 @@ fn is_tag(ether_type: u16) -> bool {
 
 #[inline(always)]
 fn ipv4(ip: Cursor, tags: usize) -> Result<Packet, Unread> {
-    let header: Ipv4 = ip.read(0).ok_or(Unread::NotOurs)?;
+    let header = Ipv4::read(ip).ok_or(Unread::NotOurs)?;
     let (version, ihl) = (header.vihl() >> 4, header.vihl() & 0xf);
     let plain = (version, ihl) == (4, IHL_PLAIN);
     // Flags above it (RFC 791 §3.1).
@@ -119,8 +124,8 @@ fn ipv4(ip: Cursor, tags: usize) -> Result<Packet, Unread> {
 }
 
 #[inline(always)]
-fn ipv6(ip: Cursor, tags: usize) -> Result<Packet, Unread> {
-    let header: Ipv6 = ip.read(0).ok_or(Unread::NotOurs)?;
+fn ipv6(frame: &Frame, ip: Cursor, tags: usize) -> Result<Packet, Unread> {
+    let header = Ipv6::read(ip).ok_or(Unread::NotOurs)?;
     let plain = header.protocol() == u8::from(IpProto::Udp);
     let (ports, mut refused) = if plain {
         let ports = ip.read::<[u16; 2]>(Ipv6::LEN);
@@ -128,7 +133,7 @@ fn ipv6(ip: Cursor, tags: usize) -> Result<Packet, Unread> {
     } else if header.protocol() == u8::from(IpProto::Ipv6Icmp) {
         return Err(Unread::Icmp { ip, v6: true });
     } else if extensions::is_extension(header.protocol()) {
-        match extensions::behind(&ip.skip(Ipv6::LEN), header.protocol()) {
+        match extensions::behind(frame, ip.skip(Ipv6::LEN), header.protocol()) {
             Behind::Other => return Err(Unread::NotOurs),
             Behind::Datagram { ports } => (Some(ports), Some(Reason::Unsupported)),
             Behind::Fragment { ports } => (ports, Some(Reason::Fragment)),
@@ -179,8 +184,8 @@ impl Packet {
 
     #[inline(always)]
     fn measured<I: Ip>(&self, frame: &Frame) -> Result<Datagram, Reason> {
-        let len = self.ip.read::<I>(0).ok_or(Reason::Malformed)?.packet_len();
-        let udp: Udp = self.ip.read(I::LEN).ok_or(Reason::Malformed)?;
+        let len = I::read(self.ip).ok_or(Reason::Malformed)?.packet_len();
+        let udp = Udp::read(self.ip, I::LEN).ok_or(Reason::Malformed)?;
         let headers = (I::LEN + Udp::LEN) as u32;
         if len < headers || !frame.holds(self.ip, len) || u32::from(udp.datagram_len()) != len - I::LEN as u32
         {
@@ -199,7 +204,7 @@ impl Packet {
     pub fn client(&self) -> Option<Address> {
         match self.from.v6 {
             false => Some(v4_mapped(self.from.address as u32)),
-            true => self.ip.read::<Ipv6>(0).map(|header| header.addresses()[0]),
+            true => Ipv6::read(self.ip).map(|header| header.addresses()[0]),
         }
     }
 
@@ -220,7 +225,7 @@ const SOURCE_LOW: usize = 16;
 impl Datagram {
     /// Its payload.
     #[inline(always)]
-    pub fn payload(&self) -> Cursor {
-        self.ip.skip(usize::from(self.ip_len) + Udp::LEN)
+    pub fn payload(&self, frame: &Frame) -> Cursor {
+        frame.somewhere::<PAYLOAD_AT_MASK>(self.ip.skip(usize::from(self.ip_len) + Udp::LEN))
     }
 }

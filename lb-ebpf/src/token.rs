@@ -17,7 +17,7 @@ use lb_common::{
 use crate::{
     clock::{self, Now},
     maps::KEY_SLOTS,
-    packet::Cursor,
+    packet::{Cursor, Frame},
     parse::Datagram,
 };
 
@@ -27,8 +27,8 @@ pub struct Token {
     pub at: Cursor,
     /// What its tags cover beside the header.
     pub binding: Binding,
-    /// The key that made it.
-    pub key: &'static KeySlot,
+    /// The slot of the key that made it.
+    pub slot: u32,
     /// When its packet came.
     pub now: Now,
 }
@@ -43,11 +43,17 @@ impl Token {
 
 /// Reads and checks the token of a datagram.
 #[inline(always)]
-pub fn check(datagram: &Datagram, from: &Source, service: &Service, live: &Live) -> Result<Token, Reason> {
+pub fn check(
+    frame: &Frame,
+    datagram: &Datagram,
+    from: &Source,
+    service: &Service,
+    live: &Live,
+) -> Result<Token, Reason> {
     if usize::from(datagram.payload_len) < header::LEN {
         return Err(Reason::NoToken);
     }
-    let at = datagram.payload();
+    let at = datagram.payload(frame);
     let header = Header::parse(at.read(0).ok_or(Reason::Unsupported)?)?;
     header.allowed_by(service)?;
     if header.kind() == Kind::Proof {
@@ -65,7 +71,7 @@ pub fn check(datagram: &Datagram, from: &Source, service: &Service, live: &Live)
     if !signed_by(key, at, binding) {
         return Err(Reason::BadFastTag);
     }
-    Ok(Token { at, binding, key, now })
+    Ok(Token { at, binding, slot: key_id.slot(), now })
 }
 
 /// Whether the fast tag is right. The header is read again, word by word as SipHash takes it.

@@ -4,11 +4,11 @@
 //! hop limit loses one, as on any router. GUE is variant 1 (draft-ietf-intarea-gue §4): the packet follows the UDP
 //! header, and its version tells what it is.
 
-use lb_common::{backend::Backend, checksum::Checksum, reason::Reason};
+use lb_common::{backend::Backend, checksum::Checksum, reason::Reason, scratch::Load};
 use network_types::ip::IpProto;
 
 use super::{
-    Load,
+    fits,
     head::{self, Link},
 };
 use crate::{
@@ -33,7 +33,7 @@ const SOURCE_PORTS: u16 = 0xc000;
 /// Sends a packet inside an IP packet.
 #[inline(always)]
 pub fn ipip(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Reason> {
-    match (load.v6, backend.v6) {
+    match (load.v6 != 0, backend.v6) {
         (false, 0) => v4::<Ipv4, IPV4>(frame, load, backend),
         (false, _) => v6::<Ipv4, IPV6>(frame, load, backend),
         (true, 0) => Err(Reason::NoBackend), // Refused by the configuration.
@@ -44,7 +44,7 @@ pub fn ipip(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Rea
 /// Sends a packet inside a UDP datagram.
 #[inline(always)]
 pub fn gue(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Reason> {
-    match (load.v6, backend.v6) {
+    match (load.v6 != 0, backend.v6) {
         (false, 0) => v4::<Ipv4, IPV4_UDP>(frame, load, backend),
         (false, _) => v6::<Ipv4, IPV6_UDP>(frame, load, backend),
         (true, 0) => Err(Reason::NoBackend),
@@ -52,26 +52,24 @@ pub fn gue(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Reas
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn v4<I: Ip, const N: usize>(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Reason> {
-    load.fits(backend, N * 4)?;
-    let frame = frame.again();
-    let link = Link::to(&frame, load, backend)?;
-    let (mut ip, udp) = head::own::<I>(&frame, load)?;
+    fits(load, backend, N * 4)?;
+    let link = Link::to(frame, load, backend)?;
+    let (mut ip, udp) = head::own::<I>(frame, load)?;
     ip.age()?;
     let outer: [u32; N] = outer_v4(&ip, load, backend);
-    head::write(&frame, load, &link, Ipv4::ETHER_TYPE, outer, ip, udp)
+    head::write(frame, load, &link, Ipv4::ETHER_TYPE, outer, ip, udp)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn v6<I: Ip, const N: usize>(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Reason> {
-    load.fits(backend, N * 4)?;
-    let frame = frame.again();
-    let link = Link::to(&frame, load, backend)?;
-    let (mut ip, udp) = head::own::<I>(&frame, load)?;
+    fits(load, backend, N * 4)?;
+    let link = Link::to(frame, load, backend)?;
+    let (mut ip, udp) = head::own::<I>(frame, load)?;
     ip.age()?;
     let outer: [u32; N] = outer_v6(&ip, load, backend);
-    head::write(&frame, load, &link, Ipv6::ETHER_TYPE, outer, ip, udp)
+    head::write(frame, load, &link, Ipv6::ETHER_TYPE, outer, ip, udp)
 }
 
 /// In words as they lie in memory. No router may fragment it, so that it needs no identification (RFC 6864 §4.1).
@@ -79,7 +77,7 @@ fn v6<I: Ip, const N: usize>(frame: &Frame, load: &mut Load, backend: &Backend) 
 fn outer_v4<I: Ip, const N: usize>(ip: &I, load: &Load, backend: &Backend) -> [u32; N] {
     const DONT_FRAGMENT: u8 = 0x40;
     let mut words = [0; N];
-    let inner = load.len - u32::from(load.stripped);
+    let inner = load.len - load.stripped;
     let [high, low] = ((inner + N as u32 * 4) as u16).to_be_bytes();
     let protocol = if N == IPV4 { IpProto::Ipv4 } else { IpProto::Udp };
     words[0] = u32::from_ne_bytes([4 << 4 | IPV4 as u8, ip.traffic_class(), high, low]);
@@ -102,7 +100,7 @@ fn outer_v4<I: Ip, const N: usize>(ip: &I, load: &Load, backend: &Backend) -> [u
 #[inline(always)]
 fn outer_v6<I: Ip, const N: usize>(ip: &I, load: &Load, backend: &Backend) -> [u32; N] {
     let mut words = [0; N];
-    let inner = load.len - u32::from(load.stripped);
+    let inner = load.len - load.stripped;
     let label = load.spread & 0xf_ffff;
     let payload_len = inner + (N - IPV6) as u32 * 4;
     let protocol = match N {
@@ -125,7 +123,7 @@ fn outer_v6<I: Ip, const N: usize>(ip: &I, load: &Load, backend: &Backend) -> [u
         let udp = udp(load, inner);
         (words[N - 2], words[N - 1]) = (udp[0], udp[1]);
         // A tunnel may go without, where what is inside has none (RFC 6935).
-        if load.summed {
+        if load.summed != 0 {
             let mut sum =
                 ip.sum_of_packet().add(u16::from_ne_bytes([high, low])).add(u16::from(protocol).to_be());
             let mut at = 2;

@@ -4,14 +4,15 @@ use lb_common::{
     backend::{Backend, TAGS_KEPT, TAGS_MAX, Tag},
     checksum::Checksum,
     reason::Reason,
+    scratch::Load,
     token::Header,
 };
 use network_types::{eth::EthHdr, vlan::VlanHdr};
 
-use super::Load;
+use super::ip_at;
 use crate::{
     headers::{Ip, Udp},
-    packet::{Frame, Wire},
+    packet::Frame,
 };
 
 /// Ethernet addresses and VLAN tags.
@@ -31,7 +32,7 @@ impl Link {
         let addresses = addresses(&backend.destination_mac, &backend.source_mac);
         match backend.tag_count {
             TAGS_KEPT if backend.ifindex == frame.ingress() => {
-                let Self { tags, count, .. } = Self::of(frame, load.ip_at())?;
+                let Self { tags, count, .. } = Self::of(frame, ip_at(load))?;
                 Ok(Self { addresses, tags, count })
             }
             TAGS_KEPT => Ok(Self { addresses, tags: [0; TAGS_MAX], count: 0 }),
@@ -86,54 +87,43 @@ const fn word(a: u8, b: u8) -> u16 {
     u16::from_ne_bytes([a, b])
 }
 
-/// Gives the frame another beginning: link, outer headers, the packet's own IP header, and its UDP header where that
-/// changes. What is stripped goes; nothing may touch `frame` afterwards. `ether_type` is that of the first IP header.
+/// Gives the frame another beginning: link, outer headers, and the packet's own headers. What is stripped goes; nothing may touch `frame` afterwards. `ether_type` is that of the first IP header.
 #[inline(always)]
-pub fn write<O: Wire, I: Ip>(
+pub fn write<const N: usize, I: Ip>(
     frame: &Frame,
     load: &Load,
     link: &Link,
     ether_type: u16,
-    outer: O,
+    outer: [u32; N],
     ip: I,
-    udp: Option<Udp>,
+    udp: Udp,
 ) -> Result<(), Reason> {
-    let len = link.len() + size_of::<O>();
-    let frame = frame.take_off(load.ip_at() as i32 + i32::from(load.stripped) - len as i32)?;
+    let len = link.len() + 4 * N;
+    let frame = frame.take_off(ip_at(load) as i32 + load.stripped as i32 - len as i32)?;
     let start = frame.start();
     start.write(0, link.addresses).ok_or(Reason::Internal)?;
-    let mut at = start.skip(ADDRESSES_LEN);
-    if link.count >= 1 {
-        at.write(0, link.tags[0]).ok_or(Reason::Internal)?;
-        at = at.skip(VlanHdr::LEN);
-    }
-    if link.count == 2 {
-        at.write(0, link.tags[1]).ok_or(Reason::Internal)?;
-        at = at.skip(VlanHdr::LEN);
-    }
+    // Tags that do not count are written over by what follows: one way for the verifier, not three.
+    start.write_words(ADDRESSES_LEN, &link.tags).ok_or(Reason::Internal)?;
+    let at = start.skip(link.len() - size_of::<u16>());
     at.write(0, ether_type).ok_or(Reason::Internal)?;
-    let at = at.skip(size_of::<u16>());
-    at.write(0, outer).ok_or(Reason::Internal)?;
-    at.write(size_of::<O>(), ip).ok_or(Reason::Internal)?;
-    if let Some(udp) = udp {
-        at.write(size_of::<O>() + I::LEN, udp).ok_or(Reason::Internal)?;
-    }
-    Ok(())
+    let at = start.skip(link.len());
+    at.write_words(0, &outer).ok_or(Reason::Internal)?;
+    ip.write(at, 4 * N).ok_or(Reason::Internal)?;
+    udp.write(at, 4 * N + I::LEN).ok_or(Reason::Internal)
 }
 
 /// The packet's own headers, both shorter by the token where it is stripped, and both checksums changed by what goes
-/// (RFC 1624). Without a token to strip, its datagram's header stays as it is.
+/// (RFC 1624). Where the packet is no datagram, what follows its IP header is taken for a UDP header, and stays.
 #[inline(always)]
-pub fn own<I: Ip>(frame: &Frame, load: &Load) -> Result<(I, Option<Udp>), Reason> {
-    let at = frame.start().skip(load.ip_at());
-    let mut ip: I = at.read(0).ok_or(Reason::Internal)?;
-    if load.stripped == 0 {
-        return Ok((ip, None));
+pub fn own<I: Ip>(frame: &Frame, load: &Load) -> Result<(I, Udp), Reason> {
+    let at = frame.start().skip(ip_at(load));
+    let mut ip = I::read(at).ok_or(Reason::Malformed)?;
+    let mut udp = Udp::read(at, I::LEN).ok_or(Reason::Malformed)?;
+    if load.stripped != 0 {
+        let token = at.read(I::LEN + Udp::LEN).map(Header::again).ok_or(Reason::Internal)?;
+        ip.shorten(load.stripped as u16);
+        udp.shorten(load.stripped as u16);
+        udp.sum(|sum| token.words().into_iter().fold(sum, Checksum::subtract_u64));
     }
-    let mut udp: Udp = at.read(I::LEN).ok_or(Reason::Internal)?;
-    let token = at.read(I::LEN + Udp::LEN).map(Header::again).ok_or(Reason::Internal)?;
-    ip.shorten(load.stripped);
-    udp.shorten(load.stripped);
-    udp.sum(|sum| token.words().into_iter().fold(sum, Checksum::subtract_u64));
-    Ok((ip, Some(udp)))
+    Ok((ip, udp))
 }

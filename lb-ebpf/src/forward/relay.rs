@@ -3,11 +3,14 @@
 use lb_common::{
     backend::{Backend, TAGS_KEPT},
     reason::Reason,
+    scratch::Load,
+    service::{FORWARD_L2, Service},
 };
 
 use super::{
-    Load,
+    fits,
     head::{self, Link},
+    ip_at,
 };
 use crate::{
     headers::{Ip, Ipv4, Ipv6},
@@ -15,44 +18,52 @@ use crate::{
 };
 
 /// No outer header.
-const NOTHING: [u8; 0] = [];
+const NOTHING: [u32; 0] = [];
 
-/// Sends a packet to a backend's network card, or to a card before it.
+/// Whether a packet that stays as it is needs other MAC addresses, and nothing else.
+#[inline(always)]
+pub fn needs_no_more(frame: &Frame, service: &Service, backend: &Backend) -> bool {
+    service.forward == FORWARD_L2 && backend.ifindex == frame.ingress() && backend.tag_count == TAGS_KEPT
+}
+
+/// Gives a packet the MAC addresses of its way.
+#[inline(always)]
+pub fn readdress(frame: &Frame, backend: &Backend) -> Result<(), Reason> {
+    let addresses = head::addresses(&backend.destination_mac, &backend.source_mac);
+    frame.start().write(0, addresses).ok_or(Reason::Internal)
+}
+
+/// Sends a packet to a backend's network card, or to a router's before it.
 #[inline(always)]
 pub fn send(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Reason> {
     if backend.ifindex != frame.ingress() {
-        load.fits(backend, 0)?;
-    } else if load.stripped == 0 && backend.tag_count == TAGS_KEPT {
-        let addresses = head::addresses(&backend.destination_mac, &backend.source_mac);
-        return frame.start().write(0, addresses).ok_or(Reason::Internal);
+        fits(load, backend, 0)?;
     }
     match load.v6 {
-        false => relayed::<Ipv4>(frame, load, backend),
-        true => relayed::<Ipv6>(frame, load, backend),
+        0 => relayed::<Ipv4>(frame, load, backend),
+        _ => relayed::<Ipv6>(frame, load, backend),
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn relayed<I: Ip>(frame: &Frame, load: &Load, backend: &Backend) -> Result<(), Reason> {
-    let frame = frame.again();
-    let link = Link::to(&frame, load, backend)?;
-    let (ip, udp) = head::own::<I>(&frame, load)?;
-    head::write(&frame, load, &link, I::ETHER_TYPE, NOTHING, ip, udp)
+    let link = Link::to(frame, load, backend)?;
+    let (ip, udp) = head::own::<I>(frame, load)?;
+    head::write(frame, load, &link, I::ETHER_TYPE, NOTHING, ip, udp)
 }
 
 /// Takes the token out of a packet that stays on this host.
 #[inline(always)]
 pub fn strip(frame: &Frame, load: &Load) -> Result<(), Reason> {
     match load.v6 {
-        false => stripped::<Ipv4>(frame, load),
-        true => stripped::<Ipv6>(frame, load),
+        0 => stripped::<Ipv4>(frame, load),
+        _ => stripped::<Ipv6>(frame, load),
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn stripped<I: Ip>(frame: &Frame, load: &Load) -> Result<(), Reason> {
-    let frame = frame.again();
-    let link = Link::of(&frame, load.ip_at())?;
-    let (ip, udp) = head::own::<I>(&frame, load)?;
-    head::write(&frame, load, &link, I::ETHER_TYPE, NOTHING, ip, udp)
+    let link = Link::of(frame, ip_at(load))?;
+    let (ip, udp) = head::own::<I>(frame, load)?;
+    head::write(frame, load, &link, I::ETHER_TYPE, NOTHING, ip, udp)
 }

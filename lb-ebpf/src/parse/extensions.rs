@@ -1,9 +1,11 @@
 //! IPv6 extension headers (RFC 8200 §4): looked through only to tell whose packet is refused. A datagram behind them
 //! would be delivered by the kernel, so none may pass unseen.
 
+use aya_ebpf::bindings::xdp_md;
 use network_types::ip::IpProto;
 
-use crate::packet::Cursor;
+use super::PAYLOAD_AT_MASK;
+use crate::packet::{Cursor, Frame};
 
 /// What is behind extension headers.
 pub enum Behind {
@@ -43,8 +45,8 @@ pub fn is_extension(protocol: u8) -> bool {
 
 /// Looks through the extension headers from `at` on, the first of which is `protocol`.
 #[inline(always)]
-pub fn behind(at: &Cursor, protocol: u8) -> Behind {
-    let word = walk(at, protocol);
+pub fn behind(frame: &Frame, at: Cursor, protocol: u8) -> Behind {
+    let word = walk(frame.context(), at.offset_in(frame) as u32, protocol.into());
     let ports = [(word >> 16) as u16, word as u16];
     match word >> KIND_SHIFT {
         DATAGRAM => Behind::Datagram { ports },
@@ -62,11 +64,12 @@ const FIRST_FRAGMENT: u64 = 2;
 const FRAGMENT: u64 = 3;
 const UNKNOWN: u64 = 4;
 
-/// [`behind`] in one word: kind, then ports. A function of its own, which returns no more than that: it is off the way
-/// of plain packets, and the verifier looks at it once for each of their forms.
+/// [`behind`] in one word: kind, then ports. It is off the way of plain packets, and with a name for the linker and
+/// numbers alone the verifier looks at it once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn walk(at: &Cursor, protocol: u8) -> u64 {
-    let (mut at, mut protocol) = (*at, protocol);
+extern "C" fn walk(ctx: *mut xdp_md, at: u32, protocol: u32) -> u64 {
+    let (mut at, mut protocol) = (Frame::at(ctx).start().skip(at as usize & PAYLOAD_AT_MASK), protocol as u8);
     let mut fragment = false;
     for _ in 0..LOOKED_THROUGH {
         if !is_extension(protocol) {
