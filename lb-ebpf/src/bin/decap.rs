@@ -140,7 +140,7 @@ fn is_tag(ether_type: u16) -> bool {
 
 #[inline(always)]
 fn outer_v4(ip: Cursor, tags: usize) -> Option<Outer> {
-    let header: Ipv4 = ip.read(0)?;
+    let header = Ipv4::read(ip)?;
     let (offset, more) = (header.fragment() & OFFSET, header.fragment() & MORE_FRAGMENTS);
     let options = usize::from(header.vihl() & 0xf).checked_sub(Ipv4::LEN / 4)? * 4;
     let (kind, len) = match header.protocol() {
@@ -169,7 +169,7 @@ const OFFSET: u16 = 0x1fff;
 
 #[inline(always)]
 fn outer_v6(ip: Cursor, tags: usize) -> Option<Outer> {
-    let header: Ipv6 = ip.read(0)?;
+    let header = Ipv6::read(ip)?;
     let (kind, len, is_plain) = match header.protocol() {
         IPV4 => (Kind::Ipip { inner: 4 }, Ipv6::LEN, true),
         IPV6 => (Kind::Ipip { inner: 6 }, Ipv6::LEN, true),
@@ -204,7 +204,7 @@ const DESTINATION: u8 = IpProto::Ipv6Opts as u8;
 /// off that anybody who can write that address could have sent.
 #[inline(always)]
 fn is_gue(udp: Cursor) -> bool {
-    udp.read::<Udp>(0).is_some_and(|udp| udp.ports_be()[1] == GUE_PORT.to_be())
+    Udp::read(udp, 0).is_some_and(|udp| udp.ports_be()[1] == GUE_PORT.to_be())
 }
 
 #[inline(always)]
@@ -235,15 +235,15 @@ fn inner(frame: &Frame, outer: &Outer) -> Option<u8> {
         Kind::Ipip { inner } if inner != version => return None,
         Kind::Ipip { .. } => {}
         Kind::Gue => {
-            let udp: Udp = outer.ip.skip(usize::from(outer.len) - Udp::LEN).read(0)?;
+            let udp = Udp::read(outer.ip.skip(usize::from(outer.len) - Udp::LEN), 0)?;
             if u32::from(udp.datagram_len()) != room + Udp::LEN as u32 {
                 return None;
             }
         }
     }
     let (header_len, packet_len) = match version {
-        4 => (u32::from(first & 0xf) * 4, ip.read::<Ipv4>(0)?.packet_len()),
-        6 => (Ipv6::LEN as u32, ip.read::<Ipv6>(0)?.packet_len()),
+        4 => (u32::from(first & 0xf) * 4, Ipv4::read(ip)?.packet_len()),
+        6 => (Ipv6::LEN as u32, Ipv6::read(ip)?.packet_len()),
         _ => return None,
     };
     let fits = header_len >= Ipv4::LEN as u32 && header_len <= packet_len && packet_len <= room;
@@ -254,13 +254,13 @@ fn inner(frame: &Frame, outer: &Outer) -> Option<u8> {
 #[inline(always)]
 fn take_off<I: Ip>(frame: &Frame, outer: &Outer) -> Outcome {
     let ip = outer.ip.skip(outer.len.into());
-    let Some(mut header) = ip.read::<I>(0) else { return Outcome::Internal };
+    let Some(mut header) = I::read(ip) else { return Outcome::Internal };
     let class = header.traffic_class();
     match decap::ecn(class, outer.traffic_class) {
         None => return Outcome::Ecn,
         Some(ecn) if ecn != class & 0b11 => {
             header.set_ecn(ecn);
-            if ip.write(0, header).is_none() {
+            if header.write(ip, 0).is_none() {
                 return Outcome::Internal;
             }
         }
