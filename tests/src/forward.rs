@@ -99,13 +99,13 @@ pub struct Decap {
 }
 
 impl Decap {
-    /// On all backends, for what this topology's balancers send.
+    /// On all backends, for what comes from these addresses and prefixes.
     ///
     /// # Errors
     /// If one does not start; with what it said.
-    pub fn on_backends(topology: &Topology, place: &Place) -> Result<Vec<Self>> {
-        let from: Vec<_> = topology.tunnel_sources().iter().map(IpAddr::to_string).collect();
-        topology.backends.iter().map(|backend| Self::start(place, backend, &from.join(","))).collect()
+    pub fn on_backends(topology: &Topology, place: &Place, sources: &[String]) -> Result<Vec<Self>> {
+        let from = sources.join(",");
+        topology.backends.iter().map(|backend| Self::start(place, backend, &from)).collect()
     }
 
     /// On one host, for what comes from these addresses; waits until it is there.

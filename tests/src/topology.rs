@@ -308,13 +308,14 @@ impl Topology {
     }
 
     /// The addresses that outer headers for backends have, of both families and all balancers.
-    pub fn tunnel_sources(&self) -> Vec<IpAddr> {
+    pub fn tunnel_sources(&self) -> Vec<String> {
         let network = match self.plan.way {
             Way::Segment | Way::Routed => Network::Front,
             Way::Cards => Network::Back,
         };
         let balancers = if self.plan.two_balancers { &BALANCERS[..] } else { &BALANCERS[..1] };
-        balancers.iter().flat_map(|host| Family::BOTH.map(|family| network.address(family, *host))).collect()
+        let of = |host: &u8| Family::BOTH.map(|family| network.address(family, *host).to_string());
+        balancers.iter().flat_map(of).collect()
     }
 }
 

@@ -28,7 +28,7 @@ const IPIP: &str = "forward = \"ipip\"\nkey_rotation = \"off\"";
 
 fn routed(family: Family) -> Result<(Lab, Vec<Decap>)> {
     let lab = Lab::of(family, IPIP, Plan { backends: 1, way: Way::Routed, ..Plan::default() })?;
-    let decap = Decap::on_backends(&lab.topology, &lab.place)?;
+    let decap = lab.decap()?;
     Ok((lab, decap))
 }
 

@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{reason::Reason, token::Header};
 use lb_tests::{
     daemon::{Daemon, PATIENCE, Place, counters, said, service, wait_for},
-    forward::Forward,
+    forward::{Decap, Forward},
     issuer::{Issuer, session},
     leftovers,
     topology::{Family, INTERFACE, Plan, Topology},
@@ -97,6 +97,11 @@ impl Lab {
     /// Starts the daemon and waits until it filters.
     pub fn start(&self) -> Result<Daemon> {
         Daemon::start(&self.place, &self.topology.balancer)
+    }
+
+    /// Starts `tollgate decap` on all backends.
+    pub fn decap(&self) -> Result<Vec<Decap>> {
+        Decap::on_backends(&self.topology, &self.place, &self.topology.tunnel_sources())
     }
 
     /// Removes the pins of a daemon that has ended, and waits until the kernel has taken the program off.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::{
     daemon::{Daemon, Place, counters},
-    forward::{Decap, Forward},
+    forward::Forward,
     issuer::session,
     topology::{Family, Plan},
 };
@@ -34,7 +34,7 @@ fn spread(family: Family, forward: Forward) -> Result<()> {
     let place = Place::new(&format!("{}-second", lab.name()))?;
     place.configure(&lab.service(&fields, 3))?;
     let _other = Daemon::start(&place, second)?;
-    let _decap = Decap::on_backends(&lab.topology, &lab.place)?;
+    let _decap = lab.decap()?;
     let keyset = place.path("keyset.json");
     fs::write(&keyset, lab.run(&["keys", "export", "--service", "game"])?.stdout)?;
     place.json(second, &["keys", "import", keyset.to_str().context("a path in UTF-8")?])?;

@@ -7,7 +7,7 @@ use lb_common::reason::Reason;
 use lb_tests::{
     daemon::{PATIENCE, wait_for},
     issuer::session,
-    topology::{Family, INTERFACE, Network},
+    topology::{BACK_INTERFACE, Family, INTERFACE, Network, Plan, Way},
 };
 
 use crate::lab::{L2, Lab, TTL, over_both};
@@ -23,6 +23,7 @@ over_both!(
     what_is_not_for_a_service_passes,
     the_largest_datagram_and_one_that_is_too_large,
     a_backend_with_another_network_card,
+    clients_on_two_interfaces,
 );
 
 fn a_backend_that_goes_away_is_not_used(family: Family) -> Result<()> {
@@ -174,5 +175,29 @@ fn a_backend_with_another_network_card(family: Family) -> Result<()> {
         Ok(backend["mac"] == card && backend["up"] == true)
     })?;
     lab.delivered(&token)?;
+    Ok(())
+}
+
+fn clients_on_two_interfaces(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, Plan { backends: 1, way: Way::Cards, ..Plan::default() })?;
+    lab.place.configure_on(&[INTERFACE, BACK_INTERFACE], &lab.service(L2, 1))?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?;
+    // In on one and out of the other.
+    lab.delivered(&token)?;
+    lab.refused(b"junk", Reason::NoToken)?;
+    // In and out of the other: a client beside the backends.
+    let beside = &lab.topology.routers[0];
+    let (service, balancer) = (family.service(), Network::Back.address(family, 1).to_string());
+    beside.ip(&[family.option(), "route", "add", &service.ip().to_string(), "via", &balancer])?;
+    let client = beside.enter(|| {
+        let client = UdpSocket::bind((family.any(), 0))?;
+        client.connect(service)?;
+        anyhow::Ok(client)
+    })??;
+    client.send(b"junk")?;
+    client.send(&[&token.to_bytes()[..], b"from beside"].concat())?;
+    lab.arrives(b"from beside")?;
+    ensure!(lab.counters()?[Reason::NoToken.name()] == 2, "{:?}", lab.counters()?);
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
     slice,
@@ -25,25 +26,41 @@ use crate::lab::{Datagram, TTL, new_name, receive};
 
 #[test]
 fn on_one_segment() -> Result<()> {
-    every_way(Way::Segment)
+    every_way(Way::Segment, "")
+}
+
+#[test]
+fn on_one_segment_in_generic_mode() -> Result<()> {
+    every_way(Way::Segment, "xdp_mode = \"generic\"\n")
 }
 
 #[test]
 fn through_a_router() -> Result<()> {
-    every_way(Way::Routed)
+    every_way(Way::Routed, "")
+}
+
+#[test]
+fn through_a_router_from_many_sources() -> Result<()> {
+    every_way(Way::Routed, &format!("tunnel_sources = {SOURCES:?}\n"))
 }
 
 #[test]
 fn out_of_another_interface() -> Result<()> {
-    every_way(Way::Cards)
+    every_way(Way::Cards, "")
+}
+
+#[test]
+fn out_of_another_interface_in_generic_mode() -> Result<()> {
+    every_way(Way::Cards, "xdp_mode = \"generic\"\n")
 }
 
 /// The ports that `nat` takes where the configuration names none.
 const NAT_PORTS: std::ops::RangeInclusive<u16> = 40_000..=59_999;
+const SOURCES: [&str; 2] = ["10.9.0.0/24", "fd00:9::/64"];
 const MTU: usize = 1500;
 
-/// All services at once, on one node.
-fn every_way(way: Way) -> Result<()> {
+/// All services at once, on one node with these other settings.
+fn every_way(way: Way, settings: &str) -> Result<()> {
     let name = new_name()?;
     let topology = Topology::new(&name, Plan { backends: 2, way, ..Plan::default() })?;
     let place = Place::new(&name)?;
@@ -52,8 +69,14 @@ fn every_way(way: Way) -> Result<()> {
     // Answers come in on the second.
     let interfaces: &[_] = if way == Way::Cards { &[INTERFACE, BACK_INTERFACE] } else { &[INTERFACE] };
     place.configure_on(interfaces, &services.join("\n"))?;
+    let text = fs::read_to_string(place.config())?;
+    fs::write(place.config(), format!("{settings}{text}"))?;
     let daemon = Daemon::start(&place, &topology.balancer)?;
-    let _decap = Decap::on_backends(&topology, &place)?;
+    let sources = match settings.contains("tunnel_sources") {
+        true => SOURCES.map(str::to_owned).to_vec(),
+        false => topology.tunnel_sources(),
+    };
+    let _decap = Decap::on_backends(&topology, &place, &sources)?;
     let failures: Vec<_> = cases
         .iter()
         .filter_map(|case| {

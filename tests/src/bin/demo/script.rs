@@ -65,7 +65,11 @@ pub fn run(options: Options) -> Result<()> {
     place.configure(&service(family, &fields, &forward.backends(&topology, family)))?;
     let daemon = Daemon::start(&place, &topology.balancer)?;
     println!("tollgate filters {} on the balancer's interface.", family.service());
-    let decap = if forward.encapsulates() { Decap::on_backends(&topology, &place)? } else { Vec::new() };
+    let decap = if forward.encapsulates() {
+        Decap::on_backends(&topology, &place, &topology.tunnel_sources())?
+    } else {
+        Vec::new()
+    };
     if !decap.is_empty() {
         println!("tollgate decap takes the outer {} headers off on the backends.", forward.name());
     }
