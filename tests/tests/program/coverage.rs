@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use lb_common::reason::Reason;
 
 /// Reasons without a case, and why.
-const EXCUSED: [(Reason, &str); 10] = [
+const EXCUSED: [(Reason, &str); 9] = [
     (Reason::StaleProof, "PROOF tokens are not built yet"),
     (Reason::BadProof, "PROOF tokens are not built yet"),
     (Reason::Replay, "PROOF tokens are not built yet"),
@@ -14,7 +14,6 @@ const EXCUSED: [(Reason, &str); 10] = [
     (Reason::NatPorts, "translation is not built yet"),
     (Reason::IcmpError, "ICMP errors are not built yet"),
     (Reason::TooManySources, "limits are not built yet"),
-    (Reason::TooBig, "a packet that l2 or local forwards only ever gets shorter"),
     (Reason::Internal, "a helper would have to fail where it never should"),
 ];
 

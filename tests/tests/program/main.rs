@@ -12,6 +12,7 @@ mod mutation;
 mod observe;
 mod parse;
 mod token;
+mod too_big;
 mod vectors;
 mod ways;
 

@@ -35,6 +35,7 @@ pub fn subjects() -> Vec<Subject> {
         crate::delivery::subjects(),
         crate::ways::subjects(),
         crate::jumbo::subjects(),
+        crate::too_big::subjects(),
     ];
     modules.into_iter().flatten().collect()
 }
