@@ -11,5 +11,6 @@ pub mod packet;
 pub mod program;
 pub mod topology;
 pub mod tunnel;
+pub mod vlan;
 pub mod way;
 pub mod world;

@@ -41,6 +41,7 @@ use tollgate::datapath::embedded_object;
 use crate::{
     leftovers::{self, PINS},
     netns::{Namespace, run},
+    vlan::Tagger,
 };
 
 /// The service's UDP port.
@@ -168,6 +169,8 @@ pub struct Plan {
     pub edge: bool,
     /// What is between balancers and backends.
     pub way: Way,
+    /// Whether all frames on a balancer's wires are in a VLAN that it does not know of.
+    pub tagged: bool,
 }
 
 impl From<u8> for Plan {
@@ -247,7 +250,8 @@ impl Topology {
     /// If something cannot be made. Then nothing is left.
     pub fn new(prefix: &str, plan: impl Into<Plan>) -> Result<Self> {
         let plan = plan.into();
-        let maker = Maker { prefix, plan, switch: Namespace::new(&format!("{prefix}-switch"))? };
+        let tagger = plan.tagged.then(Tagger::new).transpose()?;
+        let maker = Maker { prefix, plan, switch: Namespace::new(&format!("{prefix}-switch"))?, tagger };
         for network in [Network::Clients, Network::Front, Network::Back] {
             maker.switch.ip(&["link", "add", network.bridge(), "type", "bridge", "mcast_snooping", "0"])?;
             maker.switch.ip(&["link", "set", network.bridge(), "up"])?;
@@ -333,6 +337,7 @@ struct Maker<'a> {
     prefix: &'a str,
     plan: Plan,
     switch: Namespace,
+    tagger: Option<Tagger>,
 }
 
 impl Maker<'_> {
@@ -350,8 +355,7 @@ impl Maker<'_> {
         let balancer = self.host(role)?;
         // Kept for `forward = "nat"`, as operators are told to.
         balancer.sysctl("net.ipv4.ip_local_reserved_ports", "40000-59999")?;
-        self.plug(&balancer, INTERFACE, role, Network::Front, address)?;
-        passes.push(self.pass(role)?);
+        self.plug_balancer(&balancer, INTERFACE, role, Network::Front, address, passes)?;
         match self.plan.way {
             Way::Segment => {}
             Way::Routed => {
@@ -366,8 +370,7 @@ impl Maker<'_> {
             }
             Way::Cards => {
                 let port = format!("{role}-back");
-                self.plug(&balancer, BACK_INTERFACE, &port, Network::Back, address)?;
-                passes.push(self.pass(&port)?);
+                self.plug_balancer(&balancer, BACK_INTERFACE, &port, Network::Back, address, passes)?;
             }
         }
         if self.plan.edge {
@@ -375,6 +378,25 @@ impl Maker<'_> {
         }
         service_address(&balancer, INTERFACE)?;
         Ok(balancer)
+    }
+
+    fn plug_balancer(
+        &self,
+        balancer: &Namespace,
+        interface: &str,
+        port: &str,
+        network: Network,
+        address: u8,
+        passes: &mut Vec<Pinned>,
+    ) -> Result<()> {
+        self.plug(balancer, interface, port, network, address)?;
+        if let Some(tagger) = &self.tagger {
+            let pin = Path::new(PINS).join(format!("{}-tag-{port}", self.prefix));
+            tagger.attach(balancer, interface, &pin)?;
+            tagger.attach(&self.switch, port, &pin)?;
+        }
+        passes.push(self.pass(port)?);
+        Ok(())
     }
 
     fn backend(&self, number: u8) -> Result<Namespace> {

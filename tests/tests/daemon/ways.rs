@@ -26,32 +26,37 @@ use crate::lab::{Datagram, TTL, new_name, receive};
 
 #[test]
 fn on_one_segment() -> Result<()> {
-    every_way(Way::Segment, "")
+    every_way(Plan::default(), "")
 }
 
 #[test]
 fn on_one_segment_in_generic_mode() -> Result<()> {
-    every_way(Way::Segment, "xdp_mode = \"generic\"\n")
+    every_way(Plan::default(), "xdp_mode = \"generic\"\n")
+}
+
+#[test]
+fn on_one_tagged_segment() -> Result<()> {
+    every_way(Plan { tagged: true, ..Plan::default() }, "")
 }
 
 #[test]
 fn through_a_router() -> Result<()> {
-    every_way(Way::Routed, "")
+    every_way(Plan { way: Way::Routed, ..Plan::default() }, "")
 }
 
 #[test]
 fn through_a_router_from_many_sources() -> Result<()> {
-    every_way(Way::Routed, &format!("tunnel_sources = {SOURCES:?}\n"))
+    every_way(Plan { way: Way::Routed, ..Plan::default() }, &format!("tunnel_sources = {SOURCES:?}\n"))
 }
 
 #[test]
 fn out_of_another_interface() -> Result<()> {
-    every_way(Way::Cards, "")
+    every_way(Plan { way: Way::Cards, ..Plan::default() }, "")
 }
 
 #[test]
 fn out_of_another_interface_in_generic_mode() -> Result<()> {
-    every_way(Way::Cards, "xdp_mode = \"generic\"\n")
+    every_way(Plan { way: Way::Cards, ..Plan::default() }, "xdp_mode = \"generic\"\n")
 }
 
 /// The ports that `nat` takes where the configuration names none.
@@ -60,9 +65,9 @@ const SOURCES: [&str; 2] = ["10.9.0.0/24", "fd00:9::/64"];
 const MTU: usize = 1500;
 
 /// All services at once, on one node with these other settings.
-fn every_way(way: Way, settings: &str) -> Result<()> {
-    let name = new_name()?;
-    let topology = Topology::new(&name, Plan { backends: 2, way, ..Plan::default() })?;
+fn every_way(plan: Plan, settings: &str) -> Result<()> {
+    let (name, way) = (new_name()?, plan.way);
+    let topology = Topology::new(&name, Plan { backends: 2, ..plan })?;
     let place = Place::new(&name)?;
     let cases = Case::all(way);
     let services: Vec<_> = cases.iter().map(|case| case.configuration(&topology)).collect();
