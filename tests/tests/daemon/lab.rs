@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{SocketAddr, UdpSocket},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
     slice,
     sync::{
@@ -24,7 +24,11 @@ use lb_tests::{
     leftovers,
     topology::{Family, INTERFACE, Plan, Topology},
 };
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    errno::Errno,
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use serde_json::Value;
 
 /// Seconds that a token lives.
@@ -255,6 +259,21 @@ pub fn receive(sockets: &[UdpSocket]) -> Result<Datagram> {
     let (len, from) = sockets[index].recv_from(&mut bytes)?;
     bytes.truncate(len);
     Ok(Datagram { index, from, bytes })
+}
+
+/// Sets an option of a socket that is a number.
+pub fn set_option(
+    socket: &UdpSocket,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> Result<()> {
+    let len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the value outlives the call.
+    Errno::result(unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), len)
+    })?;
+    Ok(())
 }
 
 /// The header that `token mint -o json` has printed.

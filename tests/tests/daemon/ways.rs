@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr, UdpSocket},
-    os::fd::AsRawFd as _,
     slice,
 };
 
@@ -17,12 +16,11 @@ use lb_tests::{
     topology::{BACK_INTERFACE, Family, INTERFACE, Network, PORT, Plan, Topology, Way},
 };
 use nix::{
-    errno::Errno,
     libc,
     sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
 };
 
-use crate::lab::{Datagram, TTL, new_name, receive};
+use crate::lab::{Datagram, TTL, new_name, receive, set_option};
 
 #[test]
 fn on_one_segment() -> Result<()> {
@@ -161,7 +159,8 @@ impl Case {
             }
             let client = topology.client_socket(self.address())?;
             if !checksums {
-                [&client].into_iter().chain(&applications).try_for_each(without_checksums)?;
+                let off = |socket| set_option(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1);
+                [&client].into_iter().chain(&applications).try_for_each(off)?;
             }
             for len in [0, 1, 2, 33, self.longest()] {
                 for backend in 1..=applications.len() {
@@ -233,23 +232,6 @@ impl Case {
         ensure!(answered.bytes == answer, "the answer came as {}", hex::encode(&answered.bytes));
         Ok(())
     }
-}
-
-/// What this socket sends has no UDP checksum, as IPv4 allows.
-fn without_checksums(socket: &UdpSocket) -> Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the option is an int, which outlives the call.
-    let status = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NO_CHECK,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
-        )
-    };
-    Errno::result(status)?;
-    Ok(())
 }
 
 /// What all these tests lean on: receivers look at UDP checksums.
