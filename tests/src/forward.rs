@@ -1,8 +1,9 @@
 //! The ways from a balancer to an application, as tests need them: where it listens, and what has to run beside it.
 
 use std::{
+    fs::{self, File},
     net::{IpAddr, SocketAddr, UdpSocket},
-    process::{Child, Stdio},
+    process::Child,
     str::FromStr,
 };
 
@@ -114,12 +115,13 @@ impl Decap {
     /// If it does not start; with what it said.
     pub fn start(place: &Place, host: &Namespace, from: &str) -> Result<Self> {
         leftovers::hold_if_interrupted();
+        let log = place.path(&format!("decap-{}", host.name()));
+        let (out, err) = (File::create(&log)?, File::options().append(true).open(&log)?);
         let mut command = place.tollgate(host, &["decap", "-i", INTERFACE, "--from", from])?;
-        let mut decap = Self { child: command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()? };
+        let mut decap = Self { child: command.stdout(out).stderr(err).spawn()? };
         wait_for("tollgate decap", || {
-            if decap.child.try_wait()?.is_some() {
-                let mut again = place.tollgate(host, &["decap", "-i", INTERFACE, "--from", from])?;
-                bail!("tollgate decap has ended: {}", said(&again.output()?));
+            if let Some(status) = decap.child.try_wait()? {
+                bail!("tollgate decap ended ({status}): {}", fs::read_to_string(&log)?);
             }
             let links = host.command("ip")?.args(["link", "show", INTERFACE]).output()?;
             Ok(said(&links).contains("xdp"))

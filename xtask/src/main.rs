@@ -44,8 +44,8 @@ enum Subcommands {
     Test,
     /// The main job before your eyes: client, balancer, three backends, forged traffic, keys rotated (needs root)
     ///
-    /// Arguments go to the demo: `cargo xtask demo --keep` leaves the topology for looking around,
-    /// `cargo xtask demo -- --help` shows them all.
+    /// Arguments go to the demo: `cargo xtask demo --forward nat --ipv6` takes another way to the backends, `--keep`
+    /// leaves the topology for looking around, `cargo xtask demo -- --help` shows them all.
     Demo(PassedOn),
     /// Nanoseconds per packet, beside an empty program's (needs root)
     ///

@@ -24,6 +24,7 @@ over_both!(
     the_largest_datagram_and_one_that_is_too_large,
     a_backend_with_another_network_card,
     clients_on_two_interfaces,
+    a_bridge_that_is_filtered,
 );
 
 fn a_backend_that_goes_away_is_not_used(family: Family) -> Result<()> {
@@ -199,5 +200,25 @@ fn clients_on_two_interfaces(family: Family) -> Result<()> {
     client.send(&[&token.to_bytes()[..], b"from beside"].concat())?;
     lab.arrives(b"from beside")?;
     ensure!(lab.counters()?[Reason::NoToken.name()] == 2, "{:?}", lab.counters()?);
+    Ok(())
+}
+
+fn a_bridge_that_is_filtered(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
+    let balancer = &lab.topology.balancer;
+    balancer.ip(&["link", "add", "br0", "type", "bridge"])?;
+    balancer.ip(&["link", "set", INTERFACE, "master", "br0"])?;
+    balancer.ip(&["link", "set", "br0", "up"])?;
+    for address in [Network::Front.prefix(family, 1), family.service().ip().to_string()] {
+        balancer.ip(&["address", "delete", &address, "dev", INTERFACE])?;
+        let nodad = if family == Family::V6 { &["nodad"][..] } else { &[] };
+        balancer.ip(&[&["address", "add", &address, "dev", "br0"], nodad].concat())?;
+    }
+    lab.place.configure_on(&["br0"], &lab.service(L2, 1))?;
+    let _daemon = lab.start()?;
+    let status = lab.json(&["status"])?;
+    ensure!(status["interfaces"][0]["mode"] == "generic", "{status}");
+    lab.refused(b"junk", Reason::NoToken)?;
+    lab.answered(&lab.token(1)?)?;
     Ok(())
 }
