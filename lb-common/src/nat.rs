@@ -39,10 +39,8 @@ pub struct Translation {
     pub tag_count: u16,
     /// The interface that the client's datagrams come in on.
     pub ifindex: u32,
-    /// Where they come from: the client's network card or a router's.
-    pub client_mac: [u8; 6],
-    /// The network card that they come to.
-    pub own_mac: [u8; 6],
+    /// How frames to the client begin: the MAC address that its datagrams come from, and the one that they come to.
+    pub addresses_be: [u32; 3],
     /// Their tags, the outermost first.
     pub tags: [Tag; 2],
     /// The service's id.

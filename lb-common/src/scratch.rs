@@ -1,7 +1,10 @@
 //! What one CPU keeps for itself: the HMAC budget, and room for the full check of a token.
 
 use crate::{
+    flow::FlowKey,
     live::SECOND_NS,
+    nat::{Translation, TranslationKey},
+    service::ServiceKey,
     session::{Session, TokenKey},
     sha256,
 };
@@ -28,6 +31,24 @@ pub struct Scratch {
     pub sha256: sha256::Scratch,
     /// The packet on its way out.
     pub load: Load,
+    /// What the ICMP error at hand quotes.
+    pub quote: Quote,
+    /// The translation in the making: its key,
+    pub translation_key: TranslationKey,
+    /// Zero.
+    pub reserved: u32,
+    /// and its value.
+    pub translation: Translation,
+}
+
+/// The datagram that an ICMP error quotes, from a service to a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Quote {
+    /// The service it came from.
+    pub from: ServiceKey,
+    /// The client it was for; the service's index is to be filled in.
+    pub to: FlowKey,
 }
 
 /// What is to be sent on: an IP packet in a frame. The checks hand it here to the function that sends it: the stacks of
@@ -49,10 +70,15 @@ pub struct Load {
     pub v6: u16,
     /// 1 if its transport is known and has a checksum, else 0.
     pub summed: u16,
+    /// The service's id.
+    pub service_id: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
-const _: () =
-    assert!(size_of::<Scratch>() == 8 + 8 + 8 + 16 + 16 + 64 + 288 + 24 && align_of::<Scratch>() == 8);
+const _: () = assert!(
+    size_of::<Scratch>() == 8 + 8 + 8 + 16 + 16 + 64 + 288 + 32 + 40 + 24 + 96 && align_of::<Scratch>() == 8
+);
 crate::map_value!(Scratch);
 
 /// A token bucket in time: an HMAC costs `1 s / rate`, the bucket holds at most one tenth of a second.

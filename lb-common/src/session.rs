@@ -23,11 +23,8 @@ pub struct Session {
     pub seen: Seen,
 }
 
-/// Where a token's last datagram came from, in one word that is written at once: 48 bits of the client's address and
-/// port, and the port of this node that stands for it, where there is one.
-///
-/// It saves writing the flow, or searching the translation, of every datagram. Two clients that come to the same 48
-/// bits share a flow; whoever makes it so holds the token.
+/// Where a token's last datagram came from, in one word that is written at once. It saves writing the flow of every
+/// datagram. Two clients may come to the same word, and then share a flow; whoever makes it so holds the token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Seen(u64);
@@ -35,32 +32,9 @@ pub struct Seen(u64);
 impl Seen {
     /// A client by its address, two words as they lie in memory (the second is 0 for IPv4), and port.
     #[inline(always)]
-    pub const fn client(address: [u64; 2], port_be: u16) -> Self {
-        let port = (port_be as u64) << 32;
-        // Exact for IPv4; IPv6 is mixed (Fibonacci hashing, Knuth, TAOCP 3, §6.4).
-        let mixed = match address {
-            [v4, 0] => v4 ^ port,
-            [high, low] => (high ^ low.rotate_left(29) ^ port).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16,
-        };
-        Self(mixed << 16)
-    }
-
-    /// The same with a port of this node.
-    #[inline(always)]
-    pub const fn behind(self, node_port_be: u16) -> Self {
-        Self(self.0 & !0xffff | node_port_be as u64)
-    }
-
-    /// Whether both are the same client.
-    #[inline(always)]
-    pub const fn is(self, other: Self) -> bool {
-        (self.0 ^ other.0) >> 16 == 0
-    }
-
-    /// The port of this node, 0 where there is none.
-    #[inline(always)]
-    pub const fn node_port_be(self) -> u16 {
-        self.0 as u16
+    pub const fn client([high, low]: [u64; 2], port_be: u16) -> Self {
+        // Exact for IPv4; what IPv6 has more is mixed in (Fibonacci hashing, Knuth, TAOCP 3, §6.4).
+        Self(high ^ (port_be as u64) << 32 ^ low.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 }
 

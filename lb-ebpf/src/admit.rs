@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
+    live::Live,
     reason::Reason,
     scratch::Scratch,
     service::Service,
@@ -10,50 +11,107 @@ use lb_common::{
 };
 
 use crate::{
+    clock, flow,
     maps::{HMAC_COST_NS, KEY_SLOTS, SCRATCH, SESSIONS},
     packet::Frame,
-    parse::PAYLOAD_AT_MASK,
+    parse::{PAYLOAD_AT_MASK, Packet},
     token::Token,
 };
 
-/// What a token says of its session: from the cache, or by the full check.
-#[inline(always)]
-pub fn token(frame: &Frame, token: &Token, service: &Service) -> Result<Admission, Reason> {
-    let header = token.header()?;
-    match cached(&header) {
-        Some(admission) => Ok(admission),
-        None => checked(frame, token, service),
+/// A session, as far as its way goes.
+#[derive(Clone, Copy)]
+pub struct Admitted {
+    /// Its id.
+    pub session_id: u64,
+    /// The backend it is pinned to; 0 lets the balancer choose.
+    pub backend_id: u16,
+}
+
+impl From<&Admission> for Admitted {
+    #[inline(always)]
+    fn from(admission: &Admission) -> Self {
+        Self { session_id: admission.session_id, backend_id: admission.backend_id }
     }
 }
 
-/// A hit counts only if the claims that were verified are the packet's: 64 bits of fast tag may collide.
+/// What a token says of its session: from the cache, or by the full check. Where its client is another than that of the
+/// token's last datagram, the flow is remembered.
 #[inline(always)]
-fn cached(header: &Header) -> Option<Admission> {
+pub fn token(
+    frame: &Frame,
+    packet: &Packet,
+    token: &Token,
+    live: &Live,
+    service: &Service,
+) -> Result<Admitted, Reason> {
+    let seen = packet.seen();
+    let admitted = match cached(&token.header()?) {
+        Some((admitted, entry)) => {
+            // SAFETY: as in `cached`. If the entry has become another token's, that one's flow is remembered once more, and
+            // this one's with the other's session: an ICMP error may go to a wrong backend of the service.
+            unsafe {
+                let at = &raw mut (*entry).seen;
+                if at.read_volatile() == seen {
+                    return Ok(admitted);
+                }
+                at.write_volatile(seen);
+                scratch()?.session.admission = (&raw const (*entry).admission).read_volatile();
+            }
+            admitted
+        }
+        None => {
+            checked(frame, packet, token, live, service, seen)?;
+            Admitted::from(&scratch()?.session.admission)
+        }
+    };
+    flow::remember(frame, packet, service);
+    Ok(admitted)
+}
+
+/// A hit counts only if the claims that were verified are the packet's: 64 bits of fast tag may collide. Returns the
+/// entry, too.
+#[inline(always)]
+fn cached(header: &Header) -> Option<(Admitted, *mut Session)> {
     let key = TokenKey { fast_tag: header.fast_tag(), nonce: header.nonce() };
-    let entry = SESSIONS.get_ptr(key)?;
+    let entry = SESSIONS.get_ptr_mut(key)?;
     // The cache may give an entry's memory to another token while it is read here. Its writer fills the value from
     // the first byte to the last, so what is read in the other order and has the right claims is the right entry.
     //
     // SAFETY: the pointer is the kernel's, to an entry that stays allocated; volatile, because it may be written to.
-    let (admission, claims) = unsafe {
-        ((&raw const (*entry).admission).read_volatile(), (&raw const (*entry).claims).read_volatile())
-    };
-    header.claims_are(&claims).then_some(admission)
+    unsafe {
+        let backend_id = (&raw const (*entry).admission.backend_id).read_volatile();
+        let session_id = (&raw const (*entry).admission.session_id).read_volatile();
+        let mut other = 0;
+        for (at, claim) in header.claims().into_iter().enumerate() {
+            other |= (&raw const (*entry).claims[at]).read_volatile() ^ claim;
+        }
+        (other == 0).then_some((Admitted { session_id, backend_id }, entry))
+    }
 }
 
 /// Lays out the full check in this CPU's scratch, where it leaves the stack alone, and runs it.
 #[inline(always)]
-fn checked(frame: &Frame, token: &Token, service: &Service) -> Result<Admission, Reason> {
+fn checked(
+    frame: &Frame,
+    packet: &Packet,
+    token: &Token,
+    live: &Live,
+    service: &Service,
+    seen: Seen,
+) -> Result<(), Reason> {
     let scratch = scratch()?;
-    if !scratch.budget.take(token.now.kernel_ns, HMAC_COST_NS.load()) {
+    let now = clock::now(live).kernel_ns;
+    if !scratch.budget.take(now, HMAC_COST_NS.load()) {
         return Err(Reason::HmacBudget);
     }
     scratch.hmacs += 1;
-    scratch.binding_address = token.binding.address;
-    scratch.binding_port = token.binding.port.into();
+    let binding = token.header()?.binding(&packet.from)?;
+    scratch.binding_address = binding.address;
+    scratch.binding_port = binding.port.into();
+    scratch.session.seen = seen;
     let at = token.at.offset_in(frame) as u32;
     match full_check(frame.context(), token.slot, at, service.id) {
-        GOOD => Ok(scratch.session.admission),
+        GOOD => Ok(()),
         BAD_FULL_TAG => Err(Reason::BadFullTag),
         BAD_HEADER => Err(Reason::BadHeader),
         WRONG_SERVICE => Err(Reason::WrongService),
@@ -93,15 +151,12 @@ fn checked_in_full(ctx: *mut xdp_md, slot: u32, at: u32, service_id: u32) -> Res
         return Err(Reason::WrongService);
     }
     scratch.token = TokenKey { fast_tag: header.fast_tag(), nonce: header.nonce() };
-    scratch.session = Session {
-        claims: header.claims(),
-        admission: Admission {
-            session_id: claims.session_id,
-            backend_id: claims.backend_id,
-            class: claims.class,
-            reserved: [0; 5],
-        },
-        seen: Seen::default(),
+    scratch.session.claims = header.claims();
+    scratch.session.admission = Admission {
+        session_id: claims.session_id,
+        backend_id: claims.backend_id,
+        class: claims.class,
+        reserved: [0; 5],
     };
     // A cache that cannot take the entry costs the next packet another HMAC, and nothing else.
     #[expect(

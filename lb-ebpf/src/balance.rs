@@ -9,11 +9,13 @@ use lb_common::{
     maps::{BACKENDS_MAX, SERVICES_MAX},
     reason::Reason,
     service::Service,
-    session::Admission,
     token::Source,
 };
 
-use crate::maps::{BACKENDS, MAGLEV, PINNED};
+use crate::{
+    admit::Admitted,
+    maps::{BACKENDS, MAGLEV, PINNED},
+};
 
 /// A backend, and where it is among all.
 #[derive(Clone, Copy)]
@@ -34,9 +36,9 @@ impl Deref for Chosen {
 
 /// The backend of a session: the one its token names, else the one its hash picks.
 #[inline(always)]
-pub fn for_session(tables: Tables, service: &Service, admission: &Admission) -> Result<Chosen, Reason> {
-    match admission.backend_id {
-        0 => hashed(tables, service, admission.session_id),
+pub fn for_session(tables: Tables, service: &Service, admitted: Admitted) -> Result<Chosen, Reason> {
+    match admitted.backend_id {
+        0 => hashed(tables, service, admitted.session_id),
         backend_id => pinned(tables, service, backend_id),
     }
 }

@@ -1,17 +1,17 @@
 //! Step 10, its end: what of the packet leaves, and how. A file for each way to a backend.
 
 mod encapsulate;
-mod head;
+pub mod head;
 mod relay;
+pub mod translate;
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     backend::Backend,
-    balance as spreading,
+    balance,
     reason::Reason,
     scratch::Load,
-    service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, Service},
-    session::Admission,
+    service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_NAT, Service},
     token::header,
 };
 
@@ -23,10 +23,9 @@ use crate::{
     parse::{Datagram, IP_AT_MASK},
 };
 
-/// How a packet leaves the program.
+/// How a packet leaves the program. (The host comes not first: 0 is `FORWARD_LOCAL`, too, for which LLVM would use the
+/// one in place of the other, which the verifier of Linux 6.1 does not follow.)
 pub enum Delivery {
-    /// On to this host's stack.
-    Host,
     /// Out of this interface.
     Send {
         /// The interface.
@@ -34,19 +33,26 @@ pub enum Delivery {
         /// Where the backend's counter stands.
         counter: u32,
     },
+    /// On to this host's stack.
+    Host,
+    /// Out of this interface, to a client.
+    Back {
+        /// The interface.
+        ifindex: u32,
+    },
 }
 
 /// Where a packet goes.
 #[derive(Clone, Copy)]
 pub enum Way {
-    /// To this host's stack, as it is.
-    Host,
-    /// The same without its token; its load is ready.
-    HostStripped,
     /// To a backend, as it is but for its MAC addresses.
     Relayed(Chosen),
     /// To a backend; its load is ready.
     Backend(Chosen),
+    /// To this host's stack, as it is.
+    Host,
+    /// The same without its token; its load is ready.
+    HostStripped,
 }
 
 /// The way of a datagram with a valid token to this host.
@@ -65,13 +71,13 @@ pub fn to_backend(
     frame: &Frame,
     datagram: &Datagram,
     service: &Service,
-    admission: &Admission,
+    session_id: u64,
     backend: Chosen,
 ) -> Result<Way, Reason> {
     if !service.strips() && relay::needs_no_more(frame, service, &backend) {
         return Ok(Way::Relayed(backend));
     }
-    load_datagram(frame, datagram, service, admission.session_id)?;
+    load_datagram(frame, datagram, service, session_id)?;
     Ok(Way::Backend(backend))
 }
 
@@ -98,7 +104,8 @@ pub fn untouched(
     load.ip_at = ip.offset_in(frame) as u32;
     load.len = len;
     load.stripped = 0;
-    load.spread = spreading::spread(session);
+    load.spread = balance::spread(session);
+    load.service_id = service.id;
     load.v6 = v6.into();
     load.summed = summed.into();
     Ok(Way::Backend(backend))
@@ -111,12 +118,14 @@ fn load_datagram(frame: &Frame, datagram: &Datagram, service: &Service, session:
     load.ip_at = datagram.ip.offset_in(frame) as u32;
     load.len = headers + u32::from(datagram.payload_len);
     load.stripped = if service.strips() { header::LEN as u32 } else { 0 };
-    load.spread = spreading::spread(session);
+    load.spread = balance::spread(session);
+    load.service_id = service.id;
     load.v6 = u16::from(datagram.ip_len == Ipv6::LEN as u16);
     load.summed = datagram.summed.into();
     Ok(())
 }
 
+/// This CPU's packet on its way out.
 #[inline(always)]
 pub fn load() -> Result<&'static mut Load, Reason> {
     let scratch = SCRATCH.get_ptr_mut(0).ok_or(Reason::Internal)?;
@@ -143,6 +152,7 @@ pub fn send(frame: &Frame, way: Way, service: &Service) -> Result<Delivery, Reas
                 FORWARD_L2 => relay(ctx, place),
                 FORWARD_IPIP => ipip(ctx, place),
                 FORWARD_GUE => gue(ctx, place),
+                FORWARD_NAT => nat(ctx, place),
                 // A newer daemon's.
                 _ => return Err(Reason::NoBackend),
             })?;
@@ -177,6 +187,12 @@ extern "C" fn ipip(ctx: *mut xdp_md, place: u32) -> u32 {
 #[inline(never)]
 extern "C" fn gue(ctx: *mut xdp_md, place: u32) -> u32 {
     code(with(ctx, place, encapsulate::gue))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nat(ctx: *mut xdp_md, place: u32) -> u32 {
+    code(with(ctx, place, translate::send))
 }
 
 #[inline(always)]
@@ -225,7 +241,7 @@ fn sent(code: u32) -> Result<(), Reason> {
 /// Where its IP header begins: behind Ethernet's and at most four tags, which the verifier does not know of a number out
 /// of a map.
 #[inline(always)]
-const fn ip_at(load: &Load) -> usize {
+pub const fn ip_at(load: &Load) -> usize {
     load.ip_at as usize & IP_AT_MASK
 }
 

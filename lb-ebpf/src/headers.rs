@@ -115,6 +115,15 @@ impl Ipv4 {
         self.0[4]
     }
 
+    /// Computes its checksum.
+    #[inline(always)]
+    pub fn fill_checksum(&mut self) {
+        let [ttl_protocol, _] = halves(self.0[2]);
+        self.0[2] = word(ttl_protocol, 0);
+        let sum = self.0.iter().fold(Checksum::new(), |sum, word| sum.add_u32(*word));
+        self.0[2] = word(ttl_protocol, sum.field());
+    }
+
     /// The checksum after a change.
     #[inline(always)]
     fn sum(&mut self, change: impl FnOnce(Checksum) -> Checksum) {
@@ -346,6 +355,15 @@ impl Udp {
         self.0[1] = word(new, checksum);
         // The length stands in the header and in the pseudo-header.
         self.sum(|sum| sum.subtract(old).subtract(old).add(new).add(new));
+    }
+
+    /// Its IP header gets other addresses, which its checksum covers, too.
+    #[inline(always)]
+    pub fn readdress(&mut self, [a, b]: &[Address; 2], [c, d]: &[Address; 2]) {
+        self.sum(|sum| {
+            let sum = a.iter().chain(b).fold(sum, |sum, word| sum.subtract_u32(*word));
+            c.iter().chain(d).fold(sum, |sum, word| sum.add_u32(*word))
+        });
     }
 
     /// It gets other ports.

@@ -4,30 +4,34 @@
 //! returns `Result<Next, Reason>`, so none can run before its turn.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "`#[xdp]` writes a function without documentation around each program")]
 
 mod admit;
 mod balance;
 mod clock;
 mod events;
+mod flow;
 mod forward;
+mod icmp;
 mod maps;
 mod parse;
 mod service;
 mod token;
+mod too_big;
 mod verdict;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
     live::{Live, Tables},
     reason::Reason,
-    service::{FORWARD_LOCAL, Service},
+    service::{FORWARD_LOCAL, FORWARD_NAT, Service},
 };
 // Here, so that they are `crate::headers` and `crate::packet` to the steps.
 use lb_ebpf::{headers, packet};
 
 use crate::{
-    forward::Way,
+    forward::{Way, translate},
     maps::LIVE,
     packet::Frame,
     parse::{Packet, Unread},
@@ -61,31 +65,47 @@ pub fn clock(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn decide(frame: &Frame) -> Outcome {
-    let packet = match parse::packet(frame) {
-        Ok(packet) => packet,
-        Err(Unread::NotOurs | Unread::Icmp { .. }) => return Outcome::NotOurs,
-        Err(Unread::Buried) => return Outcome::Buried,
-    };
     let Some(live) = LIVE.get(0) else {
         return Outcome::NotOurs;
     };
     let tables = Tables::from_word(live.tables);
-    let Some(service) = service::find(tables, &packet.to) else {
-        return Outcome::NotOurs;
-    };
-    let (reason, way) = match admitted(frame, &packet, live, tables, service) {
-        Ok(way) => (Reason::Forwarded, way),
-        Err(reason) if service.observes() && reason.delivered_in_observe() => {
-            match observed(frame, &packet, tables, service) {
-                Ok(way) => (reason, way),
-                Err(reason) => return Outcome::Refused { service, reason },
-            }
-        }
-        Err(reason) => return Outcome::Refused { service, reason },
+    let (service, reason, way) = match parse::packet(frame) {
+        Ok(packet) => match service::find(tables, &packet.to) {
+            Some(service) => match datagram(frame, &packet, live, tables, service) {
+                Ok((reason, way)) => (service, reason, way),
+                Err(reason) => return Outcome::refused(frame, (service.index, service.id), reason),
+            },
+            None => return translate::answer(frame, &packet),
+        },
+        Err(Unread::Icmp { ip, v6 }) => match icmp::error(frame, ip, v6, tables) {
+            Some((service, way)) => (service, Reason::IcmpError, way),
+            None => return Outcome::NotOurs,
+        },
+        Err(Unread::NotOurs) => return Outcome::NotOurs,
+        Err(Unread::Buried) => return Outcome::Buried,
     };
     match forward::send(frame, way, service) {
-        Ok(delivery) => Outcome::Delivered { service, reason, delivery },
-        Err(reason) => Outcome::Refused { service, reason },
+        Ok(delivery) => Outcome::Delivered { service: service.index, reason, delivery },
+        Err(Reason::TooBig) => too_big::answer(frame, service),
+        Err(reason) => Outcome::refused(frame, (service.index, service.id), reason),
+    }
+}
+
+/// The way of a service's datagram, and what it is counted under.
+#[inline(always)]
+fn datagram(
+    frame: &Frame,
+    packet: &Packet,
+    live: &Live,
+    tables: Tables,
+    service: &Service,
+) -> Result<(Reason, Way), Reason> {
+    match admitted(frame, packet, live, tables, service) {
+        Ok(way) => Ok((Reason::Forwarded, way)),
+        Err(reason) if service.observes() && reason.delivered_in_observe() => {
+            observed(frame, packet, tables, service).map(|way| (reason, way))
+        }
+        Err(reason) => Err(reason),
     }
 }
 
@@ -100,12 +120,12 @@ fn admitted(
 ) -> Result<Way, Reason> {
     let datagram = packet.datagram(frame)?;
     let token = token::check(frame, &datagram, &packet.from, service, live)?;
-    let admission = admit::token(frame, &token, service)?;
+    let session = admit::token(frame, packet, &token, live, service)?;
     if service.forward == FORWARD_LOCAL {
         return forward::to_host(frame, &datagram, service);
     }
-    let backend = balance::for_session(tables, service, &admission)?;
-    forward::to_backend(frame, &datagram, service, &admission, backend)
+    let backend = balance::for_session(tables, service, session)?;
+    forward::to_backend(frame, &datagram, service, session.session_id, backend)
 }
 
 /// The way of a packet that `mode = "enforce"` would drop.
@@ -113,6 +133,9 @@ fn admitted(
 fn observed(frame: &Frame, packet: &Packet, tables: Tables, service: &Service) -> Result<Way, Reason> {
     if service.forward == FORWARD_LOCAL {
         return Ok(Way::Host);
+    }
+    if service.forward == FORWARD_NAT {
+        packet.datagram(frame)?; // Whatever else it is, it has no ports to translate.
     }
     let backend = balance::for_client(tables, service, &packet.from)?;
     let ip = (packet.ip, packet.from.v6);

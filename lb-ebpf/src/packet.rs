@@ -4,7 +4,7 @@ use core::{arch::asm, cell::Cell, ptr};
 
 use aya_ebpf::{
     bindings::xdp_md,
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    helpers::{bpf_csum_diff, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
 use lb_common::{live::ClockReading, reason::Reason};
@@ -100,9 +100,9 @@ impl Frame {
     #[inline(always)]
     pub fn somewhere<const MASK: usize>(&self, position: Cursor) -> Cursor {
         let mut at = position.at;
-        // SAFETY: no instruction. From LLVM it hides that the difference below is known; to the verifier no difference
-        // of two positions is.
-        unsafe { asm!("/* {0} */", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
+        // SAFETY: a register is copied to itself. From LLVM that hides what the difference below is; to the verifier, no
+        // difference of two positions is known. (Without any instruction, its line would be the next one's, too.)
+        unsafe { asm!("{0} = {0}", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
         Cursor { at: self.data + (at.wrapping_sub(self.data) & MASK), end: self.end }
     }
 
@@ -117,16 +117,18 @@ impl Frame {
         }
     }
 
-    /// Makes it `by` bytes shorter at its end. As with [`Frame::take_off`], positions are void.
+    /// Cuts off what is behind its first `len` bytes. As with [`Frame::take_off`], positions are void.
     #[inline(always)]
-    pub fn cut(&self, by: u32) -> Result<Self, Reason> {
+    pub fn cut_to(&self, len: u32) -> Result<Self, Reason> {
         // SAFETY: `ctx` is the context of this program run.
-        match unsafe { bpf_xdp_adjust_tail(self.ctx, -(by as i32)) } {
-            0 => Ok(Self::at(self.ctx)),
-            _ => Err(Reason::Internal),
-        }
+        let cut =
+            unsafe { bpf_xdp_adjust_tail(self.ctx, len as i32 - bpf_xdp_get_buff_len(self.ctx) as i32) };
+        if cut == 0 { Ok(Self::at(self.ctx)) } else { Err(Reason::Internal) }
     }
 }
+
+/// What the kernel sums at once (`MAX_BPF_STACK`).
+pub const SUM_MAX: usize = 512;
 
 /// A position in a frame.
 #[derive(Clone, Copy)]
@@ -166,6 +168,20 @@ impl Cursor {
         }
         // SAFETY: inside the frame, as was just checked; unaligned and without invalid bit patterns, as `Wire` is.
         Some(unsafe { ptr::read_unaligned(at as *const T) })
+    }
+
+    /// The sum (RFC 1071) of `N` bytes at `offset` and of `before`, if the frame holds all of them. `N` is a multiple of
+    /// four, and at most [`SUM_MAX`].
+    #[inline(always)]
+    pub fn sum<const N: usize>(self, offset: usize, before: u32) -> Option<u32> {
+        const { assert!(N.is_multiple_of(4) && N <= SUM_MAX) };
+        let at = self.at + offset;
+        if at + N > self.end {
+            return None;
+        }
+        // SAFETY: inside the frame, as was just checked.
+        let sum = unsafe { bpf_csum_diff(ptr::null_mut(), 0, at as *mut u32, N as u32, before) };
+        u32::try_from(sum).ok()
     }
 
     /// Writes words at `offset`, if the frame holds all of them: one by one, for LLVM copies an array that is not

@@ -199,13 +199,10 @@ impl Packet {
         Ok(Datagram { ip: self.ip, ip_len: I::LEN as u16, summed, payload_len: (len - headers) as u16 })
     }
 
-    /// Its sender's whole address; `None` if its IP header is not in the frame, which it is.
+    /// Whether it is one whole datagram behind a plain header, as far as is known before its lengths are read.
     #[inline(always)]
-    pub fn client(&self) -> Option<Address> {
-        match self.from.v6 {
-            false => Some(v4_mapped(self.from.address as u32)),
-            true => Ipv6::read(self.ip).map(|header| header.addresses()[0]),
-        }
+    pub const fn is_plain(&self) -> bool {
+        self.refused.is_none()
     }
 
     /// Its sender, in a word.

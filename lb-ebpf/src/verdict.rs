@@ -4,13 +4,13 @@ use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
     counter::{Counter, counter_index},
     reason::Reason,
-    service::Service,
 };
 
 use crate::{
     events,
     forward::Delivery,
     maps::{BACKEND_COUNTERS, COUNTERS, EGRESS},
+    packet::Frame,
 };
 
 /// What became of a packet.
@@ -21,20 +21,32 @@ pub enum Outcome {
     Buried,
     /// A service's, and refused.
     Refused {
-        /// The service.
-        service: &'static Service,
+        /// The service's index.
+        service: u32,
         /// Why.
         reason: Reason,
     },
     /// A service's, and on its way.
     Delivered {
-        /// The service.
-        service: &'static Service,
-        /// `Forwarded`, or why `mode = "enforce"` would have refused it.
+        /// The service's index.
+        service: u32,
+        /// What it is counted under: `Forwarded`, or why `mode = "enforce"` would have refused it; `TooBig` where what
+        /// leaves is a message to its sender.
         reason: Reason,
         /// How it leaves.
         delivery: Delivery,
     },
+}
+
+impl Outcome {
+    /// A service's packet that is refused.
+    #[inline(always)]
+    pub fn refused(frame: &Frame, (index, id): (u32, u32), reason: Reason) -> Self {
+        if let Reason::Internal = reason {
+            events::internal(&XdpContext::new(frame.context()), id);
+        }
+        Self::Refused { service: index, reason }
+    }
 }
 
 /// The index that counts what is for no service.
@@ -43,29 +55,27 @@ const NO_SERVICE: u32 = 0;
 /// Counts a frame of `bytes` that came in, and gives the driver's action for it.
 #[inline(always)]
 pub fn conclude(ctx: &XdpContext, bytes: u64, outcome: Outcome) -> u32 {
-    let (service_index, reason, action) = match outcome {
+    let (service, reason, action) = match outcome {
         Outcome::NotOurs => (NO_SERVICE, Reason::NotOurs, xdp_action::XDP_PASS),
         Outcome::Buried => (NO_SERVICE, Reason::Unsupported, xdp_action::XDP_DROP),
-        Outcome::Refused { service, reason } => {
-            if let Reason::Internal = reason {
-                events::internal(ctx, service.id);
-            }
-            (service.index, reason, xdp_action::XDP_DROP)
-        }
+        Outcome::Refused { service, reason } => (service, reason, xdp_action::XDP_DROP),
         Outcome::Delivered { service, reason, delivery: Delivery::Host } => {
-            (service.index, reason, xdp_action::XDP_PASS)
+            (service, reason, xdp_action::XDP_PASS)
         }
         Outcome::Delivered { service, reason, delivery: Delivery::Send { ifindex, counter } } => {
             match send(ctx, ifindex) {
                 Some(action) => {
                     count(BACKEND_COUNTERS.get_ptr_mut(counter), bytes);
-                    (service.index, reason, action)
+                    (service, reason, action)
                 }
-                None => (service.index, Reason::NoBackend, xdp_action::XDP_DROP),
+                None => (service, Reason::NoBackend, xdp_action::XDP_DROP),
             }
         }
+        Outcome::Delivered { service, reason, delivery: Delivery::Back { ifindex } } => {
+            (service, reason, send(ctx, ifindex).unwrap_or(xdp_action::XDP_DROP))
+        }
     };
-    count(COUNTERS.get_ptr_mut(counter_index(service_index, reason)), bytes);
+    count(COUNTERS.get_ptr_mut(counter_index(service, reason)), bytes);
     action
 }
 

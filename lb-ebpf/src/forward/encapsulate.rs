@@ -4,12 +4,13 @@
 //! hop limit loses one, as on any router. GUE is variant 1 (draft-ietf-intarea-gue §4): the packet follows the UDP
 //! header, and its version tells what it is.
 
-use lb_common::{backend::Backend, checksum::Checksum, reason::Reason, scratch::Load};
+use lb_common::{backend::Backend, reason::Reason, scratch::Load};
 use network_types::ip::IpProto;
 
 use super::{
     fits,
     head::{self, Link},
+    ip_at,
 };
 use crate::{
     headers::{Ip, Ipv4, Ipv6},
@@ -55,7 +56,7 @@ pub fn gue(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Reas
 #[inline(always)]
 fn v4<I: Ip, const N: usize>(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Reason> {
     fits(load, backend, N * 4)?;
-    let link = Link::to(frame, load, backend)?;
+    let link = Link::of(frame, ip_at(load))?.toward(frame, backend);
     let (mut ip, udp) = head::own::<I>(frame, load)?;
     ip.age()?;
     let outer: [u32; N] = outer_v4(&ip, load, backend);
@@ -65,7 +66,7 @@ fn v4<I: Ip, const N: usize>(frame: &Frame, load: &mut Load, backend: &Backend) 
 #[inline(always)]
 fn v6<I: Ip, const N: usize>(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Reason> {
     fits(load, backend, N * 4)?;
-    let link = Link::to(frame, load, backend)?;
+    let link = Link::of(frame, ip_at(load))?.toward(frame, backend);
     let (mut ip, udp) = head::own::<I>(frame, load)?;
     ip.age()?;
     let outer: [u32; N] = outer_v6(&ip, load, backend);
@@ -80,14 +81,15 @@ fn outer_v4<I: Ip, const N: usize>(ip: &I, load: &Load, backend: &Backend) -> [u
     let inner = load.len - load.stripped;
     let [high, low] = ((inner + N as u32 * 4) as u16).to_be_bytes();
     let protocol = if N == IPV4 { IpProto::Ipv4 } else { IpProto::Udp };
-    words[0] = u32::from_ne_bytes([4 << 4 | IPV4 as u8, ip.traffic_class(), high, low]);
-    words[1] = u32::from_ne_bytes([0, 0, DONT_FRAGMENT, 0]);
-    words[2] = u32::from_ne_bytes([HOP_LIMIT, protocol as u8, 0, 0]);
-    words[3] = backend.source_be[3] | load.spread & backend.spread_be;
-    words[4] = backend.address_be[3];
-    let sum = Checksum::new().add_u32(words[0]).add_u32(words[1]).add_u32(words[2]);
-    let [low, high] = sum.add_u32(words[3]).add_u32(words[4]).field().to_ne_bytes();
-    words[2] |= u32::from_ne_bytes([0, 0, low, high]);
+    let mut outer = Ipv4([
+        u32::from_ne_bytes([4 << 4 | IPV4 as u8, ip.traffic_class(), high, low]),
+        u32::from_ne_bytes([0, 0, DONT_FRAGMENT, 0]),
+        u32::from_ne_bytes([HOP_LIMIT, protocol as u8, 0, 0]),
+        backend.source_be[3] | load.spread & backend.spread_be,
+        backend.address_be[3],
+    ]);
+    outer.fill_checksum();
+    words[..IPV4].copy_from_slice(&outer.0);
     if N == IPV4_UDP {
         // Without a checksum: the IP headers and the datagram inside have theirs.
         let udp = udp(load, inner);

@@ -1,5 +1,7 @@
 //! The beginning of a frame that leaves: Ethernet header, VLAN tags, and what comes between them and the payload.
 
+use core::mem::offset_of;
+
 use lb_common::{
     backend::{Backend, TAGS_KEPT, TAGS_MAX, Tag},
     checksum::Checksum,
@@ -17,7 +19,7 @@ use crate::{
 
 /// Ethernet addresses and VLAN tags.
 pub struct Link {
-    addresses: [u16; 6],
+    addresses: Addresses,
     tags: [u32; TAGS_MAX],
     count: usize,
 }
@@ -26,28 +28,28 @@ pub struct Link {
 const ADDRESSES_LEN: usize = 12;
 
 impl Link {
-    /// As the way to a backend wants it.
+    /// As the way to a backend wants it, for a frame that came with this one.
     #[inline(always)]
-    pub fn to(frame: &Frame, load: &Load, backend: &Backend) -> Result<Self, Reason> {
-        let addresses = addresses(&backend.destination_mac, &backend.source_mac);
+    pub fn toward(&self, frame: &Frame, backend: &Backend) -> Self {
+        let addresses = of_backend(backend);
         match backend.tag_count {
             TAGS_KEPT if backend.ifindex == frame.ingress() => {
-                let Self { tags, count, .. } = Self::of(frame, ip_at(load))?;
-                Ok(Self { addresses, tags, count })
+                Self { addresses, tags: self.tags, count: self.count }
             }
-            TAGS_KEPT => Ok(Self { addresses, tags: [0; TAGS_MAX], count: 0 }),
-            count => Ok(Self::new(addresses, &backend.tags, count.into())),
+            TAGS_KEPT => Self { addresses, tags: [0; TAGS_MAX], count: 0 },
+            count => Self::new(addresses, &backend.tags, count.into()),
         }
     }
 
     /// With these tags, as far as they count.
     #[inline(always)]
-    pub fn new(addresses: [u16; 6], tags: &[Tag; TAGS_MAX], count: usize) -> Self {
+    pub fn new(addresses: Addresses, tags: &[Tag; TAGS_MAX], count: usize) -> Self {
         let word = |tag: &Tag| u32::from(tag.identifier_be) | u32::from(tag.control_be) << 16;
         Self { addresses, tags: [word(&tags[0]), word(&tags[1])], count }
     }
 
-    /// As the frame has it, whose IP header is at `ip_at`.
+    /// As the frame has it, whose IP header is at `ip_at`. To be read before what lies behind it: from a check that the
+    /// frame reaches further LLVM concludes that this one is not needed, and the verifier does not.
     #[inline(always)]
     pub fn of(frame: &Frame, ip_at: usize) -> Result<Self, Reason> {
         let count = ip_at.wrapping_sub(EthHdr::LEN) / VlanHdr::LEN;
@@ -55,16 +57,39 @@ impl Link {
             return Err(Reason::Unsupported);
         }
         let start = frame.start();
-        let addresses = start.read(0).ok_or(Reason::Internal)?;
-        let tags = start.read(ADDRESSES_LEN).ok_or(Reason::Internal)?;
+        let addresses = start.read_words(0).ok_or(Reason::Internal)?;
+        let tags = start.read_words(ADDRESSES_LEN).ok_or(Reason::Internal)?;
         Ok(Self { addresses, tags, count })
     }
 
     /// From whom it came, to whom it came.
     #[inline(always)]
+    pub const fn addresses_back(&self) -> Addresses {
+        let [[a, b, c, d], [e, f, g, h], [i, j, k, l]] = [
+            self.addresses[0].to_ne_bytes(),
+            self.addresses[1].to_ne_bytes(),
+            self.addresses[2].to_ne_bytes(),
+        ];
+        [u32::from_ne_bytes([g, h, i, j]), u32::from_ne_bytes([k, l, a, b]), u32::from_ne_bytes([c, d, e, f])]
+    }
+
+    /// Its tags, of which [`Link::tag_count`] count.
+    #[inline(always)]
+    pub fn tags(&self) -> [Tag; TAGS_MAX] {
+        let tag = |word: u32| Tag { identifier_be: word as u16, control_be: (word >> 16) as u16 };
+        [tag(self.tags[0]), tag(self.tags[1])]
+    }
+
+    /// How many of its tags count.
+    #[inline(always)]
+    pub const fn tag_count(&self) -> u16 {
+        self.count as u16
+    }
+
+    /// The way that it came.
+    #[inline(always)]
     pub const fn back(self) -> Self {
-        let [a, b, c, d, e, f] = self.addresses;
-        Self { addresses: [d, e, f, a, b, c], ..self }
+        Self { addresses: self.addresses_back(), ..self }
     }
 
     /// Its bytes in a frame.
@@ -74,18 +99,29 @@ impl Link {
     }
 }
 
-/// Destination and source MAC address, as they begin a frame.
+/// Destination and source MAC address, as they begin a frame: words, of which fewer must be kept than of bytes.
+pub type Addresses = [u32; 3];
+
+/// Two MAC addresses that lie one behind the other.
+///
+/// # Safety
+/// Six more bytes follow those pointed to.
 #[inline(always)]
-pub const fn addresses(destination: &[u8; 6], source: &[u8; 6]) -> [u16; 6] {
-    let [a, b, c, d, e, f] = *destination;
-    let [g, h, i, j, k, l] = *source;
-    [word(a, b), word(c, d), word(e, f), word(g, h), word(i, j), word(k, l)]
+pub unsafe fn addresses(destination: *const [u8; 6]) -> Addresses {
+    // SAFETY: twelve bytes, by the caller's word.
+    unsafe { destination.cast::<Addresses>().read_unaligned() }
 }
 
+/// Those of the way to a backend.
 #[inline(always)]
-const fn word(a: u8, b: u8) -> u16 {
-    u16::from_ne_bytes([a, b])
+pub fn of_backend(backend: &Backend) -> Addresses {
+    const _: () = assert!(offset_of!(Backend, source_mac) == offset_of!(Backend, destination_mac) + 6);
+    // SAFETY: the source's follows the destination's.
+    unsafe { addresses((&raw const *backend).cast::<u8>().add(offset_of!(Backend, destination_mac)).cast()) }
 }
+
+/// No outer header.
+pub const NOTHING: [u32; 0] = [];
 
 /// Gives the frame another beginning: link, outer headers, and the packet's own headers. What is stripped goes; nothing may touch `frame` afterwards. `ether_type` is that of the first IP header.
 #[inline(always)]
@@ -101,7 +137,7 @@ pub fn write<const N: usize, I: Ip>(
     let len = link.len() + 4 * N;
     let frame = frame.take_off(ip_at(load) as i32 + load.stripped as i32 - len as i32)?;
     let start = frame.start();
-    start.write(0, link.addresses).ok_or(Reason::Internal)?;
+    start.write_words(0, &link.addresses).ok_or(Reason::Internal)?;
     // Tags that do not count are written over by what follows: one way for the verifier, not three.
     start.write_words(ADDRESSES_LEN, &link.tags).ok_or(Reason::Internal)?;
     let at = start.skip(link.len() - size_of::<u16>());

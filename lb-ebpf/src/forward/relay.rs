@@ -17,9 +17,6 @@ use crate::{
     packet::Frame,
 };
 
-/// No outer header.
-const NOTHING: [u32; 0] = [];
-
 /// Whether a packet that stays as it is needs other MAC addresses, and nothing else.
 #[inline(always)]
 pub fn needs_no_more(frame: &Frame, service: &Service, backend: &Backend) -> bool {
@@ -29,8 +26,7 @@ pub fn needs_no_more(frame: &Frame, service: &Service, backend: &Backend) -> boo
 /// Gives a packet the MAC addresses of its way.
 #[inline(always)]
 pub fn readdress(frame: &Frame, backend: &Backend) -> Result<(), Reason> {
-    let addresses = head::addresses(&backend.destination_mac, &backend.source_mac);
-    frame.start().write(0, addresses).ok_or(Reason::Internal)
+    frame.start().write_words(0, &head::of_backend(backend)).ok_or(Reason::Internal)
 }
 
 /// Sends a packet to a backend's network card, or to a router's before it.
@@ -47,9 +43,9 @@ pub fn send(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Rea
 
 #[inline(always)]
 fn relayed<I: Ip>(frame: &Frame, load: &Load, backend: &Backend) -> Result<(), Reason> {
-    let link = Link::to(frame, load, backend)?;
+    let link = Link::of(frame, ip_at(load))?.toward(frame, backend);
     let (ip, udp) = head::own::<I>(frame, load)?;
-    head::write(frame, load, &link, I::ETHER_TYPE, NOTHING, ip, udp)
+    head::write(frame, load, &link, I::ETHER_TYPE, head::NOTHING, ip, udp)
 }
 
 /// Takes the token out of a packet that stays on this host.
@@ -65,5 +61,5 @@ pub fn strip(frame: &Frame, load: &Load) -> Result<(), Reason> {
 fn stripped<I: Ip>(frame: &Frame, load: &Load) -> Result<(), Reason> {
     let link = Link::of(frame, ip_at(load))?;
     let (ip, udp) = head::own::<I>(frame, load)?;
-    head::write(frame, load, &link, I::ETHER_TYPE, NOTHING, ip, udp)
+    head::write(frame, load, &link, I::ETHER_TYPE, head::NOTHING, ip, udp)
 }
