@@ -169,7 +169,8 @@ impl Ip for Ipv4 {
 
     #[inline(always)]
     fn sender_can_react(&self) -> bool {
-        self.fragment() & DONT_FRAGMENT != 0
+        // Of a fragment, only the first is answered (RFC 1122 §3.2.2).
+        self.fragment() & DONT_FRAGMENT != 0 && self.fragment() & (MORE_FRAGMENTS - 1) == 0
     }
 
     #[inline(always)]

@@ -49,7 +49,7 @@ pub fn tollgate(ctx: XdpContext) -> u32 {
 }
 
 /// Passes everything: the far end of a test's veth pair, and the floor that a benchmark subtracts.
-#[xdp]
+#[xdp(frags)]
 pub fn pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
@@ -86,7 +86,8 @@ fn decide(frame: &Frame) -> Outcome {
     };
     match forward::send(frame, way, service) {
         Ok(delivery) => Outcome::Delivered { service: service.index, reason, delivery },
-        Err(Reason::TooBig) => too_big::answer(frame, service),
+        // No error is answered by an error (RFC 1122 §3.2.2, RFC 4443 §2.4).
+        Err(Reason::TooBig) if reason != Reason::IcmpError => too_big::answer(frame, service),
         Err(reason) => Outcome::refused(frame, (service.index, service.id), reason),
     }
 }
