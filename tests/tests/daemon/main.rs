@@ -6,6 +6,8 @@ mod keys;
 mod lab;
 mod lifecycle;
 mod metrics;
+mod mtu;
+mod nat;
 mod nodes;
 mod refusals;
 mod traffic;

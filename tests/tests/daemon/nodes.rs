@@ -19,7 +19,7 @@ const SESSIONS: u64 = 12;
 const FLOWS: u64 = 4;
 
 fn a_session_has_one_backend_whichever_balancer_it_meets(family: Family) -> Result<()> {
-    for forward in [Forward::L2, Forward::Gue] {
+    for forward in [Forward::L2, Forward::Gue, Forward::Nat] {
         spread(family, forward).with_context(|| forward.name())?;
     }
     Ok(())

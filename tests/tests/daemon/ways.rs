@@ -113,7 +113,7 @@ impl Case {
         let mut cases = Vec::new();
         for forward in Forward::ALL {
             // l2 ends at the first router.
-            if (forward, way) == (Forward::L2, Way::Routed) || forward == Forward::Nat {
+            if (forward, way) == (Forward::L2, Way::Routed) {
                 continue;
             }
             for (family, outer) in

@@ -42,7 +42,7 @@ impl Report<'_> {
         self.each_once("valid datagrams", received, &mut faults);
         if let Some(answers) = &self.sender.answers {
             println!("\n{:<18}{:>10}{:>12}", "answers", "sent", "arrived");
-            println!("{:<18}{:>10}{:>12}", "", self.sender.valid, answers.len());
+            println!("{:<18}{:>10}{:>12}", "to valid", self.sender.valid, answers.len());
             self.each_once("answers", answers, &mut faults);
         }
         faults

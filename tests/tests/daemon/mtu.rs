@@ -1,0 +1,156 @@
+//! What is too big: on the way to a backend, and on the way of its answers.
+
+use std::{io, net::UdpSocket, os::fd::AsRawFd as _, slice};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::reason::Reason;
+use lb_tests::{
+    daemon::wait_for,
+    forward::Forward,
+    topology::{BACK_INTERFACE, Family, Network, Plan, Way},
+};
+use nix::{errno::Errno, libc};
+
+use crate::lab::{Lab, over_both, receive, set_option};
+
+over_both!(clients_learn_what_fits, backends_learn_what_fits);
+
+/// Of the way behind the balancer, and of the one before the client.
+const NARROW: usize = 1400;
+
+const fn header(family: Family) -> usize {
+    match family {
+        Family::V4 => 20,
+        Family::V6 => 40,
+    }
+}
+
+/// A step of the MTU behind the balancer, of a route or of a link: what does not fit is counted, and the client learns
+/// what does.
+fn clients_learn_what_fits(family: Family) -> Result<()> {
+    for (forward, way, outer, strip) in [
+        (Forward::L2, Way::Cards, 0, false),
+        (Forward::Ipip, Way::Routed, header(family), true),
+        (Forward::Gue, Way::Routed, header(family) + 8, false),
+        (Forward::Nat, Way::Routed, 0, true),
+    ] {
+        let fields = format!("forward = \"{}\"\nstrip = {strip}\nkey_rotation = \"off\"", forward.name());
+        let lab = Lab::of(family, &fields, Plan { backends: 1, way, ..Plan::default() })?;
+        narrow(&lab)?;
+        let _daemon = lab.start()?;
+        let _decap = if forward.encapsulates() { lab.decap()? } else { Vec::new() };
+        let listed = lab.json(&["backends", "list"])?[0]["mtu"].clone();
+        ensure!(listed == NARROW, "{}: the way's MTU is listed as {listed}", forward.name());
+        steps(&lab, outer, strip).with_context(|| forward.name())?;
+    }
+    Ok(())
+}
+
+fn narrow(lab: &Lab) -> Result<()> {
+    let (balancer, narrow) = (&lab.topology.balancer, NARROW.to_string());
+    if lab.topology.plan.way == Way::Cards {
+        return balancer.ip(&["link", "set", BACK_INTERFACE, "mtu", &narrow]);
+    }
+    let router = lab.topology.plan.router(lab.family, Network::Front, 1).to_string();
+    let destination = Network::Back.prefix(lab.family, 0);
+    balancer.ip(&[lab.family.option(), "route", "replace", &destination, "via", &router, "mtu", &narrow])
+}
+
+fn steps(lab: &Lab, outer: usize, strip: bool) -> Result<()> {
+    let token = lab.token(1)?.to_bytes();
+    // A new one each time: an error that waits at a socket says nothing of what the kernel knows.
+    let client = || {
+        let client = lab.topology.client_socket(lab.family.service())?;
+        may_fragment(&client, lab.family, false)?;
+        anyhow::Ok(client)
+    };
+    let datagram = |packet: usize| {
+        let len = packet - header(lab.family) - 8;
+        [&token[..], &vec![7; len - token.len()]].concat()
+    };
+    let arrives = |packet: usize| {
+        let sent = datagram(packet);
+        client()?.send(&sent)?;
+        lab.arrives(if strip { &sent[token.len()..] } else { &sent })
+    };
+    // IP packets as the client sends them: what is taken off does not have to fit.
+    let fits = NARROW - outer + if strip { token.len() } else { 0 };
+    arrives(fits)?;
+    wait_for("the client's kernel to know", || Ok(is_too_big(client()?.send(&datagram(fits + 1)))))
+        .with_context(|| format!("counted {:?}", lab.counters()))?;
+    let counted = lab.counters()?;
+    ensure!(counted.get(Reason::TooBig.name()).is_some_and(|count| *count >= 1), "{counted:?}");
+    let learnt = path_mtu(&client()?, lab.family)?;
+    ensure!(learnt == fits, "the client has learnt {learnt}, and {fits} fits");
+    arrives(learnt)?;
+    Ok(())
+}
+
+/// Whether the kernel knew that a datagram does not fit.
+fn is_too_big(sent: io::Result<usize>) -> bool {
+    matches!(sent, Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE))
+}
+
+/// A step of the MTU before the client: the router there answers to the service's address, and the backend must hear it.
+fn backends_learn_what_fits(family: Family) -> Result<()> {
+    for forward in [Forward::L2, Forward::Ipip, Forward::Gue] {
+        let fields = format!("forward = \"{}\"\nkey_rotation = \"off\"", forward.name());
+        let lab = Lab::of(family, &fields, Plan { backends: 2, edge: true, ..Plan::default() })?;
+        let edge = lab.topology.edge.as_ref().context("an edge")?;
+        edge.ip(&["link", "set", BACK_INTERFACE, "mtu", &NARROW.to_string()])?;
+        let _daemon = lab.start()?;
+        let _decap = if forward.encapsulates() { lab.decap()? } else { Vec::new() };
+        answers(&lab).with_context(|| forward.name())?;
+    }
+    Ok(())
+}
+
+fn answers(lab: &Lab) -> Result<()> {
+    let token = lab.token(1)?.to_bytes();
+    let client = lab.topology.client_socket(lab.family.service())?;
+    client.send(&[&token[..], b"question"].concat())?;
+    let question = receive(&lab.backends)?;
+    let backend = &lab.backends[question.index];
+    may_fragment(backend, lab.family, false)?;
+    let long = vec![7; NARROW];
+    let is_known = || Ok(is_too_big(backend.send_to(&long, question.from)));
+    wait_for("the backend's kernel to know", is_known)
+        .with_context(|| format!("counted {:?}", lab.counters()))?;
+    let counted = lab.counters()?;
+    ensure!(counted.get(Reason::IcmpError.name()).is_some_and(|count| *count >= 1), "{counted:?}");
+    // From now on the kernel cuts it.
+    may_fragment(backend, lab.family, true)?;
+    backend.send_to(&long, question.from)?;
+    let answer = receive(slice::from_ref(&client)).context("no answer in pieces")?;
+    ensure!(answer.bytes == long, "the answer came as {}", hex::encode(answer.bytes));
+    Ok(())
+}
+
+/// Whether what a socket sends is cut where the kernel knows that it does not fit, or refused.
+fn may_fragment(socket: &UdpSocket, family: Family, may: bool) -> Result<()> {
+    match family {
+        Family::V4 => {
+            let value = if may { libc::IP_PMTUDISC_WANT } else { libc::IP_PMTUDISC_DO };
+            set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value)
+        }
+        Family::V6 => {
+            let value = if may { libc::IPV6_PMTUDISC_WANT } else { libc::IPV6_PMTUDISC_DO };
+            set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, value)
+        }
+    }
+}
+
+/// The longest IP packet to where a socket is connected, as far as the kernel knows.
+fn path_mtu(socket: &UdpSocket, family: Family) -> Result<usize> {
+    let (level, option) = match family {
+        Family::V4 => (libc::IPPROTO_IP, libc::IP_MTU),
+        Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_MTU),
+    };
+    let mut value: libc::c_int = 0;
+    let mut len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the option is an int, and both places outlive the call.
+    Errno::result(unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut len)
+    })?;
+    Ok(usize::try_from(value)?)
+}
