@@ -18,6 +18,7 @@ use lb_common::{
     flow::FlowKey,
     keyslot::{KeyId, KeySlot},
     maps::{self, BACKENDS_MAX, SERVICES_MAX},
+    nat::{Translation, TranslationKey},
     reason::{self, Reason},
     session::{Admission, Session, TokenKey},
 };
@@ -143,6 +144,12 @@ impl Program {
         if self.world.flows != world.flows {
             self.write_flows(&world.flows)?;
         }
+        if self.world.translations != world.translations {
+            let mut map = self.translations()?;
+            let there: Vec<TranslationKey> = map.keys().collect::<Result<_, _>>()?;
+            there.iter().try_for_each(|key| map.remove(key))?;
+            world.translations.iter().try_for_each(|(key, value)| map.insert(key, value, 0))?;
+        }
         self.world = world.clone();
         Ok(())
     }
@@ -239,6 +246,14 @@ impl Program {
     /// The token cache.
     pub const fn sessions(&mut self) -> &mut HashMap<MapData, TokenKey, Session> {
         &mut self.sessions
+    }
+
+    /// The translations of `forward = "nat"`.
+    ///
+    /// # Errors
+    /// If the map cannot be opened.
+    pub fn translations(&self) -> Result<HashMap<MapData, TranslationKey, Translation>> {
+        Ok(Map::LruHashMap(map_of(&self.datapath, maps::TRANSLATIONS)?).try_into()?)
     }
 
     /// What the daemon has of it.

@@ -8,7 +8,7 @@ use lb_common::{
     balance::{MaglevTable, TABLE_LEN, TABLE_ROOM},
     keyslot::{KeyId, KeySlot, STATE_VERIFY},
     live::SECOND_NS,
-    nat::Ports,
+    nat::{Ports, Translation, TranslationKey},
     service::{ACCEPT_BEARER, FLAG_STRIP, FORWARD_L2, Service, ServiceKey},
     session::Admission,
     token::{
@@ -61,6 +61,8 @@ pub struct World {
     pub egress: Vec<u32>,
     /// Where clients' sessions went: client, index of the service, and the session.
     pub flows: Vec<(SocketAddr, u32, Admission)>,
+    /// Whom ports of this node stand for.
+    pub translations: Vec<(TranslationKey, Translation)>,
     /// One more than the place that stands at every position of the Maglev tables; `None`: the places of a service's
     /// backends in turns.
     pub maglev: Option<u16>,
@@ -75,6 +77,7 @@ impl Default for World {
             backends: (1..=3).map(backend).collect(),
             egress: vec![OTHER_INTERFACE],
             flows: vec![],
+            translations: vec![],
             maglev: None,
         }
     }

@@ -35,7 +35,9 @@ pub fn subjects() -> Vec<Subject> {
         crate::delivery::subjects(),
         crate::ways::subjects(),
         crate::jumbo::subjects(),
+        crate::nat::subjects(),
         crate::too_big::subjects(),
+        crate::icmp::subjects(),
     ];
     modules.into_iter().flatten().collect()
 }

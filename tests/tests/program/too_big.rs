@@ -1,10 +1,18 @@
-//! What does not fit the way to a backend is dropped.
+//! What does not fit the way to a backend is dropped, and a client that can react is told by ICMP.
 
-use anyhow::Result;
-use lb_common::{backend::Backend, reason::Reason, service::FORWARD_L2};
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use etherparse::SlicedPacket;
+use lb_common::{
+    backend::Backend,
+    reason::Reason,
+    service::{FORWARD_IPIP, FORWARD_L2, FORWARD_NAT},
+};
 use lb_tests::{
     case::Case,
-    packet::{Family, Packet, UDP_LEN},
+    packet::{Family, Icmp, Packet, Transport, UDP_LEN},
+    program::{Program, Verdict, pin_to_cpu},
     way,
     world::{self, OTHER_INTERFACE, World},
 };
@@ -33,8 +41,8 @@ fn world(forward: u8, flags: u8, backend: Family) -> World {
     world::sending(forward, flags, backend)
 }
 
-/// A packet with so many bytes more than the way takes.
-fn packet(world: &World, family: Family, more: usize) -> Packet {
+/// What a packet may have at most, and what it has with so many bytes more.
+fn packet(world: &World, family: Family, more: usize) -> (usize, Packet) {
     let (service, backend) = (world.services[0].1, world.backends[0]);
     let token = world::token().to_bytes();
     let stripped = if service.strips() { token.len() } else { 0 };
@@ -42,7 +50,7 @@ fn packet(world: &World, family: Family, more: usize) -> Packet {
     let data = room + more - family.header_len() - UDP_LEN - token.len();
     let packet = Packet::with_payload([&token[..], &vec![0xd7; data]].concat()).over(family);
     assert_eq!(packet.ip_packet().len(), room + more);
-    packet
+    (room, packet)
 }
 
 /// IPv4 packets that may be fragmented.
@@ -52,11 +60,110 @@ fn silent_cases() -> Vec<Case> {
         for (flags, strip) in FLAGS {
             let world = world(forward, flags, backend);
             for more in [1, 100] {
-                let packet = Packet { fragment: 0, ..packet(&world, Family::V4, more) };
+                let (_, packet) = packet(&world, Family::V4, more);
+                let packet = Packet { fragment: 0, ..packet };
                 let name = format!("{more} bytes too many, {strip}, may be fragmented: {mode}");
                 cases.push(Case::refused(name, world.clone(), &packet, Reason::TooBig));
             }
         }
     }
     cases
+}
+
+/// The message to a packet's sender: fragmentation needed (RFC 1191) or packet too big (RFC 4443), from the service.
+fn message(packet: &Packet, room: usize, quoted: usize) -> Packet {
+    let (kind, code, least) = match packet.family() {
+        Family::V4 => (3, 4, 0),
+        // Every IPv6 link takes that much (RFC 8200 §5).
+        Family::V6 => (2, 0, 1280),
+    };
+    let [high, low] = u16::try_from(room.max(least)).expect("a test's MTU").to_be_bytes();
+    Packet {
+        destination_mac: packet.source_mac,
+        source_mac: packet.destination_mac,
+        tags: packet.tags.clone(),
+        // Network control (RFC 1812 §4.3.2.5).
+        traffic_class: 0xc0,
+        flow_label: 0,
+        id: 0,
+        ttl: 64,
+        from: SocketAddr::new(packet.to.ip(), 0),
+        to: SocketAddr::new(packet.from.ip(), 0),
+        transport: Transport::Icmp(Icmp { kind, code, rest: [0, 0, high, low] }),
+        ..Packet::with_payload(packet.ip_packet()[..quoted].to_vec())
+    }
+}
+
+/// Exactly the MTU passes. One byte more gets a message that names the longest packet that would have passed, quotes no
+/// more than the IP versions allow, and is no longer than what caused it.
+#[test]
+fn clients_that_can_react() -> Result<()> {
+    pin_to_cpu(0)?;
+    let nat = Family::BOTH.map(|family| (FORWARD_NAT, "nat", family, family));
+    for (forward, mode, family, backend) in WAYS.into_iter().chain(nat) {
+        for (flags, strip) in FLAGS {
+            let mut program = Program::load()?;
+            let world = world(forward, flags, backend);
+            program.enter(&world)?;
+            let fits = packet(&world, family, 0).1;
+            let outcome = program.run(&fits.bytes())?;
+            ensure!(outcome.verdict != Verdict::Drop, "{mode}, {strip}: what fits is dropped");
+            for tags in 0..=2 {
+                let name = format!("{mode}, {strip}, {tags} tags");
+                let (room, packet) = packet(&world, family, 1);
+                let packet = packet.tagged(tags);
+                let outcome = program.run(&packet.bytes())?;
+                ensure!(outcome.verdict == Verdict::Transmit, "{name}: {:?}", outcome.verdict);
+                let quoted = quoted(&outcome.frame).with_context(|| name.clone())?;
+                let case = Case::answered(
+                    &name,
+                    world.clone(),
+                    &packet,
+                    &message(&packet, room, quoted),
+                    Reason::TooBig,
+                );
+                case.check(&mut program)?;
+                let longest = match family {
+                    Family::V4 => 576,
+                    Family::V6 => 1280,
+                };
+                let sent = outcome.frame.len() - packet.ip_offset();
+                ensure!(
+                    sent <= longest && outcome.frame.len() <= packet.bytes().len(),
+                    "{name}: {sent} bytes"
+                );
+                ensure!(quoted >= family.header_len() + UDP_LEN, "{name}: only {quoted} bytes are quoted");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How many bytes an ICMP message quotes.
+fn quoted(frame: &[u8]) -> Result<usize> {
+    let sliced = SlicedPacket::from_ethernet(frame)?;
+    match sliced.transport {
+        Some(etherparse::TransportSlice::Icmpv4(icmp)) => Ok(icmp.payload().len()),
+        Some(etherparse::TransportSlice::Icmpv6(icmp)) => Ok(icmp.payload().len()),
+        other => anyhow::bail!("no ICMP message: {other:?}"),
+    }
+}
+
+/// A CPU without budget for messages drops in silence: a hundred at once, as the clock stands still.
+#[test]
+fn messages_are_rationed() -> Result<()> {
+    pin_to_cpu(0)?;
+    for family in Family::BOTH {
+        let mut program = Program::load()?;
+        let world = world(FORWARD_IPIP, 0, family);
+        program.enter(&world)?;
+        let (_, packet) = packet(&world, family, 1);
+        let mut told = 0;
+        for _ in 0..300 {
+            told += u32::from(program.run(&packet.bytes())?.verdict == Verdict::Transmit);
+        }
+        ensure!(told == 100, "{told} messages at once");
+        Case::refused("no message left", world, &packet, Reason::TooBig).check(&mut program)?;
+    }
+    Ok(())
 }

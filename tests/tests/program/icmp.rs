@@ -1,0 +1,226 @@
+//! ICMP errors about what a backend answered: to the backend of the session that they quote, or on to this host.
+
+use anyhow::Result;
+use lb_common::{
+    reason::Reason,
+    service::{FORWARD_GUE, FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT},
+    session::Admission,
+};
+use lb_tests::{
+    case::{Case, check_all},
+    packet::{self, Family, Icmp, Packet, UDP_LEN, UdpChecksum},
+    program::Program,
+    way,
+    world::{self, SERVICE_INDEX, SESSION, World},
+};
+
+use crate::{matrix::Subject, ways::WAYS};
+
+/// A client that no datagram came from.
+const STRANGER: u16 = 77;
+
+#[test]
+fn tied_to_a_session() -> Result<()> {
+    crate::check_each(&tied_cases())
+}
+
+#[test]
+fn not_tied() -> Result<()> {
+    crate::check_each(&not_tied_cases())
+}
+
+/// What this module's cases are about.
+pub fn subjects() -> Vec<Subject> {
+    vec![
+        Subject::new("ICMP errors that quote a session", "icmp::tied_to_a_session", tied_cases()),
+        Subject::new("ICMP messages that do not", "icmp::not_tied", not_tied_cases()),
+    ]
+}
+
+/// A world whose default client has sent a datagram of the default session.
+fn world(forward: u8, family: Family, backend: Family) -> World {
+    let admission = Admission { session_id: SESSION, ..Admission::default() };
+    World {
+        flows: vec![(family.twin_at(world::CLIENT), SERVICE_INDEX, admission)],
+        ..world::sending(forward, 0, world::backend_at(1, backend))
+    }
+}
+
+/// What a backend answers the client.
+fn answer() -> Packet {
+    Packet {
+        from: world::SERVICE,
+        to: world::CLIENT,
+        ttl: 33,
+        ..Packet::with_payload(b"this is what the backend answers".to_vec())
+    }
+}
+
+/// The errors of a family, by name.
+fn errors(family: Family) -> Vec<(&'static str, Icmp)> {
+    let of = |kind, code, rest| Icmp { kind, code, rest };
+    match family {
+        Family::V4 => vec![
+            ("host unreachable", of(3, 1, [0; 4])),
+            ("port unreachable", of(3, 3, [0; 4])),
+            ("fragmentation needed, MTU 1400", of(3, 4, [0, 0, 0x05, 0x78])),
+            ("time exceeded", of(11, 0, [0; 4])),
+            ("parameter problem", of(12, 0, [8, 0, 0, 0])),
+        ],
+        Family::V6 => vec![
+            ("no route", of(1, 0, [0; 4])),
+            ("port unreachable", of(1, 4, [0; 4])),
+            ("packet too big, MTU 1400", of(2, 0, [0, 0, 0x05, 0x78])),
+            ("time exceeded", of(3, 0, [0; 4])),
+            ("parameter problem", of(4, 1, [0, 0, 0, 6])),
+        ],
+    }
+}
+
+/// An error to the service's address that quotes the first bytes of a packet.
+fn error(family: Family, message: Icmp, quoted: &Packet, len: usize) -> Packet {
+    Packet::icmp_error(message, &quoted.clone().over(family).ip_packet(), len).over(family)
+}
+
+/// All that an IPv4 router quotes at least: the IP header and eight bytes (RFC 792).
+fn least(family: Family) -> usize {
+    family.header_len() + UDP_LEN
+}
+
+fn sent(name: String, world: World, packet: &Packet) -> Case {
+    let (service, backend) = (world.services[0].1, world.backends[0]);
+    let mut sent = way::leaving(packet, &service, &backend, SESSION, None);
+    if service.forward == FORWARD_GUE {
+        // Nobody looks at its checksum on the way, so that the outer one is left out.
+        sent.udp_checksum = UdpChecksum::None;
+    }
+    Case::sent(name, world, packet, &sent, &backend, Reason::IcmpError)
+}
+
+fn tied_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (forward, mode, family, backend) in WAYS {
+        let world = world(forward, family, backend);
+        for (name, message) in errors(family) {
+            let packet = error(family, message, &answer(), least(family));
+            cases.push(sent(format!("{name}: {mode}"), world.clone(), &packet));
+        }
+        let (_, unreachable) = errors(family)[1];
+        let whole = error(family, unreachable, &answer(), usize::MAX);
+        cases.push(sent(format!("an error that quotes all of the answer: {mode}"), world.clone(), &whole));
+        for tags in 1..=2 {
+            let packet = error(family, unreachable, &answer(), least(family)).tagged(tags);
+            cases.push(sent(format!("an error under {tags} tags: {mode}"), world.clone(), &packet));
+        }
+    }
+    cases
+}
+
+fn not_tied_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for family in Family::BOTH {
+        let world = world(FORWARD_L2, family, family);
+        let (_, unreachable) = errors(family)[1];
+        let mut pass = |name: &str, packet: Packet| {
+            cases.push(Case::not_ours(name, world.clone(), &packet));
+        };
+        let quoting = |quoted: Packet| error(family, unreachable, &quoted, least(family));
+        let with_port = |mut at: std::net::SocketAddr, port| {
+            at.set_port(port);
+            at
+        };
+        let elsewhere = std::net::SocketAddr::from(([203, 0, 113, 11], 7777));
+        let echo = if family == Family::V4 { [8, 0] } else { [128, 129] };
+        pass(
+            "it quotes a client that sent nothing",
+            quoting(Packet { to: packet::client(STRANGER), ..answer() }),
+        );
+        pass(
+            "it quotes another port of the client",
+            quoting(Packet { to: with_port(world::CLIENT, 40_001), ..answer() }),
+        );
+        pass(
+            "it quotes another port of the service",
+            quoting(Packet { from: with_port(world::SERVICE, 53), ..answer() }),
+        );
+        pass("it quotes another address than it comes to", quoting(Packet { from: elsewhere, ..answer() }));
+        pass(
+            "it comes to another address than it quotes",
+            Packet {
+                to: elsewhere,
+                ..Packet::icmp_error(unreachable, &answer().over(family).ip_packet(), least(family))
+            }
+            .over(family),
+        );
+        pass(
+            "it quotes a datagram to the service",
+            quoting(Packet { from: world::CLIENT, to: world::SERVICE, ..answer() }),
+        );
+        pass("it quotes TCP", quoting(Packet { protocol: Some(6), ..answer() }));
+        pass("it quotes a later fragment", quoting(Packet { fragment: 9, ..answer() }));
+        pass(
+            "its quote ends before the ports",
+            error(family, unreachable, &answer(), family.header_len() + 3),
+        );
+        pass(
+            "its quote ends in the IP header",
+            error(family, unreachable, &answer(), family.header_len() - 1),
+        );
+        pass("it quotes nothing", error(family, unreachable, &answer(), 0));
+        pass("it is a fragment", Packet { fragment: packet::MORE_FRAGMENTS, ..quoting(answer()) });
+        for kind in echo {
+            let message = Icmp { kind, code: 0, rest: [0, 1, 0, 2] };
+            let name = if kind == echo[0] { "an echo request" } else { "an echo reply" };
+            pass(name, error(family, message, &answer(), usize::MAX));
+        }
+        let other_family = match family {
+            Family::V4 => Family::V6,
+            Family::V6 => Family::V4,
+        };
+        let quoted = answer().over(other_family).ip_packet();
+        pass(
+            "it quotes a packet of the other family",
+            Packet::icmp_error(unreachable, &quoted, usize::MAX).over(family),
+        );
+        if family == Family::V4 {
+            pass("a redirect", quoting_as(Icmp { kind: 5, code: 1, rest: [10, 0, 0, 1] }));
+            pass("a source quench", quoting_as(Icmp { kind: 4, code: 0, rest: [0; 4] }));
+            pass("it quotes a packet with options", quoting(Packet { options: vec![1; 4], ..answer() }));
+            pass("it has IP options", Packet { options: vec![1; 4], ..quoting(answer()) });
+        }
+    }
+    for (forward, mode) in [(FORWARD_LOCAL, "local"), (FORWARD_NAT, "nat")] {
+        for family in Family::BOTH {
+            let (_, unreachable) = errors(family)[1];
+            let packet = error(family, unreachable, &answer(), usize::MAX);
+            let name = format!("it quotes a session's answer, which this host sent: {mode}");
+            cases.push(Case::not_ours(name, world(forward, family, family), &packet));
+        }
+    }
+    cases
+}
+
+fn quoting_as(message: Icmp) -> Packet {
+    error(Family::V4, message, &answer(), least(Family::V4))
+}
+
+/// A flow is what a verified datagram leaves behind, and nothing else.
+#[test]
+fn a_datagram_ties_errors_to_its_session() -> Result<()> {
+    let mut program = Program::load()?;
+    for (number, family) in (0..).zip(Family::BOTH) {
+        let from = packet::client(number);
+        let world = World { flows: vec![], ..world(FORWARD_L2, family, family) };
+        let backend = world.backends[0];
+        let (_, unreachable) = errors(family)[1];
+        let packet = error(family, unreachable, &Packet { to: from, ..answer() }, least(family));
+        let not_yet = Case::not_ours("an error before any datagram", world.clone(), &packet);
+        let refused = Packet { from, ..Packet::with_payload(vec![0; 64]) }.over(family);
+        let refused = Case::refused("a datagram without a token", world.clone(), &refused, Reason::NoToken);
+        let valid = Packet { from, ..Packet::default() }.over(family);
+        let valid = Case::sent("valid", world.clone(), &valid, &valid, &backend, Reason::Forwarded);
+        let tied = sent("an error after a datagram".into(), world, &packet);
+        check_all(&mut program, &[not_yet.clone(), refused, not_yet, valid, tied])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,359 @@
+//! `forward = "nat"`: to the backend from a port of this node, and its answers back to the client.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{
+    backend::{Backend, Tag},
+    live::SECOND_NS,
+    nat::{PROBES, Ports, TIMEOUT_NS, Translation, TranslationKey},
+    reason::Reason,
+    service::{FLAG_STRIP, FORWARD_NAT},
+};
+use lb_tests::{
+    case::Case,
+    packet::{self, Family, Packet, UdpChecksum},
+    program::{Program, small},
+    way,
+    world::{self, NAT_PORTS, OTHER_INTERFACE, SERVICE_INDEX, SESSION, World, address_be},
+};
+
+use tollgate::datapath::Options;
+
+use crate::{matrix::Subject, ways::FLAGS};
+
+fn world(flags: u8, family: Family) -> World {
+    world::sending(FORWARD_NAT, flags, world::backend_at(1, family))
+}
+
+/// The port that stands for a client towards the backend of this world, where there is a translation.
+fn port_of(program: &Program, world: &World, client: SocketAddr) -> Result<Option<u16>> {
+    let backend = world.backends[0];
+    for entry in &program.translations()? {
+        let (key, translation): (TranslationKey, Translation) = entry?;
+        let is_clients = translation.client_be == address_be(client.ip())
+            && translation.client_port_be == client.port().to_be();
+        if is_clients && key.backend_be == backend.address_be && key.backend_port_be == backend.port_be {
+            return Ok(Some(u16::from_be(key.node_port_be)));
+        }
+    }
+    Ok(None)
+}
+
+/// What leaves from a port of this node.
+fn sent(name: impl Into<String>, world: &World, packet: &Packet, port: u16) -> Case {
+    let (service, backend) = (world.services[0].1, world.backends[0]);
+    let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
+    let sent = way::leaving(&inner, &service, &backend, SESSION, Some(port));
+    Case::sent(name, world.clone(), packet, &sent, &backend, Reason::Forwarded)
+}
+
+/// Runs the program on a client's datagram, and checks it with the port that its translation has.
+fn translated(program: &mut Program, name: &str, world: &World, packet: &Packet) -> Result<u16> {
+    program.enter(world)?;
+    let outcome = program.run(&packet.bytes())?;
+    let port = port_of(program, world, packet.from)?.with_context(|| format!("{name}: no translation"))?;
+    ensure!(NAT_PORTS.contain(port), "{name}: port {port}");
+    let case = sent(name, world, packet, port);
+    ensure!(outcome == case.expected.outcome, "{name}: {outcome:?} where {case:?} was expected");
+    // Once more, now that there is a translation, with all counters.
+    case.check(program)?;
+    ensure!(port_of(program, world, packet.from)? == Some(port), "{name}: another port the second time");
+    Ok(port)
+}
+
+/// What the backend answers to a port of this node, and what the client gets.
+fn reply(world: &World, client: &Packet, port: u16) -> (Packet, Packet) {
+    let backend = world.backends[0];
+    let reply = Packet {
+        destination_mac: backend.source_mac,
+        source_mac: backend.destination_mac,
+        from: SocketAddr::new(way::address(backend.address_be), u16::from_be(backend.port_be)),
+        to: SocketAddr::new(way::address(backend.source_be), port),
+        ttl: 64,
+        ..Packet::with_payload(b"an answer of odd length".to_vec())
+    };
+    let to_client = Packet {
+        destination_mac: client.source_mac,
+        source_mac: client.destination_mac,
+        tags: client.tags.clone(),
+        from: client.to,
+        to: client.from,
+        ..reply.clone().hop()
+    };
+    (reply, to_client)
+}
+
+/// What the table says of a client whose datagrams come like this one.
+fn translation(world: &World, client: &Packet) -> Translation {
+    let backend = world.backends[0];
+    let mut addresses_be = [0; 3];
+    let macs = [client.source_mac, client.destination_mac].concat();
+    for (word, bytes) in addresses_be.iter_mut().zip(macs.as_chunks::<4>().0) {
+        *word = u32::from_ne_bytes(*bytes);
+    }
+    let mut tags = [Tag::default(); 2];
+    for (tag, (identifier, control)) in tags.iter_mut().zip(&client.tags) {
+        *tag = Tag { identifier_be: identifier.to_be(), control_be: control.to_be() };
+    }
+    Translation {
+        used_at_ns: 0,
+        client_be: address_be(client.from.ip()),
+        service_be: address_be(client.to.ip()),
+        node_be: backend.source_be,
+        client_port_be: client.from.port().to_be(),
+        service_port_be: client.to.port().to_be(),
+        service_index: SERVICE_INDEX as u16,
+        tag_count: client.tags.len() as u16,
+        ifindex: world::LOOPBACK,
+        addresses_be,
+        tags,
+        service_id: world::SERVICE_ID,
+    }
+}
+
+/// A range in which every client has the same port, so that cases can name it.
+const ONE_PORT: Ports = Ports { first: 40_000, last: 40_000 };
+
+#[test]
+fn with_one_port() -> Result<()> {
+    let mut program = Program::load_with(&Options { nat_ports: Some(ONE_PORT), ..small() })?;
+    one_port_cases().iter().try_for_each(|case| case.check(&mut program))
+}
+
+/// What this module's cases are about.
+pub fn subjects() -> Vec<Subject> {
+    vec![Subject::new("From a port of this node, and back", "nat::with_one_port", one_port_cases())]
+}
+
+fn one_port_cases() -> Vec<Case> {
+    let port = ONE_PORT.first;
+    let mut cases = Vec::new();
+    for family in Family::BOTH {
+        for (flags, strip) in FLAGS {
+            for (checksum, udp_checksum) in checksums(family) {
+                for tags in 0..=2 {
+                    let packet = Packet { udp_checksum, ..Packet::default() }.tagged(tags).over(family);
+                    let world = world(flags, family);
+                    let known = (key(&world, port), translation(&world, &packet));
+                    let known = World { translations: vec![known], ..world };
+                    let name = format!("a client's datagram, {checksum} UDP checksum, {tags} tags, {strip}");
+                    cases.push(sent(name, &known, &packet, port));
+                    let (answer, to_client) = reply(&known, &packet, port);
+                    let answer = Packet { udp_checksum, ..answer };
+                    let to_client = Packet { udp_checksum, ..to_client };
+                    let name = format!("an answer to it, {checksum} UDP checksum, {tags} tags, {strip}");
+                    cases.push(Case::answered(name, known, &answer, &to_client, Reason::Reply));
+                }
+            }
+        }
+        let world = world(FLAG_STRIP, family);
+        let client = Packet::default().over(family);
+        let other = Packet { from: packet::client(1), ..Packet::default() }.over(family);
+        let taken = (key(&world, port), translation(&world, &other));
+        let taken = World { translations: vec![taken], ..world.clone() };
+        let (answer, _) = reply(&world, &client, port);
+        let last = Packet { ttl: 1, ..answer.clone() };
+        cases.extend([
+            Case::refused("a client for whom no port is left", taken.clone(), &client, Reason::NatPorts),
+            Case::refused("an answer with hop limit 1", taken, &last, Reason::HopLimit),
+            Case::not_ours("an answer to nobody", world, &answer),
+        ]);
+    }
+    cases
+}
+
+/// The checksums that a family's datagrams may have, by name.
+fn checksums(family: Family) -> Vec<(&'static str, UdpChecksum)> {
+    let all =
+        [("a right", UdpChecksum::Right), ("a wrong", UdpChecksum::OffBy(0x1234)), ("no", UdpChecksum::None)];
+    let may = |(_, checksum): &(_, UdpChecksum)| family == Family::V4 || *checksum != UdpChecksum::None;
+    all.into_iter().filter(may).collect()
+}
+
+#[test]
+fn there_and_back() -> Result<()> {
+    let mut program = Program::load()?;
+    // Where a client's datagrams come from may change once in a second: each of these is another client.
+    let mut clients = (0..).map(packet::client);
+    for (family, flags) in Family::BOTH.into_iter().flat_map(|family| FLAGS.map(|(flags, _)| (family, flags)))
+    {
+        for (_, udp_checksum) in checksums(family) {
+            for tags in 0..=2 {
+                let name = format!("{family}, flags {flags}, {udp_checksum:?}, {tags} tags");
+                let world = world(flags, family);
+                let from = clients.next().context("any number of clients")?;
+                let packet = Packet { from, udp_checksum, ..Packet::default() }.tagged(tags).over(family);
+                let port = translated(&mut program, &name, &world, &packet)?;
+                let (answer, to_client) = reply(&world, &packet, port);
+                let answer = Packet { udp_checksum, ..answer };
+                let to_client = Packet { udp_checksum, ..to_client };
+                Case::answered(name, world, &answer, &to_client, Reason::Reply).check(&mut program)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A backend behind tags of another interface: its answers come in there, and leave where the client's datagrams came
+/// in, which in a test run is the same.
+#[test]
+fn by_another_interface_with_tags() -> Result<()> {
+    let mut program = Program::load()?;
+    let tag = |identifier: u16, control: u16| Tag {
+        identifier_be: identifier.to_be(),
+        control_be: control.to_be(),
+    };
+    for family in Family::BOTH {
+        let backend = Backend {
+            ifindex: OTHER_INTERFACE,
+            tag_count: 1,
+            tags: [tag(packet::TAG_8021Q, 12), Tag::default()],
+            ..world::backend_at(2, family)
+        };
+        let world = world::sending(FORWARD_NAT, FLAG_STRIP, backend);
+        for tags in 0..=2 {
+            let name = format!("{family}, {tags} tags");
+            let packet = Packet { from: packet::client(tags), ..Packet::default() }.tagged(tags).over(family);
+            let port = translated(&mut program, &name, &world, &packet)?;
+            let (answer, to_client) = reply(&world, &packet, port);
+            let answer = Packet { tags: vec![(packet::TAG_8021Q, 12)], ..answer };
+            Case::answered(name, world.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
+        }
+    }
+    Ok(())
+}
+
+/// What comes from a backend and belongs to no translation is this host's.
+#[test]
+fn answers_to_nobody() -> Result<()> {
+    let mut program = Program::load()?;
+    for family in Family::BOTH {
+        let world = world(FLAG_STRIP, family);
+        let client = Packet::default().over(family);
+        let port = translated(&mut program, "a client", &world, &client)?;
+        let (answer, to_client) = reply(&world, &client, port);
+        let mut pass =
+            |name: &str, packet: Packet| Case::not_ours(name, world.clone(), &packet).check(&mut program);
+        let port_of = |mut at: SocketAddr, port| {
+            at.set_port(port);
+            at
+        };
+        pass("another port of this node", Packet { to: port_of(answer.to, port ^ 1), ..answer.clone() })?;
+        pass("a port outside the range", Packet { to: port_of(answer.to, 39_999), ..answer.clone() })?;
+        pass("another port of the backend", Packet { from: port_of(answer.from, 9001), ..answer.clone() })?;
+        pass("another host", Packet { from: client.from, ..answer.clone() })?;
+        pass(
+            "another address of this node",
+            Packet { to: SocketAddr::new(client.from.ip(), port), ..answer.clone() },
+        )?;
+        pass("TCP", Packet { protocol: Some(6), ..answer.clone() })?;
+        pass("a fragment", Packet { fragment: packet::MORE_FRAGMENTS, ..answer.clone() })?;
+        let quoting = packet::Icmp { kind: if family == Family::V4 { 3 } else { 1 }, code: 1, rest: [0; 4] };
+        let error = Packet::icmp_error(quoting, &to_client.ip_packet(), usize::MAX).over(family);
+        pass("an ICMP error about an answer", error)?;
+        let last = Packet { ttl: 1, ..answer.clone() };
+        Case::refused("hop limit 1", world.clone(), &last, Reason::HopLimit).check(&mut program)?;
+        Case::answered("an answer", world.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
+        // The least recently used translation may be evicted at any time.
+        program.translations()?.remove(&key(&world, port))?;
+        Case::not_ours("an answer after its translation", world.clone(), &answer).check(&mut program)?;
+        translated(&mut program, "the client again", &world, &client)?;
+    }
+    Ok(())
+}
+
+fn key(world: &World, port: u16) -> TranslationKey {
+    let backend = world.backends[0];
+    TranslationKey {
+        backend_be: backend.address_be,
+        backend_port_be: backend.port_be,
+        node_port_be: port.to_be(),
+    }
+}
+
+/// The port behind another in the range, which begins again at its end.
+fn next(port: u16) -> u16 {
+    if port == NAT_PORTS.last { NAT_PORTS.first } else { port + 1 }
+}
+
+/// Gives a port to another client, whose last datagram passed at this moment of the kernel's clock.
+fn occupy(program: &Program, world: &World, port: u16, used_at_ns: u64) -> Result<()> {
+    let client = packet::client(port);
+    let translation = Translation {
+        used_at_ns,
+        client_be: address_be(client.ip()),
+        client_port_be: client.port().to_be(),
+        service_index: u16::try_from(SERVICE_INDEX)?,
+        ..Translation::default()
+    };
+    Ok(program.translations()?.insert(key(world, port), translation, 0)?)
+}
+
+/// A client whose port is taken gets the next, as far as it is looked for; what is left for long is free.
+#[test]
+fn collisions_timeouts_and_exhaustion() -> Result<()> {
+    for family in Family::BOTH {
+        let mut program = Program::load()?;
+        let world = world(FLAG_STRIP, family);
+        let client = Packet::default().over(family);
+        let first = translated(&mut program, "a client", &world, &client)?;
+        let now = program.start_clock(world.now_ns)?;
+        let mut port = first;
+        for _ in 1..PROBES {
+            occupy(&program, &world, port, now)?;
+            let other = translated(&mut program, "a client whose port was taken", &world, &client)?;
+            ensure!(other == next(port), "{other} after {port}");
+            port = other;
+        }
+        occupy(&program, &world, port, now)?;
+        Case::refused("no port is free", world.clone(), &client, Reason::NatPorts).check(&mut program)?;
+        occupy(&program, &world, next(first), now - TIMEOUT_NS - 1)?;
+        let freed = translated(&mut program, "a port that was left for long", &world, &client)?;
+        ensure!(freed == next(first), "{freed} where {} was free", next(first));
+
+        // Answers prolong nothing, and come too late once the client was quiet for long.
+        let (answer, to_client) = reply(&world, &client, freed);
+        let key = key(&world, freed);
+        let mut translation = program.translations()?.get(&key, 0)?;
+        translation.used_at_ns = now - TIMEOUT_NS + 60 * SECOND_NS;
+        program.translations()?.insert(key, translation, 0)?;
+        Case::answered("in time", world.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
+        translation.used_at_ns = now - TIMEOUT_NS;
+        program.translations()?.insert(key, translation, 0)?;
+        Case::not_ours("too late", world.clone(), &answer).check(&mut program)?;
+    }
+    Ok(())
+}
+
+/// Each client has a port of its own, and keeps it.
+#[test]
+fn many_clients() -> Result<()> {
+    let mut program = Program::load()?;
+    for family in Family::BOTH {
+        let world = world(FLAG_STRIP, family);
+        let mut ports = std::collections::BTreeSet::new();
+        for number in 0..30 {
+            let packet = Packet { from: packet::client(number), ..Packet::default() }.over(family);
+            ports.insert(translated(&mut program, &format!("client {number}"), &world, &packet)?);
+        }
+        ensure!(ports.len() == 30, "{ports:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn hop_limits() -> Result<()> {
+    let mut program = Program::load()?;
+    for family in Family::BOTH {
+        let world = world(FLAG_STRIP, family);
+        let client = Packet::default().over(family);
+        for ttl in [0, 1] {
+            let packet = Packet { ttl, ..client.clone() };
+            let name = format!("hop limit {ttl}");
+            Case::refused(name, world.clone(), &packet, Reason::HopLimit).check(&mut program)?;
+        }
+        translated(&mut program, "hop limit 2", &world, &Packet { ttl: 2, ..client })?;
+    }
+    Ok(())
+}
