@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lb_common::{
     reason::Reason,
-    service::{FORWARD_GUE, FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT},
+    service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT},
     session::Admission,
 };
 use lb_tests::{
@@ -202,6 +202,22 @@ fn not_tied_cases() -> Vec<Case> {
 
 fn quoting_as(message: Icmp) -> Packet {
     error(Family::V4, message, &answer(), least(Family::V4))
+}
+
+/// Nobody is told of an ICMP error by an ICMP error (RFC 1122 §3.2.2, RFC 4443 §2.4 e).
+#[test]
+fn too_big_errors_are_dropped_in_silence() -> Result<()> {
+    let mut cases = Vec::new();
+    for family in Family::BOTH {
+        let mut world = world(FORWARD_IPIP, family, family);
+        world.backends[0].mtu = 1300;
+        let (_, unreachable) = errors(family)[1];
+        let long = Packet { payload: vec![0xd7; 1300], ..answer() };
+        let mut packet = error(family, unreachable, &long, usize::MAX);
+        packet.fragment = packet::DONT_FRAGMENT;
+        cases.push(Case::refused("an error that is too big", world, &packet, Reason::TooBig));
+    }
+    crate::check_each(&cases)
 }
 
 /// A flow is what a verified datagram leaves behind, and nothing else.
