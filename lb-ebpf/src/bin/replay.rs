@@ -30,18 +30,28 @@ static WINDOW: Array<Window, 1> = Array::new();
 #[btf_map(name = "tested")]
 static TESTED: ProgramArray<1> = ProgramArray::new();
 
+/// How a frame begins.
+#[btf_map(name = "heads")]
+static HEADS: Array<[u32; HEAD_WORDS], 1> = Array::new();
+
 /// As the benchmark writes it.
 #[repr(C)]
 struct Window {
     first: u32,
     end: u32,
     next: u32,
-    /// Bytes of a frame before anything is taken off.
+    /// Bytes of a frame before its length is changed.
     frame_len: u32,
+    /// Where the token is in a frame.
+    token_at: u32,
+    /// By how much each second run makes the frame shorter, for a program under test that leaves it as it is.
+    alternate: u32,
 }
 
-/// Where the token is in a frame: behind Ethernet, IPv4 and UDP.
-const TOKEN_AT: usize = 14 + 20 + 8;
+/// Covers where a token may be: behind Ethernet, two tags, IPv6 and UDP.
+const TOKEN_AT_MASK: usize = 0x7f;
+/// The longest headers that a program under test changes, and a little more: 22 + 40 + 8 bytes.
+const HEAD_WORDS: usize = 18;
 
 /// For a program that leaves frames as long as they are.
 #[xdp(frags)]
@@ -49,21 +59,16 @@ pub fn replay(ctx: XdpContext) -> u32 {
     test(&ctx, put_next_token(&ctx))
 }
 
-/// For a program that takes the token off: puts room for the next one before the frame, behind whose beginning the
-/// headers lie as they were.
+/// For a program that changes headers, or the frame's length: puts both back as they were.
 #[xdp(frags)]
-pub fn replay_stripped(ctx: XdpContext) -> u32 {
+pub fn replay_restored(ctx: XdpContext) -> u32 {
     let ready = window()
-        .and_then(|window| if len(&ctx) < window.frame_len { resize(&ctx, -STRIPPED) } else { Some(()) })
-        .and_then(|()| put_next_token(&ctx));
-    test(&ctx, ready)
-}
-
-/// What [`replay_stripped`] costs, for a program that takes nothing off: one change of length per run, too.
-#[xdp(frags)]
-pub fn replay_resized(ctx: XdpContext) -> u32 {
-    let ready = window()
-        .and_then(|window| resize(&ctx, if len(&ctx) < window.frame_len { -STRIPPED } else { STRIPPED }))
+        .and_then(|window| {
+            let longer_by = len(&ctx) as i32 - window.frame_len as i32;
+            let take_off = if longer_by == 0 { window.alternate as i32 } else { longer_by };
+            if take_off == 0 { Some(()) } else { resize(&ctx, take_off) }
+        })
+        .and_then(|()| put_head(&ctx))
         .and_then(|()| put_next_token(&ctx));
     test(&ctx, ready)
 }
@@ -80,9 +85,6 @@ pub fn discard(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// Bytes of a token.
-const STRIPPED: i32 = header::LEN as i32;
-
 #[inline(always)]
 fn window() -> Option<&'static mut Window> {
     // SAFETY: one benchmark runs one of these programs at a time.
@@ -94,12 +96,26 @@ fn put_next_token(ctx: &XdpContext) -> Option<()> {
     let window = window()?;
     let token = TOKENS.get(window.next)?;
     window.next = if window.next + 1 < window.end { window.next + 1 } else { window.first };
-    let at = ctx.data() + TOKEN_AT;
+    let at = ctx.data() + (window.token_at as usize & TOKEN_AT_MASK);
     if at + header::LEN > ctx.data_end() {
         return None;
     }
     // SAFETY: inside the frame, as was just checked.
     unsafe { (at as *mut [u64; header::LEN / 8]).write_unaligned(*token) };
+    Some(())
+}
+
+#[inline(always)]
+fn put_head(ctx: &XdpContext) -> Option<()> {
+    let head = HEADS.get(0)?;
+    let at = ctx.data();
+    if at + size_of::<[u32; HEAD_WORDS]>() > ctx.data_end() {
+        return None;
+    }
+    for (word, i) in head.iter().zip(0..) {
+        // SAFETY: inside the frame, as was just checked. Word by word: LLVM copies an unaligned array byte by byte.
+        unsafe { (at as *mut u32).add(i).write_unaligned(*word) };
+    }
     Some(())
 }
 

@@ -5,12 +5,12 @@
 //! nanoseconds), on one CPU. Every row is sampled in turns with its own empty program, whose median is subtracted. After
 //! each sample the counters must say that every single packet took the way the row names.
 //!
-//! **Rows that need more than one packet.** A repeated packet is always the same one, and once stripped it is another.
+//! **Rows that need more than one packet.** A repeated packet is always the same one, and once rewritten it is another.
 //! For these rows a small program comes first (lb-ebpf/src/bin/replay.rs): it puts the next of a table of tokens into
-//! the frame, gives a stripped frame its length back, and becomes the program under test by a tail call. The same with
-//! a program under test that does nothing is these rows' empty program; where the frame changes its length, so it does
-//! there, once per run. Tables are read from front to back and hold the tokens in random order, other than the order in
-//! which they came into the cache.
+//! the frame, gives a changed frame its length and its headers back, and becomes the program under test by a tail call.
+//! The same with a program under test that does nothing is these rows' empty program; where the frame changes its
+//! length, so it does there, once per run. Tables are read from front to back and hold the tokens in random order, other
+//! than the order in which they came into the cache.
 //!
 //! **A row more.** `bad_full_tag` is a full check without what follows it: beside `first_packet` it tells how much of a
 //! first packet is HMAC, and how much its place in the cache.
@@ -22,6 +22,7 @@ mod replay;
 mod report;
 mod rows;
 mod veth;
+mod ways;
 
 use std::path::PathBuf;
 

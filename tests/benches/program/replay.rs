@@ -9,27 +9,34 @@ use aya::{
     programs::Xdp,
 };
 use lb_common::token::{Header, header};
+use lb_tests::packet::{
+    ETHER_TYPE_IPV6, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TAG_8021AD, TAG_8021Q, TAG_LEN, UDP_LEN,
+};
 
 /// A token as the table holds it.
 type Words = [u64; header::LEN / 8];
 
+/// How a frame begins, as the programs put it back.
+type Head = [u32; 18];
+
 /// What the table's tokens are put before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// A program that leaves frames as long as they are.
+    /// A program that leaves frames as long as they are, and its headers' fields that matter.
     Keeping,
-    /// A program that takes the token off.
-    Stripping,
-    /// A program that leaves them, beside one that takes off.
-    Resizing,
+    /// A program that changes them: they are put back.
+    Restoring {
+        /// For a program that leaves them, beside one that changes a frame's length: by how much it is changed here, back
+        /// and forth. 0 beside one that does not.
+        alternate: u32,
+    },
 }
 
 impl Mode {
     const fn program(self) -> &'static str {
         match self {
             Self::Keeping => "replay",
-            Self::Stripping => "replay_stripped",
-            Self::Resizing => "replay_resized",
+            Self::Restoring { .. } => "replay_restored",
         }
     }
 }
@@ -100,26 +107,37 @@ impl Replay {
     ) -> Result<(u32, u64)> {
         let mut programs: ProgramArray<_> = self.ebpf.map_mut("tested").context("no array")?.try_into()?;
         programs.set(0, tested.fd()?, 0)?;
-        self.open(window, frame)?;
+        self.open_as(mode, window, frame)?;
         let result = self.program(mode.program())?.test_run(TestRunOptions {
             data_in: Some(frame),
             repeat,
             ..TestRunOptions::default()
         })?;
         ensure!(result.return_value != 0, "{} could not put a token into its frame", mode.program());
-        let [.., next, _] = self.window()?.get(&0, 0)?;
-        window.next = next;
+        window.next = self.window()?.get(&0, 0)?[2];
         Ok((result.return_value, u64::try_from(result.duration.as_nanos())?))
     }
 
-    /// Makes a window the one that counts.
+    /// Makes a window the one that counts, for frames that stay as long as they are.
     ///
     /// # Errors
     /// If the map cannot be written.
     pub fn open(&mut self, window: &Window, frame: &[u8]) -> Result<()> {
+        self.open_as(Mode::Keeping, window, frame)
+    }
+
+    fn open_as(&mut self, mode: Mode, window: &Window, frame: &[u8]) -> Result<()> {
         let Window { first, end, next } = *window;
         let frame_len = u32::try_from(frame.len())?;
-        Ok(self.window()?.set(0, [first, end, next, frame_len], 0)?)
+        let alternate = match mode {
+            Mode::Keeping => 0,
+            Mode::Restoring { alternate } => alternate,
+        };
+        self.window()?.set(0, [first, end, next, frame_len, token_at(frame), alternate], 0)?;
+        let (words, _) = frame.as_chunks::<4>();
+        let words = words.first_chunk::<{ size_of::<Head>() / 4 }>().context("a longer frame")?;
+        let mut heads: Array<_, Head> = self.ebpf.map_mut("heads").context("no heads")?.try_into()?;
+        Ok(heads.set(0, words.map(u32::from_ne_bytes), 0)?)
     }
 
     /// One of its programs.
@@ -131,7 +149,16 @@ impl Replay {
         Ok(program.try_into()?)
     }
 
-    fn window(&mut self) -> Result<Array<&mut aya::maps::MapData, [u32; 4]>> {
+    fn window(&mut self) -> Result<Array<&mut aya::maps::MapData, [u32; 6]>> {
         Ok(self.ebpf.map_mut("window").context("no window")?.try_into()?)
     }
+}
+
+/// Where the token is in a frame without IP options and extension headers.
+fn token_at(frame: &[u8]) -> u32 {
+    let ether_type = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let tags = (0..2).take_while(|tags| [TAG_8021Q, TAG_8021AD].contains(&ether_type(12 + 4 * tags))).count();
+    let ip_at = ETHERNET_LEN + TAG_LEN * tags;
+    let ip_len = if ether_type(ip_at - 2) == ETHER_TYPE_IPV6 { IPV6_LEN } else { IPV4_LEN };
+    (ip_at + ip_len + UDP_LEN) as u32
 }

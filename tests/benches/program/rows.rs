@@ -5,21 +5,21 @@ use std::io::IsTerminal as _;
 use anyhow::{Context as _, Result, ensure};
 use aya::{TestRun as _, TestRunOptions, programs::Xdp};
 use lb_common::{
-    keyslot::KeyId,
     maps::{PROGRAM, PROGRAM_PASS},
     reason::Reason,
     service::Service,
-    token::{Claims, Header, header::Binding, mint::Grant, tags},
+    token::{Header, header::Binding, mint::Grant, tags},
 };
 use lb_tests::{
     packet::Packet,
     program::{Counts, Program},
-    world::{self, Key, SERVICE_INDEX, World},
+    world::{self, SERVICE_INDEX, World},
 };
 
 use crate::{
     Effort, Programs,
     replay::{Mode, Replay, Window},
+    ways,
 };
 
 /// Tokens that are in the large cache.
@@ -65,7 +65,7 @@ struct Replayed {
 
 /// Room in the table of tokens.
 pub const fn tokens_len(effort: &Effort) -> u32 {
-    LIVE + new_tokens(effort) + 1
+    LIVE + new_tokens(effort) + ways::COUNT
 }
 
 const fn new_tokens(effort: &Effort) -> u32 {
@@ -78,7 +78,7 @@ const fn new_tokens(effort: &Effort) -> u32 {
 /// If a packet took another way than its row says.
 pub fn measure(programs: &mut Programs, replay: &mut Replay, effort: &Effort) -> Result<Vec<Row>> {
     fill(programs, replay, effort)?;
-    let mut plans = plans(effort);
+    let mut plans = plans(programs, effort)?;
     let mut rows: Vec<Row> = plans
         .iter()
         .map(|Plan { name, goal, .. }| Row { name, goal: *goal, samples: vec![], empty: vec![] })
@@ -99,32 +99,16 @@ pub fn measure(programs: &mut Programs, replay: &mut Replay, effort: &Effort) ->
     Ok(rows)
 }
 
-/// The default service leaves tokens on; beside it stands one that takes them off.
+/// The default service leaves tokens on and sends by l2; beside it stands one for each other way.
 fn world() -> World {
     let plain = Service { flags: 0, ..world::service() };
-    let stripping = Service { id: STRIPPING.0, index: STRIPPING.1, ..world::service() };
-    let mut backends: Vec<_> = (1..=3).map(world::backend).collect();
-    for id in 4..=6 {
-        let service_index = STRIPPING.1 as u16;
-        backends.push(lb_common::backend::Backend { service_index, ..world::backend(id) });
+    let mut world = World::with_service(plain);
+    for way in ways::all() {
+        world.services.push((way.at(), way.service()));
+        world.keys.push(way.key().slot(way.service().id));
+        world.backends.push(way.backend());
     }
-    World {
-        services: vec![(world::SERVICE, plain), (stripping_at(), stripping)],
-        keys: vec![world::key().slot(world::SERVICE_ID), stripping_key().slot(STRIPPING.0)],
-        backends,
-        ..World::default()
-    }
-}
-
-/// Id and index of the service that strips.
-const STRIPPING: (u32, u32) = (43, SERVICE_INDEX + 1);
-
-fn stripping_at() -> std::net::SocketAddr {
-    std::net::SocketAddr::new(world::SERVICE.ip(), world::SERVICE.port() + 1)
-}
-
-fn stripping_key() -> Key {
-    Key::new([8; 32], KeyId::new(6, 1).expect("in range"))
+    world
 }
 
 /// Fills the token caches in one order, and the table in another.
@@ -133,9 +117,8 @@ fn fill(programs: &mut Programs, replay: &mut Replay, effort: &Effort) -> Result
     let mut tokens: Vec<Header> =
         (0..u64::from(LIVE + new_tokens(effort))).map(world::token_number).collect();
     replay.write(0, &tokens)?;
-    let claims = Claims { service_id: STRIPPING.0, ..world::grant().claims };
-    replay
-        .write(LIVE + new_tokens(effort), &[stripping_key().bearer(&Grant { claims, ..world::grant() })])?;
+    let of_ways: Vec<_> = ways::all().iter().map(ways::Way::token).collect();
+    replay.write(LIVE + new_tokens(effort), &of_ways)?;
 
     let frame = frame(&Packet::default());
     for (program, len) in [(&mut programs.usual, LIVE_USUAL), (&mut programs.large, LIVE)] {
@@ -153,7 +136,7 @@ fn fill(programs: &mut Programs, replay: &mut Replay, effort: &Effort) -> Result
     replay.write(0, &tokens[..LIVE as usize])
 }
 
-fn plans(effort: &Effort) -> Vec<Plan> {
+fn plans(programs: &mut Programs, effort: &Effort) -> Result<Vec<Plan>> {
     let one = |name, goal, packet: &Packet, reason| Plan {
         name,
         goal,
@@ -177,8 +160,6 @@ fn plans(effort: &Effort) -> Vec<Plan> {
     let expired = world::key().bearer(&Grant { issued_at: 1, expires_at: 2, ..world::grant() });
     let mut forged = Packet::default();
     forged.payload[40] ^= 1;
-    let stripping = Packet { to: stripping_at(), ..Packet::default() };
-    let last = tokens_len(effort) - 1;
 
     let mut plans = vec![
         one("not_ours", None, &elsewhere, Reason::NotOurs),
@@ -192,16 +173,6 @@ fn plans(effort: &Effort) -> Vec<Plan> {
         },
         one("cached_l2", None, &Packet::with_token(&world::token_number(0)), Reason::Forwarded),
         Plan {
-            service: STRIPPING.1,
-            replayed: Some(Replayed {
-                mode: Mode::Stripping,
-                empty_mode: Mode::Resizing,
-                window: Window::new(last..last + 1),
-                empty_window: Window::new(last..last + 1),
-            }),
-            ..one("cached_l2_strip", None, &stripping, Reason::Forwarded)
-        },
-        Plan {
             repeat: effort.first_packets,
             hmacs: true,
             replayed: Some(replayed(LIVE..LIVE + new_tokens(effort))),
@@ -213,7 +184,22 @@ fn plans(effort: &Effort) -> Vec<Plan> {
         replayed: Some(Replayed { empty_window: Window::new(0..len), ..replayed(0..len) }),
         ..one(name, (len == 1000).then_some(120), &Packet::default(), Reason::Forwarded)
     }));
-    plans
+    for (way, place) in ways::all().iter().zip(LIVE + new_tokens(effort)..) {
+        let window = || Window::new(place..place + 1);
+        let (packet, reason) = way.packet(&programs.usual)?;
+        let changes = way.changes_headers().then(|| Replayed {
+            mode: Mode::Restoring { alternate: 0 },
+            empty_mode: Mode::Restoring { alternate: way.changes_length() },
+            window: window(),
+            empty_window: window(),
+        });
+        plans.push(Plan {
+            service: way.service().index,
+            replayed: changes,
+            ..one(way.name, way.goal, &packet, reason)
+        });
+    }
+    Ok(plans)
 }
 
 /// What somebody can make who holds the fast key alone.

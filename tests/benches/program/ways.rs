@@ -1,0 +1,137 @@
+//! The rows of the ways to a backend: a service, a key, a backend and a packet for each.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use lb_common::{
+    backend::Backend,
+    keyslot::KeyId,
+    reason::Reason,
+    service::{FLAG_STRIP, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT, Service},
+    token::{Claims, Header, mint::Grant},
+};
+use lb_tests::{
+    packet::{Family, Packet},
+    program::Program,
+    world::{self, Key},
+};
+
+/// One way.
+#[derive(Clone, Copy)]
+pub struct Way {
+    /// Its row.
+    pub name: &'static str,
+    /// Nanoseconds without the empty program that are to be reached.
+    pub goal: Option<u64>,
+    forward: u8,
+    strip: bool,
+    family: Family,
+    backend: Family,
+    tags: u16,
+    answer: bool,
+    number: u16,
+}
+
+/// 1.3 times what Katran's program needs for a packet by IPIP without any check, on such a machine.
+const KATRAN: u64 = 100;
+
+/// How many there are.
+pub const COUNT: u32 = all().len() as u32;
+
+/// All of them.
+pub const fn all() -> [Way; 18] {
+    use Family::{V4, V6};
+    const fn way(number: u16, name: &'static str, forward: u8, family: Family) -> Way {
+        let (goal, backend) = (None, family);
+        Way { name, goal, forward, strip: false, family, backend, tags: 0, answer: false, number }
+    }
+    [
+        Way { strip: true, ..way(0, "cached_l2_strip", FORWARD_L2, V4) },
+        Way { strip: true, ..way(1, "cached_l2_strip_v6", FORWARD_L2, V6) },
+        way(2, "cached_local_v4", FORWARD_LOCAL, V4),
+        way(3, "cached_local_v6", FORWARD_LOCAL, V6),
+        way(4, "cached_l2_v4", FORWARD_L2, V4),
+        way(5, "cached_l2_v6", FORWARD_L2, V6),
+        Way { tags: 1, ..way(6, "cached_l2_v4_1_tag", FORWARD_L2, V4) },
+        Way { tags: 2, ..way(7, "cached_l2_v4_2_tags", FORWARD_L2, V4) },
+        Way { goal: Some(KATRAN), ..way(8, "cached_ipip_v4", FORWARD_IPIP, V4) },
+        way(9, "cached_ipip_v6", FORWARD_IPIP, V6),
+        Way { backend: V6, ..way(10, "cached_ipip_v4_in_v6", FORWARD_IPIP, V4) },
+        Way { strip: true, ..way(11, "cached_ipip_strip_v4", FORWARD_IPIP, V4) },
+        way(12, "cached_gue_v4", FORWARD_GUE, V4),
+        way(13, "cached_gue_v6", FORWARD_GUE, V6),
+        way(14, "cached_nat_v4", FORWARD_NAT, V4),
+        way(15, "cached_nat_v6", FORWARD_NAT, V6),
+        Way { answer: true, ..way(16, "nat_reply_v4", FORWARD_NAT, V4) },
+        Way { answer: true, ..way(17, "nat_reply_v6", FORWARD_NAT, V6) },
+    ]
+}
+
+impl Way {
+    /// Where its service is reached.
+    pub fn at(&self) -> SocketAddr {
+        let mut at = self.family.twin_at(world::SERVICE);
+        at.set_port(10_000 + self.number);
+        at
+    }
+
+    /// Its service.
+    pub fn service(&self) -> Service {
+        Service {
+            id: 1000 + u32::from(self.number),
+            index: 100 + u32::from(self.number),
+            forward: self.forward,
+            flags: if self.strip { FLAG_STRIP } else { 0 },
+            ..world::service()
+        }
+    }
+
+    /// Its service's key.
+    pub fn key(&self) -> Key {
+        Key::new([9; 32], KeyId::new(1000 + u32::from(self.number), 1).expect("in range"))
+    }
+
+    /// Its backend.
+    pub fn backend(&self) -> Backend {
+        let id = 100 + self.number as u8;
+        Backend { service_index: 100 + self.number, ..world::backend_at(id, self.backend) }
+    }
+
+    /// A token of its service.
+    pub fn token(&self) -> Header {
+        let claims = Claims { service_id: self.service().id, ..world::grant().claims };
+        self.key().bearer(&Grant { claims, ..world::grant() })
+    }
+
+    /// The packet of its row, and what that is counted under. An answer is one to a datagram that goes to the backend
+    /// first.
+    ///
+    /// # Errors
+    /// If the program cannot be run.
+    pub fn packet(&self, program: &Program) -> Result<(Packet, Reason)> {
+        let mut packet = Packet::with_token(&self.token()).over(self.family).tagged(self.tags);
+        packet.to = self.at();
+        if !self.answer {
+            return Ok((packet, Reason::Forwarded));
+        }
+        let sent = program.run(&packet.bytes())?.frame;
+        let at = packet.transport_offset();
+        let node_port = u16::from_be_bytes([sent[at], sent[at + 1]]);
+        let backend = self.backend();
+        let address = |words| SocketAddr::new(lb_tests::way::address(words), 0);
+        let (mut from, mut to) = (address(backend.address_be), address(backend.source_be));
+        from.set_port(u16::from_be(backend.port_be));
+        to.set_port(node_port);
+        Ok((Packet { from, to, ..packet }, Reason::Reply))
+    }
+
+    /// Whether the program leaves other headers than it found, of those that it looks at.
+    pub const fn changes_headers(&self) -> bool {
+        self.strip || !matches!(self.forward, FORWARD_L2 | FORWARD_LOCAL)
+    }
+
+    /// Whether it changes the frame's length, as the bytes by which the empty program does it; 0 if not.
+    pub const fn changes_length(&self) -> u32 {
+        if self.strip || matches!(self.forward, FORWARD_IPIP | FORWARD_GUE) { 20 } else { 0 }
+    }
+}
