@@ -12,7 +12,7 @@
 use aya_ebpf::{
     bindings::xdp_action,
     btf_maps::{Array, ProgramArray},
-    helpers::bpf_xdp_adjust_head,
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -119,9 +119,11 @@ fn put_head(ctx: &XdpContext) -> Option<()> {
     Some(())
 }
 
+/// From the kernel: LLVM would subtract positions in 32 bits, which the verifier prohibits.
 #[inline(always)]
 fn len(ctx: &XdpContext) -> u32 {
-    (ctx.data_end() - ctx.data()) as u32
+    // SAFETY: the context of this program run.
+    (unsafe { bpf_xdp_get_buff_len(ctx.ctx) }) as u32
 }
 
 #[inline(always)]
