@@ -95,11 +95,11 @@ pub fn untouched(
     if relay::needs_no_more(frame, service, &backend) {
         return Ok(Way::Relayed(backend));
     }
-    let len = match v6 {
-        false => Ipv4::read(ip).map(|header| header.packet_len()),
-        true => Ipv6::read(ip).map(|header| header.packet_len()),
+    let (len, least) = match v6 {
+        false => (Ipv4::read(ip).map(|header| header.packet_len()), Ipv4::LEN),
+        true => (Ipv6::read(ip).map(|header| header.packet_len()), Ipv6::LEN),
     };
-    let len = len.filter(|len| frame.holds(ip, *len)).ok_or(Reason::Malformed)?;
+    let len = len.filter(|len| *len >= least as u32 && frame.holds(ip, *len)).ok_or(Reason::Malformed)?;
     let load = load()?;
     load.ip_at = ip.offset_in(frame) as u32;
     load.len = len;

@@ -38,6 +38,9 @@ pub fn error(frame: &Frame, ip: Cursor, v6: bool, tables: Tables) -> Option<(&'s
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
     let quote = unsafe { &mut (*scratch).quote };
+    if quote.from.port_be == 0 {
+        return None; // Port 0 stands for ports that cannot be read.
+    }
     let service = service::find(tables, &quote.from)?;
     if !matches!(service.forward, FORWARD_L2 | FORWARD_IPIP | FORWARD_GUE) {
         return None;
