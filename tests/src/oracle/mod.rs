@@ -2,43 +2,49 @@
 //! for packets nobody thought of. Tokens are judged by lb-common on the host, which the vectors vouch for.
 
 use lb_common::{
-    backend::Backend,
+    backend::{Backend, TAGS_KEPT},
     balance,
     keyslot::{KeyId, KeySlot},
     reason::Reason,
     service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, Service},
+    session::Admission,
     token::{Claims, Header, Kind, Source, verify::verify},
 };
 
 use self::parse::Parsed;
 use crate::{
     case::Expected,
+    packet::{Family, Packet},
     program::{Outcome, Verdict},
     way,
     world::{LOOPBACK, World},
 };
 
+mod icmp;
 mod parse;
 
 /// What is to become of a frame that comes to services in enforce mode.
 pub fn judge(world: &World, frame: &[u8]) -> Expected {
-    let expected = |verdict, frame: Vec<u8>, service, reason, backend| Expected {
-        outcome: Outcome { verdict, frame },
-        service,
-        reason,
-        backend,
-    };
     if parse::is_buried(frame) {
         return expected(Verdict::Drop, frame.to_vec(), 0, Reason::Unsupported, None);
+    }
+    if let Some((service, admission)) = icmp::tied(world, frame)
+        && let Some(expected) = icmp_error(world, frame, &service, &admission)
+    {
+        return expected;
     }
     let Some(parsed) = Parsed::of(frame).and_then(|parsed| Some((parsed.service(world)?, parsed))) else {
         return expected(Verdict::Pass, frame.to_vec(), 0, Reason::NotOurs, None);
     };
     let (service, parsed) = parsed;
     let way = admitted(world, &service, &parsed).and_then(|claims| {
-        let backend = backend(world, &service, &claims)?;
-        takes(world, &service, &parsed, backend.as_ref())?;
-        Ok((backend, claims.session_id))
+        if service.forward == FORWARD_LOCAL {
+            return Ok((None, claims.session_id));
+        }
+        let backend = backend(world, &service, claims.session_id, claims.backend_id)?;
+        let inner = if service.strips() { parsed.stripped() } else { parsed.whole() };
+        takes(world, &service, &inner, &backend)?;
+        Ok((Some(backend), claims.session_id))
     });
     match way {
         Err(reason) => expected(Verdict::Drop, frame.to_vec(), service.index, reason, None),
@@ -47,11 +53,46 @@ pub fn judge(world: &World, frame: &[u8]) -> Expected {
             expected(Verdict::Pass, delivered, service.index, Reason::Forwarded, None)
         }
         Ok((Some(backend), session)) => {
-            let verdict = if backend.ifindex == LOOPBACK { Verdict::Transmit } else { Verdict::Redirect };
             let sent = if service.strips() { parsed.stripped() } else { parsed.whole() };
             let sent = way::leaving(&sent, &service, &backend, session, None).bytes();
+            let verdict = out_of(&backend);
             expected(verdict, sent, service.index, Reason::Forwarded, Some(backend.counter))
         }
+    }
+}
+
+fn expected(
+    verdict: Verdict,
+    frame: Vec<u8>,
+    service: u32,
+    reason: Reason,
+    backend: Option<u32>,
+) -> Expected {
+    Expected { outcome: Outcome { verdict, frame }, service, reason, backend }
+}
+
+const fn out_of(backend: &Backend) -> Verdict {
+    if backend.ifindex == LOOPBACK { Verdict::Transmit } else { Verdict::Redirect }
+}
+
+/// An error about a session; `None` if it is this host's all the same.
+fn icmp_error(world: &World, frame: &[u8], service: &Service, admission: &Admission) -> Option<Expected> {
+    let session = admission.session_id;
+    let backend = backend(world, service, session, admission.backend_id).ok()?;
+    let sent = |sent| {
+        let counter = Some(backend.counter);
+        Some(expected(out_of(&backend), sent, service.index, Reason::IcmpError, counter))
+    };
+    if service.forward == FORWARD_L2 && backend.ifindex == LOOPBACK && backend.tag_count == TAGS_KEPT {
+        // As it is, whatever it says.
+        let addresses = [backend.destination_mac, backend.source_mac].concat();
+        return sent([&addresses, &frame[12..]].concat());
+    }
+    let message = icmp::message(frame)?;
+    let untagged_enough = if message.tags.len() <= 2 { Ok(()) } else { Err(Reason::Unsupported) };
+    match takes(world, service, &message, &backend).and(untagged_enough) {
+        Ok(()) => sent(way::leaving(&message, service, &backend, session, None).bytes()),
+        Err(reason) => Some(expected(Verdict::Drop, frame.to_vec(), service.index, reason, None)),
     }
 }
 
@@ -68,33 +109,28 @@ fn admitted(world: &World, service: &Service, parsed: &Parsed) -> Result<Claims,
     verify(payload, &Source::new(from.ip(), from.port()), service, slot, world.now_ns)
 }
 
-/// The backend, or none where it is for this host.
-fn backend(world: &World, service: &Service, claims: &Claims) -> Result<Option<Backend>, Reason> {
-    if service.forward == FORWARD_LOCAL {
-        return Ok(None);
-    }
+/// The backend of a session.
+fn backend(world: &World, service: &Service, session: u64, backend_id: u16) -> Result<Backend, Reason> {
     let of_service = |backend: &&Backend| u32::from(backend.service_index) == service.index;
-    let backend = if claims.backend_id == 0 {
-        let position = balance::position(claims.session_id) as usize;
+    let backend = if backend_id == 0 {
+        let position = balance::position(session) as usize;
         let place = world.maglev_at(service.index, position).checked_sub(1);
         place.and_then(|place| world.backends.get(usize::from(place)))
     } else {
-        world.backends.iter().filter(of_service).find(|backend| backend.backend_id == claims.backend_id)
+        world.backends.iter().filter(of_service).find(|backend| backend.backend_id == backend_id)
     };
-    backend.copied().map(Some).ok_or(Reason::NoBackend)
+    backend.copied().ok_or(Reason::NoBackend)
 }
 
-/// Whether the way to a backend takes it.
-fn takes(world: &World, service: &Service, parsed: &Parsed, backend: Option<&Backend>) -> Result<(), Reason> {
-    let Some(backend) = backend else { return Ok(()) };
+/// Whether the way to a backend takes a packet.
+fn takes(world: &World, service: &Service, inner: &Packet, backend: &Backend) -> Result<(), Reason> {
     let encapsulated = matches!(service.forward, FORWARD_IPIP | FORWARD_GUE);
     if !encapsulated && service.forward != FORWARD_L2 {
         return Err(Reason::NoBackend); // A way that is not built.
     }
-    if encapsulated && parsed.is_v6() && backend.v6 == 0 {
+    if encapsulated && inner.family() == Family::V6 && backend.v6 == 0 {
         return Err(Reason::NoBackend);
     }
-    let inner = if service.strips() { parsed.stripped() } else { parsed.whole() };
     let len = inner.ip_packet().len() + way::outer_len(service, backend);
     let measured = service.forward != FORWARD_L2 || backend.ifindex != LOOPBACK;
     if measured && len > usize::from(backend.mtu) {

@@ -22,7 +22,6 @@ const EXTENSIONS_LOOKED_THROUGH: usize = 6;
 /// A frame with the header of an IP packet of UDP, as far as can be told.
 pub struct Parsed<'a> {
     frame: &'a [u8],
-    tags: usize,
     ip_at: usize,
     family: Family,
     /// Source and destination port, where this is a datagram's beginning and the frame holds it.
@@ -41,24 +40,66 @@ fn is_tag(frame: &[u8], tags: usize) -> bool {
     matches!(be16(frame, ETHERNET_LEN - 2 + TAG_LEN * tags), Some(TAG_8021Q | TAG_8021AD))
 }
 
-fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+/// Two bytes of a header.
+pub fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// Where the IP header is that a frame has whole, of what family, behind how many tags.
+pub fn ip(frame: &[u8]) -> Option<(Family, usize, usize)> {
+    let tags = (0..5).find(|tags| !is_tag(frame, *tags))?;
+    let ip_at = ETHERNET_LEN + TAG_LEN * tags;
+    let family = match be16(frame, ip_at - 2)? {
+        ETHER_TYPE_IPV4 => Family::V4,
+        ETHER_TYPE_IPV6 => Family::V6,
+        _ => return None,
+    };
+    (frame.len() >= ip_at + family.header_len()).then_some((family, ip_at, tags))
+}
+
+/// Source and destination of an IP header.
+pub fn addresses(family: Family, ip: &[u8]) -> [IpAddr; 2] {
+    match family {
+        Family::V4 => {
+            [12, 16].map(|at| Ipv4Addr::from(*ip[at..].first_chunk::<4>().expect("in the header")).into())
+        }
+        Family::V6 => {
+            [8, 24].map(|at| Ipv6Addr::from(*ip[at..].first_chunk::<16>().expect("in the header")).into())
+        }
+    }
+}
+
+/// Reads what is before the IP header into a packet, and the header's fields but for addresses and lengths.
+pub fn read_into(packet: &mut Packet, frame: &[u8], ip_at: usize) {
+    let word = |at| be16(frame, at).expect("in the frame");
+    let ip = &frame[ip_at..];
+    packet.destination_mac = *frame.first_chunk().expect("in the frame");
+    packet.source_mac = *frame[6..].first_chunk().expect("in the frame");
+    packet.tags = (12..ip_at - 2).step_by(TAG_LEN).map(|at| (word(at), word(at + 2))).collect();
+    match packet.family() {
+        Family::V4 => {
+            packet.traffic_class = ip[1];
+            packet.id = word(ip_at + 4);
+            packet.fragment = word(ip_at + 6);
+            packet.ttl = ip[8];
+            let right = be16(&packet.ip_packet(), 10).expect("in the header");
+            packet.ip_checksum_off_by = difference(word(ip_at + 10), right);
+        }
+        Family::V6 => {
+            let first = u32::from_be_bytes([ip[0], ip[1], ip[2], ip[3]]);
+            packet.version = Some(ip[0] >> 4);
+            packet.traffic_class = (first >> 20) as u8;
+            packet.flow_label = first & 0xf_ffff;
+            packet.ttl = ip[7];
+        }
+    }
 }
 
 impl<'a> Parsed<'a> {
     /// `None`: no service's.
     pub fn of(frame: &'a [u8]) -> Option<Self> {
-        let tags = (0..5).find(|tags| !is_tag(frame, *tags))?;
-        let ip_at = ETHERNET_LEN + TAG_LEN * tags;
-        let family = match be16(frame, ip_at - 2)? {
-            ETHER_TYPE_IPV4 => Family::V4,
-            ETHER_TYPE_IPV6 => Family::V6,
-            _ => return None,
-        };
-        if frame.len() < ip_at + family.header_len() {
-            return None;
-        }
-        let mut parsed = Self { frame, tags, ip_at, family, ports: None, refused: None };
+        let (family, ip_at, tags) = ip(frame)?;
+        let mut parsed = Self { frame, ip_at, family, ports: None, refused: None };
         match family {
             Family::V4 => parsed.ipv4()?,
             Family::V6 => parsed.ipv6()?,
@@ -106,7 +147,7 @@ impl<'a> Parsed<'a> {
 
     fn ipv6(&mut self) -> Option<()> {
         let ip = self.ip();
-        if self.address(24).is_ipv4() {
+        if self.destination().to_canonical().is_ipv4() {
             return None; // v4-mapped
         }
         let (mut at, mut next) = (IPV6_LEN, ip[6]);
@@ -152,27 +193,8 @@ impl<'a> Parsed<'a> {
         Some(())
     }
 
-    /// The address at a place in the IP header; a v4-mapped one as IPv4.
-    fn address(&self, at: usize) -> IpAddr {
-        let bytes = &self.ip()[at..];
-        match self.family {
-            Family::V4 => Ipv4Addr::from(*bytes.first_chunk::<4>().expect("in the header")).into(),
-            Family::V6 => Ipv6Addr::from(*bytes.first_chunk::<16>().expect("in the header")).to_canonical(),
-        }
-    }
-
-    fn source(&self) -> IpAddr {
-        match self.family {
-            Family::V4 => self.address(12),
-            Family::V6 => Ipv6Addr::from(*self.ip()[8..].first_chunk::<16>().expect("in the header")).into(),
-        }
-    }
-
     fn destination(&self) -> IpAddr {
-        self.address(match self.family {
-            Family::V4 => 16,
-            Family::V6 => 24,
-        })
+        addresses(self.family, self.ip())[1]
     }
 
     /// Whether it is IPv6.
@@ -210,46 +232,26 @@ impl<'a> Parsed<'a> {
         if self.is_v6() && datagram[6..8] == [0, 0] {
             return Err(Reason::Malformed);
         }
-        Ok((&datagram[UDP_LEN..], SocketAddr::new(self.source(), from_port)))
+        Ok((&datagram[UDP_LEN..], SocketAddr::new(addresses(self.family, self.ip())[0], from_port)))
     }
 
     /// The whole packet, as fields: one that [`Parsed::payload`] accepts.
     pub fn whole(&self) -> Packet {
         let (payload, from) = self.payload().expect("a datagram");
         let (_, port) = self.ports.expect("a datagram");
-        let (frame, ip, header_len) = (self.frame, self.ip(), self.family.header_len());
-        let word = |at| be16(frame, at).expect("in the frame");
-        let end = self.ip_at + header_len + UDP_LEN + payload.len();
-        let udp_checksum = match word(self.ip_at + header_len + 6) {
-            0 => UdpChecksum::None,
-            field => UdpChecksum::Exactly(field),
+        let udp_at = self.ip_at + self.family.header_len();
+        let udp_checksum = match be16(self.frame, udp_at + 6) {
+            Some(0) | None => UdpChecksum::None,
+            Some(field) => UdpChecksum::Exactly(field),
         };
         let mut packet = Packet {
-            destination_mac: *frame.first_chunk().expect("in the frame"),
-            source_mac: *frame[6..].first_chunk().expect("in the frame"),
-            tags: (0..self.tags).map(|tag| (word(12 + tag * 4), word(14 + tag * 4))).collect(),
             from,
             to: SocketAddr::new(self.destination(), port),
             udp_checksum,
-            padding: frame[end..].to_vec(),
+            padding: self.frame[udp_at + UDP_LEN + payload.len()..].to_vec(),
             ..Packet::with_payload(payload.to_vec())
         };
-        match self.family {
-            Family::V4 => {
-                packet.traffic_class = ip[1];
-                packet.id = word(self.ip_at + 4);
-                packet.fragment = word(self.ip_at + 6);
-                packet.ttl = ip[8];
-                let right = be16(&packet.ip_packet(), 10).expect("in the header");
-                packet.ip_checksum_off_by = difference(word(self.ip_at + 10), right);
-            }
-            Family::V6 => {
-                let first = u32::from_be_bytes([ip[0], ip[1], ip[2], ip[3]]);
-                packet.traffic_class = (first >> 20) as u8;
-                packet.flow_label = first & 0xf_ffff;
-                packet.ttl = ip[7];
-            }
-        }
+        read_into(&mut packet, self.frame, self.ip_at);
         packet
     }
 

@@ -97,7 +97,8 @@ fn sent(name: String, world: World, packet: &Packet) -> Case {
     Case::sent(name, world, packet, &sent, &backend, Reason::IcmpError)
 }
 
-fn tied_cases() -> Vec<Case> {
+/// Errors that are tied to a session.
+pub fn tied_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (forward, mode, family, backend) in WAYS {
         let world = world(forward, family, backend);
@@ -142,6 +143,10 @@ fn not_tied_cases() -> Vec<Case> {
         pass(
             "it quotes another port of the service",
             quoting(Packet { from: with_port(world::SERVICE, 53), ..answer() }),
+        );
+        pass(
+            "it quotes port 0 of the service",
+            quoting(Packet { from: with_port(world::SERVICE, 0), ..answer() }),
         );
         pass("it quotes another address than it comes to", quoting(Packet { from: elsewhere, ..answer() }));
         pass(
