@@ -16,7 +16,7 @@ use crate::{
     admit::Admitted,
     balance,
     forward::{self, Way},
-    headers::{Ip, Ipv4, Ipv6, MORE_FRAGMENTS},
+    headers::{Ip, Ipv4, Ipv6, MORE_FRAGMENTS, v4_mapped},
     maps::{FLOWS, SCRATCH},
     packet::{Cursor, Frame},
     parse::IP_AT_MASK,
@@ -80,7 +80,9 @@ fn quoted<I: Ip>(ip: Cursor) -> Option<Quote> {
     let datagram = header.protocol() == IpProto::Udp as u8 && is_plain::<I>(quoted);
     let [from, client_be] = header.addresses();
     let own = from[0] == to[0] && from[1] == to[1] && from[2] == to[2] && from[3] == to[3];
-    if !is_error::<I>(icmp.read(0)?) || !datagram || !own {
+    // In the table, a v4-mapped address is an IPv4 service's; on the wire there is none.
+    let mapped = I::V6 && from[0] == 0 && from[1] == 0 && from[2] == v4_mapped(0)[2];
+    if !is_error::<I>(icmp.read(0)?) || !datagram || !own || mapped {
         return None;
     }
     let [port, client_port_be] = quoted.read(I::LEN)?;

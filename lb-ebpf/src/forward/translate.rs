@@ -126,12 +126,13 @@ fn same_client(one: &Translation, other: &Translation) -> bool {
 
 /// Fibonacci hashing (Knuth, TAOCP 3, §6.4). Who can choose addresses to collide holds a token for each.
 #[inline(always)]
-fn hash(client: &Translation) -> u32 {
+fn hash(client: &Translation) -> u64 {
     let [a, b, c, d] = client.client_be;
     let ports = u32::from(client.client_port_be) << 16 | u32::from(client.service_port_be);
     let high = u64::from(a ^ c.rotate_left(16)) << 32 | u64::from(b ^ d);
     let mixed = (high ^ u64::from(ports) << 16).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((mixed ^ mixed >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+    let mixed = (mixed ^ mixed >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ mixed >> 32
 }
 
 /// Whether a translation that was used then is over now.

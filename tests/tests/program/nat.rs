@@ -13,7 +13,7 @@ use lb_common::{
 use lb_tests::{
     case::Case,
     packet::{self, Family, Packet, UdpChecksum},
-    program::{Program, small},
+    program::{Program, Verdict, small},
     way,
     world::{self, NAT_PORTS, OTHER_INTERFACE, SERVICE_INDEX, SESSION, World, address_be},
 };
@@ -272,11 +272,6 @@ fn key(world: &World, port: u16) -> TranslationKey {
     }
 }
 
-/// The port behind another in the range, which begins again at its end.
-fn next(port: u16) -> u16 {
-    if port == NAT_PORTS.last { NAT_PORTS.first } else { port + 1 }
-}
-
 /// Gives a port to another client, whose last datagram passed at this moment of the kernel's clock.
 fn occupy(program: &Program, world: &World, port: u16, used_at_ns: u64) -> Result<()> {
     let client = packet::client(port);
@@ -290,7 +285,7 @@ fn occupy(program: &Program, world: &World, port: u16, used_at_ns: u64) -> Resul
     Ok(program.translations()?.insert(key(world, port), translation, 0)?)
 }
 
-/// A client whose port is taken gets the next, as far as it is looked for; what is left for long is free.
+/// A client whose port is taken gets another, as far as it is looked for; what is left for long is free.
 #[test]
 fn collisions_timeouts_and_exhaustion() -> Result<()> {
     for family in Family::BOTH {
@@ -299,18 +294,20 @@ fn collisions_timeouts_and_exhaustion() -> Result<()> {
         let client = Packet::default().over(family);
         let first = translated(&mut program, "a client", &world, &client)?;
         let now = program.start_clock(world.now_ns)?;
-        let mut port = first;
-        for _ in 1..PROBES {
-            occupy(&program, &world, port, now)?;
+        let mut taken = vec![first];
+        occupy(&program, &world, first, now)?;
+        while program.run(&client.bytes())?.verdict != Verdict::Drop {
             let other = translated(&mut program, "a client whose port was taken", &world, &client)?;
-            ensure!(other == next(port), "{other} after {port}");
-            port = other;
+            ensure!(!taken.contains(&other), "{other} is another client's");
+            occupy(&program, &world, other, now)?;
+            taken.push(other);
         }
-        occupy(&program, &world, port, now)?;
+        // Of a hundred ports, two probes may come to the same.
+        ensure!((8..=PROBES as usize).contains(&taken.len()), "{} ports were tried", taken.len());
         Case::refused("no port is free", world.clone(), &client, Reason::NatPorts).check(&mut program)?;
-        occupy(&program, &world, next(first), now - TIMEOUT_NS - 1)?;
+        occupy(&program, &world, taken[1], now - TIMEOUT_NS - 1)?;
         let freed = translated(&mut program, "a port that was left for long", &world, &client)?;
-        ensure!(freed == next(first), "{freed} where {} was free", next(first));
+        ensure!(freed == taken[1], "{freed} where {} was free", taken[1]);
 
         // Answers prolong nothing, and come too late once the client was quiet for long.
         let (answer, to_client) = reply(&world, &client, freed);
