@@ -44,6 +44,12 @@ impl Checksum {
         self.add_u64(other.0)
     }
 
+    /// Another sum leaves.
+    #[inline(always)]
+    pub const fn part(self, other: Self) -> Self {
+        self.add(other.field())
+    }
+
     /// Eight bytes, as a word in either byte order, join the sum.
     #[inline(always)]
     pub const fn add_u64(self, word: u64) -> Self {

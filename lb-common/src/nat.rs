@@ -99,7 +99,7 @@ impl Ports {
         let count = self.last as u64 - self.first as u64 + 1;
         let (start, step) = (hash as u32, (hash >> 32) as u32 | 1);
         // Lemire's fast range.
-        self.first + (start.wrapping_add(step.wrapping_mul(probe)) as u64 * count >> 32) as u16
+        self.first + ((start.wrapping_add(step.wrapping_mul(probe)) as u64 * count) >> 32) as u16
     }
 }
 

@@ -3,6 +3,7 @@
 mod encapsulate;
 pub mod head;
 mod relay;
+mod requote;
 pub mod translate;
 
 use aya_ebpf::bindings::xdp_md;
@@ -21,6 +22,7 @@ use crate::{
     maps::{BACKENDS, SCRATCH},
     packet::{Cursor, Frame},
     parse::{Datagram, IP_AT_MASK},
+    verdict::Outcome,
 };
 
 /// How a packet leaves the program. (The host comes not first: 0 is `FORWARD_LOCAL`, too, for which LLVM would use the
@@ -49,6 +51,8 @@ pub enum Way {
     Relayed(Chosen),
     /// To a backend; its load is ready.
     Backend(Chosen),
+    /// The same for an ICMP error, which quotes a translated answer.
+    Requoted(Chosen),
     /// To this host's stack, as it is.
     Host,
     /// The same without its token; its load is ready.
@@ -146,6 +150,11 @@ pub fn send(frame: &Frame, way: Way, service: &Service) -> Result<Delivery, Reas
             relay::readdress(frame, &backend)?;
             backend
         }
+        Way::Requoted(backend) => {
+            sent(requote_for_backend(frame.context(), backend.place))?;
+            sent(error_to_backend(frame.context(), backend.place))?;
+            backend
+        }
         Way::Backend(backend) => {
             let (ctx, place) = (frame.context(), backend.place);
             sent(match service.forward {
@@ -195,6 +204,43 @@ extern "C" fn nat(ctx: *mut xdp_md, place: u32) -> u32 {
     code(with(ctx, place, translate::send))
 }
 
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn requote_for_backend(ctx: *mut xdp_md, place: u32) -> u32 {
+    code(with(ctx, place, requote::for_backend))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn error_to_backend(ctx: *mut xdp_md, place: u32) -> u32 {
+    code(with(ctx, place, requote::to_backend))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn requote_for_client(ctx: *mut xdp_md, ip_at: u32, v6: u32) -> u32 {
+    let Ok(load) = load() else { return translate::told(None) };
+    (load.ip_at, load.stripped, load.v6) = (ip_at, 0, v6 as u16);
+    translate::told(requote::for_client(&Frame::at(ctx), load))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn error_to_client(ctx: *mut xdp_md) -> u32 {
+    let Ok(load) = load() else { return translate::told(None) };
+    translate::told(requote::to_client(&Frame::at(ctx), load))
+}
+
+/// Sends an ICMP error about what left a port of this node to the client whose it was.
+#[inline(always)]
+pub fn requoted_to_client(frame: &Frame, ip: Cursor, v6: bool) -> Outcome {
+    let told = match requote_for_client(frame.context(), ip.offset_in(frame) as u32, v6.into()) {
+        translate::SENT => error_to_client(frame.context()),
+        other => other,
+    };
+    translate::outcome(frame, told, Reason::IcmpError)
+}
+
 #[inline(always)]
 fn with(
     ctx: *mut xdp_md,
@@ -217,7 +263,8 @@ const fn code(result: Result<(), Reason>) -> u32 {
 /// The result again.
 #[inline(always)]
 fn sent(code: u32) -> Result<(), Reason> {
-    const KNOWN: [Reason; 6] = [
+    const KNOWN: [Reason; 7] = [
+        Reason::NotOurs,
         Reason::TooBig,
         Reason::HopLimit,
         Reason::NatPorts,

@@ -72,6 +72,8 @@ pub trait Ip: Copy {
     fn set_ecn(&mut self, ecn: u8);
     /// It gets other addresses.
     fn readdress(&mut self, addresses: [Address; 2]);
+    /// The sum of its own bytes.
+    fn sum_of_header(&self) -> Checksum;
     /// The sum of the whole packet, where its datagram's checksum is right: that of a datagram and its pseudo-header is
     /// then zero, so that the header tells all (as Linux has it, Documentation/networking/checksum-offloads.rst, LCO).
     fn sum_of_packet(&self) -> Checksum;
@@ -79,6 +81,13 @@ pub trait Ip: Copy {
 
 /// An address as its wire bytes lie in memory, an IPv4 address v4-mapped.
 pub type Address = [u32; 4];
+
+/// A sum that covers two addresses, after they have changed.
+#[inline(always)]
+pub fn readdressed(sum: Checksum, [a, b]: &[Address; 2], [c, d]: &[Address; 2]) -> Checksum {
+    let sum = a.iter().chain(b).fold(sum, |sum, word| sum.subtract_u32(*word));
+    c.iter().chain(d).fold(sum, |sum, word| sum.add_u32(*word))
+}
 
 /// An IPv4 address in the form of an IPv6 address (RFC 4291 §2.5.5.2).
 #[inline(always)]
@@ -170,7 +179,9 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn sender_can_react(&self) -> bool {
         // Of a fragment, only the first is answered (RFC 1122 §3.2.2).
-        self.fragment() & DONT_FRAGMENT != 0 && self.fragment() & (MORE_FRAGMENTS - 1) == 0
+        let whole = self.fragment() & DONT_FRAGMENT != 0 && self.fragment() & (MORE_FRAGMENTS - 1) == 0;
+        // Nor is what one host alone cannot have sent: from this network, loopback, groups, all.
+        whole && !matches!(self.source_be().to_ne_bytes()[0], 0 | 127 | 224..)
     }
 
     #[inline(always)]
@@ -214,6 +225,11 @@ impl Ip for Ipv4 {
             sum.subtract_u32(old_source).subtract_u32(old_destination).add_u32(source).add_u32(destination)
         });
         (self.0[3], self.0[4]) = (source, destination);
+    }
+
+    #[inline(always)]
+    fn sum_of_header(&self) -> Checksum {
+        self.0.iter().fold(Checksum::new(), |sum, word| sum.add_u32(*word))
     }
 
     #[inline(always)]
@@ -270,7 +286,9 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn sender_can_react(&self) -> bool {
-        true
+        // Neither groups (RFC 4443 §2.4) nor the unspecified address and loopback.
+        let [_, _, a, b, c, d, ..] = self.0;
+        a.to_ne_bytes()[0] != 0xff && (a | b | c != 0 || u32::from_be(d) > 1)
     }
 
     #[inline(always)]
@@ -304,6 +322,11 @@ impl Ip for Ipv6 {
     #[inline(always)]
     fn readdress(&mut self, [[a, b, c, d], [e, f, g, h]]: [Address; 2]) {
         self.0 = [self.0[0], self.0[1], a, b, c, d, e, f, g, h];
+    }
+
+    #[inline(always)]
+    fn sum_of_header(&self) -> Checksum {
+        self.0.iter().fold(Checksum::new(), |sum, word| sum.add_u32(*word))
     }
 
     #[inline(always)]
@@ -360,11 +383,21 @@ impl Udp {
 
     /// Its IP header gets other addresses, which its checksum covers, too.
     #[inline(always)]
-    pub fn readdress(&mut self, [a, b]: &[Address; 2], [c, d]: &[Address; 2]) {
-        self.sum(|sum| {
-            let sum = a.iter().chain(b).fold(sum, |sum, word| sum.subtract_u32(*word));
-            c.iter().chain(d).fold(sum, |sum, word| sum.add_u32(*word))
-        });
+    pub fn readdress(&mut self, old: &[Address; 2], new: &[Address; 2]) {
+        self.sum(|sum| readdressed(sum, old, new));
+    }
+
+    /// The sum of its own bytes.
+    #[inline(always)]
+    pub fn sum_of_header(&self) -> Checksum {
+        Checksum::new().add_u32(self.0[0]).add_u32(self.0[1])
+    }
+
+    /// Where it is an ICMP header: the checksum after a change of what it covers.
+    #[inline(always)]
+    pub fn change_icmp(&mut self, change: impl FnOnce(Checksum) -> Checksum) {
+        let [kind, checksum] = halves(self.0[0]);
+        self.0[0] = word(kind, change(Checksum::of_field(checksum)).field());
     }
 
     /// It gets other ports.

@@ -7,8 +7,9 @@ use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     flow::FlowKey,
     live::Tables,
+    nat::Ports,
     scratch::Quote,
-    service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, Service, ServiceKey},
+    service::{FORWARD_LOCAL, FORWARD_NAT, Service, ServiceKey},
 };
 use network_types::ip::IpProto;
 
@@ -17,10 +18,11 @@ use crate::{
     balance,
     forward::{self, Way},
     headers::{Ip, Ipv4, Ipv6, MORE_FRAGMENTS, v4_mapped},
-    maps::{FLOWS, SCRATCH},
+    maps::{FLOWS, NAT_PORTS, SCRATCH},
     packet::{Cursor, Frame},
     parse::IP_AT_MASK,
     service,
+    verdict::Outcome,
 };
 
 /// Bytes of an ICMP header.
@@ -28,21 +30,38 @@ const ICMP_LEN: usize = 8;
 /// An IPv4 header without options: version and header length.
 const PLAIN: u8 = 0x45;
 
-/// The service whose datagram an ICMP message quotes, and the message's way to the backend that sent it; `None` if it
-/// is no error, or tells of no session.
+/// The service whose datagram an ICMP message quotes, and the message's way to the backend that sent it. If there is none,
+/// what becomes of it instead.
 #[inline(always)]
-pub fn error(frame: &Frame, ip: Cursor, v6: bool, tables: Tables) -> Option<(&'static Service, Way)> {
+pub fn error(
+    frame: &Frame,
+    (ip, v6): (Cursor, bool),
+    tables: Tables,
+) -> Result<(&'static Service, Way), Outcome> {
     if quote(frame.context(), ip.offset_in(frame) as u32, v6.into()) == 0 {
-        return None;
+        return Err(Outcome::NotOurs);
     }
-    let scratch = SCRATCH.get_ptr_mut(0)?;
+    let scratch = SCRATCH.get_ptr_mut(0).ok_or(Outcome::NotOurs)?;
     // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
     let quote = unsafe { &mut (*scratch).quote };
     if quote.from.port_be == 0 {
-        return None; // Port 0 stands for ports that cannot be read.
+        return Err(Outcome::NotOurs); // Port 0 stands for ports that cannot be read.
     }
-    let service = service::find(tables, &quote.from)?;
-    if !matches!(service.forward, FORWARD_L2 | FORWARD_IPIP | FORWARD_GUE) {
+    match service::find(tables, &quote.from) {
+        Some(service) => to_backend(frame, (ip, v6), tables, service, quote).ok_or(Outcome::NotOurs),
+        None => Err(to_client(frame, ip, v6)),
+    }
+}
+
+#[inline(always)]
+fn to_backend(
+    frame: &Frame,
+    (ip, v6): (Cursor, bool),
+    tables: Tables,
+    service: &'static Service,
+    quote: &mut Quote,
+) -> Option<(&'static Service, Way)> {
+    if service.forward == FORWARD_LOCAL {
         return None;
     }
     quote.to.service_index = service.index as u16;
@@ -50,7 +69,16 @@ pub fn error(frame: &Frame, ip: Cursor, v6: bool, tables: Tables) -> Option<(&'s
     let session = Admitted::from(unsafe { FLOWS.get(&quote.to) }?);
     let backend = balance::for_session(tables, service, session).ok()?;
     let way = forward::untouched(frame, (ip, v6), service, session.session_id, false, backend).ok()?;
-    Some((service, way))
+    Some((service, if service.forward == FORWARD_NAT { Way::Requoted(backend) } else { way }))
+}
+
+/// An error about what left a port of this node, on a backend's side.
+#[inline(always)]
+fn to_client(frame: &Frame, ip: Cursor, v6: bool) -> Outcome {
+    if Ports::from_word(NAT_PORTS.load()).is_none() {
+        return Outcome::NotOurs;
+    }
+    forward::requoted_to_client(frame, ip, v6)
 }
 
 /// Reads what an ICMP error quotes into the scratch. Returns 1 if it quotes a datagram from the address that it came to.

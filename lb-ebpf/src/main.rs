@@ -77,15 +77,16 @@ fn decide(frame: &Frame) -> Outcome {
             },
             None => return translate::answer(frame, &packet),
         },
-        Err(Unread::Icmp { ip, v6 }) => match icmp::error(frame, ip, v6, tables) {
-            Some((service, way)) => (service, Reason::IcmpError, way),
-            None => return Outcome::NotOurs,
+        Err(Unread::Icmp { ip, v6 }) => match icmp::error(frame, (ip, v6), tables) {
+            Ok((service, way)) => (service, Reason::IcmpError, way),
+            Err(outcome) => return outcome,
         },
         Err(Unread::NotOurs) => return Outcome::NotOurs,
         Err(Unread::Buried) => return Outcome::Buried,
     };
     match forward::send(frame, way, service) {
         Ok(delivery) => Outcome::Delivered { service: service.index, reason, delivery },
+        Err(Reason::NotOurs) => Outcome::NotOurs,
         // No error is answered by an error (RFC 1122 §3.2.2, RFC 4443 §2.4).
         Err(Reason::TooBig) if reason != Reason::IcmpError => too_big::answer(frame, service),
         Err(reason) => Outcome::refused(frame, (service.index, service.id), reason),

@@ -125,7 +125,7 @@ fn packet_too_big(frame: &Frame, load: &Load, may_send: impl FnOnce() -> bool) -
     let sum = at.sum::<SUM_MAX>(SUM_MAX, at.sum::<SUM_MAX>(0, 0)?)?;
     let sum = at.sum::<{ QUOTED_V6 - 2 * SUM_MAX }>(2 * SUM_MAX, sum)?;
     let sum = Checksum::new().add_u32(sum).add(TYPE_AND_CODE).add_u32(mtu);
-    if !may_send() {
+    if !cause.sender_can_react() || !may_send() {
         return None;
     }
     let payload_len = (ICMP_LEN + QUOTED_V6) as u16;

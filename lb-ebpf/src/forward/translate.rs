@@ -74,25 +74,20 @@ fn translated<I: Ip>(frame: &Frame, load: &Load, backend: &Backend) -> Result<()
 /// The port that stands for the client of a translation towards a backend: the one it has, or a free one.
 #[inline(always)]
 fn port_for(key: &mut TranslationKey, wanted: &Translation, backend: &Backend) -> Result<u16, Reason> {
-    let ports = Ports::from_word(NAT_PORTS.load()).ok_or(Reason::NatPorts)?;
-    let hash = hash(wanted);
-    key.backend_be = backend.address_be;
-    key.backend_port_be = backend.port_be;
-    for probe in 0..PROBES {
-        key.node_port_be = ports.candidate(hash, probe).to_be();
-        if let Some(found) = TRANSLATIONS.get_ptr_mut(&*key) {
-            // SAFETY: the kernel's entry, which stays allocated. If it becomes another client's at this moment, that
-            // one's answers go astray until its next datagram.
+    match find(key, wanted, backend) {
+        None => {}
+        Some(found) => {
+            // SAFETY: the kernel's entry, which stays allocated. If it becomes another client's at this moment, that one's
+            // answers go astray until its next datagram.
             let found = unsafe { &mut *found };
-            if same_client(found, wanted) {
-                // Not at every datagram: answers on other CPUs read it.
-                if wanted.used_at_ns.wrapping_sub(found.used_at_ns) >= SECOND_NS {
-                    *found = *wanted;
-                }
-                return Ok(key.node_port_be);
+            // Not at every datagram: answers on other CPUs read it.
+            if wanted.used_at_ns.wrapping_sub(found.used_at_ns) >= SECOND_NS {
+                *found = *wanted;
             }
+            return Ok(key.node_port_be);
         }
     }
+    let (ports, hash) = candidates(wanted).ok_or(Reason::NatPorts)?;
     for probe in 0..PROBES {
         key.node_port_be = ports.candidate(hash, probe).to_be();
         if let Some(found) = TRANSLATIONS.get_ptr_mut(&*key) {
@@ -108,11 +103,59 @@ fn port_for(key: &mut TranslationKey, wanted: &Translation, backend: &Backend) -
             // Only one CPU comes here for an entry. If it is gone already, so much the better.
             let _ = TRANSLATIONS.remove(&*key);
         }
-        if TRANSLATIONS.insert(&*key, &*wanted, BPF_NOEXIST.into()).is_ok() {
+        if TRANSLATIONS.insert(&*key, wanted, BPF_NOEXIST.into()).is_ok() {
             return Ok(key.node_port_be);
         }
     }
     Err(Reason::NatPorts)
+}
+
+/// The port that stands for the client of a translation towards a backend, if it has one.
+#[inline(always)]
+pub fn port_of(key: &mut TranslationKey, wanted: &Translation, backend: &Backend) -> Option<u16> {
+    find(key, wanted, backend).map(|_| key.node_port_be)
+}
+
+/// The entry of the client of a translation towards a backend, and its key.
+#[inline(always)]
+fn find(key: &mut TranslationKey, wanted: &Translation, backend: &Backend) -> Option<*mut Translation> {
+    let (ports, hash) = candidates(wanted)?;
+    key.backend_be = backend.address_be;
+    key.backend_port_be = backend.port_be;
+    for probe in 0..PROBES {
+        key.node_port_be = ports.candidate(hash, probe).to_be();
+        if let Some(found) = TRANSLATIONS.get_ptr_mut(&*key) {
+            // SAFETY: the kernel's entry, which stays allocated.
+            if same_client(unsafe { &*found }, wanted) {
+                return Some(found);
+            }
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn candidates(wanted: &Translation) -> Option<(Ports, u64)> {
+    Some((Ports::from_word(NAT_PORTS.load())?, hash(wanted)))
+}
+
+/// Copies a translation that is not over, and is of this address of the node.
+#[inline(always)]
+pub fn read(key: &TranslationKey, node_be: &Address, into: &mut Translation) -> Option<()> {
+    // SAFETY: copied out here and now.
+    *into = *unsafe { TRANSLATIONS.get(key) }?;
+    let to_node = &into.node_be;
+    let own = to_node[3] == node_be[3]
+        && to_node[0] == node_be[0]
+        && to_node[1] == node_be[1]
+        && to_node[2] == node_be[2];
+    (own && !is_over(into.used_at_ns, now()?)).then_some(())
+}
+
+/// The way to the client of a translation.
+#[inline(always)]
+pub fn to_client(translation: &Translation) -> Link {
+    Link::new(translation.addresses_be, &translation.tags, translation.tag_count.into())
 }
 
 #[inline(always)]
@@ -177,14 +220,20 @@ pub fn answer(frame: &Frame, packet: &Packet) -> Outcome {
         return Outcome::NotOurs;
     }
     let answered = answered(frame.context(), packet.ip.offset_in(frame) as u32, packet.from.v6.into());
+    outcome(frame, answered, Reason::Reply)
+}
+
+/// What became of a packet for a client, by what such a function returned; the scratch has its translation.
+#[inline(always)]
+pub fn outcome(frame: &Frame, told: u32, reason: Reason) -> Outcome {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return Outcome::NotOurs };
     // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
     let translation = unsafe { &(*scratch).translation };
     let (service, id) = (translation.service_index.into(), translation.service_id);
-    match answered {
+    match told {
         SENT => {
             let delivery = Delivery::Back { ifindex: translation.ifindex };
-            Outcome::Delivered { service, reason: Reason::Reply, delivery }
+            Outcome::Delivered { service, reason, delivery }
         }
         OVER_ITS_HOP_LIMIT => Outcome::Refused { service, reason: Reason::HopLimit },
         FAILED => Outcome::refused(frame, (service, id), Reason::Internal),
@@ -193,9 +242,21 @@ pub fn answer(frame: &Frame, packet: &Packet) -> Outcome {
 }
 
 const NOT_TRANSLATED: u32 = 0;
-const SENT: u32 = 1;
+/// See [`told`].
+pub const SENT: u32 = 1;
 const OVER_ITS_HOP_LIMIT: u32 = 2;
 const FAILED: u32 = 3;
+
+/// As a function that the linker names returns it; `None` where there is no translation, and the frame is as it was.
+#[inline(always)]
+pub const fn told(sent: Option<Result<(), Reason>>) -> u32 {
+    match sent {
+        None => NOT_TRANSLATED,
+        Some(Ok(())) => SENT,
+        Some(Err(Reason::HopLimit)) => OVER_ITS_HOP_LIMIT,
+        Some(Err(_)) => FAILED,
+    }
+}
 
 /// Rewrites an answer, and leaves its translation in the scratch. With a name for the linker: looked at by the verifier
 /// once.
@@ -206,16 +267,10 @@ extern "C" fn answered(ctx: *mut xdp_md, ip_at: u32, v6: u32) -> u32 {
     load.ip_at = ip_at;
     load.stripped = 0;
     let frame = Frame::at(ctx);
-    let answered = match v6 {
+    told(match v6 {
         0 => answer_to_client::<Ipv4>(&frame, load),
         _ => answer_to_client::<Ipv6>(&frame, load),
-    };
-    match answered {
-        None => NOT_TRANSLATED,
-        Some(Ok(())) => SENT,
-        Some(Err(Reason::HopLimit)) => OVER_ITS_HOP_LIMIT,
-        Some(Err(_)) => FAILED,
-    }
+    })
 }
 
 #[inline(always)]
@@ -227,20 +282,11 @@ fn answer_to_client<I: Ip>(frame: &Frame, load: &Load) -> Option<Result<(), Reas
     // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
     let (key, translation) = unsafe { (&mut (*scratch).translation_key, &mut (*scratch).translation) };
     *key = TranslationKey { backend_be, backend_port_be, node_port_be };
-    // SAFETY: copied out here and now.
-    *translation = *unsafe { TRANSLATIONS.get(&*key) }?;
-    let to_node = &translation.node_be;
-    let own = to_node[3] == node_be[3]
-        && to_node[0] == node_be[0]
-        && to_node[1] == node_be[1]
-        && to_node[2] == node_be[2];
-    if !own || is_over(translation.used_at_ns, now()?) {
-        return None;
-    }
+    read(key, &node_be, translation)?;
     if let Err(reason) = ip.age() {
         return Some(Err(reason));
     }
-    let link = Link::new(translation.addresses_be, &translation.tags, translation.tag_count.into());
+    let link = to_client(translation);
     let to = [translation.service_be, translation.client_be];
     udp.readdress(&ip.addresses(), &to);
     udp.set_ports(translation.service_port_be, translation.client_port_be);

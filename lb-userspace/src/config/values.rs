@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::nat::{PROBES, Ports};
+use lb_common::nat::Ports;
 use toml::de::DeValue;
 
 use super::{
@@ -29,6 +29,8 @@ const SOCKET_PATH_MAX: usize = 107;
 /// `IFNAMSIZ` is 16, one of them the end.
 const INTERFACE_NAME_MAX: usize = 15;
 const NAME_MAX: usize = 64;
+/// Fewer ports than this are a mistake rather than a range.
+const NAT_PORTS_MIN: u32 = 8;
 
 fn wrong<T>(message: String, mend: impl Into<String>) -> Read<T> {
     Err(Wrong { message, mend: mend.into() })
@@ -266,8 +268,8 @@ pub(super) fn nat_ports(path: &str, value: &DeValue<'_>) -> Read<Ports> {
         return wrong(format!("`{path}` = {given:?} has ports of system services"), mend);
     }
     // So that the places where a client's port is looked for are as many ports.
-    if u32::from(ports.last.saturating_sub(ports.first)) + 1 < PROBES {
-        let mend = format!("at least {PROBES}, and one for every client that a backend has at a time");
+    if u32::from(ports.last.saturating_sub(ports.first)) + 1 < NAT_PORTS_MIN {
+        let mend = format!("at least {NAT_PORTS_MIN}, and one for every client that a backend has at a time");
         return wrong(format!("`{path}` = {given:?} has too few ports"), mend);
     }
     Ok(ports)

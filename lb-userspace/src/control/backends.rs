@@ -8,6 +8,7 @@ use std::{
 use tracing::debug;
 
 use super::{
+    desired,
     neighbours::Resolution,
     network::{Interfaces, Mac, Network, NetworkError, Route},
     way::{Seen, Target, View, Way},
@@ -78,19 +79,21 @@ impl Backends {
         let now = Instant::now();
         let ids: HashMap<u32, u32> =
             live.services().map(|(_, service)| (service.index, service.id)).collect();
-        let remembered: HashMap<BackendOwner, Mac> = live
+        // By its address, too: of a backend that has moved, the old host's MAC address is not its own.
+        let remembered: HashMap<(BackendOwner, [u32; 4]), Mac> = live
             .backends()
             .iter()
             .filter_map(|backend| {
                 let service_id = *ids.get(&u32::from(backend.service_index))?;
-                Some((BackendOwner { service_id, backend_id: backend.backend_id }, backend.destination_mac))
+                let owner = BackendOwner { service_id, backend_id: backend.backend_id };
+                Some(((owner, backend.address_be), backend.destination_mac))
             })
             .collect();
         let mut all = BTreeMap::new();
         for service in config.services.iter().filter(|service| service.forward != Forward::Local) {
             for backend in &service.backends {
                 let owner = BackendOwner { service_id: service.id, backend_id: backend.id };
-                let resolution = match remembered.get(&owner) {
+                let resolution = match remembered.get(&(owner, desired::address_be(backend.address))) {
                     Some(mac) => Resolution::remembered(*mac, now),
                     None => Resolution::Resolving { since: now },
                 };

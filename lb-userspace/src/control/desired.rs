@@ -71,8 +71,8 @@ fn reached(config: &Config, forward: Forward, backend: &config::Backend, way: &W
         v6: backend.address.is_ipv6().into(),
         mtu: way.mtu,
         port_be: backend.port.to_be(),
-        address_be: in_memory(backend.address),
-        source_be: source.map(in_memory).unwrap_or_default(),
+        address_be: address_be(backend.address),
+        source_be: source.map(address_be).unwrap_or_default(),
         spread_be: prefix.map_or(0, |prefix| prefix.last_host_bits().to_be()),
         ..Backend::default()
     }
@@ -80,11 +80,11 @@ fn reached(config: &Config, forward: Forward, backend: &config::Backend, way: &W
 
 /// Where the service is reached.
 fn key(service: &config::Service) -> ServiceKey {
-    ServiceKey { address_be: in_memory(service.address), port_be: service.port.to_be().into() }
+    ServiceKey { address_be: address_be(service.address), port_be: service.port.to_be().into() }
 }
 
 /// The wire bytes of an address as they lie in memory, an IPv4 address v4-mapped.
-fn in_memory(address: IpAddr) -> [u32; 4] {
+pub fn address_be(address: IpAddr) -> [u32; 4] {
     let bytes = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,

@@ -108,6 +108,8 @@ struct Egress<'a> {
     name: &'a str,
     index: u32,
     tags: Tags,
+    /// Whether the program is on it.
+    filtered: bool,
 }
 
 impl<'a> View<'a> {
@@ -141,6 +143,14 @@ impl<'a> View<'a> {
             return Err(BackendState::BehindRouter { gateway });
         }
         let egress = self.egress(route.index)?;
+        if target.forward == Forward::Nat && !egress.filtered {
+            let cause =
+                "and answers to forward = \"nat\" that come in there are not seen: add it to `interfaces`";
+            return Err(BackendState::WrongInterface {
+                interface: egress.name.to_owned(),
+                cause: cause.to_owned(),
+            });
+        }
         let needs_source = target.forward.has_own_source() && !target.has_source;
         if needs_source && route.source.is_none_or(|source| source.is_ipv4() != target.address.is_ipv4()) {
             return Err(BackendState::NoSource { interface: self.name(route.index)?.to_owned() });
@@ -220,7 +230,7 @@ impl<'a> View<'a> {
                 true => Tags::Kept,
                 false => Tags::Set(tags.into_iter().rev().collect()),
             };
-            return Ok(Egress { name, index, tags });
+            return Ok(Egress { name, index, tags, filtered });
         }
     }
 

@@ -194,7 +194,7 @@ fn not_tied_cases() -> Vec<Case> {
             pass("it has IP options", Packet { options: vec![1; 4], ..quoting(answer()) });
         }
     }
-    for (forward, mode) in [(FORWARD_LOCAL, "local"), (FORWARD_NAT, "nat")] {
+    for (forward, mode) in [(FORWARD_LOCAL, "local"), (FORWARD_NAT, "nat, without a translation")] {
         for family in Family::BOTH {
             let (_, unreachable) = errors(family)[1];
             let packet = error(family, unreachable, &answer(), usize::MAX);

@@ -249,9 +249,6 @@ fn answers_to_nobody() -> Result<()> {
         )?;
         pass("TCP", Packet { protocol: Some(6), ..answer.clone() })?;
         pass("a fragment", Packet { fragment: packet::MORE_FRAGMENTS, ..answer.clone() })?;
-        let quoting = packet::Icmp { kind: if family == Family::V4 { 3 } else { 1 }, code: 1, rest: [0; 4] };
-        let error = Packet::icmp_error(quoting, &to_client.ip_packet(), usize::MAX).over(family);
-        pass("an ICMP error about an answer", error)?;
         let last = Packet { ttl: 1, ..answer.clone() };
         Case::refused("hop limit 1", world.clone(), &last, Reason::HopLimit).check(&mut program)?;
         Case::answered("an answer", world.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
@@ -259,6 +256,49 @@ fn answers_to_nobody() -> Result<()> {
         program.translations()?.remove(&key(&world, port))?;
         Case::not_ours("an answer after its translation", world.clone(), &answer).check(&mut program)?;
         translated(&mut program, "the client again", &world, &client)?;
+    }
+    Ok(())
+}
+
+/// ICMP errors come to whoever sent what they quote, and quote what that one sent (RFC 5508 §4).
+#[test]
+fn errors() -> Result<()> {
+    let mut program = Program::load()?;
+    for (family, flags) in [(Family::V4, FLAG_STRIP), (Family::V4, 0), (Family::V6, FLAG_STRIP)] {
+        let world = world(flags, family);
+        let client = Packet::default().over(family);
+        let port = translated(&mut program, "a client", &world, &client)?;
+        let (answer, to_client) = reply(&world, &client, port);
+        let backend = world.backends[0];
+        let sent = if flags == FLAG_STRIP { client.clone().stripped() } else { client.clone() };
+        let left = Packet { from: answer.to, to: answer.from, ..sent.clone().hop() };
+        let no_port = |at: SocketAddr| SocketAddr::new(at.ip(), 0);
+        for (kind, code) in if family == Family::V4 { [(3, 4), (11, 0)] } else { [(2, 0), (1, 4)] } {
+            let message = packet::Icmp { kind, code, rest: [0, 0, 5, 0] };
+            for len in [family.header_len() + 8, usize::MAX] {
+                let error = |quoted: &Packet, to: SocketAddr| Packet {
+                    to: no_port(to),
+                    ..Packet::icmp_error(message, &quoted.ip_packet(), len).over(family)
+                };
+                let about_answer = error(&to_client, client.to);
+                let to_backend = error(&answer.clone().hop(), answer.from).hop();
+                let (name, world) = ("about an answer", world.clone());
+                Case::sent(name, world.clone(), &about_answer, &to_backend, &backend, Reason::IcmpError)
+                    .check(&mut program)?;
+                let about_datagram = error(&left, answer.to);
+                let told = Packet {
+                    from: no_port(client.to),
+                    destination_mac: client.source_mac,
+                    source_mac: client.destination_mac,
+                    ..error(&sent.clone().hop(), client.from).hop()
+                };
+                Case::answered("about a datagram", world.clone(), &about_datagram, &told, Reason::IcmpError)
+                    .check(&mut program)?;
+                let nobodys = Packet { from: SocketAddr::new(left.from.ip(), port ^ 1), ..left.clone() };
+                Case::not_ours("about nobody's datagram", world.clone(), &error(&nobodys, answer.to))
+                    .check(&mut program)?;
+            }
+        }
     }
     Ok(())
 }
