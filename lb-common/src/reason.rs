@@ -165,6 +165,16 @@ mod tests {
         assert_eq!(Reason::from_index(u32::try_from(Reason::ALL.len()).unwrap()), None);
     }
 
+    /// What operators read is what the program counts.
+    #[test]
+    fn the_page_for_operators_has_each() {
+        let page = include_str!("../../docs/operations.md");
+        for reason in Reason::ALL {
+            let row = format!("| `{}` | {} | {} |", reason.name(), reason.meaning(), reason.look_first());
+            assert!(page.contains(&row), "docs/operations.md lacks this row:\n{row}");
+        }
+    }
+
     #[test]
     fn names_are_unique_labels() {
         let names: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
