@@ -38,6 +38,7 @@ pub fn subjects() -> Vec<Subject> {
         crate::nat::subjects(),
         crate::too_big::subjects(),
         crate::icmp::subjects(),
+        crate::observe::subjects(),
     ];
     modules.into_iter().flatten().collect()
 }

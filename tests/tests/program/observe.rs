@@ -15,6 +15,8 @@ use lb_tests::{
     world::{self, SERVICE_INDEX, SESSION, World},
 };
 
+use crate::matrix::Subject;
+
 /// Refused all the same: what cannot be read, and what cannot be delivered.
 const DROPPED: [Reason; 2] = [Reason::Malformed, Reason::NoBackend];
 
@@ -34,6 +36,13 @@ fn locally_too() -> Result<()> {
     let cases: Vec<_> =
         refused().into_iter().filter(|case| !no_backend(case)).map(|case| observed(case, local)).collect();
     crate::check_each(&cases)
+}
+
+/// What this module's cases are about.
+pub fn subjects() -> Vec<Subject> {
+    let test = "observe::what_enforce_drops_is_delivered_unstripped";
+    let cases = refused().into_iter().map(|case| observed(case, |_| {})).collect();
+    vec![Subject::new("The same in `mode = \"observe\"`", test, cases)]
 }
 
 fn refused() -> Vec<Case> {

@@ -32,7 +32,14 @@ fn clients_that_cannot_react() -> Result<()> {
 
 /// What this module's cases are about.
 pub fn subjects() -> Vec<Subject> {
-    vec![Subject::new("What is too big for a way", "too_big::clients_that_cannot_react", silent_cases())]
+    vec![
+        Subject::new("What is too big for a way", "too_big::one_byte_more", answered_cases()),
+        Subject::new(
+            "The same from a client that cannot react",
+            "too_big::clients_that_cannot_react",
+            silent_cases(),
+        ),
+    ]
 }
 
 fn world(forward: u8, flags: u8, backend: Family) -> World {
@@ -92,6 +99,31 @@ fn message(packet: &Packet, room: usize, quoted: usize) -> Packet {
         transport: Transport::Icmp(Icmp { kind, code, rest: [0, 0, high, low] }),
         ..Packet::with_payload(packet.ip_packet()[..quoted].to_vec())
     }
+}
+
+/// One byte more than fits the way: the client is told.
+#[test]
+fn one_byte_more() -> Result<()> {
+    crate::check_each(&answered_cases())
+}
+
+fn answered_cases() -> Vec<Case> {
+    let nat = Family::BOTH.map(|family| (FORWARD_NAT, "nat", family, family));
+    let mut cases = Vec::new();
+    for (forward, mode, family, backend) in WAYS.into_iter().chain(nat) {
+        for (flags, strip) in FLAGS {
+            let world = world(forward, flags, backend);
+            let (room, packet) = packet(&world, family, 1);
+            let quoted = match family {
+                Family::V4 => 544,
+                Family::V6 => 1184,
+            };
+            let told = message(&packet, room, quoted);
+            let name = format!("one byte more than fits, {strip}: {mode}");
+            cases.push(Case::answered(name, world, &packet, &told, Reason::TooBig));
+        }
+    }
+    cases
 }
 
 /// Exactly the MTU passes. One byte more gets a message that names the longest packet that would have passed, quotes no
