@@ -159,10 +159,6 @@ fn checked_in_full(ctx: *mut xdp_md, slot: u32, at: u32, service_id: u32) -> Res
         reserved: [0; 5],
     };
     // A cache that cannot take the entry costs the next packet another HMAC, and nothing else.
-    #[expect(
-        clippy::needless_borrows_for_generic_args,
-        reason = "by value, they would be copied to the stack"
-    )]
     let _ = SESSIONS.insert(&scratch.token, &scratch.session, 0);
     Ok(())
 }

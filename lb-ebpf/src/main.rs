@@ -5,6 +5,10 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "keys and values lie in maps: by value, they would be copied to the stack"
+)]
 #![expect(missing_docs, reason = "`#[xdp]` writes a function without documentation around each program")]
 
 mod admit;
