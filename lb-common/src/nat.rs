@@ -45,11 +45,15 @@ pub struct Translation {
     pub tags: [Tag; 2],
     /// The service's id.
     pub service_id: u32,
+    /// The interface that leads to the backend: answers from elsewhere are forged.
+    pub backend_ifindex: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 const _: () = {
     assert!(size_of::<TranslationKey>() == 20 && align_of::<TranslationKey>() == 4);
-    assert!(size_of::<Translation>() == 96 && align_of::<Translation>() == 8);
+    assert!(size_of::<Translation>() == 104 && align_of::<Translation>() == 8);
     assert!(core::mem::offset_of!(Translation, tags) == 80);
 };
 crate::map_value!(TranslationKey, Translation);

@@ -77,7 +77,7 @@ pub struct Load {
 }
 
 const _: () = assert!(
-    size_of::<Scratch>() == 8 + 8 + 8 + 16 + 16 + 64 + 288 + 32 + 40 + 24 + 96 && align_of::<Scratch>() == 8
+    size_of::<Scratch>() == 8 + 8 + 8 + 16 + 16 + 64 + 288 + 32 + 40 + 24 + 104 && align_of::<Scratch>() == 8
 );
 crate::map_value!(Scratch);
 

@@ -65,7 +65,7 @@ pub fn for_client(frame: &Frame, load: &mut Load) -> Option<Result<(), Reason>> 
     key.backend_be = quote.to.client_be;
     key.backend_port_be = quote.to.client_port_be;
     key.node_port_be = quote.from.port_be as u16;
-    translate::read(key, &quote.from.address_be, found)?;
+    translate::read(frame, key, &quote.from.address_be, found)?;
     let addresses = [&found.client_be, &found.service_be];
     let ports = [found.client_port_be, found.service_port_be];
     Some(match load.v6 {

@@ -62,6 +62,8 @@ fn translated<I: Ip>(frame: &Frame, load: &Load, backend: &Backend) -> Result<()
         addresses_be: from.addresses_back(),
         tags: from.tags(),
         service_id: load.service_id,
+        backend_ifindex: backend.ifindex,
+        reserved: 0,
     };
     let node_port_be = port_for(key, wanted, backend)?;
     let addresses = [backend.source_be, backend.address_be];
@@ -139,9 +141,10 @@ fn candidates(wanted: &Translation) -> Option<(Ports, u64)> {
     Some((Ports::from_word(NAT_PORTS.load())?, hash(wanted)))
 }
 
-/// Copies a translation that is not over, and is of this address of the node.
+/// Copies a translation that is not over, of this address of the node, for a frame that comes from where its backend is:
+/// whoever is elsewhere may write a backend's address, and is not it.
 #[inline(always)]
-pub fn read(key: &TranslationKey, node_be: &Address, into: &mut Translation) -> Option<()> {
+pub fn read(frame: &Frame, key: &TranslationKey, node_be: &Address, into: &mut Translation) -> Option<()> {
     // SAFETY: copied out here and now.
     *into = *unsafe { TRANSLATIONS.get(key) }?;
     let to_node = &into.node_be;
@@ -149,7 +152,8 @@ pub fn read(key: &TranslationKey, node_be: &Address, into: &mut Translation) -> 
         && to_node[0] == node_be[0]
         && to_node[1] == node_be[1]
         && to_node[2] == node_be[2];
-    (own && !is_over(into.used_at_ns, now()?)).then_some(())
+    let from_backend = into.backend_ifindex == frame.ingress();
+    (own && from_backend && !is_over(into.used_at_ns, now()?)).then_some(())
 }
 
 /// The way to the client of a translation.
@@ -282,7 +286,7 @@ fn answer_to_client<I: Ip>(frame: &Frame, load: &Load) -> Option<Result<(), Reas
     // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
     let (key, translation) = unsafe { (&mut (*scratch).translation_key, &mut (*scratch).translation) };
     *key = TranslationKey { backend_be, backend_port_be, node_port_be };
-    read(key, &node_be, translation)?;
+    read(frame, key, &node_be, translation)?;
     if let Err(reason) = ip.age() {
         return Some(Err(reason));
     }

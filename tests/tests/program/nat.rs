@@ -109,6 +109,8 @@ fn translation(world: &World, client: &Packet) -> Translation {
         addresses_be,
         tags,
         service_id: world::SERVICE_ID,
+        backend_ifindex: backend.ifindex,
+        reserved: 0,
     }
 }
 
@@ -218,6 +220,12 @@ fn by_another_interface_with_tags() -> Result<()> {
             let port = translated(&mut program, &name, &world, &packet)?;
             let (answer, to_client) = reply(&world, &packet, port);
             let answer = Packet { tags: vec![(packet::TAG_8021Q, 12)], ..answer };
+            // It comes in where the client's datagram did, and not where the backend is: it is forged.
+            Case::not_ours(&name, world.clone(), &answer).check(&mut program)?;
+            let mut translation = program.translations()?.get(&key(&world, port), 0)?;
+            ensure!(translation.backend_ifindex == OTHER_INTERFACE, "{name}");
+            translation.backend_ifindex = world::LOOPBACK;
+            program.translations()?.insert(key(&world, port), translation, 0)?;
             Case::answered(name, world.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
         }
     }
