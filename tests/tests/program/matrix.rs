@@ -63,11 +63,12 @@ packet in this family, or it is the other one's. The tests are those of `tests/t
 #[test]
 fn the_page_is_as_the_cases_are() -> Result<()> {
     let page = page()?;
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/matrix.md");
     if std::env::var_os(UPDATE).is_some_and(|value| value == "1") {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/matrix.md");
         return std::fs::write(&path, page).with_context(|| path.display().to_string());
     }
-    let there = std::fs::read_to_string(&path).unwrap_or_default();
+    // As it was built: there are no files where the cases run on another kernel.
+    let there = include_str!("../../../docs/matrix.md");
     let differs = page.lines().zip(there.lines()).find(|(new, old)| new != old);
     ensure!(
         page == there,
