@@ -41,7 +41,8 @@ use nix::{
 use tollgate::datapath::embedded_object;
 
 use self::plan::ROUTERS;
-pub use self::plan::{Family, Network, PORT, Plan, Way};
+pub use self::plan::{Network, PORT, Plan, Way};
+pub use crate::packet::Family;
 use crate::{
     leftovers::{self, PINS},
     netns::{Namespace, run},

@@ -2,24 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::packet::Family;
+
 /// The service's UDP port.
 pub const PORT: u16 = 7777;
 /// The last parts of the routers' addresses, in this order.
 pub(super) const ROUTERS: [u8; 2] = [254, 253];
 
-/// Which of the two IP protocols.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
+/// What a family means in a topology.
 impl Family {
-    /// Both.
-    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
-
     /// Where the service is reached.
     pub fn service(self) -> SocketAddr {
         (Network::Front.address(self, 100), PORT).into()
