@@ -11,9 +11,14 @@ pub struct Live {
     pub tick_ns: u64,
     /// The [`Tables`] that count.
     pub tables: u64,
+    /// Changes after every addition to the revocations, so that what was looked up before is looked up once more; 32 bits
+    /// of it count. 0: there never was one.
+    pub revocations: u64,
+    /// When `offset_ns` was last found to be right (ticks * `tick_ns`).
+    pub confirmed_ns: u64,
 }
 
-const _: () = assert!(size_of::<Live>() == 24 && align_of::<Live>() == 8);
+const _: () = assert!(size_of::<Live>() == 40 && align_of::<Live>() == 8);
 crate::map_value!(Live);
 
 /// Services, Maglev tables and backends are published together: each of their arrays has two halves, and one word
@@ -58,6 +63,11 @@ pub const SECOND_NS: u64 = 1_000_000_000;
 
 /// By how much the clocks of issuers and balancers may differ (token.md).
 pub const SKEW_NS: u64 = 2 * SECOND_NS;
+
+/// How long an offset is believed that nobody confirms. The kernel's ticks follow CLOCK_MONOTONIC, which is off by at most
+/// 500 ppm where nothing disciplines it (`MAXFREQ`, linux/timex.h): after this time by the skew. From then on no new token
+/// is admitted; those that were go on, until they expire.
+pub const OFFSET_STALE_NS: u64 = SKEW_NS * 1_000_000 / 500;
 
 #[cfg(test)]
 mod tests {

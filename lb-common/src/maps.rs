@@ -2,7 +2,7 @@
 
 /// Changes with every incompatible change of a map's key, value or meaning. Pins live under a directory of this
 /// name, and the daemon compares layouts before it re-uses them.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// One `Live`, mapped into the daemon.
 pub const LIVE: &str = "live";
@@ -32,8 +32,13 @@ pub const TRANSLATIONS: &str = "translations";
 /// Interface number → device: the interfaces that frames may be sent to.
 pub const EGRESS: &str = "egress";
 
+/// `half * SERVICES_MAX + service index` → `RateTable`. Looked up for services with `FLAG_RATED`.
+pub const RATES: &str = "rates";
+/// `RevocationKey` → unix nanoseconds until when it counts. A plain hash map: an LRU's victims could flush it.
+pub const REVOCATIONS: &str = "revocations";
+
 /// Every map, for whoever pins, compares or removes them all.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 15] = [
     LIVE,
     SERVICES,
     KEY_SLOTS,
@@ -47,6 +52,8 @@ pub const ALL: [&str; 13] = [
     FLOWS,
     TRANSLATIONS,
     EGRESS,
+    RATES,
+    REVOCATIONS,
 ];
 
 /// Halves of what is published together.
@@ -61,6 +68,8 @@ pub const BACKENDS_MAX: u32 = 4096;
 pub const SESSIONS_DEFAULT: u32 = 262_144;
 /// Interfaces that frames may be sent to.
 pub const EGRESS_MAX: u32 = 256;
+/// Revocations in force at once.
+pub const REVOCATIONS_MAX: u32 = 65_536;
 /// Counters of all services.
 pub const COUNTERS_MAX: u32 = SERVICES_MAX * crate::reason::CAPACITY as u32;
 

@@ -97,6 +97,8 @@ reasons! {
     28 NatPorts "nat_ports" "no port of this node is free towards the backend" "`nat_ports`: a wider range, or more backends";
     /// Its way ends here.
     29 HopLimit "hop_limit" "its time to live or hop limit ends at this hop" "a routing loop, or a traceroute";
+    /// Nobody has confirmed the clock for too long.
+    30 StaleClock "stale_clock" "a new token, and nobody has confirmed the clock for over an hour" "`tollgate status`: does the daemon run, and was the wall clock set back?";
 }
 
 impl Reason {
@@ -129,6 +131,7 @@ impl Reason {
             | Self::Revoked
             | Self::BadFastTag
             | Self::HmacBudget
+            | Self::StaleClock
             | Self::BadFullTag
             | Self::WrongService
             | Self::StaleProof

@@ -4,8 +4,10 @@ use crate::{
     flow::FlowKey,
     live::SECOND_NS,
     nat::{Translation, TranslationKey},
+    rate::{GcraState, Rate},
+    revocation::RevocationKey,
     service::ServiceKey,
-    session::{Session, TokenKey},
+    session::{Seen, Session, TokenKey},
     sha256,
 };
 
@@ -27,6 +29,10 @@ pub struct Scratch {
     pub token: TokenKey,
     /// and its value.
     pub session: Session,
+    /// What is to be known of the datagram whose session is looked at.
+    pub arrival: Arrival,
+    /// The revocation that is looked for.
+    pub revocation: RevocationKey,
     /// Room for SHA-256.
     pub sha256: sha256::Scratch,
     /// The packet on its way out.
@@ -39,6 +45,36 @@ pub struct Scratch {
     pub reserved: u32,
     /// and its value.
     pub translation: Translation,
+}
+
+/// A datagram whose token is verified, for what its session has to say to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Arrival {
+    /// Where it came from.
+    pub seen: Seen,
+    /// Its source address, as in [`Source`](crate::token::Source).
+    pub source: u64,
+    /// Where its token is in the frame.
+    pub token_at: u32,
+    /// Where its IP header is.
+    pub ip_at: u32,
+    /// Bytes of its payload behind the token.
+    pub payload_len: u32,
+    /// 1 if it is IPv6, else 0.
+    pub v6: u32,
+    /// The service's id.
+    pub service_id: u32,
+    /// The service's index.
+    pub service_index: u32,
+    /// The service's `flags`, `forward` and `max_sources`.
+    pub flags: u8,
+    /// Likewise.
+    pub forward: u8,
+    /// Likewise.
+    pub max_sources: u8,
+    /// Zeros.
+    pub reserved: [u8; 5],
 }
 
 /// The datagram that an ICMP error quotes, from a service to a client.
@@ -77,20 +113,15 @@ pub struct Load {
 }
 
 const _: () = assert!(
-    size_of::<Scratch>() == 8 + 8 + 8 + 16 + 16 + 64 + 288 + 32 + 40 + 24 + 104 && align_of::<Scratch>() == 8
+    size_of::<Scratch>() == 8 + 8 + 8 + 16 + 16 + 256 + 48 + 16 + 288 + 32 + 40 + 24 + 104
+        && align_of::<Scratch>() == 8
 );
 crate::map_value!(Scratch);
 
-/// A token bucket in time: an HMAC costs `1 s / rate`, the bucket holds at most one tenth of a second.
-///
-/// The virtual-scheduling form of the generic cell rate algorithm (ITU-T I.371): one word of state, no division
-/// per packet.
+/// A rate of a CPU's own, of which at most a tenth of a second is saved up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Budget {
-    /// The moment (kernel clock, ns) at which the bucket will be full again.
-    full_at: u64,
-}
+#[repr(transparent)]
+pub struct Budget(GcraState);
 
 /// What one ICMP message costs of a CPU's budget: a thousand a second, as many as Linux sends in all
 /// (net.ipv4.icmp_msgs_per_sec).
@@ -103,12 +134,14 @@ impl Budget {
     /// Takes one thing that costs `cost_ns` out of the budget at `now` (kernel clock, ns); false if none is left.
     #[inline(always)]
     pub fn take(&mut self, now: u64, cost_ns: u64) -> bool {
-        let from = if self.full_at > now { self.full_at } else { now };
-        if from - now > BURST_NS - cost_ns.min(BURST_NS) {
-            return false;
+        let rate = Rate { cost_ns, debt_ns: BURST_NS.saturating_sub(cost_ns) };
+        match self.0.after(now, rate) {
+            Some(state) => {
+                self.0 = state;
+                true
+            }
+            None => false,
         }
-        self.full_at = from + cost_ns;
-        true
     }
 }
 

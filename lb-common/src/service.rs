@@ -68,6 +68,10 @@ pub struct Service {
     pub forward: u8,
     /// `FLAG_*`.
     pub flags: u8,
+    /// Source addresses that a token may be used from, at most [`SOURCES_MAX`](crate::session::SOURCES_MAX); 0: any number.
+    pub max_sources: u8,
+    /// Zeros.
+    pub reserved: [u8; 3],
 }
 
 /// Buckets of one half of the service table.
@@ -89,9 +93,9 @@ pub struct ServiceEntry {
 pub type ServiceBucket = [ServiceEntry; BUCKET_LEN];
 
 const _: () = {
-    assert!(size_of::<ServiceEntry>() == 40 && align_of::<ServiceEntry>() == 4);
+    assert!(size_of::<ServiceEntry>() == 44 && align_of::<ServiceEntry>() == 4);
     assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 4);
-    assert!(size_of::<Service>() == 20 && align_of::<Service>() == 4);
+    assert!(size_of::<Service>() == 24 && align_of::<Service>() == 4);
     assert!(core::mem::offset_of!(Service, accept) == 16);
 };
 crate::map_value!(ServiceKey, Service, ServiceEntry);
@@ -121,6 +125,8 @@ pub const FORWARD_NAT: u8 = 4;
 pub const FLAG_STRIP: u8 = 1 << 0;
 /// `mode = "observe"`.
 pub const FLAG_OBSERVE: u8 = 1 << 1;
+/// Some class of its sessions has a rate.
+pub const FLAG_RATED: u8 = 1 << 2;
 
 impl Service {
     /// Whether the token header is taken off before a backend sees the datagram.
@@ -133,5 +139,11 @@ impl Service {
     #[inline(always)]
     pub const fn observes(&self) -> bool {
         self.flags & FLAG_OBSERVE != 0
+    }
+
+    /// Whether something limits its sessions.
+    #[inline(always)]
+    pub const fn limits(&self) -> bool {
+        self.flags & FLAG_RATED != 0 || self.max_sources != 0
     }
 }

@@ -181,7 +181,7 @@ impl ProofToken {
     /// The header of one packet, with the payload that follows it. `seq` must never be used twice.
     pub fn header(&self, seq: u32, ts_ms: u32, payload: &[u8]) -> Header {
         let key = SipKey::from_bytes(self.session_key.as_bytes());
-        let tag = tags::proof(key, seq, ts_ms, payload);
+        let tag = tags::proof_over(key, seq, ts_ms, payload);
         header(self.claims, self.fast_tag, Proof { seq, ts_ms, tag }.to_words())
     }
 }

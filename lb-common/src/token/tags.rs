@@ -2,8 +2,8 @@
 
 use crate::{
     sha256::{self, HmacKey, Scratch},
-    siphash::{SipHash24, SipKey, siphash24},
-    token::header::{Binding, Header, Kind},
+    siphash::{SipHash24, SipKey},
+    token::header::{Binding, Header, Kind, Proof},
 };
 
 /// Bytes of `claims ‖ AD`.
@@ -36,32 +36,44 @@ pub fn full(key: &HmacKey, claims: [u64; 5], binding: &Binding, scratch: &mut Sc
     sha256::tag128(scratch)
 }
 
-/// The key of a PROOF token's session (NIST SP 800-108r1, counter mode).
+/// The key of a PROOF token's session (NIST SP 800-108r1, counter mode): of u32 1 ‖ "proof" ‖ 00 ‖ claims ‖ u32 128.
+#[inline(always)]
 pub fn session_key(key: &HmacKey, claims: [u64; 5], scratch: &mut Scratch) -> SipKey {
-    // u32 1 ‖ "proof" ‖ 00 ‖ claims ‖ u32 128
-    let mut message = [0; 56];
-    message[..10].copy_from_slice(b"\0\0\0\x01proof\0");
-    for (i, word) in claims.iter().enumerate() {
-        message[10 + 8 * i..][..8].copy_from_slice(&word.to_le_bytes());
-    }
-    message[50..54].copy_from_slice(&128u32.to_be_bytes());
-    let mut words = [0; 7];
-    for (word, bytes) in words.iter_mut().zip(message.as_chunks::<8>().0) {
-        *word = u64::from_le_bytes(*bytes);
-    }
+    const COUNTER_LABEL: u64 = u64::from_le_bytes(*b"\0\0\0\x01proo");
+    const LABEL_END: u64 = u64::from_le_bytes(*b"f\0\0\0\0\0\0\0");
+    const BITS: u64 = u64::from_le_bytes(*b"\0\0\0\0\0\x80\0\0");
+    // Ten bytes before the claims: each word ends two bytes into the next.
+    let [a, b, c, d, e] = claims;
+    let across = |first: u64, second: u64| first >> 48 | second << 16;
+    let words = [
+        COUNTER_LABEL,
+        LABEL_END | a << 16,
+        across(a, b),
+        across(b, c),
+        across(c, d),
+        across(d, e),
+        e >> 48 | BITS,
+    ];
     sha256::load_block(scratch, &words, 54);
     sha256::hmac(key, scratch);
     let [k0, k1] = sha256::tag128(scratch);
     SipKey { k0, k1 }
 }
 
-/// The proof over a packet's sequence number, time, and payload (the bytes after the header).
-pub fn proof(key: SipKey, seq: u32, ts_ms: u32, payload: &[u8]) -> u64 {
-    let mut message = [0; 26];
-    message[..4].copy_from_slice(&seq.to_be_bytes());
-    message[4..8].copy_from_slice(&ts_ms.to_be_bytes());
-    let first = payload.len().min(16);
-    message[8..8 + first].copy_from_slice(&payload[..first]);
-    message[24..].copy_from_slice(&(payload.len() as u16).to_be_bytes());
-    siphash24(key, &message)
+/// The proof over a packet's sequence number and time (bytes 48..56 of its header, loaded little-endian), the first 16
+/// bytes of its payload likewise, with zeros behind the last, and the payload's length.
+#[inline(always)]
+pub const fn proof(key: SipKey, seq_and_ts: u64, payload: [u64; 2], payload_len: u16) -> u64 {
+    let [first, second] = payload;
+    SipHash24::new(key).word(seq_and_ts).word(first).word(second).finish(payload_len.swap_bytes() as u64, 26)
+}
+
+/// The same on a host, over a payload of at most 65,535 bytes: those after the header.
+pub fn proof_over(key: SipKey, seq: u32, ts_ms: u32, payload: &[u8]) -> u64 {
+    let mut first = [0; 16];
+    let len = payload.len().min(16);
+    first[..len].copy_from_slice(&payload[..len]);
+    let words = u128::from_le_bytes(first);
+    let [seq_and_ts, _] = Proof { seq, ts_ms, tag: 0 }.to_words();
+    proof(key, seq_and_ts, [words as u64, (words >> 64) as u64], payload.len() as u16)
 }

@@ -43,7 +43,8 @@ pub fn verify(
     if header.kind() == Kind::Proof {
         let proof = header.proof();
         let session_key = tags::session_key(&key.proof, header.claims(), &mut scratch);
-        if tags::proof(session_key, proof.seq, proof.ts_ms, &payload[super::header::LEN..]) != proof.tag {
+        if tags::proof_over(session_key, proof.seq, proof.ts_ms, &payload[super::header::LEN..]) != proof.tag
+        {
             return Err(Reason::BadProof);
         }
     }

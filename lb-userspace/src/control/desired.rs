@@ -115,6 +115,7 @@ pub fn value(service: &config::Service, index: u32) -> Service {
             Forward::Nat => FORWARD_NAT,
         },
         flags: flag(service.strip, FLAG_STRIP) | flag(service.mode == Mode::Observe, FLAG_OBSERVE),
+        ..Service::default()
     }
 }
 

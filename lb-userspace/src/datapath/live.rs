@@ -29,6 +29,8 @@ unsafe impl Sync for LiveWords {}
 const WORDS: usize = size_of::<Live>() / size_of::<u64>();
 const OFFSET: usize = std::mem::offset_of!(Live, offset_ns) / size_of::<u64>();
 const TICK: usize = std::mem::offset_of!(Live, tick_ns) / size_of::<u64>();
+const REVOCATIONS: usize = std::mem::offset_of!(Live, revocations) / size_of::<u64>();
+const CONFIRMED: usize = std::mem::offset_of!(Live, confirmed_ns) / size_of::<u64>();
 const TABLES: usize = std::mem::offset_of!(Live, tables) / size_of::<u64>();
 
 impl LiveWords {
@@ -65,6 +67,25 @@ impl LiveWords {
     /// Changes the length of a tick. Before the offset, which counts on it.
     pub fn set_tick_ns(&self, tick_ns: u64) {
         self.words()[TICK].store(tick_ns, Ordering::Release);
+    }
+
+    /// When the offset was last found to be right (kernel clock, ns).
+    pub fn confirmed_ns(&self) -> u64 {
+        self.words()[CONFIRMED].load(Ordering::Acquire)
+    }
+
+    /// Says that the offset is right at this moment of the kernel's clock.
+    pub fn set_confirmed_ns(&self, kernel_ns: u64) {
+        self.words()[CONFIRMED].store(kernel_ns, Ordering::Release);
+    }
+
+    /// Has every session looked up among the revocations again: to be called after additions, before they are said to be
+    /// in force.
+    pub(super) fn bump_revocations(&self) {
+        let words = self.words();
+        // 0 stands for none ever; sessions remember 32 bits.
+        let next = (words[REVOCATIONS].load(Ordering::Acquire) as u32).wrapping_add(1).max(1);
+        words[REVOCATIONS].store(next.into(), Ordering::Release);
     }
 
     /// The tables that count.
