@@ -138,6 +138,7 @@ impl World {
             services: self.services.iter().map(|(at, service)| (key(at), *service)).collect(),
             maglev: self.services.iter().map(|(_, service)| table(service)).collect(),
             backends: self.backends.clone(),
+            ..Snapshot::default()
         }
     }
 

@@ -34,13 +34,6 @@ pub(super) fn services(report: &mut Report<'_>, services: &[ServiceDraft]) {
     for service in services {
         forwarding(report, service);
         backends(report, service);
-        if let Some(accept) = service.accept.as_ref().filter(|accept| accept.get_ref().proof) {
-            let wrong = Wrong {
-                message: "proof tokens are not yet in this version".to_owned(),
-                mend: "their packets are counted as `policy`; bearer tokens work".to_owned(),
-            };
-            report.warn("service.accept", accept.span(), wrong);
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The fields of the file, with their defaults.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use lb_common::nat::Ports;
 use toml::{
@@ -9,7 +9,7 @@ use toml::{
 };
 
 use super::{
-    Accept, Backend, Bind, Config, Forward, Mode, Service, StoreLocation, XdpMode, check,
+    Accept, Backend, Bind, Config, Forward, Mode, Rate, Service, StoreLocation, XdpMode, check, rate,
     read::{Fields, Report, Wrong},
     values,
 };
@@ -40,6 +40,8 @@ pub(super) struct ServiceDraft {
     bind: Bind,
     strip: bool,
     mode: Mode,
+    rates: BTreeMap<u8, Rate>,
+    max_sources: Option<u8>,
 }
 
 /// A backend, and where its fields are.
@@ -129,8 +131,8 @@ fn service(report: &mut Report<'_>, mut fields: Fields<'_, '_>) -> ServiceDraft 
     let forward = fields.required(report, "forward", values::forward, "forward = \"l2\"");
     let mode = fields.or(report, "mode", values::mode, Mode::Enforce);
     let key_rotation = fields.or(report, "key_rotation", values::key_rotation, Some(KEY_ROTATION));
-    fields.not_yet(report, "rate");
-    fields.not_yet(report, "max_sources");
+    let rates = fields.or(report, "rate", rate::rates, BTreeMap::new());
+    let max_sources = fields.optional(report, "max_sources", values::max_sources).map(Spanned::into_inner);
     let tables = fields.tables(report, "backend", "service.backend.");
     let backends = tables.into_iter().map(|table| backend(report, table)).collect();
     let span = fields.span();
@@ -149,6 +151,8 @@ fn service(report: &mut Report<'_>, mut fields: Fields<'_, '_>) -> ServiceDraft 
         bind,
         strip,
         mode,
+        rates,
+        max_sources,
     }
 }
 
@@ -186,6 +190,8 @@ impl ServiceDraft {
             forward: self.forward?.into_inner(),
             mode: self.mode,
             key_rotation: self.key_rotation,
+            rates: self.rates,
+            max_sources: self.max_sources,
             backends: backends.collect::<Option<_>>()?,
         })
     }

@@ -7,10 +7,12 @@ mod check;
 mod error;
 mod fields;
 mod prefix;
+mod rate;
 mod read;
 mod values;
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -20,6 +22,7 @@ pub use error::{ConfigError, Invalid, Problem, Warning};
 pub use fields::CONTROL;
 use lb_common::nat::Ports;
 pub use prefix::Prefix;
+pub use rate::Rate;
 
 /// A whole configuration, with the defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +100,10 @@ pub struct Service {
     pub mode: Mode,
     /// How often the key is replaced; `None`: by hand only. Whole seconds.
     pub key_rotation: Option<Duration>,
+    /// What each of its sessions may send, by class; a class that is not there may send anything.
+    pub rates: BTreeMap<u8, Rate>,
+    /// Addresses that a token may be used from, 1 to 8; `None`: any number.
+    pub max_sources: Option<u8>,
     /// Unique ids, names and addresses.
     pub backends: Vec<Backend>,
 }
@@ -106,7 +113,7 @@ pub struct Service {
 pub struct Accept {
     /// BEARER tokens.
     pub bearer: bool,
-    /// PROOF tokens. This version refuses them as `policy` all the same, and the configuration warns of it.
+    /// PROOF tokens.
     pub proof: bool,
 }
 

@@ -16,13 +16,15 @@ id       = 4294967295
 name     = "game"
 address  = "203.0.113.10"
 port     = 7777
-accept   = ["bearer"]
+accept   = ["bearer", "proof"]
 bind     = "required"
 max_ttl  = "1m 30s"
 strip    = false
 forward  = "l2"
 mode     = "observe"
 key_rotation = "off"
+rate     = { "0" = "1000/s", 255 = " 200/s  burst 400" }
+max_sources = 8
 
 [[service.backend]]
 id      = 1
@@ -85,13 +87,16 @@ fn a_whole_file_is_read() {
         name: "game".into(),
         address: [203, 0, 113, 10].into(),
         port: 7777,
-        accept: Accept { bearer: true, proof: false },
+        accept: Accept { bearer: true, proof: true },
         bind: Bind::Required,
         max_ttl: Duration::from_secs(90),
         strip: false,
         forward: Forward::L2,
         mode: Mode::Observe,
         key_rotation: None,
+        rates: [(0, Rate { per_second: 1000, burst: 1000 }), (255, Rate { per_second: 200, burst: 400 })]
+            .into(),
+        max_sources: Some(8),
         backends: vec![
             Backend { id: 1, name: "game-a".into(), address: [10, 0, 0, 11].into(), port: 7777, weight: 7 },
             Backend {
@@ -131,6 +136,9 @@ fn what_is_absent_has_a_default() {
     );
     assert_eq!((service.bind, service.mode, service.strip), (Bind::Optional, Mode::Enforce, true));
     assert!(service.accept.bearer && !service.accept.proof);
+    assert!(service.rates.is_empty() && service.max_sources.is_none());
+    let service = parse(&with("accept = [\"proof\"]")).unwrap().services.remove(0);
+    assert!(!service.accept.bearer && service.accept.proof);
 }
 
 /// Each wrong line by itself: the place, and what the message says.
@@ -166,7 +174,6 @@ fn every_wrong_value_is_named() {
             "is none of its values; write \"local\" or \"l2\" or \"ipip\" or \"gue\" or \"nat\"",
         ),
         ("accept = []", "`service.accept` is empty: no token would pass"),
-        ("accept = [\"proof\"]", "is not yet in this version: no token would pass"),
         ("accept = [\"knock\"]", "\"knock\" is not a type of token"),
         ("bind = \"yes\"", "write \"optional\" or \"required\""),
         ("mode = \"off\"", "write \"enforce\" or \"observe\""),
@@ -184,8 +191,23 @@ fn every_wrong_value_is_named() {
             "key_rotation = \"1s\"\nmax_ttl = \"2h\"",
             "the services need up to 7203 keys at a time, and there are 4096",
         ),
-        ("rate = { \"0\" = \"1000/s\" }", "`service.rate` is not yet in this version"),
-        ("max_sources = 4", "`service.max_sources` is not yet in this version"),
+        (
+            "rate = \"1000/s\"",
+            "`service.rate` is \"1000/s\", not a table by class; write it as in `rate = { ",
+        ),
+        ("rate = {}", "`service.rate` names no class; remove the line"),
+        ("rate = { all = \"1/s\" }", "`service.rate`: \"all\" is not a class; a class is 0 to 255"),
+        ("rate = { \"256\" = \"1/s\" }", "\"256\" is not a class"),
+        ("rate = { \"01\" = \"1/s\" }", "\"01\" is not a class"),
+        ("rate = { \"0\" = 1000 }", "`service.rate`: 1000 is not a rate"),
+        ("rate = { \"0\" = \"1000\" }", "\"1000\" is not a rate"),
+        ("rate = { \"0\" = \"0/s\" }", "\"0/s\" is not a rate"),
+        ("rate = { \"0\" = \"1000001/s\" }", "is not a rate"),
+        ("rate = { \"0\" = \"1/s burst 0\" }", "is not a rate"),
+        ("rate = { \"0\" = \"1/s burst\" }", "is not a rate"),
+        ("rate = { \"0\" = \"1/m\" }", "1 to 1000000 packets a second, as many at once"),
+        ("max_sources = 0", "`service.max_sources` = 0 is out of range; it is a whole number, 1 to 8"),
+        ("max_sources = 9", "is out of range"),
         ("adress = \"203.0.113.10\"", "`service.adress` is not a known field; did you mean `address`?"),
         ("colour = 3", "known here: accept, address, backend, bind, forward, id"),
         ("address = \"127.0.0.1\"\nforward = \"l2\"", "127.0.0.1 is a loopback address"),
@@ -282,10 +304,10 @@ fn duplicates_are_shown_with_the_first() {
     assert!(lines[1].contains("`service.name` = \"game\" is on line 14 already"), "{lines:?}");
     assert!(lines[2].contains("203.0.113.10 port 7777 is taken by the service of line 15"), "{lines:?}");
     let page = parse(&text).unwrap_err().report(false);
-    assert!(page.contains("tollgate.toml:38:6") && page.contains("first here"), "{page}");
+    assert!(page.contains("tollgate.toml:40:6") && page.contains("first here"), "{page}");
     let lines = refused(&WHOLE.replace("65535", "1").replace("10.0.0.12", "10.0.0.11"));
-    assert!(lines[0].contains("`service.backend.id` = 1 is on line 26 already"), "{lines:?}");
-    assert!(lines[1].contains("`service.backend.address` = 10.0.0.11 is on line 28 already"), "{lines:?}");
+    assert!(lines[0].contains("`service.backend.id` = 1 is on line 28 already"), "{lines:?}");
+    assert!(lines[1].contains("`service.backend.address` = 10.0.0.11 is on line 30 already"), "{lines:?}");
 }
 
 #[test]
@@ -321,7 +343,6 @@ fn what_is_probably_not_meant_is_a_warning() {
         (with("forward = \"l2\""), "the service has no backend"),
         (with("forward = \"nat\""), "the service has no backend"),
         ("tunnel_sources = [\"10.9.0.0/24\"]\n".to_owned() + &with(""), "`tunnel_sources` is not used"),
-        (with("accept = [\"bearer\", \"proof\"]"), "proof tokens are not yet in this version"),
         (with("key_rotation = \"10m\""), "up to 9 keys verify at a time; a key_rotation of 10m is shorter"),
     ];
     for (text, expected) in cases {

@@ -82,6 +82,10 @@ fn one_of<T: Copy>(path: &str, value: &DeValue<'_>, choices: &[(&str, T)]) -> Re
     }
 }
 
+pub(super) fn max_sources(path: &str, value: &DeValue<'_>) -> Read<u8> {
+    narrowed(path, value, 1..=lb_common::session::SOURCES_MAX as u64)
+}
+
 pub(super) fn boolean(path: &str, value: &DeValue<'_>) -> Read<bool> {
     match value.as_bool() {
         Some(truth) => Ok(truth),
@@ -308,7 +312,7 @@ pub(super) fn tunnel_sources(path: &str, value: &DeValue<'_>) -> Read<Vec<Prefix
 }
 
 pub(super) fn accept(path: &str, value: &DeValue<'_>) -> Read<Accept> {
-    const MEND: &str = "write `accept = [\"bearer\"]`";
+    const MEND: &str = "write `accept = [\"bearer\"]`, `[\"proof\"]` or `[\"bearer\", \"proof\"]`";
     let Some(kinds) = value.as_array() else {
         return wrong(format!("`{path}` is {}, not a list", described(value)), MEND);
     };
@@ -324,11 +328,10 @@ pub(super) fn accept(path: &str, value: &DeValue<'_>) -> Read<Accept> {
         }
     }
     match accept {
-        Accept { bearer: true, .. } => Ok(accept),
-        Accept { proof: true, .. } => {
-            wrong(format!("`{path}` = [\"proof\"] is not yet in this version: no token would pass"), MEND)
+        Accept { bearer: false, proof: false } => {
+            wrong(format!("`{path}` is empty: no token would pass"), MEND)
         }
-        _ => wrong(format!("`{path}` is empty: no token would pass"), MEND),
+        accept => Ok(accept),
     }
 }
 

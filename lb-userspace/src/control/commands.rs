@@ -259,7 +259,7 @@ impl Controller {
     fn inspect(&self, request: &token::InspectRequest) -> Result<Inspection, RequestError> {
         let keys: Vec<KnownKey> = self.keys.keyring().keys().map(KnownKey::from).collect();
         let services: Vec<_> =
-            self.config.services.iter().map(|service| super::desired::value(service, 1)).collect();
+            self.config.services.iter().map(|service| super::desired::value(service, 1, 0)).collect();
         Ok(token::inspect(request, Some(&keys), &services, unix_now())?)
     }
 }

@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
     backend::Backend,
+    rate::{CLASSES, Rate, RateTable},
     service::{
-        ACCEPT_BEARER, BIND_OPTIONAL, BIND_REQUIRED, FLAG_OBSERVE, FLAG_STRIP, FORWARD_GUE, FORWARD_IPIP,
-        FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT, Service, ServiceKey,
+        ACCEPT_BEARER, ACCEPT_PROOF, BIND_OPTIONAL, BIND_REQUIRED, FLAG_OBSERVE, FLAG_RATED, FLAG_STRIP,
+        FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT, Service, ServiceKey,
     },
 };
 
@@ -24,6 +25,8 @@ pub struct Placed {
     pub service_id: u32,
     /// Its index on this node.
     pub index: u32,
+    /// Its tokens issued before this unix second are revoked.
+    pub revoked_before: u32,
     /// Where each backend's counters stand, and the way to it.
     pub backends: BTreeMap<u16, (u32, Way)>,
 }
@@ -31,10 +34,13 @@ pub struct Placed {
 /// What the tables are to say. Backends are placed service by service, by their id.
 pub fn snapshot(config: &Config, placed: &[Placed]) -> Snapshot {
     let mut snapshot = Snapshot::default();
-    for Placed { service_id, index, backends } in placed {
+    for Placed { service_id, index, revoked_before, backends } in placed {
         let service = config.services.iter().find(|service| service.id == *service_id);
         let Some(service) = service else { continue };
-        snapshot.services.push((key(service), value(service, *index)));
+        snapshot.services.push((key(service), value(service, *index, *revoked_before)));
+        if !service.rates.is_empty() {
+            snapshot.rates.insert(*index, rates(service));
+        }
         let mut shares = Vec::new();
         for (backend_id, (counter, way)) in backends {
             let Some(backend) = service.backends.iter().find(|backend| backend.id == *backend_id) else {
@@ -93,16 +99,24 @@ pub fn address_be(address: IpAddr) -> [u32; 4] {
     std::array::from_fn(|word| u32::from_ne_bytes(std::array::from_fn(|byte| bytes[4 * word + byte])))
 }
 
+/// The rates of a service by class; zeros where a class has none.
+fn rates(service: &config::Service) -> Box<RateTable> {
+    let mut table = Box::new([Rate::default(); CLASSES]);
+    for (class, rate) in &service.rates {
+        table[usize::from(*class)] = Rate::new(rate.per_second, rate.burst);
+    }
+    table
+}
+
 /// A configured service as the program sees it.
-pub fn value(service: &config::Service, index: u32) -> Service {
+pub fn value(service: &config::Service, index: u32, revoked_before: u32) -> Service {
     let flag = |on, bit| if on { bit } else { 0 };
     Service {
         id: service.id,
         index,
         max_ttl: u32::try_from(service.max_ttl.as_secs()).unwrap_or(u32::MAX),
-        revoked_before: 0,
-        // Not ACCEPT_PROOF: the program cannot check proofs yet, and refuses them as `policy`.
-        accept: flag(service.accept.bearer, ACCEPT_BEARER),
+        revoked_before,
+        accept: flag(service.accept.bearer, ACCEPT_BEARER) | flag(service.accept.proof, ACCEPT_PROOF),
         bind: match service.bind {
             Bind::Optional => BIND_OPTIONAL,
             Bind::Required => BIND_REQUIRED,
@@ -114,7 +128,10 @@ pub fn value(service: &config::Service, index: u32) -> Service {
             Forward::Gue => FORWARD_GUE,
             Forward::Nat => FORWARD_NAT,
         },
-        flags: flag(service.strip, FLAG_STRIP) | flag(service.mode == Mode::Observe, FLAG_OBSERVE),
+        flags: flag(service.strip, FLAG_STRIP)
+            | flag(service.mode == Mode::Observe, FLAG_OBSERVE)
+            | flag(!service.rates.is_empty(), FLAG_RATED),
+        max_sources: service.max_sources.unwrap_or(0),
         ..Service::default()
     }
 }
@@ -154,7 +171,7 @@ mod tests {
             mtu: 1400,
             source: Some(source),
         };
-        let placed = Placed { service_id: 42, index: 7, backends: [(1, (5, way))].into() };
+        let placed = Placed { service_id: 42, index: 7, revoked_before: 5, backends: [(1, (5, way))].into() };
         let snapshot = snapshot(&config, &[placed]);
         assert_eq!(
             snapshot.services[0].0,
@@ -188,6 +205,22 @@ mod tests {
         let tag = Tag { identifier_be: 0x8100u16.to_be(), control_be: 10u16.to_be() };
         let found = backend("nat", "10.0.0.11", Tags::Set(vec![tag]));
         assert_eq!(found, Backend { tag_count: 1, tags: [tag, Tag::default()], ..whole });
+    }
+
+    #[test]
+    fn limits_are_the_services_own() {
+        let limited = "rate = { \"3\" = \"200/s burst 400\" }\nmax_sources = 4\naccept = [\"proof\"]\n";
+        let text = FILE.replace("FORWARD", "l2").replace("ADDRESS", "10.0.0.11");
+        let text = text.replace("[[service.backend]]", &format!("{limited}[[service.backend]]"));
+        let config = Config::parse(std::path::Path::new("tollgate.toml"), &text).unwrap();
+        let placed = Placed { service_id: 42, index: 7, revoked_before: 5, backends: BTreeMap::new() };
+        let snapshot = snapshot(&config, &[placed]);
+        let service = snapshot.services[0].1;
+        assert_eq!((service.max_sources, service.revoked_before, service.accept), (4, 5, ACCEPT_PROOF));
+        assert_eq!(service.flags & FLAG_RATED, FLAG_RATED);
+        let mut table = [Rate::default(); CLASSES];
+        table[3] = Rate::new(200, 400);
+        assert_eq!(snapshot.rates, [(7, Box::new(table))].into());
     }
 
     #[test]

@@ -77,7 +77,12 @@ impl Controller {
                 };
                 placed_backends.insert(owner.backend_id, (counter, way.clone()));
             }
-            placed.push(Placed { service_id: service.id, index, backends: placed_backends });
+            placed.push(Placed {
+                service_id: service.id,
+                index,
+                revoked_before: 0,
+                backends: placed_backends,
+            });
         }
         Ok(placed)
     }

@@ -133,7 +133,13 @@ impl Datapath {
             return Err(DatapathError::Missing { what: "array", name: maps::LIVE });
         };
         let live = Arc::new(LiveWords::new(&live)?);
-        let tables = [take(maps::SERVICES)?, take(maps::MAGLEV)?, take(maps::BACKENDS)?, take(maps::PINNED)?];
+        let tables = [
+            take(maps::SERVICES)?,
+            take(maps::RATES)?,
+            take(maps::MAGLEV)?,
+            take(maps::BACKENDS)?,
+            take(maps::PINNED)?,
+        ];
         let key_slots = take(maps::KEY_SLOTS)?;
         let egress = take(maps::EGRESS)?;
         let counters = [

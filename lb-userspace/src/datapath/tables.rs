@@ -1,4 +1,4 @@
-//! Services, Maglev tables and backends: published as a whole, into the half that no packet looks at, then made to
+//! Services, rates, Maglev tables and backends: published as a whole, into the half that no packet looks at, then made to
 //! count by one store. What is read back is the half that counts.
 
 use std::{
@@ -12,8 +12,9 @@ use lb_common::{
     backend::{Backend, PinnedKey},
     balance::{MaglevTable, TABLE_ROOM},
     live::Tables as TablesWord,
-    maps::{BACKENDS, BACKENDS_MAX, HALVES, MAGLEV, PINNED, SERVICES, SERVICES_MAX},
-    service::{BUCKET_LEN, BUCKETS, Service, ServiceBucket, ServiceEntry, ServiceKey},
+    maps::{BACKENDS, BACKENDS_MAX, HALVES, MAGLEV, PINNED, RATES, SERVICES, SERVICES_MAX},
+    rate::{CLASSES, Rate, RateTable},
+    service::{BUCKET_LEN, BUCKETS, FLAG_RATED, Service, ServiceBucket, ServiceEntry, ServiceKey},
 };
 
 use super::{DatapathError, LiveWords, batch};
@@ -29,6 +30,8 @@ const SEEDS: u32 = 1 << 16;
 pub struct Snapshot {
     /// Each service by its address and port. The address entries are added to them.
     pub services: Vec<(ServiceKey, Service)>,
+    /// By service index, for the services that are `FLAG_RATED`; without a table there, they allow everything.
+    pub rates: BTreeMap<u32, Box<RateTable>>,
     /// By service index, for the services that have backends.
     pub maglev: BTreeMap<u32, Box<MaglevTable>>,
     /// The usable backends; a Maglev table names them by their place here, and one more.
@@ -40,6 +43,8 @@ pub struct Snapshot {
 pub struct TableSet {
     seed: u32,
     buckets: Vec<ServiceBucket>,
+    /// Of each rated service.
+    rates: BTreeMap<u32, Box<RateTable>>,
     maglev: BTreeMap<u32, Box<MaglevTable>>,
     backends: Vec<Backend>,
     /// Service index and backend id → place.
@@ -50,6 +55,7 @@ pub struct TableSet {
 pub struct Tables {
     live: Arc<LiveWords>,
     services: Array<MapData, ServiceBucket>,
+    rates: Array<MapData, RateTable>,
     maglev: Array<MapData, MaglevTable>,
     backends: Array<MapData, Backend>,
     pinned: HashMap<MapData, PinnedKey, u32>,
@@ -80,7 +86,11 @@ impl TableSet {
             .zip(0..)
             .map(|(backend, place)| ((backend.service_index, backend.backend_id), place))
             .collect();
-        Ok(Self { seed, buckets, maglev: snapshot.maglev.clone(), backends: backends.clone(), pinned })
+        let rates = rated(&buckets)
+            .map(|index| (index, snapshot.rates.get(&index).cloned().unwrap_or_else(unlimited)))
+            .collect();
+        let (maglev, backends) = (snapshot.maglev.clone(), backends.clone());
+        Ok(Self { seed, buckets, rates, maglev, backends, pinned })
     }
 
     /// The services in it, without the address entries.
@@ -102,8 +112,9 @@ impl TableSet {
         if (self.seed, &self.buckets) != (other.seed, &other.buckets) {
             found.push("the service table".to_owned());
         }
-        let indices = self.maglev.keys().chain(other.maglev.keys().filter(|i| !self.maglev.contains_key(i)));
-        let differing = indices.filter(|index| self.maglev.get(index) != other.maglev.get(index));
+        let differing = differing(&self.rates, &other.rates);
+        found.extend(differing.map(|index| format!("the rates of service index {index}")));
+        let differing = self::differing(&self.maglev, &other.maglev);
         found.extend(differing.map(|index| format!("the Maglev table of service index {index}")));
         if self.backends != other.backends {
             found.push("the backends".to_owned());
@@ -113,6 +124,25 @@ impl TableSet {
         }
         found
     }
+}
+
+/// The indices whose tables are not the same.
+fn differing<'t, T: PartialEq>(
+    tables: &'t BTreeMap<u32, T>,
+    others: &'t BTreeMap<u32, T>,
+) -> impl Iterator<Item = &'t u32> {
+    let all = tables.keys().chain(others.keys().filter(|index| !tables.contains_key(index)));
+    all.filter(|index| tables.get(index) != others.get(index))
+}
+
+/// The indices of the services that have rates.
+fn rated(buckets: &[ServiceBucket]) -> impl Iterator<Item = u32> {
+    let services = buckets.iter().flatten().map(|entry| entry.service);
+    services.filter(|service| service.flags & FLAG_RATED != 0).map(|service| service.index)
+}
+
+fn unlimited() -> Box<RateTable> {
+    Box::new([Rate::default(); CLASSES])
 }
 
 /// An address entry beside each address's services: that of the service with the lowest id.
@@ -146,13 +176,14 @@ fn fill(entries: &[ServiceEntry], seed: u32) -> Option<Vec<ServiceBucket>> {
 impl Tables {
     pub(super) fn new(
         live: Arc<LiveWords>,
-        [services, maglev, backends, pinned]: [aya::maps::Map; 4],
+        [services, rates, maglev, backends, pinned]: [aya::maps::Map; 5],
         grace: Duration,
     ) -> Result<Self, DatapathError> {
         let opened = |map| move |source| DatapathError::Map { map, action: "open it", source };
         Ok(Self {
             live,
             services: services.try_into().map_err(opened(SERVICES))?,
+            rates: rates.try_into().map_err(opened(RATES))?,
             maglev: maglev.try_into().map_err(opened(MAGLEV))?,
             backends: backends.try_into().map_err(opened(BACKENDS))?,
             pinned: pinned.try_into().map_err(opened(PINNED))?,
@@ -197,6 +228,11 @@ impl Tables {
         let all = batch::array(self.services.map(), 1).map_err(reading(SERVICES))?;
         let buckets: Vec<ServiceBucket> =
             all.into_iter().skip((half * BUCKETS) as usize).take(BUCKETS as usize).collect();
+        let mut rates = BTreeMap::new();
+        for index in rated(&buckets) {
+            let table = self.rates.get(&(half * SERVICES_MAX + index), 0).map_err(reading(RATES))?;
+            rates.insert(index, Box::new(table));
+        }
         let mut maglev = BTreeMap::new();
         let mut has_backends = [false; SERVICES_MAX as usize];
         let all = batch::array::<Backend>(self.backends.map(), 1).map_err(reading(BACKENDS))?;
@@ -221,7 +257,7 @@ impl Tables {
             pinned.extend(of_half.map(|(key, place)| ((key.service_index, key.backend_id), *place)));
         })
         .map_err(reading(PINNED))?;
-        Ok(TableSet { seed, buckets, maglev, backends, pinned })
+        Ok(TableSet { seed, buckets, rates, maglev, backends, pinned })
     }
 
     fn write(&mut self, half: u32, set: &TableSet) -> Result<(), DatapathError> {
@@ -231,6 +267,10 @@ impl Tables {
             if old != new {
                 self.services.set(index, new, 0).map_err(writing(SERVICES))?;
             }
+        }
+        for (index, table) in &set.rates {
+            let table: &RateTable = table;
+            self.rates.set(half * SERVICES_MAX + index, table, 0).map_err(writing(RATES))?;
         }
         // A service without backends has an empty table, not that of whoever had its index before.
         let indices = set.services().map(|(_, service)| service.index);
@@ -311,10 +351,13 @@ mod tests {
 
     #[test]
     fn differences_are_named() {
-        let one =
-            TableSet::new(&Snapshot { services: vec![service(1, 1, 1)], ..Snapshot::default() }).unwrap();
+        let (key, service) = service(1, 1, 1);
+        let rated = (key, Service { flags: FLAG_RATED, ..service });
+        let one = TableSet::new(&Snapshot { services: vec![rated], ..Snapshot::default() }).unwrap();
         let other = TableSet::new(&Snapshot {
-            services: vec![service(1, 1, 1)],
+            services: vec![rated],
+            // The index of a service that has no rates.
+            rates: [(1, Box::new([Rate::new(1, 1); CLASSES])), (2, unlimited())].into(),
             backends: vec![Backend { service_index: 1, backend_id: 4, ..Backend::default() }],
             maglev: [(1, Box::new([1; TABLE_ROOM]))].into(),
         })
@@ -322,8 +365,8 @@ mod tests {
         assert_eq!(one.differences(&one), Vec::<String>::new());
         assert_eq!(
             one.differences(&other).len(),
-            3,
-            "table, backends, places: {:?}",
+            4,
+            "rates, table, backends, places: {:?}",
             one.differences(&other)
         );
     }
