@@ -1,4 +1,4 @@
-//! Debian's packages: which are there, installing them, and taking single files out of one without installing it.
+//! Debian's packages: which are there, installing them, and unpacking them without installing them.
 
 use std::fs;
 use std::path::Path;
@@ -46,20 +46,38 @@ pub fn install(packages: &[String]) -> Result<()> {
     )
 }
 
-/// Downloads a package and unpacks it under `into`: nothing is installed, no service starts.
-pub fn unpack(package: &str, into: &Path) -> Result<()> {
+/// What installing the package would install: itself, and what it depends on and is not there.
+pub fn closure(package: &str) -> Result<Vec<String>> {
     require_apt(&[package.to_owned()])?;
-    eprintln!("setup: unpacking Debian's {package} under {}", into.display());
+    refresh();
+    let plan = command::output(command::command("apt-get").args([
+        "install",
+        "--simulate",
+        "-qq",
+        "--no-install-recommends",
+        package,
+    ]))
+    .with_context(|| format!("apt-get knows no way to {package}\ntry: sudo apt-get update"))?;
+    // `Inst seabios (1.16.2-1 Debian:12.15/oldstable [all])`
+    let packages = plan.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
+    Ok(packages.map(str::to_owned).collect())
+}
+
+/// Downloads packages and unpacks them under `into`: nothing is installed, no service starts.
+pub fn unpack(packages: &[String], into: &Path) -> Result<()> {
+    require_apt(packages)?;
+    eprintln!("setup: unpacking Debian's {} under {}", packages.join(" "), into.display());
     let downloads = into.join("download");
     fs::create_dir_all(&downloads).with_context(|| format!("cannot create {}", downloads.display()))?;
     refresh();
     command::run_aside(
         command::command("apt-get")
             // Downloading as another user than root's would need a directory that this user may write.
-            .args(["-qq", "-o", "APT::Sandbox::User=root", "download", package])
+            .args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
+            .args(packages)
             .current_dir(&downloads),
     )
-    .context("apt-get could not download the package\ntry: sudo apt-get update")?;
+    .context("apt-get could not download what Tollgate needs\ntry: sudo apt-get update")?;
     for entry in fs::read_dir(&downloads)? {
         let archive = entry?.path();
         command::run_aside(command::command("dpkg-deb").arg("--extract").args([&archive, into]))?;

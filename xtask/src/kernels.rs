@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::build::{self, Built};
 use crate::command;
+use crate::setup::Tools;
 
 /// Seconds until a virtual machine that has not ended is ended. Booting and loading take about five.
 const LONGEST_RUN: &str = "600";
@@ -30,7 +31,7 @@ pub fn run() -> Result<()> {
 pub fn run_tests(built: &Built) -> Result<()> {
     let tests = built.test_executable(["--test", "program"])?;
     let initramfs = pack(&[(&tests, "tests"), (&built.object, "tollgate-xdp")])?;
-    let report = boot(&built.tools.linux_6_1, &initramfs)?;
+    let report = boot(&built.tools, &initramfs)?;
     let passed = report.verdict("6.1.")?;
     println!("kernels: Linux {}: {passed} passed, 0 failed", report.kernel.unwrap_or_default());
     Ok(())
@@ -121,15 +122,16 @@ struct Report {
 }
 
 /// Boots the kernel, shows what it prints and returns when the machine has ended.
-fn boot(kernel: &Path, initramfs: &Path) -> Result<Report> {
-    eprintln!("kernels: booting {} under emulation", kernel.display());
+fn boot(tools: &Tools, initramfs: &Path) -> Result<Report> {
+    eprintln!("kernels: booting {} under emulation", tools.linux_6_1.display());
     let mut machine = command::command("timeout")
         // In our process group: Ctrl-C ends the machine, too.
-        .args(["--foreground", "--kill-after=5", LONGEST_RUN, "qemu-system-x86_64"])
+        .args(["--foreground", "--kill-after=5", LONGEST_RUN])
+        .arg(&tools.qemu)
         .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "2048"])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"])
         .arg("-kernel")
-        .arg(kernel)
+        .arg(&tools.linux_6_1)
         .arg("-initrd")
         .arg(initramfs)
         // A panic ends the machine at once.
@@ -137,7 +139,7 @@ fn boot(kernel: &Path, initramfs: &Path) -> Result<Report> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .context("cannot start qemu-system-x86_64")?;
+        .with_context(|| format!("cannot start {} by timeout", tools.qemu.display()))?;
     let mut report = Report::default();
     let mut console = BufReader::new(machine.stdout.take().context("the console is a pipe")?);
     let mut line = Vec::new();
@@ -146,9 +148,9 @@ fn boot(kernel: &Path, initramfs: &Path) -> Result<Report> {
         report.read(String::from_utf8_lossy(&line).trim());
         line.clear();
     }
-    let status = machine.wait().context("cannot wait for qemu-system-x86_64")?;
+    let status = machine.wait().context("cannot wait for QEMU")?;
     report.timed_out = status.code() == Some(124);
-    ensure!(status.success() || report.timed_out, "qemu-system-x86_64 failed: {status}");
+    ensure!(status.success() || report.timed_out, "{} failed: {status}", tools.qemu.display());
     Ok(report)
 }
 

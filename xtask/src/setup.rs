@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: what building, testing, measuring and showing take, installed where it is missing.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,24 +15,22 @@ pub struct Tools {
     pub bpf: Toolchain,
     /// Prometheus's checker of metrics pages.
     pub promtool: PathBuf,
+    /// The machine that boots another Linux.
+    pub qemu: PathBuf,
     /// Debian's Linux 6.1: the image that QEMU boots.
     pub linux_6_1: PathBuf,
 }
 
 /// Programs that tests, demo, bench and kernels start, and the Debian package of each.
-const PROGRAMS: [(&str, &str); 5] = [
-    ("ip", "iproute2"),
-    ("ethtool", "ethtool"),
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("busybox", "busybox-static"),
-    ("cpio", "cpio"),
-];
+const PROGRAMS: [(&str, &str); 4] =
+    [("ip", "iproute2"), ("ethtool", "ethtool"), ("busybox", "busybox-static"), ("cpio", "cpio")];
 
 /// `cargo xtask setup`.
 pub fn show() -> Result<()> {
-    let Tools { bpf, promtool, linux_6_1 } = run()?;
+    let Tools { bpf, promtool, qemu, linux_6_1 } = run()?;
     println!("BPF toolchain: {bpf}");
     println!("promtool:      {}", promtool.display());
+    println!("QEMU:          {}", qemu.display());
     println!("Linux 6.1:     {}", linux_6_1.display());
     println!("Nothing is missing. Next: cargo xtask demo");
     Ok(())
@@ -50,7 +49,7 @@ pub fn run() -> Result<Tools> {
         Some(bpf) => bpf,
         None => toolchain::make()?,
     };
-    Ok(Tools { bpf, promtool: promtool()?, linux_6_1: linux_6_1()? })
+    Ok(Tools { bpf, promtool: promtool()?, qemu: qemu()?, linux_6_1: linux_6_1()? })
 }
 
 /// The one in PATH, or out of Debian's package without installing the server that it belongs to.
@@ -63,6 +62,32 @@ fn promtool() -> Result<PathBuf> {
             |files| Ok(files.join("usr/bin/promtool")),
         ),
     }
+}
+
+/// The one in PATH, or Debian's with the libraries it needs, unpacked: installing it would remove the `qemu-utils` of
+/// another version, which may be what the user's own machines run on.
+fn qemu() -> Result<PathBuf> {
+    if let Some(qemu) = command::find("qemu-system-x86_64") {
+        return Ok(qemu);
+    }
+    let setup = command::target().join("setup");
+    let start = setup.join("qemu-system-x86_64");
+    if !start.is_file() {
+        let files = setup.join("qemu");
+        apt::unpack(&apt::closure("qemu-system-x86")?, &files)?;
+        let program = files.join("usr/bin/qemu-system-x86_64");
+        ensure!(program.is_file(), "the package has no {}", program.display());
+        // It finds its firmware beside itself. The script is there only once everything that it starts is.
+        let script = "#!/bin/sh\n\
+            qemu=\"$(dirname \"$0\")/qemu\"\n\
+            LD_LIBRARY_PATH=\"$qemu/lib/x86_64-linux-gnu:$qemu/usr/lib/x86_64-linux-gnu\"\n\
+            export LD_LIBRARY_PATH\n\
+            exec \"$qemu/usr/bin/qemu-system-x86_64\" \"$@\"\n";
+        fs::write(&start, script)
+            .and_then(|()| fs::set_permissions(&start, fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("cannot write {}", start.display()))?;
+    }
+    Ok(start)
 }
 
 /// Debian's kernel for virtual machines: everything Tollgate needs is built in, so no module is kept.
@@ -98,7 +123,7 @@ fn keep_from_package(
     let kept = setup.join(name);
     if !kept.is_file() {
         let files = setup.join(format!("{name}.package"));
-        apt::unpack(&package()?, &files)?;
+        apt::unpack(&[package()?], &files)?;
         let wanted = file(&files)?;
         ensure!(wanted.is_file(), "the package has no {}", wanted.display());
         fs::rename(&wanted, &kept)
