@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
-use super::messages::Failure;
+use super::messages::{BODY_MAX, Failure};
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -30,13 +30,27 @@ pub enum ClientError {
         source: io::Error,
     },
     /// This user may not ask.
-    #[error("{}: permission denied; the control socket is root's: run as root", path.display())]
+    #[error(
+        "{}: permission denied; run as root, or let the daemon's configuration name a group of yours as \
+         `control_group` or `admin_group`", path.display()
+    )]
     Denied {
         /// The socket.
         path: PathBuf,
     },
+    /// The daemon would not take it.
+    #[error(
+        "the request has {bytes} bytes, and the daemon takes {BODY_MAX} at most; is this the right file?"
+    )]
+    TooLarge {
+        /// Of the request.
+        bytes: usize,
+    },
     /// The daemon went away, or is none.
-    #[error("the daemon on {} gave no answer: {cause}; is it another version?", path.display())]
+    #[error(
+        "the daemon on {} gave no answer: {cause}; is it another version, or do you have many requests under way?",
+        path.display()
+    )]
     Broken {
         /// The socket.
         path: PathBuf,
@@ -74,6 +88,9 @@ impl Client {
     /// If no daemon answers, or it refuses.
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
+        if body.len() > BODY_MAX {
+            return Err(ClientError::TooLarge { bytes: body.len() });
+        }
         self.request(Method::POST, path, body)
     }
 

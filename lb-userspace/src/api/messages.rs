@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::keyring::KeyState;
 
+/// The largest request, bytes: a keyset of as many keys as there are slots has half of it.
+pub const BODY_MAX: usize = 2 << 20;
+
 /// Integers that JavaScript and jq would round are strings, and both are read.
 pub mod big {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};

@@ -1,6 +1,9 @@
 //! What others see of the daemon: the control socket, metrics, health.
 
+pub mod access;
 pub mod client;
+pub mod listen;
 pub mod messages;
 mod metrics;
+pub mod serve;
 pub mod server;

@@ -1,32 +1,20 @@
-//! The two servers: requests and answers in JSON on the control socket, metrics and health on TCP.
-
-use std::{
-    fs::{self, Permissions},
-    io,
-    net::SocketAddr,
-    os::unix::{
-        fs::{FileTypeExt as _, PermissionsExt as _},
-        net::UnixStream,
-    },
-    path::{Path, PathBuf},
-};
+//! What the two servers answer: requests in JSON on the control socket, metrics and health on TCP.
 
 use axum::{
     Json, Router,
-    extract::{Query, State},
+    extract::{DefaultBodyLimit, FromRequest, Query, Request, State},
     http::{HeaderMap, StatusCode, header},
+    middleware::from_fn,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use lb_common::keyslot::KeyId;
-use serde::{Deserialize, Serialize};
-use tokio::{
-    net::{TcpListener, UnixListener},
-    sync::watch,
-};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
 
 use super::{
-    messages::{ExportRequest, Failure, MintRequest, RevokeRequest, RotateRequest},
+    access,
+    messages::{BODY_MAX, ExportRequest, Failure, MintRequest, RevokeRequest, RotateRequest},
     metrics,
 };
 use crate::{
@@ -35,81 +23,24 @@ use crate::{
     token::InspectRequest,
 };
 
-/// Why a server cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// A daemon answers there.
-    #[error("{}: another tollgate answers there; stop it first, or give this one another `control`", path.display())]
-    Running {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Something else is in its place.
-    #[error("{}: this is not a socket; move it away, or set another `control`", path.display())]
-    NotASocket {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The control socket.
-    #[error("control socket {}: {source}; check that its directory can be written", path.display())]
-    Control {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The metrics port.
-    #[error("metrics on {address}: {source}; set `metrics` to a free address, or to \"\" for none")]
-    Metrics {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
 /// Whether it filters; if not, why.
 pub type Readiness = watch::Receiver<Result<(), Vec<String>>>;
 
-/// The control socket: for root alone, in the place of one that a dead daemon left.
-///
-/// # Errors
-/// If a daemon answers there, or the socket cannot be made.
-pub fn bind_control(path: &Path) -> Result<UnixListener, ServerError> {
-    let failed = |source| ServerError::Control { path: path.to_owned(), source };
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(failed)?;
-    }
-    match fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(ServerError::NotASocket { path: path.to_owned() });
-        }
-        Ok(_) if UnixStream::connect(path).is_ok() => {
-            return Err(ServerError::Running { path: path.to_owned() });
-        }
-        Ok(_) => fs::remove_file(path).map_err(failed)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    // Nobody else may connect between bind and chmod.
-    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
-    nix::sys::stat::umask(before);
-    let listener = listener.map_err(failed)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
-}
-
-/// The metrics port.
-///
-/// # Errors
-/// If it is taken, or not this host's.
-pub async fn bind_metrics(address: SocketAddr) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address).await.map_err(|source| ServerError::Metrics { address, source })
-}
-
-/// What the control socket answers.
+/// What the control socket answers. Each route is declared in one of two places, which decides who may ask for it.
 pub fn control(handle: Handle) -> Router {
+    let changes = changes().route_layer(from_fn(access::may_change));
+    reads()
+        .merge(changes)
+        .fallback(async || {
+            (StatusCode::NOT_FOUND, failure("there is no such request: is it another version?"))
+        })
+        .layer(from_fn(access::may_read))
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .with_state(handle)
+}
+
+/// What changes nothing and tells no secrets: also for the `control_group`.
+fn reads() -> Router<Handle> {
     Router::new()
         .route("/v1/status", get(async |State(to): State<Handle>| json(to.ask(Command::Status).await)))
         .route(
@@ -126,42 +57,60 @@ pub fn control(handle: Handle) -> Router {
         )
         .route("/v1/keys", get(async |State(to): State<Handle>| json(to.ask(Command::Keys).await)))
         .route(
+            "/v1/token/inspect",
+            post(async |State(to): State<Handle>, Body(request): Body<InspectRequest>| {
+                json(to.ask(|reply| Command::Inspect(request, reply)).await)
+            }),
+        )
+}
+
+/// What changes something or tells secrets: for root, the daemon's user and the `admin_group` alone.
+fn changes() -> Router<Handle> {
+    Router::new()
+        .route(
             "/v1/keys/rotate",
-            post(async |State(to): State<Handle>, Json(request): Json<RotateRequest>| {
+            post(async |State(to): State<Handle>, Body(request): Body<RotateRequest>| {
                 json(to.ask(|reply| Command::Rotate(request.service, reply)).await)
             }),
         )
         .route(
             "/v1/keys/revoke",
-            post(async |State(to): State<Handle>, Json(request): Json<RevokeRequest>| {
+            post(async |State(to): State<Handle>, Body(request): Body<RevokeRequest>| {
                 json(to.ask(|reply| Command::Revoke(KeyId(request.key_id), reply)).await)
             }),
         )
         .route(
             "/v1/keys/export",
-            post(async |State(to): State<Handle>, Json(request): Json<ExportRequest>| {
+            post(async |State(to): State<Handle>, Body(request): Body<ExportRequest>| {
                 json(to.ask(|reply| Command::Export(request.service, reply)).await)
             }),
         )
         .route(
             "/v1/keys/import",
-            post(async |State(to): State<Handle>, Json(keyset): Json<Keyset>| {
+            post(async |State(to): State<Handle>, Body(keyset): Body<Keyset>| {
                 json(to.ask(|reply| Command::Import(keyset, reply)).await)
             }),
         )
         .route(
             "/v1/token/mint",
-            post(async |State(to): State<Handle>, Json(request): Json<MintRequest>| {
+            post(async |State(to): State<Handle>, Body(request): Body<MintRequest>| {
                 json(to.ask(|reply| Command::Mint(request, reply)).await)
             }),
         )
-        .route(
-            "/v1/token/inspect",
-            post(async |State(to): State<Handle>, Json(request): Json<InspectRequest>| {
-                json(to.ask(|reply| Command::Inspect(request, reply)).await)
-            }),
-        )
-        .with_state(handle)
+}
+
+/// A request's JSON; what is none is refused in JSON, too.
+struct Body<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = (StatusCode, Json<Failure>);
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
+        match Json::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Self(body)),
+            Err(rejection) => Err((rejection.status(), failure(rejection.body_text()))),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -178,9 +127,13 @@ fn json<T: Serialize>(answer: Result<T, RequestError>) -> Response {
                 RequestError::Ending => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::UNPROCESSABLE_ENTITY,
             };
-            (status, Json(Failure { error: error.to_string() })).into_response()
+            (status, failure(error.to_string())).into_response()
         }
     }
+}
+
+fn failure(error: impl Into<String>) -> Json<Failure> {
+    Json(Failure { error: error.into() })
 }
 
 /// What the metrics port answers.

@@ -2,8 +2,10 @@
 
 use std::{
     env, io,
-    os::unix::net::UnixDatagram,
+    net::TcpListener,
+    os::unix::net::{UnixDatagram, UnixListener},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 use tollgate::{
-    api::server,
+    api::{access::Rules, listen, serve, server},
     config::Config,
     control::{Controller, Handle},
     datapath::preflight::{self, Verdict},
@@ -35,8 +37,28 @@ pub fn run(global: &Global) -> anyhow::Result<()> {
         warn!("{warning}");
     }
     preflight(&config)?;
+    let doors = Doors::open(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(daemon(config))
+    runtime.block_on(daemon(config, doors))
+}
+
+/// What others reach the daemon by.
+struct Doors {
+    control: UnixListener,
+    rules: Rules,
+    metrics: Option<TcpListener>,
+    socket: Socket,
+}
+
+impl Doors {
+    /// Before anything changes in the kernel, everything that can be refused is asked for.
+    fn open(config: &Config) -> anyhow::Result<Self> {
+        let rules = Rules::new(config, nix::unistd::geteuid().as_raw());
+        let control = listen::control(&config.control, rules.name_groups())?;
+        let socket = Socket(config.control.clone());
+        let metrics = config.metrics.map(listen::metrics).transpose()?;
+        Ok(Self { control, rules, metrics, socket })
+    }
 }
 
 fn preflight(config: &Config) -> anyhow::Result<()> {
@@ -56,17 +78,13 @@ fn preflight(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn daemon(config: Config) -> anyhow::Result<()> {
+async fn daemon(config: Config, doors: Doors) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let Doors { control, rules, metrics, socket } = doors;
+    let control = tokio::net::UnixListener::from_std(control)?;
+    let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
     let store = store::open(&config.store)?;
-    // Before anything changes in the kernel, everything that can be refused is asked for.
-    let control = server::bind_control(&config.control)?;
-    let metrics = match config.metrics {
-        Some(address) => Some(server::bind_metrics(address).await?),
-        None => None,
-    };
-    let socket = Socket(config.control.clone());
     let node = config.node.clone();
 
     let controller = Controller::start(config, store).await?;
@@ -74,13 +92,10 @@ async fn daemon(config: Config) -> anyhow::Result<()> {
     let (handle, commands) = Handle::new();
     let mut controller = tokio::spawn(controller.run(commands));
     let (stop, stopped) = oneshot::channel::<()>();
-    let control = axum::serve(control, server::control(handle.clone())).with_graceful_shutdown(async {
-        let _ = stopped.await;
-    });
-    let control = tokio::spawn(control.into_future());
+    let router = server::control(handle.clone());
+    let control = tokio::spawn(serve::control(control, router, Arc::new(rules), stopped));
     if let Some(metrics) = metrics {
-        let router = server::metrics(handle, readiness.clone());
-        tokio::spawn(axum::serve(metrics, router).into_future());
+        tokio::spawn(serve::metrics(metrics, server::metrics(handle, readiness.clone())));
     }
     tokio::spawn(announce(readiness, node));
 
@@ -95,7 +110,7 @@ async fn daemon(config: Config) -> anyhow::Result<()> {
     // Answers under way are still given; whoever does not read them is not waited for.
     let _ = stop.send(());
     if let Ok(ended) = timeout(ANSWERS_UNDER_WAY, control).await {
-        ended.context("the control socket's server")??;
+        ended.context("the control socket's server")?;
     }
     drop(socket);
     Ok(())

@@ -76,6 +76,8 @@ pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
     let xdp_mode = fields.or(report, "xdp_mode", values::xdp_mode, XdpMode::Auto);
     let store = fields.or(report, "store", values::store, StoreLocation::File(STORE.into()));
     let control = fields.or(report, "control", values::control, CONTROL.into());
+    let control_group = fields.optional(report, "control_group", values::group).map(Spanned::into_inner);
+    let admin_group = fields.optional(report, "admin_group", values::group).map(Spanned::into_inner);
     let metrics = fields.or(report, "metrics", values::metrics, METRICS.parse().ok());
     let bpffs = fields.or(report, "bpffs", values::bpffs, BPFFS.into());
     let sessions = fields.or(report, "sessions", values::sessions, lb_common::maps::SESSIONS_DEFAULT);
@@ -93,6 +95,8 @@ pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
         xdp_mode,
         store,
         control,
+        control_group,
+        admin_group,
         metrics,
         bpffs,
         sessions,

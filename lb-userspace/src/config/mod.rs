@@ -37,6 +37,10 @@ pub struct Config {
     pub store: StoreLocation,
     /// The control socket.
     pub control: PathBuf,
+    /// The group whose members may read on the control socket.
+    pub control_group: Option<Group>,
+    /// The group whose members may also change, and see secrets.
+    pub admin_group: Option<Group>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` for nowhere.
     pub metrics: Option<SocketAddr>,
     /// Where program, link and maps are pinned.
@@ -54,6 +58,15 @@ pub struct Config {
     pub services: Vec<Service>,
     /// What is allowed and probably not meant.
     pub warnings: Vec<Warning>,
+}
+
+/// A group of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub gid: u32,
 }
 
 /// How the program is attached.

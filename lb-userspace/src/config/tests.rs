@@ -119,8 +119,19 @@ fn a_whole_file_is_read() {
 }
 
 #[test]
+fn groups_are_those_of_this_host() {
+    let groups = "control_group = \"daemon\"\nadmin_group = \"root\"\n";
+    let config = parse(&format!("{groups}{}", with(""))).unwrap();
+    assert_eq!(config.admin_group, Some(Group { name: "root".into(), gid: 0 }));
+    assert_eq!(config.control_group.map(|group| group.name), Some("daemon".into()));
+    let lines = refused(&format!("admin_group = \"nobody-has-this\"\n{}", with("")));
+    assert!(lines[0].contains(":1:") && lines[0].contains("groupadd --system nobody-has-this"), "{lines:?}");
+}
+
+#[test]
 fn what_is_absent_has_a_default() {
     let config = parse(&with("")).unwrap();
+    assert_eq!((&config.control_group, &config.admin_group), (&None, &None));
     assert_eq!(config.xdp_mode, XdpMode::Auto);
     assert_eq!(config.store, StoreLocation::File("/var/lib/tollgate".into()));
     assert_eq!(config.control, Path::new("/run/tollgate/control.sock"));

@@ -10,7 +10,7 @@ use lb_common::nat::Ports;
 use toml::de::DeValue;
 
 use super::{
-    Accept, Bind, Forward, Mode, Prefix, StoreLocation, XdpMode,
+    Accept, Bind, Forward, Group, Mode, Prefix, StoreLocation, XdpMode,
     read::{Wrong, described},
 };
 
@@ -207,6 +207,21 @@ pub(super) fn control(path: &str, value: &DeValue<'_>) -> Read<PathBuf> {
         );
     }
     Ok(socket)
+}
+
+/// A group that this host has.
+pub(super) fn group(path: &str, value: &DeValue<'_>) -> Read<Group> {
+    let name = text(path, value, &format!("{path} = \"tollgate\""))?;
+    match nix::unistd::Group::from_name(name) {
+        Ok(Some(group)) => Ok(Group { name: name.to_owned(), gid: group.gid.as_raw() }),
+        Ok(None) => wrong(
+            format!("`{path}` = {name:?} is not a group of this host"),
+            format!("`groupadd --system {name}`, or name one of `getent group`"),
+        ),
+        Err(errno) => {
+            wrong(format!("`{path}` = {name:?} cannot be looked up: {errno}"), "see `getent group`")
+        }
+    }
 }
 
 pub(super) fn bpffs(path: &str, value: &DeValue<'_>) -> Read<PathBuf> {
