@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod keyring;
+pub mod revocation;
 pub mod store;
 pub mod token;
 mod version;

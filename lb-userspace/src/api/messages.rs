@@ -88,6 +88,10 @@ pub struct Status {
     pub keys: Vec<KeyStatus>,
     /// All backends.
     pub backends: Vec<BackendStatus>,
+    /// The clock.
+    pub clock: ClockStatus,
+    /// What is revoked by name.
+    pub revocations: RevocationCounts,
     /// Where the kernel differed from what is desired at the last comparison and could not be mended.
     pub differences: Vec<String>,
     /// What went wrong at the last comparison.
@@ -146,6 +150,8 @@ pub struct ServiceStatus {
     pub backends_up: usize,
     /// Backends.
     pub backends: usize,
+    /// Its tokens issued before this unix second are revoked; 0 for none.
+    pub revoked_before: u32,
 }
 
 /// A key, without its secret. Times are unix seconds.
@@ -315,6 +321,144 @@ pub struct ImportReport {
     pub known: Vec<u32>,
     /// Keys that were left out, for they were revoked or have ended.
     pub skipped: Vec<u32>,
+}
+
+/// How many revocations are in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationCounts {
+    /// Sessions.
+    pub sessions: u32,
+    /// Tokens.
+    pub tokens: u32,
+    /// For both together.
+    pub room: u32,
+}
+
+/// A revocation: of a session, or of one token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationStatus {
+    /// The service's name, or its number where the configuration has none of it.
+    pub service: String,
+    /// The service.
+    pub service_id: u32,
+    /// The session, where one is revoked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// The token's nonce in hex, where one is revoked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
+    /// Unix second.
+    pub until: u64,
+}
+
+/// `tollgate sessions revoke`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeSessionsRequest {
+    /// The service, by name or id.
+    pub service: String,
+    /// The sessions: all or none.
+    pub sessions: Vec<u64>,
+    /// For how long; as long as a token of theirs may live if not given.
+    pub seconds: Option<u64>,
+}
+
+/// `tollgate token revoke`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeTokenRequest {
+    /// Its header, or the 40 bytes of its claims, in hex.
+    pub token: String,
+    /// The service, by name or id; that of its key if not given.
+    pub service: Option<String>,
+}
+
+/// `tollgate services revoke-before`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeBeforeRequest {
+    /// The service, by name or id.
+    pub service: String,
+    /// Unix second; the next one if not given.
+    pub at: Option<u64>,
+}
+
+/// What `services revoke-before` did. The kernel refuses those tokens by now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedBefore {
+    /// The service's name.
+    pub service: String,
+    /// The service.
+    pub service_id: u32,
+    /// Its tokens issued before this unix second are refused.
+    pub revoked_before: u32,
+}
+
+/// `tollgate sessions list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionList {
+    /// How many there are.
+    pub matching: u64,
+    /// As many of them as were asked for.
+    pub sessions: Vec<SessionStatus>,
+}
+
+/// A token in the cache. Times are unix seconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// The service's name, or its number where the configuration has none of it.
+    pub service: String,
+    /// The service; 0 where its key is no longer here.
+    pub service_id: u32,
+    /// The session.
+    #[serde(with = "text")]
+    pub session_id: u64,
+    /// `bearer` or `proof`.
+    #[serde(rename = "type")]
+    pub kind: TokenKind,
+    /// The rate class.
+    pub class: u8,
+    /// The backend it is pinned to; 0: none.
+    pub backend: u16,
+    /// The key that signed it.
+    pub key_id: u32,
+    /// The nonce, in hex.
+    pub nonce: String,
+    /// When it was issued.
+    pub issued_at: u64,
+    /// When it ends.
+    pub expires_at: u64,
+    /// Addresses it is used from, where `max_sources` has them counted.
+    pub sources: usize,
+    /// Whether its packets are refused as `revoked`.
+    pub revoked: bool,
+}
+
+/// `tollgate clock`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClockStatus {
+    /// The wall clock, unix seconds.
+    pub wall: f64,
+    /// The program's clock, unix seconds.
+    pub program: f64,
+    /// The wall clock less the program's.
+    pub difference_seconds: f64,
+    /// Whether the program keeps the time it had, because the wall clock was set back.
+    pub held: bool,
+    /// Since the program's clock was last found to be right.
+    pub confirmed_age_seconds: f64,
+    /// Whether that is so long ago that new tokens are refused.
+    pub stale: bool,
+    /// How often the wall clock was set forward while this daemon ran.
+    pub jumps_forward: u64,
+    /// How often it was set back.
+    pub jumps_backward: u64,
+}
+
+/// What `clock accept` did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockAccepted {
+    /// By how much the program's clock went back.
+    pub seconds_back: u64,
+    /// What all services issued before this unix second is refused.
+    pub revoked_before: u64,
 }
 
 /// What a token is to say.

@@ -84,6 +84,7 @@ impl Collector for Page {
         let Self(report) = self;
         traffic(report, &mut encoder)?;
         keys(report, &mut encoder)?;
+        admission(report, &mut encoder)?;
         node(report, &mut encoder)
     }
 }
@@ -144,6 +145,29 @@ fn keys(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
         .filter_map(|service| Some((vec![("service", service.name.clone())], age(active(service.id)?))));
     let help = "Time since the key that signs began to";
     gauges(encoder, "tollgate_key_rotation_age_seconds", help, rotations)
+}
+
+fn admission(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let none = Labels::new;
+    let revocations = &report.status.revocations;
+    let counts = [("session", revocations.sessions), ("token", revocations.tokens)];
+    let counts = counts.map(|(kind, count)| (vec![("kind", kind)], u64::from(count)));
+    gauges(encoder, "tollgate_revocations", "Revocations in force, by name", counts)?;
+    let room = [(none(), u64::from(revocations.room))];
+    gauges(encoder, "tollgate_revocations_capacity", "Room for revocations of all kinds", room)?;
+    let clock = &report.status.clock;
+    let jumps = [("forward", clock.jumps_forward), ("backward", clock.jumps_backward)];
+    let jumps = jumps.map(|(direction, count)| (vec![("direction", direction)], count));
+    counters(
+        encoder,
+        "tollgate_clock_jumps",
+        "Times that the wall clock was set by more than half a second",
+        jumps,
+    )?;
+    let difference = [(none(), clock.difference_seconds)];
+    gauges(encoder, "tollgate_clock_difference_seconds", "The wall clock less the program's", difference)?;
+    let help = "Time since the program's clock was found to be right";
+    gauges(encoder, "tollgate_clock_confirmed_age_seconds", help, [(none(), clock.confirmed_age_seconds)])
 }
 
 fn node(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

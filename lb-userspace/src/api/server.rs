@@ -14,7 +14,10 @@ use tokio::sync::watch;
 
 use super::{
     access,
-    messages::{BODY_MAX, ExportRequest, Failure, MintRequest, RevokeRequest, RotateRequest},
+    messages::{
+        BODY_MAX, ExportRequest, Failure, MintRequest, RevokeBeforeRequest, RevokeRequest,
+        RevokeSessionsRequest, RevokeTokenRequest, RotateRequest,
+    },
     metrics,
 };
 use crate::{
@@ -62,6 +65,20 @@ fn reads() -> Router<Handle> {
                 json(to.ask(|reply| Command::Inspect(request, reply)).await)
             }),
         )
+        .route(
+            "/v1/sessions",
+            get(async |State(to): State<Handle>, Query(of): Query<SomeOfService>| {
+                json(to.ask(|reply| Command::Sessions(of.service, of.limit, reply)).await)
+            }),
+        )
+        .route(
+            "/v1/sessions/revoked",
+            get(async |State(to): State<Handle>, Query(of): Query<OfService>| {
+                json(to.ask(|reply| Command::Revocations(of.service, reply)).await)
+            }),
+        )
+        .route("/v1/services", get(async |State(to): State<Handle>| json(to.ask(Command::Services).await)))
+        .route("/v1/clock", get(async |State(to): State<Handle>| json(to.ask(Command::Clock).await)))
 }
 
 /// What changes something or tells secrets: for root, the daemon's user and the `admin_group` alone.
@@ -97,6 +114,28 @@ fn changes() -> Router<Handle> {
                 json(to.ask(|reply| Command::Mint(request, reply)).await)
             }),
         )
+        .route(
+            "/v1/token/revoke",
+            post(async |State(to): State<Handle>, Body(request): Body<RevokeTokenRequest>| {
+                json(to.ask(|reply| Command::RevokeToken(request, reply)).await)
+            }),
+        )
+        .route(
+            "/v1/sessions/revoke",
+            post(async |State(to): State<Handle>, Body(request): Body<RevokeSessionsRequest>| {
+                json(to.ask(|reply| Command::RevokeSessions(request, reply)).await)
+            }),
+        )
+        .route(
+            "/v1/services/revoke-before",
+            post(async |State(to): State<Handle>, Body(request): Body<RevokeBeforeRequest>| {
+                json(to.ask(|reply| Command::RevokeBefore(request, reply)).await)
+            }),
+        )
+        .route(
+            "/v1/clock/accept",
+            post(async |State(to): State<Handle>| json(to.ask(Command::AcceptClock).await)),
+        )
 }
 
 /// A request's JSON; what is none is refused in JSON, too.
@@ -116,6 +155,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 #[derive(Deserialize)]
 struct OfService {
     service: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct SomeOfService {
+    service: Option<String>,
+    limit: usize,
 }
 
 fn json<T: Serialize>(answer: Result<T, RequestError>) -> Response {

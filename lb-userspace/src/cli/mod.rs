@@ -4,12 +4,15 @@
 
 mod backends;
 mod check;
+mod clock;
 mod counters;
 mod decap;
 mod detach;
 mod keys;
 mod output;
 mod run;
+mod services;
+mod sessions;
 mod status;
 mod token;
 
@@ -76,12 +79,23 @@ enum Command {
     /// Keys: list, rotate, revoke, export, import
     #[command(subcommand)]
     Keys(keys::Keys),
-    /// Tokens: mint, inspect
+    /// Tokens: mint, inspect, revoke
     #[command(subcommand)]
     Token(token::Token),
     /// Backends: list
     #[command(subcommand)]
     Backends(backends::Backends),
+    /// Services: list, revoke what they have issued
+    #[command(subcommand)]
+    Services(services::Services),
+    /// Sessions: list, revoke
+    #[command(subcommand)]
+    Sessions(sessions::Sessions),
+    /// The clock that tokens are checked against
+    Clock {
+        #[command(subcommand)]
+        command: Option<clock::Clock>,
+    },
     /// On a backend's host: take off what `ipip` and `gue` balancers put before a packet
     Decap(decap::Args),
 }
@@ -98,6 +112,9 @@ pub fn main() -> ExitCode {
         Command::Keys(command) => keys::run(&global, command),
         Command::Token(command) => token::run(&global, command),
         Command::Backends(command) => backends::run(&global, &command),
+        Command::Services(command) => services::run(&global, command),
+        Command::Sessions(command) => sessions::run(&global, command),
+        Command::Clock { command } => clock::run(&global, command.as_ref()),
         Command::Decap(args) => decap::run(&global, &args),
     };
     match result {

@@ -64,7 +64,8 @@ pub fn columns(heads: &[&str], rows: &[Vec<String>]) -> Vec<String> {
 /// A path that asks for one service, or all.
 pub fn query(path: &str, service: Option<&str>) -> String {
     let Some(service) = service else { return path.to_owned() };
-    let mut query = format!("{path}?service=");
+    let sign = if path.contains('?') { '&' } else { '?' };
+    let mut query = format!("{path}{sign}service=");
     for byte in service.bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => query.push(byte.into()),

@@ -35,6 +35,10 @@ fn table(status: &Status) -> Vec<String> {
             status.store_revision,
             if status.store_connected { "" } else { ", STORE NOT USABLE" }
         ),
+        format!(
+            "{} sessions and {} tokens revoked, room for {}",
+            status.revocations.sessions, status.revocations.tokens, status.revocations.room
+        ),
     ];
     let mut section = |title: &str, table: Vec<String>| {
         lines.extend([String::new(), title.to_owned()]);
@@ -68,7 +72,8 @@ fn place(address: &str, port: u16) -> String {
     if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
-fn services(services: &[ServiceStatus]) -> Vec<String> {
+/// Also of `services list`.
+pub fn services(services: &[ServiceStatus]) -> Vec<String> {
     let row = |service: &ServiceStatus| {
         vec![
             service.name.clone(),
@@ -78,9 +83,13 @@ fn services(services: &[ServiceStatus]) -> Vec<String> {
             service.forward.clone(),
             service.active_key.map_or_else(|| "NONE".to_owned(), |id| id.to_string()),
             format!("{}/{}", service.backends_up, service.backends),
+            match service.revoked_before {
+                0 => "-".to_owned(),
+                before => output::date(before.into()),
+            },
         ]
     };
-    let heads = ["NAME", "ID", "ADDRESS", "MODE", "FORWARD", "ACTIVE KEY", "BACKENDS UP"];
+    let heads = ["NAME", "ID", "ADDRESS", "MODE", "FORWARD", "ACTIVE KEY", "BACKENDS UP", "REVOKED BEFORE"];
     columns(&heads, &services.iter().map(row).collect::<Vec<_>>())
 }
 

@@ -3,6 +3,7 @@
 use std::{
     net::IpAddr,
     path::PathBuf,
+    slice,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -10,7 +11,7 @@ use anyhow::{Context as _, bail};
 use tollgate::{
     api::{
         client::ClientError,
-        messages::{MintRequest, Minted, TokenKind},
+        messages::{MintRequest, Minted, RevocationStatus, RevokeTokenRequest, TokenKind},
     },
     keyring::Keyset,
     token::{self, InspectRequest, Inspection, KnownKey, Step, TokenError},
@@ -19,6 +20,7 @@ use tollgate::{
 use super::{
     Global, keys,
     output::{self, columns},
+    sessions,
 };
 
 /// What to do.
@@ -39,6 +41,14 @@ pub enum Token {
         /// From which port, for a token that is bound to one
         #[arg(long, value_name = "PORT")]
         from_port: Option<u16>,
+    },
+    /// Refuse one token from the next packet on, until it has expired
+    Revoke {
+        /// The 64 bytes of its header, or the 40 of its claims
+        hex: String,
+        /// The service, by name or id [default: that of its key]
+        #[arg(long, value_name = "S")]
+        service: Option<String>,
     },
 }
 
@@ -85,6 +95,11 @@ pub fn run(global: &Global, command: Token) -> anyhow::Result<()> {
             let request = InspectRequest { token: hex, from, from_port };
             let inspection = inspection(global, &request, keyset)?;
             output::print(global.output, &inspection, inspection_lines)
+        }
+        Token::Revoke { hex, service } => {
+            let request = RevokeTokenRequest { token: hex, service };
+            let revoked: RevocationStatus = global.client()?.post("/v1/token/revoke", &request)?;
+            output::print(global.output, &revoked, |revoked| sessions::revocations(slice::from_ref(revoked)))
         }
     }
 }
@@ -136,11 +151,11 @@ fn inspection(
     if let Some(file) = keyset {
         let Keyset { service_id, keys, .. } = keys::read_keyset(&file)?;
         let keys: Vec<_> = keys.iter().map(|key| KnownKey::exported(service_id, key)).collect();
-        return Ok(token::inspect(request, Some(&keys), &[], unix_now()?)?);
+        return Ok(token::inspect(request, Some(&keys), &[], None, unix_now()?)?);
     }
     match global.client()?.post("/v1/token/inspect", request) {
         // What needs no key can be seen without a daemon.
-        Err(ClientError::NoDaemon { .. }) => Ok(token::inspect(request, None, &[], unix_now()?)?),
+        Err(ClientError::NoDaemon { .. }) => Ok(token::inspect(request, None, &[], None, unix_now()?)?),
         answer => Ok(answer?),
     }
 }

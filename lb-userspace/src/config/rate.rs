@@ -28,7 +28,7 @@ pub(super) fn rates(path: &str, value: &DeValue<'_>) -> Result<BTreeMap<u8, Rate
         return wrong(format!("`{path}` is {}, not a table by class", described(value)), mend());
     };
     let mut rates = BTreeMap::new();
-    for (class, rate) in table.iter() {
+    for (class, rate) in table {
         let (class, rate) = (class.get_ref().as_ref(), rate.get_ref());
         // One way to write a class: `03` and `3` would be two keys.
         let Some(number) = class.parse().ok().filter(|number: &u8| number.to_string() == class) else {

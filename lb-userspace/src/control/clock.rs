@@ -1,41 +1,244 @@
-//! Unix time for the program: what is to be added to its ticks.
+//! Unix time for the program: what is to be added to its ticks, and whether the wall clock is to be believed.
+//!
+//! ```text
+//!   follows ──set back by more than half a second──▶ holds ──the wall clock is right again, or accepted──▶ follows
+//! ```
+//!
+//! Holding keeps expired tokens expired. While it holds, nobody confirms the offset, and after `OFFSET_STALE_NS` the
+//! program admits no new token.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use lb_common::live::ClockReading;
+use lb_common::live::{ClockReading, OFFSET_STALE_NS, SECOND_NS};
 use nix::time::{ClockId, clock_getres, clock_gettime};
+use tracing::{info, warn};
 
 use crate::datapath::{Datapath, DatapathError};
+
+/// By how much the wall clock may differ from what was published before it has jumped: far more than it is slewed by
+/// between two looks, and less than the skew that tokens are forgiven.
+const JUMP_NS: u64 = SECOND_NS / 2;
+
+/// The wall clock as it was followed so far.
+#[derive(Debug, Default)]
+pub struct Clock {
+    judge: Judge,
+    last: Option<Reading>,
+    /// Why it cannot be followed.
+    failed: Option<String>,
+}
+
+/// The clocks at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// The program's: ticks in nanoseconds.
+    pub kernel_ns: u64,
+    /// What is to be added to them by the wall clock.
+    pub wall_offset_ns: u64,
+    /// What the program adds to them.
+    pub offset_ns: u64,
+    /// When that was last found to be right, by the program's clock.
+    pub confirmed_ns: u64,
+}
+
+/// Jumps of the wall clock that this process has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Jumps {
+    /// Forward.
+    pub forward: u64,
+    /// Backward.
+    pub backward: u64,
+}
+
+impl Clock {
+    /// Looks at the wall clock and publishes what the program is to add to its ticks. To be called at start before packets
+    /// are judged, and every second.
+    ///
+    /// # Errors
+    /// If the kernel's clocks cannot be read.
+    pub fn follow(&mut self, datapath: &Datapath) -> Result<(), DatapathError> {
+        let followed = self.look(datapath);
+        self.failed = followed.as_ref().err().map(ToString::to_string);
+        followed
+    }
+
+    fn look(&mut self, datapath: &Datapath) -> Result<(), DatapathError> {
+        let reading = read(datapath)?;
+        let held = self.judge.held;
+        let (published, jump) = self.judge.judge(reading.wall_offset_ns, reading.offset_ns);
+        if let Some(jump_ns) = jump {
+            warn!("the wall clock was set {}", direction(jump_ns));
+        }
+        match published {
+            Some(offset_ns) => {
+                if held {
+                    info!("the wall clock is what it should be again: the program follows it");
+                }
+                self.publish(datapath, Reading { offset_ns, ..reading });
+            }
+            None => self.last = Some(reading),
+        }
+        Ok(())
+    }
+
+    /// Publishes the wall clock, whatever it says.
+    ///
+    /// # Errors
+    /// If the kernel's clocks cannot be read.
+    pub fn accept(&mut self, datapath: &Datapath) -> Result<(), DatapathError> {
+        let reading = read(datapath)?;
+        self.judge = Judge { last: Some(reading.wall_offset_ns), held: false, ..self.judge };
+        self.publish(datapath, Reading { offset_ns: reading.wall_offset_ns, ..reading });
+        Ok(())
+    }
+
+    fn publish(&mut self, datapath: &Datapath, reading: Reading) {
+        datapath.live.set_offset_ns(reading.offset_ns);
+        datapath.live.set_confirmed_ns(reading.kernel_ns);
+        self.last = Some(Reading { confirmed_ns: reading.kernel_ns, ..reading });
+    }
+
+    /// What it saw last.
+    pub const fn last(&self) -> Option<Reading> {
+        self.last
+    }
+
+    /// Whether the program does not follow the wall clock.
+    pub const fn is_held(&self) -> bool {
+        self.judge.held
+    }
+
+    /// Unix seconds by the later of the wall clock and the program's, which is ahead while it holds.
+    pub fn latest(&self) -> u64 {
+        let ahead =
+            self.last.filter(|_| self.is_held()).map_or(0, |last| last.difference_ns().unsigned_abs());
+        unix_now() + ahead.div_ceil(SECOND_NS)
+    }
+
+    /// What it has seen of jumps.
+    pub const fn jumps(&self) -> Jumps {
+        self.judge.jumps
+    }
+
+    /// What keeps the program from admitting all that it should.
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        reasons.extend(self.failed.as_ref().map(|why| format!("the clock cannot be followed: {why}")));
+        let Some(reading) = self.last else { return vec!["the clock is not published".to_owned()] };
+        if self.is_held() {
+            reasons.push(format!(
+                "the wall clock was set {}: the program keeps the time it had, so that no expired token comes back. Set \
+                 the clock right, or `tollgate clock accept`",
+                direction(reading.difference_ns())
+            ));
+        }
+        if reading.is_stale() {
+            reasons.push(format!(
+                "nobody has found the clock to be right for {} s: new tokens are not admitted (`stale_clock`)",
+                reading.confirmed_age_ns() / SECOND_NS
+            ));
+        }
+        reasons
+    }
+}
+
+impl Reading {
+    /// The wall clock less the program's, nanoseconds.
+    pub const fn difference_ns(&self) -> i64 {
+        self.wall_offset_ns.wrapping_sub(self.offset_ns).cast_signed()
+    }
+
+    /// The wall clock, unix nanoseconds.
+    pub const fn wall_ns(&self) -> u64 {
+        self.kernel_ns.wrapping_add(self.wall_offset_ns)
+    }
+
+    /// The program's clock, unix nanoseconds.
+    pub const fn program_ns(&self) -> u64 {
+        self.kernel_ns.wrapping_add(self.offset_ns)
+    }
+
+    /// How long nobody has confirmed the offset.
+    pub const fn confirmed_age_ns(&self) -> u64 {
+        self.kernel_ns.saturating_sub(self.confirmed_ns)
+    }
+
+    /// Whether that is too long for the program to admit new tokens.
+    pub const fn is_stale(&self) -> bool {
+        self.confirmed_age_ns() > OFFSET_STALE_NS
+    }
+}
+
+/// What becomes of what the wall clock says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Judge {
+    /// What it said last.
+    last: Option<u64>,
+    held: bool,
+    jumps: Jumps,
+}
+
+impl Judge {
+    /// The offset to publish, if any, and by how much the wall clock has jumped. `published` is 0 where nothing was, or what
+    /// a daemon before has left.
+    const fn judge(&mut self, wall: u64, published: u64) -> (Option<u64>, Option<i64>) {
+        if published == 0 {
+            self.last = Some(wall);
+            return (Some(wall), None);
+        }
+        let before = match self.last {
+            Some(last) => last,
+            None => published,
+        };
+        let moved = wall.wrapping_sub(before).cast_signed();
+        let jump = if moved.unsigned_abs() > JUMP_NS { Some(moved) } else { None };
+        match jump {
+            Some(1..) => self.jumps.forward += 1,
+            Some(_) => self.jumps.backward += 1,
+            None => {}
+        }
+        self.last = Some(wall);
+        let difference = wall.wrapping_sub(published).cast_signed();
+        self.held = difference < 0 && difference.unsigned_abs() > JUMP_NS;
+        (if self.held { None } else { Some(wall) }, jump)
+    }
+}
+
+/// Unix seconds by the system's clock.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn direction(difference_ns: i64) -> String {
+    let by = std::time::Duration::from_millis(difference_ns.unsigned_abs() / 1_000_000);
+    let way = if difference_ns < 0 { "back" } else { "forward" };
+    format!("{way} by {}", humantime::format_duration(by))
+}
+
+/// Reads all clocks, and tells the program how long its ticks are if it does not know.
+fn read(datapath: &Datapath) -> Result<Reading, DatapathError> {
+    let failed = |cause: String| DatapathError::Run { program: lb_common::maps::PROGRAM_CLOCK, cause };
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_err(|errno| failed(format!("CLOCK_MONOTONIC_COARSE has no resolution: {errno}")))?;
+    let tick_ns = nanoseconds(tick);
+    let moment = moment().map_err(|errno| failed(format!("the system's clocks cannot be read: {errno}")))?;
+    let kernel = datapath.read_clock()?;
+    if datapath.live.tick_ns() != tick_ns {
+        datapath.live.set_tick_ns(tick_ns);
+    }
+    Ok(Reading {
+        kernel_ns: kernel.jiffies.wrapping_mul(tick_ns),
+        wall_offset_ns: offset(moment, kernel, tick_ns),
+        offset_ns: datapath.live.offset_ns(),
+        confirmed_ns: datapath.live.confirmed_ns(),
+    })
+}
 
 /// What the system's clocks said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Moment {
     realtime_ns: u64,
     monotonic_ns: u64,
-}
-
-/// Publishes the length of a tick and the offset from ticks to unix time. To be called at start before packets are
-/// judged, and every second, for wall clocks are stepped.
-///
-/// # Errors
-/// If the kernel's clocks cannot be read.
-pub fn publish(datapath: &Datapath) -> Result<(), DatapathError> {
-    let failed = |cause: String| DatapathError::Run { program: lb_common::maps::PROGRAM_CLOCK, cause };
-    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map_err(|errno| failed(format!("CLOCK_MONOTONIC_COARSE has no resolution: {errno}")))?;
-    let tick_ns = nanoseconds(tick);
-    let moment = moment().map_err(|errno| failed(format!("the system's clocks cannot be read: {errno}")))?;
-    let offset_ns = offset(moment, datapath.read_clock()?, tick_ns);
-    if datapath.live.tick_ns() != tick_ns {
-        datapath.live.set_tick_ns(tick_ns);
-    }
-    datapath.live.set_offset_ns(offset_ns);
-    Ok(())
-}
-
-/// Unix seconds by the system's clock.
-pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Unix time at the reading's tick, less the ticks; both wrap, and their sum in the program wraps back.
@@ -55,7 +258,7 @@ fn moment() -> nix::Result<Moment> {
 }
 
 fn nanoseconds(time: nix::sys::time::TimeSpec) -> u64 {
-    time.tv_sec() as u64 * lb_common::live::SECOND_NS + time.tv_nsec() as u64
+    time.tv_sec() as u64 * SECOND_NS + time.tv_nsec() as u64
 }
 
 #[cfg(test)]
@@ -73,5 +276,83 @@ mod tests {
         assert_eq!(at_tick, 1_800_000_004_000_000_000);
         let a_second_later = ((reading.jiffies + 250) * tick_ns).wrapping_add(offset);
         assert_eq!(a_second_later, 1_800_000_005_000_000_000);
+    }
+
+    /// The offset by which a clock is right, and what jumps and publications come of a wall clock that is off by so many
+    /// seconds at each look.
+    fn followed(found: u64, seconds: &[f64]) -> (Vec<bool>, Jumps, u64) {
+        let (mut judge, mut published) = (Judge::default(), found);
+        let looks = seconds.iter().map(|seconds| {
+            let wall = RIGHT.wrapping_add_signed((seconds * SECOND_NS as f64) as i64);
+            let (publish, _) = judge.judge(wall, published);
+            published = publish.unwrap_or(published);
+            assert_eq!(judge.held, publish.is_none());
+            publish.is_some()
+        });
+        (looks.collect(), judge.jumps, published)
+    }
+
+    const RIGHT: u64 = 1_800_000_000 * SECOND_NS;
+
+    #[test]
+    fn a_clock_that_is_slewed_is_followed() {
+        let (looks, jumps, published) = followed(0, &[0.0, 0.4, 0.8, 0.5, 0.1, -0.3]);
+        assert_eq!((looks, jumps), (vec![true; 6], Jumps::default()));
+        assert_eq!(published, RIGHT - 3 * SECOND_NS / 10);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_forward_is_followed_and_counted() {
+        let (looks, jumps, published) = followed(RIGHT, &[0.0, 3600.0, 3600.1, 7200.0]);
+        assert_eq!((looks, jumps), (vec![true; 4], Jumps { forward: 2, backward: 0 }));
+        assert_eq!(published, RIGHT + 7200 * SECOND_NS);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_is_held_until_it_has_caught_up() {
+        // Back by an hour, nearer, farther, and right again.
+        let (looks, jumps, published) =
+            followed(RIGHT, &[0.0, -3600.0, -3600.0, -1800.0, -4000.0, -0.4, 0.0]);
+        assert_eq!(looks, [true, false, false, false, false, true, true]);
+        assert_eq!(jumps, Jumps { forward: 2, backward: 2 });
+        assert_eq!(published, RIGHT);
+    }
+
+    #[test]
+    fn what_a_daemon_before_has_published_counts() {
+        let (looks, jumps, published) = followed(RIGHT + 3600 * SECOND_NS, &[0.0, 0.0]);
+        assert_eq!((looks, jumps), (vec![false, false], Jumps { forward: 0, backward: 1 }));
+        assert_eq!(published, RIGHT + 3600 * SECOND_NS);
+        let (looks, jumps, published) = followed(RIGHT - 3600 * SECOND_NS, &[0.0]);
+        assert_eq!((looks, jumps, published), (vec![true], Jumps { forward: 1, backward: 0 }, RIGHT));
+    }
+
+    #[test]
+    fn offsets_may_wrap() {
+        // Ticks since boot, and the five minutes that the kernel begins before the 32-bit overflow, can be more than unix
+        // time where the wall clock was never set.
+        let (mut judge, published) = (Judge::default(), u64::MAX - 3);
+        assert_eq!(judge.judge(5, published), (Some(5), None));
+        assert_eq!(judge.judge(SECOND_NS, 5), (Some(SECOND_NS), Some(SECOND_NS as i64 - 5)));
+    }
+
+    #[test]
+    fn it_says_why_it_is_not_ready() {
+        let mut clock = Clock::default();
+        assert_eq!(clock.not_ready(), ["the clock is not published"]);
+        let reading = Reading {
+            kernel_ns: OFFSET_STALE_NS + 10,
+            wall_offset_ns: RIGHT,
+            offset_ns: RIGHT,
+            confirmed_ns: 10,
+        };
+        clock.last = Some(reading);
+        assert_eq!(clock.not_ready(), [""; 0]);
+        clock.last = Some(Reading { confirmed_ns: 9, ..reading });
+        assert!(clock.not_ready()[0].contains("for 4000 s: new tokens are not admitted"));
+        clock.last = Some(Reading { offset_ns: RIGHT + 3600 * SECOND_NS, ..reading });
+        clock.judge.held = true;
+        let said = clock.not_ready().join("\n");
+        assert!(said.contains("set back by 1h: ") && said.contains("`tollgate clock accept`"), "{said}");
     }
 }

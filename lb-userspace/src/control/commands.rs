@@ -4,14 +4,22 @@ use lb_common::keyslot::{KeyId, STATE_OFF};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
-use super::{Controller, MetricsReport, Outcome, clock::unix_now, keys::KeysError};
+use super::{
+    Controller, MetricsReport, Outcome,
+    clock::unix_now,
+    keys::{self, KeysError},
+};
 use crate::{
     api::messages::{
-        BackendStatus, CounterReport, ImportReport, KeyStatus, MintRequest, Minted, Revoked, Rotated, Status,
+        BackendStatus, ClockAccepted, ClockStatus, CounterReport, ImportReport, KeyStatus, MintRequest,
+        Minted, RevocationStatus, RevokeBeforeRequest, RevokeSessionsRequest, RevokeTokenRequest, Revoked,
+        RevokedBefore, Rotated, ServiceStatus, SessionList, Status,
     },
     config::Service,
     datapath::DatapathError,
     keyring::{KeyState, Keyset},
+    revocation::RevocationError,
+    store::StoreError,
     token::{self, Inspection, KnownKey, TokenError},
 };
 
@@ -26,9 +34,15 @@ pub enum RequestError {
         /// The names there are.
         services: Vec<String>,
     },
-    /// Keys or store.
+    /// Keys.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Revocations.
+    #[error(transparent)]
+    Revocation(#[from] RevocationError),
     /// The kernel.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
@@ -41,6 +55,9 @@ pub enum RequestError {
     /// Nothing may sign yet.
     #[error("service `{0}` has no key that may sign yet; see `tollgate keys list` and `tollgate status`")]
     NoSigner(String),
+    /// There is nothing to accept.
+    #[error("the program follows the wall clock: there is nothing to accept; see `tollgate clock`")]
+    ClockFollows,
     /// The daemon ends.
     #[error("the daemon is ending; its data path goes on. Start it again")]
     Ending,
@@ -80,6 +97,22 @@ pub enum Command {
     Inspect(token::InspectRequest, Reply<Inspection>),
     /// `backends list`, of one service or all
     Backends(Option<String>, Reply<Vec<BackendStatus>>),
+    /// `services list`
+    Services(Reply<Vec<ServiceStatus>>),
+    /// `services revoke-before`
+    RevokeBefore(RevokeBeforeRequest, Reply<RevokedBefore>),
+    /// `sessions list`, of one service or all, and how many at most
+    Sessions(Option<String>, usize, Reply<SessionList>),
+    /// `sessions list --revoked`, of one service or all
+    Revocations(Option<String>, Reply<Vec<RevocationStatus>>),
+    /// `sessions revoke`
+    RevokeSessions(RevokeSessionsRequest, Reply<Vec<RevocationStatus>>),
+    /// `token revoke`
+    RevokeToken(RevokeTokenRequest, Reply<RevocationStatus>),
+    /// `clock`
+    Clock(Reply<ClockStatus>),
+    /// `clock accept`
+    AcceptClock(Reply<ClockAccepted>),
 }
 
 /// Asks the loop.
@@ -135,6 +168,31 @@ impl Controller {
             Command::Mint(request, to) => reply(to, self.mint(&request)),
             Command::Inspect(request, to) => reply(to, self.inspect(&request)),
             Command::Backends(service, to) => reply(to, self.backend_list(service.as_deref())),
+            Command::Services(to) => reply(to, self.service_list()),
+            Command::RevokeBefore(request, to) => {
+                let answer = self.revoke_before(&request).await;
+                reply(to, answer);
+            }
+            Command::Sessions(service, limit, to) => {
+                reply(to, self.session_list(service.as_deref(), limit));
+            }
+            Command::Revocations(service, to) => reply(to, self.revocation_list(service.as_deref())),
+            Command::RevokeSessions(request, to) => {
+                let answer = self.revoke_sessions(&request).await;
+                reply(to, answer);
+            }
+            Command::RevokeToken(request, to) => {
+                let answer = self.revoke_token(&request).await;
+                reply(to, answer);
+            }
+            Command::Clock(to) => {
+                let answer = self.clock.follow(&self.datapath);
+                reply(to, answer.map(|()| self.clock_status()).map_err(RequestError::from));
+            }
+            Command::AcceptClock(to) => {
+                let answer = self.accept_clock().await;
+                reply(to, answer);
+            }
         }
     }
 
@@ -146,7 +204,7 @@ impl Controller {
         }
     }
 
-    fn service(&self, name: &str) -> Result<&Service, RequestError> {
+    pub(super) fn service(&self, name: &str) -> Result<&Service, RequestError> {
         Service::find(&self.config.services, name).ok_or_else(|| RequestError::NoSuchService {
             name: name.to_owned(),
             services: self.config.services.iter().map(|service| service.name.clone()).collect(),
@@ -157,17 +215,12 @@ impl Controller {
         let services: Vec<_> =
             self.selected(name)?.into_iter().map(|service| (service.id, service.name.clone())).collect();
         let policies: Vec<_> = services.iter().filter_map(|(id, _)| self.keys.policy(*id)).collect();
-        let rotations = self
-            .keys
-            .change(|keyring, now, random| {
-                policies
-                    .iter()
-                    .map(|policy| keyring.rotate(policy, now, random))
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .await?;
+        let rotations = keys::change(&mut self.stored, |keyring, now, random| {
+            policies.iter().map(|policy| keyring.rotate(policy, now, random)).collect::<Result<Vec<_>, _>>()
+        })
+        .await?;
         self.apply_keys().await?;
-        let keyring = self.keys.keyring();
+        let keyring = &self.stored.state().keyring;
         let rotated = services.into_iter().zip(rotations).map(|((service_id, service), rotation)| {
             let key = keyring.key(rotation.staged);
             let state = key.map_or(KeyState::Revoked, |key| key.state);
@@ -184,7 +237,7 @@ impl Controller {
     }
 
     async fn revoke(&mut self, id: KeyId) -> Result<Revoked, RequestError> {
-        let revocation = self.keys.change(|keyring, now, _| keyring.revoke(id, now)).await?;
+        let revocation = keys::change(&mut self.stored, |keyring, now, _| keyring.revoke(id, now)).await?;
         warn!(key_id = id.0, service_id = revocation.service_id, was = %revocation.was, "key revoked");
         // The kernel first, then a new key where the service has none.
         let mut outcome = Outcome::default();
@@ -201,7 +254,7 @@ impl Controller {
             key_id: id.0,
             service_id: revocation.service_id,
             was: revocation.was,
-            active_key: self.keys.keyring().signer(revocation.service_id).map(|key| key.id.0),
+            active_key: self.stored.state().keyring.signer(revocation.service_id).map(|key| key.id.0),
         })
     }
 
@@ -211,7 +264,7 @@ impl Controller {
         let Some(policy) = self.keys.policy(id) else { return Err(RequestError::NoSigner(name)) };
         info!(service = name, "keys exported");
         // Committed before anybody sees it: it promises how long it may be signed with.
-        Ok(self.keys.change(|keyring, now, _| Ok(keyring.export(&name, &policy, now))).await?)
+        Ok(keys::change(&mut self.stored, |keyring, now, _| Ok(keyring.export(&name, &policy, now))).await?)
     }
 
     async fn import(&mut self, keyset: &Keyset) -> Result<ImportReport, RequestError> {
@@ -219,7 +272,8 @@ impl Controller {
         let Some(policy) = self.keys.policy(id) else {
             return Err(RequestError::NoSigner(keyset.service.clone()));
         };
-        let imported = self.keys.change(|keyring, now, _| keyring.import(keyset, &policy, now)).await?;
+        let imported =
+            keys::change(&mut self.stored, |keyring, now, _| keyring.import(keyset, &policy, now)).await?;
         self.follow_keys(&mut Outcome::default()).await?;
         self.apply_keys().await?;
         info!(service_id = id, added = imported.added.len(), "keys imported");
@@ -249,17 +303,21 @@ impl Controller {
 
     fn mint(&self, request: &MintRequest) -> Result<Minted, RequestError> {
         let service = self.service(&request.service)?;
-        let signer = self.keys.keyring().signer(service.id).filter(|key| self.keys.is_installed(key.id));
+        let signer =
+            self.stored.state().keyring.signer(service.id).filter(|key| self.keys.is_installed(key.id));
         let signer = signer.ok_or_else(|| RequestError::NoSigner(service.name.clone()))?;
         token::allowed(request, service)?;
         let key = KnownKey::from(signer);
-        Ok(token::mint(request, &key, unix_now())?)
+        // What was issued before is revoked: in the second of a revocation, a token is of the next.
+        let issued_at = unix_now().max(self.stored.state().revocations.before(service.id).into());
+        Ok(token::mint(request, &key, issued_at)?)
     }
 
     fn inspect(&self, request: &token::InspectRequest) -> Result<Inspection, RequestError> {
-        let keys: Vec<KnownKey> = self.keys.keyring().keys().map(KnownKey::from).collect();
-        let services: Vec<_> =
-            self.config.services.iter().map(|service| super::desired::value(service, 1, 0)).collect();
-        Ok(token::inspect(request, Some(&keys), &services, unix_now())?)
+        let keys: Vec<KnownKey> = self.stored.state().keyring.keys().map(KnownKey::from).collect();
+        let revocations = &self.stored.state().revocations;
+        let value = |service| super::desired::value(service, 1, revocations.before(service.id));
+        let services: Vec<_> = self.config.services.iter().map(value).collect();
+        Ok(token::inspect(request, Some(&keys), &services, Some(revocations), unix_now())?)
     }
 }

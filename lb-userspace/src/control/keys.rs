@@ -1,23 +1,20 @@
 //! Keys from the store into the kernel. A key is stored before the kernel has it, and the kernel has it before
 //! anything is signed with it; what is revoked is stored first, then stopped.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use lb_common::{
     keyslot::{KeyId, STATE_VERIFY},
     maps::KEY_SLOTS_MAX,
 };
 
-use super::clock::unix_now;
+use super::{clock::unix_now, stored::Stored};
 use crate::{
     config,
     datapath::{DatapathError, KeySlots, SlotValues},
     keyring::{Event, Key, KeyPolicy, Keyring, KeyringError},
-    store::{self, State, Store, StoreError},
+    store::StoreError,
 };
-
-/// How often a commit is tried again when somebody else was faster.
-const ATTEMPTS: usize = 8;
 
 /// Why keys were not changed.
 #[derive(Debug, thiserror::Error)]
@@ -33,10 +30,8 @@ pub enum KeysError {
     Random(getrandom::Error),
 }
 
-/// The keys, as stored and as in the kernel.
+/// The keys as in the kernel.
 pub struct Keys {
-    store: Arc<dyn Store>,
-    stored: store::Snapshot,
     policies: Vec<KeyPolicy>,
     /// What the kernel should have, of the stored revision.
     wanted: Wanted,
@@ -59,24 +54,10 @@ pub struct SlotReport {
 }
 
 impl Keys {
-    /// Reads the store.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub async fn open(store: Arc<dyn Store>, services: &[config::Service]) -> Result<Self, StoreError> {
-        let stored = store.snapshot().await?;
+    /// Of these services.
+    pub fn new(services: &[config::Service]) -> Self {
         let policies = services.iter().map(KeyPolicy::from).collect();
-        Ok(Self { store, stored, policies, wanted: Wanted::default(), installed: BTreeSet::new() })
-    }
-
-    /// The keyring as it is stored.
-    pub fn keyring(&self) -> &Keyring {
-        &self.stored.state.keyring
-    }
-
-    /// Of the stored state.
-    pub const fn revision(&self) -> u64 {
-        self.stored.revision
+        Self { policies, wanted: Wanted::default(), installed: BTreeSet::new() }
     }
 
     /// Whether the kernel verifies with a key.
@@ -89,65 +70,22 @@ impl Keys {
         self.policies.iter().find(|policy| policy.service_id == service_id).copied()
     }
 
-    /// Takes over what others have committed.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub async fn refresh(&mut self) -> Result<(), StoreError> {
-        self.stored = self.store.snapshot().await?;
-        Ok(())
-    }
-
     /// Does what time asks for, and stores it.
     ///
     /// # Errors
     /// If it could not be stored.
-    pub async fn tick(&mut self) -> Result<Vec<Event>, KeysError> {
-        let policies = self.policies.clone();
-        self.change(|keyring, now, random| Ok(keyring.tick(now, &policies, random))).await
-    }
-
-    /// Changes the keyring and commits it; again on what others have committed meanwhile.
-    ///
-    /// # Errors
-    /// If the change is refused, or not stored. Then nothing has changed.
-    pub async fn change<T>(
-        &mut self,
-        mut change: impl FnMut(&mut Keyring, u64, &mut dyn FnMut(&mut [u8])) -> Result<T, KeyringError>,
-    ) -> Result<T, KeysError> {
-        let mut attempt = 0;
-        loop {
-            let mut state = State::clone(&self.stored.state);
-            let mut random_error = None;
-            let mut random =
-                |buffer: &mut [u8]| random_error = getrandom::fill(buffer).err().or(random_error);
-            let result = change(&mut state.keyring, unix_now(), &mut random)?;
-            if let Some(error) = random_error {
-                return Err(KeysError::Random(error));
-            }
-            if state == *self.stored.state {
-                return Ok(result);
-            }
-            attempt += 1;
-            match self.store.commit(self.stored.revision, state).await {
-                Ok(stored) => {
-                    self.stored = stored;
-                    return Ok(result);
-                }
-                Err(StoreError::Conflict { .. }) if attempt < ATTEMPTS => self.refresh().await?,
-                Err(error) => return Err(error.into()),
-            }
-        }
+    pub async fn tick(&self, stored: &mut Stored) -> Result<Vec<Event>, KeysError> {
+        change(stored, |keyring, now, random| Ok(keyring.tick(now, &self.policies, random))).await
     }
 
     /// Makes the kernel's slots those of the stored keyring: what is not wanted stops first.
     ///
     /// # Errors
     /// If the slots cannot be read. What cannot be written is in the report.
-    pub fn sync(&mut self, kernel: &mut KeySlots) -> Result<SlotReport, DatapathError> {
-        if self.wanted.revision != Some(self.stored.revision) {
-            let slots = self.keyring().verifying().map(Key::to_slot).collect();
-            self.wanted = Wanted { revision: Some(self.stored.revision), slots };
+    pub fn sync(&mut self, stored: &Stored, kernel: &mut KeySlots) -> Result<SlotReport, DatapathError> {
+        if self.wanted.revision != Some(stored.revision()) {
+            let slots = stored.state().keyring.verifying().map(Key::to_slot).collect();
+            self.wanted = Wanted { revision: Some(stored.revision()), slots };
         }
         let mut report = SlotReport::default();
         let found = kernel.all()?;
@@ -177,21 +115,40 @@ impl Keys {
     ///
     /// # Errors
     /// If it could not be stored.
-    pub async fn confirm(&mut self) -> Result<Vec<KeyId>, KeysError> {
+    pub async fn confirm(&self, stored: &mut Stored) -> Result<Vec<KeyId>, KeysError> {
         let staged: Vec<KeyId> = self
             .policies
             .iter()
-            .filter_map(|policy| self.keyring().staged(policy.service_id))
+            .filter_map(|policy| stored.state().keyring.staged(policy.service_id))
             .map(|key| key.id)
             .filter(|id| self.installed.contains(id))
             .collect();
         if staged.is_empty() {
             return Ok(staged);
         }
-        self.change(|keyring, now, _| {
+        change(stored, |keyring, now, _| {
             staged.iter().try_for_each(|id| keyring.confirm_installed(*id, now).map(drop))
         })
         .await?;
         Ok(staged)
     }
+}
+
+/// Changes the keyring and commits it.
+///
+/// # Errors
+/// If the change is refused, or not stored. Then nothing has changed.
+pub async fn change<T>(
+    stored: &mut Stored,
+    mut change: impl FnMut(&mut Keyring, u64, &mut dyn FnMut(&mut [u8])) -> Result<T, KeyringError>,
+) -> Result<T, KeysError> {
+    stored
+        .change(|state| {
+            let mut random_error = None;
+            let mut random =
+                |buffer: &mut [u8]| random_error = getrandom::fill(buffer).err().or(random_error);
+            let result = change(&mut state.keyring, unix_now(), &mut random)?;
+            random_error.map_or(Ok(result), |error| Err(KeysError::Random(error)))
+        })
+        .await
 }

@@ -11,6 +11,9 @@ mod neighbours;
 mod netlink;
 mod network;
 mod report;
+mod revocations;
+mod sessions;
+mod stored;
 mod tables;
 mod way;
 
@@ -33,9 +36,11 @@ use crate::{
 };
 use attachment::Attachments;
 use backends::Backends;
+use clock::Clock;
 use indices::Indices;
 use keys::{Keys, KeysError};
 use network::{Interfaces, Network, NetworkError};
+use stored::Stored;
 use tables::Built;
 
 /// How often everything is compared.
@@ -66,7 +71,9 @@ pub enum StartError {
 pub struct Controller {
     config: Config,
     datapath: Datapath,
+    stored: Stored,
     keys: Keys,
+    clock: Clock,
     network: Network,
     interfaces: Interfaces,
     backends: Backends,
@@ -136,20 +143,24 @@ impl Controller {
             ..Options::default()
         };
         let datapath = Datapath::load(embedded_object()?, &options)?;
-        clock::publish(&datapath)?;
+        let mut clock = Clock::default();
+        clock.follow(&datapath)?;
         if datapath.sessions_made_anew {
             info!(
                 sessions = config.sessions,
                 "the token cache has another size than before and begins empty"
             );
         }
-        let keys = Keys::open(store, &config.services).await?;
+        let stored = Stored::open(store).await?;
+        let keys = Keys::new(&config.services);
         let backends = Backends::new(&config, &datapath.tables.live()?);
         let mut controller = Self {
             indices: Indices::read(&datapath)?,
             config,
             datapath,
+            stored,
             keys,
+            clock,
             network,
             interfaces,
             backends,
@@ -184,7 +195,7 @@ impl Controller {
         }
     }
 
-    /// Keys and tables, before the first packet meets the program. A service without a key drops everything, which is
+    /// Keys, revocations and tables, before the first packet meets the program. A service without a key drops everything, which is
     /// said and tried again; a service that is not in the tables lets everything pass, which is an error.
     async fn fill(&mut self) -> Result<(), StartError> {
         tokio::time::sleep(self.datapath.tables.grace_left()).await;
@@ -192,6 +203,7 @@ impl Controller {
         self.follow_keys(&mut outcome).await?;
         self.sync_keys(&mut outcome);
         self.confirm_keys().await?;
+        self.sync_revocations(&mut outcome);
         self.publish_tables(&mut outcome)?;
         self.conclude(outcome);
         Ok(())
@@ -227,7 +239,7 @@ impl Controller {
     /// Compares everything with the kernel and mends what differs.
     async fn round(&mut self, ask: bool) {
         let mut outcome = Outcome::default();
-        if let Err(error) = clock::publish(&self.datapath) {
+        if let Err(error) = self.clock.follow(&self.datapath) {
             outcome.errors.push(error.to_string());
         }
         if let Err(error) = self.follow_keys(&mut outcome).await {
@@ -237,6 +249,7 @@ impl Controller {
         if let Err(error) = self.confirm_keys().await {
             outcome.errors.push(error.to_string());
         }
+        self.sync_revocations(&mut outcome);
         match self.network.interfaces().await {
             Ok(interfaces) => self.interfaces = interfaces,
             Err(error) => outcome.errors.push(error.to_string()),
@@ -269,7 +282,7 @@ impl Controller {
 
     /// Rotations and ends that are due.
     async fn follow_keys(&mut self, outcome: &mut Outcome) -> Result<(), KeysError> {
-        let ticked = self.keys.tick().await;
+        let ticked = self.keys.tick(&mut self.stored).await;
         self.store_connected = !matches!(ticked, Err(KeysError::Store(_)));
         for event in ticked? {
             match event {
@@ -284,7 +297,7 @@ impl Controller {
     }
 
     fn sync_keys(&mut self, outcome: &mut Outcome) {
-        match self.keys.sync(&mut self.datapath.key_slots) {
+        match self.keys.sync(&self.stored, &mut self.datapath.key_slots) {
             Ok(report) => {
                 for difference in &report.differences {
                     debug!("{difference}");
@@ -302,7 +315,7 @@ impl Controller {
 
     /// Keys that the kernel has by now begin to sign.
     async fn confirm_keys(&mut self) -> Result<(), KeysError> {
-        for id in self.keys.confirm().await? {
+        for id in self.keys.confirm(&mut self.stored).await? {
             info!(key_id = id.0, "key signs");
         }
         Ok(())
@@ -327,12 +340,10 @@ impl Controller {
     /// Why it does not filter yet, or not any more.
     fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        if self.datapath.live.offset_ns() == 0 {
-            reasons.push("the clock is not published".to_owned());
-        }
+        reasons.extend(self.clock.not_ready());
         reasons.extend(self.attachments.missing(&self.interfaces));
         for service in &self.config.services {
-            let signer = self.keys.keyring().signer(service.id);
+            let signer = self.stored.state().keyring.signer(service.id);
             if !signer.is_some_and(|key| self.keys.is_installed(key.id)) {
                 reasons.push(format!("service {} has no active key in the kernel", service.name));
             }

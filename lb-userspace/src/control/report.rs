@@ -1,14 +1,18 @@
 //! What the loop knows, for people and for Prometheus.
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
-use lb_common::{maps::ABI_VERSION, reason::Reason};
+use lb_common::{
+    maps::{ABI_VERSION, REVOCATIONS_MAX},
+    reason::Reason,
+    revocation::REVOKED_SESSION,
+};
 
 use super::{Controller, RequestError, clock::unix_now, way::Tags};
 use crate::{
     api::messages::{
-        BackendStatus, Count, CounterReport, InterfaceStatus, KeyStatus, ReasonCount, ServiceCounters,
-        ServiceStatus, Status,
+        BackendStatus, ClockStatus, Count, CounterReport, InterfaceStatus, KeyStatus, ReasonCount,
+        RevocationCounts, ServiceCounters, ServiceStatus, Status,
     },
     config::{Mode, Service},
     datapath::{BackendOwner, ProgramRuns},
@@ -42,17 +46,14 @@ impl Controller {
             pid: std::process::id(),
             uptime_seconds: self.started_at.elapsed().as_secs(),
             interfaces: self.config.interfaces.iter().map(|name| self.interface(name)).collect(),
-            services: self
-                .config
-                .services
-                .iter()
-                .map(|service| self.service_status(service, &backends))
-                .collect(),
+            services: self.service_statuses(&backends),
             keys: self.key_list(),
             backends,
+            clock: self.clock_status(),
+            revocations: self.revocation_counts(),
             differences: self.outcome.differences.clone(),
             errors: self.outcome.errors.clone(),
-            store_revision: self.keys.revision(),
+            store_revision: self.stored.revision(),
             store_connected: self.store_connected,
             sessions: self.datapath.counters.sessions()?,
             sessions_max: self.config.sessions,
@@ -62,6 +63,45 @@ impl Controller {
             },
             hmacs: self.datapath.counters.hmacs()?,
         })
+    }
+
+    pub(super) fn service_list(&self) -> Result<Vec<ServiceStatus>, RequestError> {
+        Ok(self.service_statuses(&self.backend_list(None)?))
+    }
+
+    fn service_statuses(&self, backends: &[BackendStatus]) -> Vec<ServiceStatus> {
+        self.config.services.iter().map(|service| self.service_status(service, backends)).collect()
+    }
+
+    /// A service's name, or its number where the configuration has none of it.
+    pub(super) fn service_name(&self, id: u32) -> String {
+        let service = self.config.services.iter().find(|service| service.id == id);
+        service.map_or_else(|| id.to_string(), |service| service.name.clone())
+    }
+
+    fn revocation_counts(&self) -> RevocationCounts {
+        let mut counts = RevocationCounts { sessions: 0, tokens: 0, room: REVOCATIONS_MAX };
+        for (key, _) in self.stored.state().revocations.in_force(unix_now()) {
+            let count = if key.kind == REVOKED_SESSION { &mut counts.sessions } else { &mut counts.tokens };
+            *count += 1;
+        }
+        counts
+    }
+
+    pub(super) fn clock_status(&self) -> ClockStatus {
+        let jumps = self.clock.jumps();
+        let seconds = |ns: u64| Duration::from_nanos(ns).as_secs_f64();
+        let last = self.clock.last();
+        ClockStatus {
+            wall: last.map_or(0.0, |last| seconds(last.wall_ns())),
+            program: last.map_or(0.0, |last| seconds(last.program_ns())),
+            difference_seconds: last.map_or(0.0, |last| last.difference_ns() as f64 / 1e9),
+            held: self.clock.is_held(),
+            confirmed_age_seconds: last.map_or(0.0, |last| seconds(last.confirmed_age_ns())),
+            stale: last.is_some_and(|last| last.is_stale()),
+            jumps_forward: jumps.forward,
+            jumps_backward: jumps.backward,
+        }
     }
 
     pub(super) fn metrics(&self) -> Result<MetricsReport, RequestError> {
@@ -101,13 +141,9 @@ impl Controller {
     }
 
     pub(super) fn key_list(&self) -> Vec<KeyStatus> {
-        let names: BTreeMap<u32, &str> =
-            self.config.services.iter().map(|service| (service.id, service.name.as_str())).collect();
-        let keys = self.keys.keyring().keys();
+        let keys = self.stored.state().keyring.keys();
         keys.map(|key| KeyStatus {
-            service: names
-                .get(&key.service_id)
-                .map_or_else(|| key.service_id.to_string(), |name| (*name).to_owned()),
+            service: self.service_name(key.service_id),
             service_id: key.service_id,
             key_id: key.id.0,
             state: key.state,
@@ -174,7 +210,7 @@ impl Controller {
     }
 
     fn service_status(&self, service: &Service, backends: &[BackendStatus]) -> ServiceStatus {
-        let signer = self.keys.keyring().signer(service.id);
+        let signer = self.stored.state().keyring.signer(service.id);
         let of_service = |backend: &&BackendStatus| backend.service_id == service.id;
         ServiceStatus {
             name: service.name.clone(),
@@ -191,6 +227,7 @@ impl Controller {
             active_key: signer.filter(|key| self.keys.is_installed(key.id)).map(|key| key.id.0),
             backends_up: backends.iter().filter(of_service).filter(|backend| backend.up).count(),
             backends: service.backends.len(),
+            revoked_before: self.stored.state().revocations.before(service.id),
         }
     }
 }

@@ -80,7 +80,7 @@ impl Controller {
             placed.push(Placed {
                 service_id: service.id,
                 index,
-                revoked_before: 0,
+                revoked_before: self.stored.state().revocations.before(service.id),
                 backends: placed_backends,
             });
         }

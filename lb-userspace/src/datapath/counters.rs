@@ -104,6 +104,17 @@ impl Counters {
         entries::<TokenKey, Session>(SESSIONS, self.sessions.map())
     }
 
+    /// Calls `each` with the entries of the token cache. One that is being written may be shown half.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn each_session(&self, mut each: impl FnMut(&TokenKey, &Session)) -> Result<(), DatapathError> {
+        batch::lookup_all::<TokenKey, Session>(self.sessions.map(), 1, 4096, |keys, sessions| {
+            keys.iter().zip(sessions).for_each(|(key, session)| each(key, session));
+        })
+        .map_err(|source| DatapathError::Map { map: SESSIONS, action: "read it", source })
+    }
+
     /// Entries of the translations, of which some may have timed out. Reads all of them.
     ///
     /// # Errors

@@ -15,7 +15,8 @@ use lb_common::{
 };
 
 use super::{
-    Counters, DatapathError, Egress, GRACE, KeySlots, LiveWords, Owners, Pins, Tables, error::chain, layout,
+    Counters, DatapathError, Egress, GRACE, KeySlots, LiveWords, Owners, Pins, Revocations, Tables,
+    error::chain, layout,
 };
 
 /// What is decided when the program is loaded.
@@ -69,6 +70,8 @@ pub struct Datapath {
     pub egress: Egress,
     /// The keys.
     pub key_slots: KeySlots,
+    /// What is revoked before its time.
+    pub revocations: Revocations,
     /// What was counted.
     pub counters: Counters,
     /// Whose counters they are.
@@ -141,6 +144,7 @@ impl Datapath {
             take(maps::PINNED)?,
         ];
         let key_slots = take(maps::KEY_SLOTS)?;
+        let revocations = take(maps::REVOCATIONS)?;
         let egress = take(maps::EGRESS)?;
         let counters = [
             take(maps::COUNTERS)?,
@@ -152,6 +156,7 @@ impl Datapath {
         let cpus = cpus()?;
         Ok(Self {
             tables: Tables::new(Arc::clone(&live), tables, options.grace)?,
+            revocations: Revocations::new(Arc::clone(&live), revocations)?,
             live,
             egress: Egress::new(egress, options.grace)?,
             key_slots: KeySlots::new(key_slots, options.grace)?,

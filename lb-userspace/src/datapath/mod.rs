@@ -17,6 +17,7 @@ mod load;
 mod owners;
 mod pins;
 pub mod preflight;
+mod revocations;
 mod tables;
 
 pub use counters::{Counters, Totals};
@@ -27,4 +28,5 @@ pub use live::LiveWords;
 pub use load::{Datapath, Options, ProgramRuns, embedded_object};
 pub use owners::{BackendOwner, Owners};
 pub use pins::{PinLock, Pins};
+pub use revocations::Revocations;
 pub use tables::{GRACE, Snapshot, TableSet, Tables};

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fs, path::Path};
 
 use aya::util::KernelVersion;
-use lb_common::{maps, nat::Ports};
+use lb_common::{balance::MaglevTable, maps, nat::Ports, rate::RateTable, session::Session};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{Pins, embedded_object};
@@ -124,12 +124,15 @@ fn pinning(bpffs: &Path) -> Check {
 
 fn memory(sessions: u32, nat_ports: Option<Ports>) -> Check {
     // An entry of an LRU hash: 48 bytes of the kernel's, key and value as multiples of 8; and a bucket of 16.
-    const SESSION: u64 = 48 + 16 + 64 + 16;
+    const SESSION: u64 = 48 + 16 + size_of::<Session>() as u64 + 16;
     const FLOW: u64 = 48 + 24 + 16 + 16;
     const TRANSLATION: u64 = 48 + 24 + 96 + 16;
     let entry = SESSION + FLOW + nat_ports.map_or(0, |_| TRANSLATION);
     let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
-    let tables = u64::from(maps::HALVES * maps::SERVICES_MAX) * 32_768;
+    const REVOCATION: u64 = 48 + 16 + 8 + 16;
+    let of_service = size_of::<MaglevTable>() + size_of::<RateTable>();
+    let tables = u64::from(maps::HALVES * maps::SERVICES_MAX) * of_service as u64
+        + u64::from(maps::REVOCATIONS_MAX) * REVOCATION;
     let counters = u64::from(maps::COUNTERS_MAX + maps::BACKENDS_MAX) * 16 * cpus;
     let needed = (u64::from(sessions) * entry + tables + counters) >> 20;
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The state as a file: `{"format": 1, "sha256": of the content, "content": {"revision": N, "state": {..}}}`.
+//! The state as a file: `{"format": 2, "sha256": of the content, "content": {"revision": N, "state": {..}}}`.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 
 use super::{Snapshot, State, StoreError};
 
-/// Of this version.
-pub(super) const FORMAT: u32 = 1;
+/// Of this version, which reads 1 too: a state without revocations.
+pub(super) const FORMAT: u32 = 2;
 
 #[derive(Deserialize)]
 struct Format {

@@ -10,17 +10,20 @@ use std::{pin::Pin, sync::Arc};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{config::StoreLocation, keyring::Keyring};
+use crate::{config::StoreLocation, keyring::Keyring, revocation::Revocations};
 
 pub use error::StoreError;
 pub use file::FileStore;
 
-/// What a node is to make true. Services and backends of a shared store, and revocations, join it here.
+/// What a node is to make true. Services and backends of a shared store join it here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     /// The keys of all services.
     pub keyring: Keyring,
+    /// What is revoked before its time. Format 1 had none.
+    #[serde(default)]
+    pub revocations: Revocations,
 }
 
 /// The state at one revision.

@@ -63,7 +63,7 @@ fn state(seed: u8) -> State {
     let mut keyring = Keyring::default();
     let mut random = |buffer: &mut [u8]| buffer.fill(seed);
     keyring.tick(1_700_000_000, &[POLICY], &mut random);
-    State { keyring }
+    State { keyring, ..State::default() }
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -285,13 +285,30 @@ fn a_failed_commit_changes_nothing_and_can_be_repeated() {
 }
 
 #[test]
+fn a_store_of_the_version_before_is_read() {
+    let place = Place::with_two_revisions();
+    let text = fs::read_to_string(place.file("state.json")).unwrap();
+    let text = text.replace(",\"revocations\":{\"named\":[],\"before\":{}}", "");
+    let content = text.split_once("\"content\":").unwrap().1.trim_end().strip_suffix('}').unwrap();
+    let sum = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(content));
+    let before = format!("{{\"format\":1,\"sha256\":\"{sum}\",\"content\":{content}}}\n");
+    assert!(!before.contains("revocations"), "{before}");
+    fs::write(place.file("state.json"), before).unwrap();
+    let store = place.open();
+    assert_eq!(*snapshot(&store).state, state(2));
+    assert_eq!(commit(&store, 2, state(3)).unwrap().revision, 3);
+    drop(store);
+    assert_eq!(*snapshot(&place.open()).state, state(3));
+}
+
+#[test]
 fn a_store_of_a_later_version_is_left_alone() {
     let place = Place::with_two_revisions();
-    let later = "{\"format\":2,\"checksum\":\"?\",\"parts\":[]}";
+    let later = "{\"format\":3,\"checksum\":\"?\",\"parts\":[]}";
     fs::write(place.file("state.json"), later).unwrap();
     let error = place.refused().to_string();
     assert!(
-        error.contains("has format 2, and this version knows 1; run the version that wrote it"),
+        error.contains("has format 3, and this version knows 2; run the version that wrote it"),
         "{error}"
     );
     assert_eq!(fs::read_to_string(place.file("state.json")).unwrap(), later);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use lb_common::{
     live::SECOND_NS,
     reason::Reason,
+    revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},
     service::{ACCEPT_BEARER, ACCEPT_PROOF, Service},
     sha256::Scratch,
     token::{Claims, Header, Kind, Source, header, keys::DerivedKeys, tags},
@@ -12,7 +13,7 @@ use lb_common::{
 use serde::{Deserialize, Serialize};
 
 use super::{KnownKey, TokenError};
-use crate::api::messages::TokenKind;
+use crate::{api::messages::TokenKind, revocation::Revocations};
 
 /// A token to look at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,7 +85,7 @@ pub struct Step {
     pub detail: String,
 }
 
-/// Looks into a token at unix second `now`, with the keys at hand. Without a service of the key among `services`, its
+/// Looks into a token at unix second `now`, with the keys at hand and what is revoked, where that is known. Without a service of the key among `services`, its
 /// own rules are left out.
 ///
 /// # Errors
@@ -93,6 +94,7 @@ pub fn inspect(
     request: &InspectRequest,
     keys: Option<&[KnownKey]>,
     services: &[Service],
+    revocations: Option<&Revocations>,
     now: u64,
 ) -> Result<Inspection, TokenError> {
     let bytes = hex::decode(request.token.trim())?;
@@ -102,7 +104,13 @@ pub fn inspect(
     let (fields, claims) = match header {
         Ok(header) => {
             let claims = match keys {
-                Some(keys) => check(&header, request, keys, services, now, &mut steps),
+                Some(keys) => {
+                    let claims = check(&header, request, keys, services, now, &mut steps);
+                    if let Some(claims) = &claims {
+                        revoked(&header, claims, revocations, now, &mut steps);
+                    }
+                    claims
+                }
                 None => {
                     steps.skip("key", "no key at hand: add --keyset FILE, or run the daemon");
                     None
@@ -206,6 +214,24 @@ fn check(
     open
 }
 
+/// Whether its session or the token itself is revoked.
+fn revoked(
+    header: &Header,
+    claims: &OpenClaims,
+    revocations: Option<&Revocations>,
+    now: u64,
+    steps: &mut Steps,
+) {
+    let Some(revocations) = revocations else {
+        return steps.skip("revocation", "only the daemon knows what is revoked");
+    };
+    let mut names = [(REVOKED_SESSION, claims.session_id), (REVOKED_TOKEN, header.nonce())].into_iter();
+    let service_id = claims.service_id;
+    let revoked =
+        names.any(|(kind, of)| revocations.until(&RevocationKey { service_id, kind, of }, now).is_some());
+    steps.check("revocation", if revoked { Err(Reason::Revoked) } else { Ok(()) });
+}
+
 /// Checks as they are made.
 #[derive(Default)]
 struct Steps {
@@ -292,7 +318,8 @@ mod tests {
 
     fn look(token: &str, now: u64) -> Inspection {
         let request = InspectRequest { token: token.to_owned(), from: None, from_port: None };
-        inspect(&request, Some(&[key(KeyState::Active)]), &[service()], now).unwrap()
+        inspect(&request, Some(&[key(KeyState::Active)]), &[service()], Some(&Revocations::default()), now)
+            .unwrap()
     }
 
     #[test]
@@ -326,13 +353,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_revoked_is_shown() {
+        let token = mint(&request(), &key(KeyState::Active), NOW).unwrap().header;
+        let request = InspectRequest { token, from: None, from_port: None };
+        let mut revocations = Revocations::default();
+        let revoked = RevocationKey { service_id: 42, kind: REVOKED_SESSION, of: u64::MAX };
+        revocations.revoke(&[revoked], NOW + 10, NOW).unwrap();
+        for (now, verdict) in [(NOW + 9, "revoked"), (NOW + 10, "valid")] {
+            let keys = [key(KeyState::Active)];
+            let found = inspect(&request, Some(&keys), &[service()], Some(&revocations), now).unwrap();
+            assert_eq!(found.verdict, verdict);
+        }
+    }
+
+    #[test]
     fn a_bound_token_needs_its_sender() {
         let bound = MintRequest { bind: Some([192, 0, 2, 7].into()), bind_len: Some(24), ..request() };
         let token = mint(&bound, &key(KeyState::Active), NOW).unwrap().header;
         assert_eq!(look(&token, NOW).verdict, "unchecked");
         for (from, verdict) in [([192, 0, 2, 99], "valid"), ([192, 0, 3, 7], "bad_fast_tag")] {
             let request = InspectRequest { token: token.clone(), from: Some(from.into()), from_port: None };
-            let found = inspect(&request, Some(&[key(KeyState::Retiring)]), &[service()], NOW).unwrap();
+            let none = Revocations::default();
+            let keys = [key(KeyState::Retiring)];
+            let found = inspect(&request, Some(&keys), &[service()], Some(&none), NOW).unwrap();
             assert_eq!(found.verdict, verdict);
         }
     }
@@ -341,7 +384,7 @@ mod tests {
     fn without_a_key_the_fields_are_there() {
         let token = mint(&request(), &key(KeyState::Active), NOW).unwrap().header;
         let request = InspectRequest { token, from: None, from_port: None };
-        let found = inspect(&request, None, &[], NOW).unwrap();
+        let found = inspect(&request, None, &[], None, NOW).unwrap();
         assert_eq!(found.verdict, "unchecked");
         assert_eq!(found.header.unwrap().issued_at, NOW);
         assert!(found.claims.is_none());

@@ -6,6 +6,7 @@ mod mint;
 use lb_common::{
     keyslot::{KeyId, KeySlot, STATE_OFF, STATE_VERIFY},
     live::SECOND_NS,
+    reason::Reason,
     token::{
         header,
         keys::{DerivedKeys, MasterKey},
@@ -55,6 +56,35 @@ pub enum TokenError {
     /// No hex.
     #[error("a token is {digits} hexadecimal digits: {0}", digits = 2 * header::LEN)]
     Hex(#[from] hex::FromHexError),
+    /// No token, or none of this version.
+    #[error("this is no token: it would be dropped as `{}`", .0.name())]
+    NoToken(Reason),
+    /// Nobody knows whose it is.
+    #[error(
+        "key {0} is not here, so its tokens are refused as `unknown_key`; to revoke one all the same, add --service S"
+    )]
+    UnknownKey(u32),
+    /// It is of another service than named.
+    #[error("key {key_id} is of service `{service}`; name that one, or leave --service out")]
+    OtherService {
+        /// The key that signed it.
+        key_id: u32,
+        /// Whose that is.
+        service: String,
+    },
+    /// There is nothing to revoke.
+    #[error("it has expired at {}: there is nothing to revoke", humantime::format_rfc3339_seconds(
+        std::time::UNIX_EPOCH + std::time::Duration::from_secs(*.0)))]
+    Expired(u64),
+    /// There is nothing to revoke, either.
+    #[error(
+        "it lives longer than the service's max_ttl of {max_ttl} s, or ends before it begins: it is refused as \
+             `lifetime`, and there is nothing to revoke"
+    )]
+    NeverValid {
+        /// As the service allows.
+        max_ttl: u64,
+    },
     /// Nothing signs.
     #[error("the keyset has no active key; export it again with `tollgate keys export`")]
     NoSigner,

@@ -1,0 +1,50 @@
+//! `tollgate services`.
+
+use std::time::UNIX_EPOCH;
+
+use tollgate::api::messages::{RevokeBeforeRequest, RevokedBefore, ServiceStatus};
+
+use super::{Global, output, status};
+
+/// What to do.
+#[derive(clap::Subcommand)]
+pub enum Services {
+    /// All services, and what of them is revoked by its age
+    List,
+    /// Refuse everything that a service has issued before a moment, for good
+    RevokeBefore {
+        /// The service, by name or id
+        service: String,
+        /// RFC 3339, or unix seconds [default: now]
+        #[arg(value_name = "TIME", value_parser = moment)]
+        at: Option<u64>,
+    },
+}
+
+/// Does it.
+pub fn run(global: &Global, command: Services) -> anyhow::Result<()> {
+    let client = global.client()?;
+    match command {
+        Services::List => {
+            let list: Vec<ServiceStatus> = client.get("/v1/services")?;
+            output::print(global.output, &list, |list| status::services(list))
+        }
+        Services::RevokeBefore { service, at } => {
+            let request = RevokeBeforeRequest { service, at };
+            let revoked: RevokedBefore = client.post("/v1/services/revoke-before", &request)?;
+            output::print(global.output, &revoked, |revoked| {
+                let before = output::date(revoked.revoked_before.into());
+                vec![format!("what {} issued before {before} is refused, for good", revoked.service)]
+            })
+        }
+    }
+}
+
+fn moment(text: &str) -> Result<u64, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(seconds);
+    }
+    let time = humantime::parse_rfc3339_weak(text)
+        .map_err(|error| format!("{error}; as in 2030-01-31T12:00:00Z"))?;
+    time.duration_since(UNIX_EPOCH).map(|since| since.as_secs()).map_err(|_| "it is before 1970".to_owned())
+}

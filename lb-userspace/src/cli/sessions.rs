@@ -1,0 +1,103 @@
+//! `tollgate sessions`.
+
+use std::time::Duration;
+
+use tollgate::api::messages::{
+    RevocationStatus, RevokeSessionsRequest, SessionList, SessionStatus, TokenKind,
+};
+
+use super::{
+    Global,
+    output::{self, columns},
+};
+
+/// What to do.
+#[derive(clap::Subcommand)]
+pub enum Sessions {
+    /// The tokens in the kernel's cache, or what is revoked
+    List {
+        /// Only this service's, by name or id
+        #[arg(long, value_name = "S")]
+        service: Option<String>,
+        /// Instead, the sessions and tokens that are revoked, all of them
+        #[arg(long, conflicts_with = "limit")]
+        revoked: bool,
+        /// So many tokens at most
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        limit: usize,
+    },
+    /// Refuse all tokens of sessions, from the next packet on; without --for, until no token from before can come back
+    Revoke {
+        /// The sessions, as their tokens name them
+        #[arg(required = true, value_name = "N")]
+        sessions: Vec<u64>,
+        /// The service, by name or id
+        #[arg(long, value_name = "S")]
+        service: String,
+        /// For how long; new tokens of the session are refused as well
+        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+        duration: Option<Duration>,
+    },
+}
+
+/// Does it.
+pub fn run(global: &Global, command: Sessions) -> anyhow::Result<()> {
+    let client = global.client()?;
+    match command {
+        Sessions::List { service, revoked: true, .. } => {
+            let path = output::query("/v1/sessions/revoked", service.as_deref());
+            let list: Vec<RevocationStatus> = client.get(&path)?;
+            output::print(global.output, &list, |list| revocations(list))
+        }
+        Sessions::List { service, limit, .. } => {
+            let path = output::query(&format!("/v1/sessions?limit={limit}"), service.as_deref());
+            let list: SessionList = client.get(&path)?;
+            output::print(global.output, &list, table)
+        }
+        Sessions::Revoke { sessions, service, duration } => {
+            let seconds = duration.map(|duration| duration.as_secs());
+            let request = RevokeSessionsRequest { service, sessions, seconds };
+            let revoked: Vec<RevocationStatus> = client.post("/v1/sessions/revoke", &request)?;
+            output::print(global.output, &revoked, |revoked| revocations(revoked))
+        }
+    }
+}
+
+fn table(list: &SessionList) -> Vec<String> {
+    let row = |session: &SessionStatus| {
+        vec![
+            session.service.clone(),
+            session.session_id.to_string(),
+            match session.kind {
+                TokenKind::Bearer => "bearer",
+                TokenKind::Proof => "proof",
+            }
+            .to_owned(),
+            session.class.to_string(),
+            session.backend.to_string(),
+            session.key_id.to_string(),
+            output::date(session.expires_at),
+            session.sources.to_string(),
+            if session.revoked { "REVOKED" } else { "" }.to_owned(),
+        ]
+    };
+    let heads = ["SERVICE", "SESSION", "TYPE", "CLASS", "BACKEND", "KEY", "EXPIRES", "SOURCES", ""];
+    let mut lines = columns(&heads, &list.sessions.iter().map(row).collect::<Vec<_>>());
+    let shown = list.sessions.len() as u64;
+    if shown < list.matching {
+        lines.push(format!("{shown} of {}: see more with --limit", list.matching));
+    }
+    lines
+}
+
+/// Also of `token revoke`.
+pub fn revocations(list: &[RevocationStatus]) -> Vec<String> {
+    let row = |one: &RevocationStatus| {
+        let (kind, of) = match (&one.session, &one.nonce) {
+            (Some(session), _) => ("session", session.clone()),
+            (None, nonce) => ("token", nonce.clone().unwrap_or_default()),
+        };
+        vec![one.service.clone(), kind.to_owned(), of, output::date(one.until)]
+    };
+    columns(&["SERVICE", "REVOKED", "WHICH", "UNTIL"], &list.iter().map(row).collect::<Vec<_>>())
+}

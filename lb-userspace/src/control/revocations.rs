@@ -1,0 +1,199 @@
+//! What is revoked, from the store into the kernel. It is stored first, and said to be in force when the next packet
+//! meets it.
+
+use lb_common::{
+    live::SECOND_NS,
+    revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},
+    token::{Header, header},
+};
+use tracing::{debug, info, warn};
+
+use super::{Controller, Outcome, RequestError, clock::unix_now};
+use crate::{
+    api::messages::{
+        ClockAccepted, RevocationStatus, RevokeBeforeRequest, RevokeSessionsRequest, RevokeTokenRequest,
+        RevokedBefore,
+    },
+    datapath::DatapathError,
+    revocation::{self, RevocationError, SKEW},
+    token::TokenError,
+};
+
+impl Controller {
+    /// Makes the kernel's revocations those that are stored and have not ended.
+    pub(super) fn sync_revocations(&mut self, outcome: &mut Outcome) {
+        let mut differences = Vec::new();
+        if let Err(error) = self.follow_revocations(&mut differences) {
+            differences.push("the revocations".to_owned());
+            outcome.failed(differences, &error);
+        }
+    }
+
+    fn follow_revocations(&mut self, differences: &mut Vec<String>) -> Result<(), DatapathError> {
+        let wanted = || self.stored.state().revocations.in_force(unix_now());
+        let ends = |seconds: u64| seconds.saturating_mul(SECOND_NS);
+        let kernel = &mut self.datapath.revocations;
+        let mut found = kernel.all()?;
+        let missing: Vec<_> = wanted()
+            .map(|(key, until)| (key, ends(until)))
+            .filter(|(key, until)| found.remove(key) != Some(*until))
+            .collect();
+        if !found.is_empty() {
+            debug!("{} revocations have ended", found.len());
+            // First, so that there is room.
+            kernel.remove(found.keys())?;
+        }
+        if !missing.is_empty() {
+            debug!("{} revocations are not in the kernel", missing.len());
+            differences.push(format!("{} revocations are not in the kernel", missing.len()));
+            kernel.insert(missing)?;
+        }
+        Ok(())
+    }
+
+    /// What is revoked by name, of one service or all.
+    pub(super) fn revocation_list(
+        &self,
+        service: Option<&str>,
+    ) -> Result<Vec<RevocationStatus>, RequestError> {
+        let only = service.map(|name| self.service(name).map(|service| service.id)).transpose()?;
+        let all = self.stored.state().revocations.in_force(unix_now());
+        let selected = all.filter(|(key, _)| only.is_none_or(|id| id == key.service_id));
+        Ok(selected.map(|(key, until)| self.shown(&key, until)).collect())
+    }
+
+    fn shown(&self, key: &RevocationKey, until: u64) -> RevocationStatus {
+        let is_session = key.kind == REVOKED_SESSION;
+        RevocationStatus {
+            service: self.service_name(key.service_id),
+            service_id: key.service_id,
+            session: is_session.then(|| key.of.to_string()),
+            nonce: (!is_session).then(|| hex::encode(key.of.to_le_bytes())),
+            until,
+        }
+    }
+
+    pub(super) async fn revoke_sessions(
+        &mut self,
+        request: &RevokeSessionsRequest,
+    ) -> Result<Vec<RevocationStatus>, RequestError> {
+        let service = self.service(&request.service)?;
+        let lifetime = revocation::lifetime(service.max_ttl.as_secs());
+        let until = self.clock.latest().saturating_add(request.seconds.unwrap_or(lifetime));
+        let service_id = service.id;
+        let sessions = request.sessions.iter();
+        let keys = sessions.map(|of| RevocationKey { service_id, kind: REVOKED_SESSION, of: *of }).collect();
+        self.revoke_named(keys, until).await
+    }
+
+    /// A token by its header, or its claims alone.
+    pub(super) async fn revoke_token(
+        &mut self,
+        request: &RevokeTokenRequest,
+    ) -> Result<RevocationStatus, RequestError> {
+        let header = claims_of(&request.token)?;
+        let key_id = header.key_id().0;
+        let named = request.service.as_deref().map(|name| self.service(name)).transpose()?;
+        let signed = self.stored.state().keyring.key(header.key_id()).map(|key| key.service_id);
+        let service_id = match (named.map(|service| service.id), signed) {
+            (Some(named), Some(signed)) if named != signed => {
+                return Err(TokenError::OtherService { key_id, service: self.service_name(signed) }.into());
+            }
+            (named, signed) => named.or(signed).ok_or(TokenError::UnknownKey(key_id))?,
+        };
+        let until = u64::from(header.expires_at()) + SKEW;
+        if until <= self.clock.latest() {
+            return Err(TokenError::Expired(header.expires_at().into()).into());
+        }
+        let max_ttl = self.keys.policy(service_id).map_or(u64::MAX, |policy| policy.max_ttl);
+        let lives = u64::from(header.expires_at()).checked_sub(header.issued_at().into());
+        if lives.is_none_or(|lives| lives > max_ttl) {
+            return Err(TokenError::NeverValid { max_ttl }.into());
+        }
+        let key = RevocationKey { service_id, kind: REVOKED_TOKEN, of: header.nonce() };
+        let mut revoked = self.revoke_named(vec![key], until).await?;
+        Ok(revoked.remove(0))
+    }
+
+    async fn revoke_named(
+        &mut self,
+        keys: Vec<RevocationKey>,
+        until: u64,
+    ) -> Result<Vec<RevocationStatus>, RequestError> {
+        let change = self
+            .stored
+            .change(|state| Ok::<_, RequestError>(state.revocations.revoke(&keys, until, unix_now())?));
+        let revoked = change.await.inspect_err(|error| warn!("{error}"))?;
+        let mut outcome = Outcome::default();
+        self.sync_revocations(&mut outcome);
+        if !outcome.errors.is_empty() {
+            return Err(RequestError::NotInKernel(outcome.errors.join("; ")));
+        }
+        for (key, until) in &revoked {
+            info!(
+                service_id = key.service_id,
+                kind = revocation::kind_name(key),
+                of = key.of,
+                until,
+                "revoked"
+            );
+        }
+        Ok(revoked.iter().map(|(key, until)| self.shown(key, *until)).collect())
+    }
+
+    /// Everything that a service has issued before a moment; without one, until now.
+    pub(super) async fn revoke_before(
+        &mut self,
+        request: &RevokeBeforeRequest,
+    ) -> Result<RevokedBefore, RequestError> {
+        let service = self.service(&request.service)?;
+        let (service_id, service) = (service.id, service.name.clone());
+        let at = request.at.unwrap_or_else(next_second);
+        let revoked_before = self.revoke_all_before(&[service_id], at).await?;
+        warn!(service, revoked_before, "everything issued before is revoked");
+        Ok(RevokedBefore { service, service_id, revoked_before })
+    }
+
+    async fn revoke_all_before(&mut self, service_ids: &[u32], at: u64) -> Result<u32, RequestError> {
+        let latest = self.clock.latest();
+        let change = |revocations: &mut revocation::Revocations| {
+            let each = service_ids.iter().map(|id| revocations.revoke_before(*id, at, latest));
+            each.collect::<Result<Vec<_>, RevocationError>>()
+        };
+        let changed =
+            self.stored.change(|state| Ok::<_, RequestError>(change(&mut state.revocations)?)).await?;
+        tokio::time::sleep(self.datapath.tables.grace_left()).await;
+        let mut outcome = Outcome::default();
+        self.publish_tables(&mut outcome).map_err(|error| RequestError::NotInKernel(error.to_string()))?;
+        Ok(changed.into_iter().max().unwrap_or(0))
+    }
+
+    /// Lets the program follow a wall clock that was set back. What was issued before stays refused.
+    pub(super) async fn accept_clock(&mut self) -> Result<ClockAccepted, RequestError> {
+        self.clock.follow(&self.datapath)?;
+        let back = self.clock.last().filter(|_| self.clock.is_held()).ok_or(RequestError::ClockFollows)?;
+        let services: Vec<u32> = self.config.services.iter().map(|service| service.id).collect();
+        let revoked_before = self.revoke_all_before(&services, next_second()).await?;
+        self.clock.accept(&self.datapath)?;
+        let seconds = back.difference_ns().unsigned_abs().div_ceil(SECOND_NS);
+        warn!(seconds, revoked_before, "the wall clock was accepted: the program's went back");
+        Ok(ClockAccepted { seconds_back: seconds, revoked_before: revoked_before.into() })
+    }
+}
+
+/// Tokens of the second that has begun are among those that were issued.
+fn next_second() -> u64 {
+    unix_now() + 1
+}
+
+/// The bytes of a header that say what it is for.
+const CLAIMS_LEN: usize = 40;
+
+/// A header of which the claims alone may be there: the rest is zeros.
+fn claims_of(token: &str) -> Result<Header, TokenError> {
+    let mut bytes = hex::decode(token.trim())?;
+    if bytes.len() == CLAIMS_LEN {
+        bytes.resize(header::LEN, 0);
+    }
+    Header::from_payload(&bytes).map_err(TokenError::NoToken)
+}

@@ -1,0 +1,68 @@
+//! What the token cache holds, for people.
+
+use lb_common::{
+    revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},
+    session::{Session, TokenKey},
+    token::{Header, Kind},
+};
+
+use super::{Controller, RequestError, clock::unix_now};
+use crate::api::messages::{SessionList, SessionStatus, TokenKind};
+
+impl Controller {
+    /// At most so many tokens of the cache, of one service or all, and how many there are.
+    pub(super) fn session_list(
+        &self,
+        service: Option<&str>,
+        limit: usize,
+    ) -> Result<SessionList, RequestError> {
+        let only = service.map(|name| self.service(name).map(|service| service.id)).transpose()?;
+        let mut list = SessionList { matching: 0, sessions: Vec::new() };
+        self.datapath.counters.each_session(|key, session| {
+            let header = header_of(key, session);
+            // Which service it is of, its key says: in the claims that is sealed.
+            let service_id = self.stored.state().keyring.key(header.key_id()).map_or(0, |key| key.service_id);
+            if only.is_some_and(|only| only != service_id) {
+                return;
+            }
+            list.matching += 1;
+            if list.sessions.len() < limit {
+                list.sessions.push(self.session_status(&header, session, service_id));
+            }
+        })?;
+        list.sessions.sort_by_key(|session| (session.service_id, session.session_id, session.issued_at));
+        Ok(list)
+    }
+
+    fn session_status(&self, header: &Header, session: &Session, service_id: u32) -> SessionStatus {
+        let revocations = &self.stored.state().revocations;
+        let session_id = session.admission.session_id;
+        let names = [(REVOKED_SESSION, session_id), (REVOKED_TOKEN, header.nonce())];
+        let named = names.into_iter().any(|(kind, of)| {
+            revocations.until(&RevocationKey { service_id, kind, of }, unix_now()).is_some()
+        });
+        SessionStatus {
+            service: self.service_name(service_id),
+            service_id,
+            session_id,
+            kind: match header.kind() {
+                Kind::Bearer => TokenKind::Bearer,
+                Kind::Proof => TokenKind::Proof,
+            },
+            class: session.admission.class,
+            backend: session.admission.backend_id,
+            key_id: header.key_id().0,
+            nonce: hex::encode(header.nonce().to_le_bytes()),
+            issued_at: header.issued_at().into(),
+            expires_at: header.expires_at().into(),
+            sources: session.sources.iter().filter(|source| **source != 0).count(),
+            revoked: named || header.issued_at() < revocations.before(service_id),
+        }
+    }
+}
+
+/// The header that an entry was made of, but for what follows the fast tag.
+const fn header_of(key: &TokenKey, session: &Session) -> Header {
+    let [a, b, d, e] = session.claims;
+    Header::again([a, b, key.nonce, d, e, key.fast_tag, 0, 0])
+}
