@@ -20,6 +20,7 @@ use crate::{
     balance::Chosen,
     headers::{Ip, Ipv4, Ipv6, Udp},
     maps::{BACKENDS, SCRATCH},
+    outline,
     packet::{Cursor, Frame},
     parse::{Datagram, IP_AT_MASK},
     verdict::Outcome,
@@ -171,49 +172,48 @@ pub fn send(frame: &Frame, way: Way, service: &Service) -> Result<Delivery, Reas
     Ok(Delivery::Send { ifindex: backend.ifindex, counter: backend.counter })
 }
 
-// Functions for the verifier to look at once, whatever ways packets come to them: those are the ones with a name for
-// the linker, whose arguments are the context and numbers. The rest is in the scratch.
+// Functions of their own: see `outline`.
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn strip(ctx: *mut xdp_md) -> u32 {
-    code(load().and_then(|load| relay::strip(&Frame::at(ctx), load)))
+    outline::code(load().and_then(|load| relay::strip(&Frame::at(ctx), load)))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn relay(ctx: *mut xdp_md, place: u32) -> u32 {
-    code(with(ctx, place, relay::send))
+    outline::code(with(ctx, place, relay::send))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ipip(ctx: *mut xdp_md, place: u32) -> u32 {
-    code(with(ctx, place, encapsulate::ipip))
+    outline::code(with(ctx, place, encapsulate::ipip))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn gue(ctx: *mut xdp_md, place: u32) -> u32 {
-    code(with(ctx, place, encapsulate::gue))
+    outline::code(with(ctx, place, encapsulate::gue))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nat(ctx: *mut xdp_md, place: u32) -> u32 {
-    code(with(ctx, place, translate::send))
+    outline::code(with(ctx, place, translate::send))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn requote_for_backend(ctx: *mut xdp_md, place: u32) -> u32 {
-    code(with(ctx, place, requote::for_backend))
+    outline::code(with(ctx, place, requote::for_backend))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn error_to_backend(ctx: *mut xdp_md, place: u32) -> u32 {
-    code(with(ctx, place, requote::to_backend))
+    outline::code(with(ctx, place, requote::to_backend))
 }
 
 #[unsafe(no_mangle)]
@@ -251,38 +251,21 @@ fn with(
     send(&Frame::at(ctx), load()?, backend)
 }
 
-/// A result as such a function returns it.
-#[inline(always)]
-const fn code(result: Result<(), Reason>) -> u32 {
-    match result {
-        Ok(()) => 0,
-        Err(reason) => 1 + reason as u32,
-    }
-}
-
 /// The result again.
 #[inline(always)]
 fn sent(code: u32) -> Result<(), Reason> {
-    const KNOWN: [Reason; 7] = [
-        Reason::NotOurs,
-        Reason::TooBig,
-        Reason::HopLimit,
-        Reason::NatPorts,
-        Reason::Unsupported,
-        Reason::Malformed,
-        Reason::NoBackend,
-    ];
-    if code == 0 {
-        return Ok(());
-    }
-    let mut at = 0;
-    while at < KNOWN.len() {
-        if code == 1 + KNOWN[at] as u32 {
-            return Err(KNOWN[at]);
-        }
-        at += 1;
-    }
-    Err(Reason::Internal)
+    outline::result(
+        code,
+        [
+            Reason::NotOurs,
+            Reason::TooBig,
+            Reason::HopLimit,
+            Reason::NatPorts,
+            Reason::Unsupported,
+            Reason::Malformed,
+            Reason::NoBackend,
+        ],
+    )
 }
 
 /// Where its IP header begins: behind Ethernet's and at most four tags, which the verifier does not know of a number out

@@ -1,6 +1,6 @@
 //! Tollgate's XDP program: the packet's way, one file per step.
 //!
-//! parse → service → token → admit → balance → forward → verdict. A step takes what the step before it made and
+//! parse → service → token → admit → session (revoke, proof, limit) → balance → forward → verdict. A step takes what the step before it made and
 //! returns `Result<Next, Reason>`, so none can run before its turn.
 #![no_std]
 #![no_main]
@@ -12,15 +12,21 @@
 #![expect(missing_docs, reason = "`#[xdp]` writes a function without documentation around each program")]
 
 mod admit;
+mod atomic;
 mod balance;
 mod clock;
 mod events;
 mod flow;
 mod forward;
 mod icmp;
+mod limit;
 mod maps;
+mod outline;
 mod parse;
+mod proof;
+mod revoke;
 mod service;
+mod session;
 mod token;
 mod too_big;
 mod verdict;
@@ -126,7 +132,8 @@ fn admitted(
 ) -> Result<Way, Reason> {
     let datagram = packet.datagram(frame)?;
     let token = token::check(frame, &datagram, &packet.from, service, live)?;
-    let session = admit::token(frame, packet, &token, live, service)?;
+    let (session, entry) = admit::token(frame, packet, &token, live, service)?;
+    session::takes(frame, packet, &datagram, &token, live, service, entry)?;
     if service.forward == FORWARD_LOCAL {
         return forward::to_host(frame, &datagram, service);
     }

@@ -17,9 +17,11 @@ use lb_common::{
     live::{Live, SECOND_NS},
     maps::{
         BACKENDS_MAX, COUNTERS_MAX, EGRESS_MAX, HALVES, HMACS_PER_SECOND_DEFAULT, KEY_SLOTS_MAX,
-        SERVICES_MAX, SESSIONS_DEFAULT,
+        REVOCATIONS_MAX, SERVICES_MAX, SESSIONS_DEFAULT,
     },
     nat::{Translation, TranslationKey},
+    rate::RateTable,
+    revocation::RevocationKey,
     scratch::Scratch,
     service::{BUCKETS, ServiceBucket},
     session::{Admission, Session, TokenKey},
@@ -31,6 +33,12 @@ pub static LIVE: Array<Live, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map(name = "services")]
 pub static SERVICES: Array<ServiceBucket, { (HALVES * BUCKETS) as usize }> = Array::new();
+
+#[btf_map(name = "rates")]
+pub static RATES: Array<RateTable, { (HALVES * SERVICES_MAX) as usize }> = Array::new();
+
+#[btf_map(name = "revocations")]
+pub static REVOCATIONS: HashMap<RevocationKey, u64, { REVOCATIONS_MAX as usize }> = HashMap::new();
 
 #[btf_map(name = "key_slots")]
 pub static KEY_SLOTS: Array<KeySlot, { KEY_SLOTS_MAX as usize }> = Array::new();

@@ -99,11 +99,9 @@ impl Frame {
     /// follows once, and not for each way that packets come there.
     #[inline(always)]
     pub fn somewhere<const MASK: usize>(&self, position: Cursor) -> Cursor {
-        let mut at = position.at;
-        // SAFETY: a register is copied to itself. From LLVM that hides what the difference below is; to the verifier, no
-        // difference of two positions is known. (Without any instruction, its line would be the next one's, too.)
-        unsafe { asm!("{0} = {0}", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
-        Cursor { at: self.data + (at.wrapping_sub(self.data) & MASK), end: self.end }
+        // To the verifier, no difference of two positions is known.
+        let at = opaque(position.at).wrapping_sub(self.data) & MASK;
+        Cursor { at: self.data + at, end: self.end }
     }
 
     /// Takes `by` bytes off its start, or puts as many before it as `by` is below zero. Positions in it from before are
@@ -125,6 +123,14 @@ impl Frame {
             unsafe { bpf_xdp_adjust_tail(self.ctx, len as i32 - bpf_xdp_get_buff_len(self.ctx) as i32) };
         if cut == 0 { Ok(Self::at(self.ctx)) } else { Err(Reason::Internal) }
     }
+}
+
+/// The same number, of which LLVM knows nothing: it then leaves a check in place that only the verifier needs.
+#[inline(always)]
+pub fn opaque(mut number: usize) -> usize {
+    // SAFETY: a register is copied to itself. (Without any instruction, its line would be the next one's, too.)
+    unsafe { asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack, preserves_flags)) };
+    number
 }
 
 /// What the kernel sums at once (`MAX_BPF_STACK`).

@@ -9,6 +9,8 @@ use crate::{
 
 /// Bytes of a header.
 pub const LEN: usize = 64;
+/// By how much a proof's time may differ from the balancer's (token.md).
+pub const PROOF_WINDOW_NS: u64 = 5 * SECOND_NS;
 /// The first byte: one that RFC 7983 leaves free.
 pub const MAGIC: u8 = 0x0b;
 /// The version this code speaks.

@@ -4,8 +4,6 @@
 //! The table of translations is an LRU: where it is full, the client that was quiet for longest gets another port. Which
 //! ports a client may have follows from its address, so that its translation is found without another table.
 
-use core::arch::asm;
-
 use aya_ebpf::bindings::{BPF_NOEXIST, xdp_md};
 use lb_common::{
     backend::Backend,
@@ -21,7 +19,7 @@ use super::{
     ip_at, load,
 };
 use crate::{
-    clock,
+    atomic, clock,
     headers::{Address, Ip, Ipv4, Ipv6},
     maps::{LIVE, NAT_PORTS, SCRATCH, TRANSLATIONS},
     packet::Frame,
@@ -97,7 +95,7 @@ fn port_for(key: &mut TranslationKey, wanted: &Translation, backend: &Backend) -
             let expired = unsafe {
                 let used_at_ns = (&raw const (*found).used_at_ns).read_volatile();
                 is_over(used_at_ns, wanted.used_at_ns)
-                    && claim(&raw mut (*found).used_at_ns, used_at_ns, wanted.used_at_ns)
+                    && atomic::replace_u64(&raw mut (*found).used_at_ns, used_at_ns, wanted.used_at_ns)
             };
             if !expired {
                 continue;
@@ -186,27 +184,6 @@ fn hash(client: &Translation) -> u64 {
 #[inline(always)]
 const fn is_over(used_at_ns: u64, now_ns: u64) -> bool {
     now_ns.wrapping_sub(used_at_ns) >= TIMEOUT_NS && now_ns >= used_at_ns
-}
-
-/// Sets a word to `new` if it is `old`: of several CPUs that try, one does.
-///
-/// # Safety
-/// It points to an aligned word that stays allocated.
-#[inline(always)]
-unsafe fn claim(at: *mut u64, old: u64, new: u64) -> bool {
-    let found: u64;
-    // SAFETY: BPF's compare-and-exchange, which core does not offer for this target: r0 is compared, and gets what was
-    // there.
-    unsafe {
-        asm!(
-            "r0 = cmpxchg_64({at} + 0, r0, {new})",
-            at = in(reg) at,
-            new = in(reg) new,
-            inout("r0") old => found,
-            options(nostack),
-        );
-    }
-    found == old
 }
 
 #[inline(always)]
