@@ -4,7 +4,7 @@
 
 use aya_ebpf::{
     Global,
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, BPF_F_RDONLY_PROG},
     btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
@@ -27,34 +27,37 @@ use lb_common::{
     session::{Admission, Session, TokenKey},
 };
 
+/// Of maps that the daemon alone writes: the verifier refuses a program that would.
+const READ_ONLY: usize = BPF_F_RDONLY_PROG as usize;
+
 /// Mapped into the daemon, which changes a word by one atomic store.
 #[btf_map(name = "live")]
-pub static LIVE: Array<Live, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub static LIVE: Array<Live, 1, { READ_ONLY | BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map(name = "services")]
-pub static SERVICES: Array<ServiceBucket, { (HALVES * BUCKETS) as usize }> = Array::new();
+pub static SERVICES: Array<ServiceBucket, { (HALVES * BUCKETS) as usize }, READ_ONLY> = Array::new();
 
 #[btf_map(name = "rates")]
-pub static RATES: Array<RateTable, { (HALVES * SERVICES_MAX) as usize }> = Array::new();
+pub static RATES: Array<RateTable, { (HALVES * SERVICES_MAX) as usize }, READ_ONLY> = Array::new();
 
 #[btf_map(name = "revocations")]
-pub static REVOCATIONS: HashMap<RevocationKey, u64, { REVOCATIONS_MAX as usize }> = HashMap::new();
+pub static REVOCATIONS: HashMap<RevocationKey, u64, { REVOCATIONS_MAX as usize }, READ_ONLY> = HashMap::new();
 
 #[btf_map(name = "key_slots")]
-pub static KEY_SLOTS: Array<KeySlot, { KEY_SLOTS_MAX as usize }> = Array::new();
+pub static KEY_SLOTS: Array<KeySlot, { KEY_SLOTS_MAX as usize }, READ_ONLY> = Array::new();
 
 /// The loader sets its size.
 #[btf_map(name = "sessions")]
 pub static SESSIONS: LruHashMap<TokenKey, Session, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
 
 #[btf_map(name = "maglev")]
-pub static MAGLEV: Array<MaglevTable, { (HALVES * SERVICES_MAX) as usize }> = Array::new();
+pub static MAGLEV: Array<MaglevTable, { (HALVES * SERVICES_MAX) as usize }, READ_ONLY> = Array::new();
 
 #[btf_map(name = "backends")]
-pub static BACKENDS: Array<Backend, { (HALVES * BACKENDS_MAX) as usize }> = Array::new();
+pub static BACKENDS: Array<Backend, { (HALVES * BACKENDS_MAX) as usize }, READ_ONLY> = Array::new();
 
 #[btf_map(name = "pinned")]
-pub static PINNED: HashMap<PinnedKey, u32, { (HALVES * BACKENDS_MAX) as usize }> = HashMap::new();
+pub static PINNED: HashMap<PinnedKey, u32, { (HALVES * BACKENDS_MAX) as usize }, READ_ONLY> = HashMap::new();
 
 #[btf_map(name = "counters")]
 pub static COUNTERS: PerCpuArray<Counter, { COUNTERS_MAX as usize }> = PerCpuArray::new();
