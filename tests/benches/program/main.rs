@@ -18,6 +18,7 @@
 //! **What this is not.** The packet is in the first-level cache, the driver's part is missing, and nobody else wants the
 //! CPU's caches. Absolute numbers belong to the machine; compare within one run.
 
+mod proofs;
 mod replay;
 mod report;
 mod rows;

@@ -54,6 +54,11 @@ impl Window {
     pub const fn new(range: Range<u32>) -> Self {
         Self { first: range.start, end: range.end, next: range.start }
     }
+
+    /// Its first place.
+    pub const fn first(&self) -> u32 {
+        self.first
+    }
 }
 
 /// The loaded programs.

@@ -8,7 +8,12 @@ use lb_common::{
     maps::{PROGRAM, PROGRAM_PASS},
     reason::Reason,
     service::Service,
-    token::{Header, header::Binding, mint::Grant, tags},
+    token::{
+        Header,
+        header::{self, Binding},
+        mint::Grant,
+        tags,
+    },
 };
 use lb_tests::{
     packet::Packet,
@@ -18,6 +23,7 @@ use lb_tests::{
 
 use crate::{
     Effort, Programs,
+    proofs::{self, Proofs},
     replay::{Mode, Replay, Window},
     ways,
 };
@@ -53,6 +59,8 @@ struct Plan {
     hmacs: bool,
     large_cache: bool,
     replayed: Option<Replayed>,
+    /// Whose packets come into the window, new ones for each run.
+    proofs: Option<Proofs>,
 }
 
 /// The tokens that come into a row's frames.
@@ -65,6 +73,13 @@ struct Replayed {
 
 /// Room in the table of tokens.
 pub const fn tokens_len(effort: &Effort) -> u32 {
+    proofs_at(effort) + PROOFS
+}
+
+/// Packets of a session in a sample: each is new only once.
+const PROOFS: u32 = 20_000;
+
+const fn proofs_at(effort: &Effort) -> u32 {
     LIVE + new_tokens(effort) + ways::COUNT
 }
 
@@ -108,6 +123,9 @@ fn world() -> World {
         world.keys.push(way.key().slot(way.service().id));
         world.backends.push(way.backend());
     }
+    world.services.push((proofs::at(), proofs::service()));
+    world.keys.push(proofs::key().slot(proofs::service().id));
+    world.backends.push(proofs::backend());
     world
 }
 
@@ -147,6 +165,7 @@ fn plans(programs: &mut Programs, effort: &Effort) -> Result<Vec<Plan>> {
         hmacs: false,
         large_cache: false,
         replayed: None,
+        proofs: None,
     };
     let replayed = |range: std::ops::Range<u32>| Replayed {
         mode: Mode::Keeping,
@@ -158,14 +177,19 @@ fn plans(programs: &mut Programs, effort: &Effort) -> Result<Vec<Plan>> {
     let mut no_token = Packet::default();
     no_token.payload[0] ^= 1;
     let expired = world::key().bearer(&Grant { issued_at: 1, expires_at: 2, ..world::grant() });
-    let mut forged = Packet::default();
-    forged.payload[40] ^= 1;
+    let changed = |byte: usize| {
+        let mut packet = Packet::default();
+        packet.payload[byte] ^= 1;
+        packet
+    };
 
     let mut plans = vec![
         one("not_ours", None, &elsewhere, Reason::NotOurs),
         one("no_token", Some(15), &no_token, Reason::NoToken),
+        one("bad_header", None, &changed(2), Reason::BadHeader),
+        one("unknown_key", None, &changed(4), Reason::UnknownKey),
         one("expired", None, &Packet::with_token(&expired), Reason::Expired),
-        one("bad_fast_tag", Some(60), &forged, Reason::BadFastTag),
+        one("bad_fast_tag", Some(60), &changed(40), Reason::BadFastTag),
         // The full check without what follows it: what of a first packet is HMAC.
         Plan {
             hmacs: true,
@@ -184,6 +208,7 @@ fn plans(programs: &mut Programs, effort: &Effort) -> Result<Vec<Plan>> {
         replayed: Some(Replayed { empty_window: Window::new(0..len), ..replayed(0..len) }),
         ..one(name, (len == 1000).then_some(120), &Packet::default(), Reason::Forwarded)
     }));
+    plans.extend(proof_plans(effort, &one));
     for (way, place) in ways::all().iter().zip(LIVE + new_tokens(effort)..) {
         let window = || Window::new(place..place + 1);
         let (packet, reason) = way.packet(&programs.usual)?;
@@ -202,6 +227,37 @@ fn plans(programs: &mut Programs, effort: &Effort) -> Result<Vec<Plan>> {
     Ok(plans)
 }
 
+/// PROOF tokens: packets that are all new, and those of somebody who copies or forges them.
+fn proof_plans(
+    effort: &Effort,
+    one: impl Fn(&'static str, Option<u64>, &Packet, Reason) -> Plan,
+) -> Vec<Plan> {
+    let payload = &frame_payload()[..];
+    let of = |name, goal, packet: &Packet, reason| Plan {
+        service: proofs::service().index,
+        ..one(name, goal, packet, reason)
+    };
+    let mut forged = Proofs::of(2).packet(payload);
+    forged.payload[63] ^= 1;
+    let window = || Window::new(proofs_at(effort)..proofs_at(effort) + PROOFS);
+    vec![
+        Plan {
+            repeat: PROOFS,
+            replayed: Some(Replayed {
+                mode: Mode::Keeping,
+                empty_mode: Mode::Keeping,
+                window: window(),
+                empty_window: window(),
+            }),
+            proofs: Some(Proofs::of(1)),
+            ..of("proof_cached_l2", Some(150), &Proofs::of(1).packet(payload), Reason::Forwarded)
+        },
+        of("stale_proof", None, &Proofs::of(2).stale_packet(payload), Reason::StaleProof),
+        of("bad_proof", None, &forged, Reason::BadProof),
+        of("replay", None, &Proofs::of(3).packet(payload), Reason::Replay),
+    ]
+}
+
 /// What somebody can make who holds the fast key alone.
 fn with_wrong_full_tag() -> Header {
     let key = world::key().derived;
@@ -215,11 +271,17 @@ fn packet_elsewhere() -> std::net::SocketAddr {
     std::net::SocketAddr::from(([192, 0, 2, 1], 7777))
 }
 
-/// A frame of usual length: what is in it behind the token does not matter.
+/// A frame of usual length: what is in it behind the token does not matter, but for proofs.
 fn frame(packet: &Packet) -> Vec<u8> {
     let mut packet = packet.clone();
-    packet.payload.resize(150, 0xd7);
+    packet.payload.resize(header::LEN, 0);
+    packet.payload.extend(frame_payload());
     packet.bytes()
+}
+
+/// What stands behind the token.
+const fn frame_payload() -> [u8; 86] {
+    [0xd7; 86]
 }
 
 fn tested(program: &mut Program) -> Result<&Xdp> {
@@ -259,6 +321,9 @@ impl Plan {
     }
 
     fn run(&mut self, program: &mut Program, replay: &mut Replay) -> Result<u64> {
+        if let (Some(proofs), Some(Replayed { window, .. })) = (&mut self.proofs, &self.replayed) {
+            replay.write(window.first(), &proofs.next(self.repeat, &frame_payload()))?;
+        }
         let tested = tested(program)?;
         match &mut self.replayed {
             None => direct(tested, &self.frame, self.repeat),
