@@ -203,6 +203,7 @@ impl Program {
         let kernel_ns = self.datapath.read_clock()?.jiffies * tick_ns;
         self.datapath.live.set_tick_ns(tick_ns);
         self.datapath.live.set_offset_ns(unix_ns.wrapping_sub(kernel_ns));
+        self.datapath.live.set_confirmed_ns(kernel_ns);
         Ok(kernel_ns)
     }
 
