@@ -1,14 +1,17 @@
 //! The daemon and its command line, end to end: the real binary in network namespaces, real sockets.
 
+mod clock;
 mod commands;
 mod hops;
 mod keys;
 mod lab;
 mod lifecycle;
+mod limits;
 mod metrics;
 mod mtu;
 mod nat;
 mod nodes;
 mod refusals;
+mod revocation;
 mod traffic;
 mod ways;

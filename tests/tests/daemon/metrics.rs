@@ -59,6 +59,11 @@ fn every_promised_name_is_there() -> Result<()> {
         "tollgate_store_connected{",
         "tollgate_kernel_differences{",
         "tollgate_build_info{",
+        "tollgate_revocations{",
+        "tollgate_revocations_capacity{",
+        "tollgate_clock_jumps_total{",
+        "tollgate_clock_difference_seconds{",
+        "tollgate_clock_confirmed_age_seconds{",
     ] {
         ensure!(page.lines().any(|line| line.starts_with(name)), "{name} is missing:\n{page}");
     }

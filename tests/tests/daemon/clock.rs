@@ -1,0 +1,119 @@
+//! The clock: what a daemon before has published stands for what the wall clock said until now, and the wall clock for one
+//! that was set.
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, Map, MapData};
+use lb_common::{
+    live::{Live, OFFSET_STALE_NS, SECOND_NS},
+    maps::{ABI_VERSION, LIVE},
+    reason::Reason,
+};
+use lb_tests::{
+    daemon::{Daemon, http, said, wait_for},
+    topology::Family,
+};
+
+use crate::lab::{L2, Lab, over_both};
+
+over_both!(
+    a_clock_that_was_set_back_brings_no_token_back,
+    a_clock_that_was_set_forward_is_followed,
+    a_clock_that_nobody_confirms_admits_nothing_new,
+);
+
+/// Changes what the program knows of time, while no daemon does.
+fn change_live(lab: &Lab, change: impl FnOnce(&mut Live)) -> Result<()> {
+    let pin = lab.place.bpffs().join(format!("v{ABI_VERSION}")).join(LIVE);
+    let mut map: Array<_, Live> = Map::Array(MapData::from_pin(pin)?).try_into()?;
+    let mut live = map.get(&0, 0)?;
+    change(&mut live);
+    Ok(map.set(0, live, 0)?)
+}
+
+/// Starts the daemon and waits until it says why it is not ready.
+fn start_unready(lab: &Lab, why: &str) -> Result<Daemon> {
+    let daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+    wait_for(why, || {
+        let answer = http(&lab.topology.balancer, "/readyz");
+        Ok(answer.is_ok_and(|(status, reasons)| status == 503 && reasons.contains(why)))
+    })?;
+    Ok(daemon)
+}
+
+/// The sample of a metric.
+fn sample(lab: &Lab, name: &str) -> Result<f64> {
+    let (_, page) = http(&lab.topology.balancer, "/metrics")?;
+    let line =
+        page.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("{name}\n{page}"))?;
+    Ok(line.trim().parse()?)
+}
+
+fn a_clock_that_was_set_back_brings_no_token_back(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
+    let daemon = lab.start()?;
+    let token = lab.token(1)?;
+    lab.delivered(&token)?;
+    let clock = lab.json(&["clock"])?;
+    let follows = clock["held"] == false && clock["stale"] == false;
+    ensure!(follows && clock["difference_seconds"].as_f64().is_some_and(|by| by.abs() < 0.5), "{clock}");
+    let output = lab.run(&["clock", "accept"])?;
+    let nothing = output.status.code() == Some(1) && said(&output).contains("nothing to accept");
+    ensure!(nothing, "{}", said(&output));
+    daemon.terminate()?;
+
+    // An hour ago it was an hour later.
+    change_live(&lab, |live| live.offset_ns += 3600 * SECOND_NS)?;
+    let daemon = start_unready(&lab, "the wall clock was set back by 59m")?;
+    lab.refused_token(&token, Reason::Expired)?;
+    let clock = lab.json(&["clock"])?;
+    ensure!(clock["held"] == true && clock["jumps_backward"] == 1, "{clock}");
+    ensure!(sample(&lab, "tollgate_clock_jumps_total{direction=\"backward\"}")? == 1.0);
+    ensure!((-3601.0..-3599.0).contains(&sample(&lab, "tollgate_clock_difference_seconds{}")?));
+    ensure!(daemon.log().contains("the wall clock was set back by"), "{}", daemon.log());
+    daemon.kill()?;
+    let _daemon = start_unready(&lab, "`tollgate clock accept`")?;
+    lab.refused_token(&token, Reason::Expired)?;
+
+    let accepted = lab.json(&["clock", "accept"])?;
+    ensure!(accepted["seconds_back"].as_u64().is_some_and(|by| (3599..=3601).contains(&by)), "{accepted}");
+    wait_for("readiness", || Ok(http(&lab.topology.balancer, "/readyz")?.0 == 200))?;
+    ensure!(lab.json(&["clock"])?["held"] == false);
+    lab.refused_token(&token, Reason::Revoked)?;
+    lab.delivered(&lab.mint(&[])?)?;
+    Ok(())
+}
+
+fn a_clock_that_was_set_forward_is_followed(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
+    let daemon = lab.start()?;
+    let token = lab.token(1)?;
+    daemon.terminate()?;
+    change_live(&lab, |live| live.offset_ns -= 3600 * SECOND_NS)?;
+    let daemon = lab.start()?;
+    ensure!(daemon.log().contains("the wall clock was set forward by"), "{}", daemon.log());
+    ensure!(sample(&lab, "tollgate_clock_jumps_total{direction=\"forward\"}")? == 1.0);
+    lab.delivered(&token)?;
+    Ok(())
+}
+
+fn a_clock_that_nobody_confirms_admits_nothing_new(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
+    let daemon = lab.start()?;
+    let (cached, new) = (lab.token(1)?, lab.token(2)?);
+    lab.delivered(&cached)?;
+    daemon.terminate()?;
+    // Both tokens live as long, and the daemon holds.
+    change_live(&lab, |live| {
+        live.offset_ns += 10 * SECOND_NS;
+        live.confirmed_ns -= OFFSET_STALE_NS + SECOND_NS;
+    })?;
+    let _daemon = start_unready(&lab, "new tokens are not admitted")?;
+    lab.delivered(&cached)?;
+    lab.refused_token(&new, Reason::StaleClock)?;
+    lab.delivered(&cached)?;
+    ensure!(lab.json(&["clock"])?["stale"] == true);
+    ensure!(sample(&lab, "tollgate_clock_confirmed_age_seconds{}")? > 4000.0);
+    lab.json(&["clock", "accept"])?;
+    lab.delivered(&lab.mint(&[])?)?;
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! What one session may do: rates by class, sources of a token; and PROOF tokens as the command line mints them.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, UdpSocket},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{
+    reason::Reason,
+    siphash::SipKey,
+    token::{Claims, Header, tags},
+};
+use lb_tests::{daemon::wait_for, issuer::session, topology::Family};
+use serde_json::Value;
+
+use crate::lab::{L2, Lab, TTL, over_both};
+
+over_both!(a_session_has_the_rate_of_its_class, a_token_has_so_many_sources, proof_tokens_are_delivered_once,);
+
+fn a_session_has_the_rate_of_its_class(family: Family) -> Result<()> {
+    let lab = Lab::of(family, &format!("{L2}\nrate = {{ \"3\" = \"1/s burst 4\" }}"), 1)?;
+    let daemon = lab.start()?;
+    let issuer = lab.issuer()?;
+    let of_class = |id, class| issuer.token(Claims { class, ..session(id, 0) }, TTL);
+    let (limited, same_class, unlimited) = (of_class(1, 3), of_class(2, 3), of_class(3, 0));
+    // A second may pass meanwhile.
+    let passed = passed_of_20(&lab, &limited)?;
+    ensure!((4..=6).contains(&passed), "{passed} of a burst of 4");
+    let passed = passed_of_20(&lab, &same_class)?;
+    ensure!((4..=6).contains(&passed), "{passed} of another session's burst of 4");
+    ensure!(passed_of_20(&lab, &unlimited)? == 20);
+
+    // Another configuration counts from the next start on.
+    daemon.terminate()?;
+    lab.place.configure(&lab.service(L2, 1))?;
+    let _daemon = lab.start()?;
+    ensure!(passed_of_20(&lab, &limited)? == 20);
+    Ok(())
+}
+
+/// Sends a token 20 times at once; returns how many arrived. All others must be counted as `rate_limited`.
+fn passed_of_20(lab: &Lab, token: &Header) -> Result<u64> {
+    let packets =
+        |counters: &BTreeMap<String, u64>, reason: Reason| counters.get(reason.name()).copied().unwrap_or(0);
+    let count = || -> Result<_> {
+        let counters = lab.counters()?;
+        Ok((packets(&counters, Reason::Forwarded), packets(&counters, Reason::RateLimited)))
+    };
+    let before = count()?;
+    (0..20).try_for_each(|_| lab.send(&token.to_bytes()))?;
+    let mut after = before;
+    wait_for("all to be counted", || {
+        after = count()?;
+        Ok(after.0 + after.1 == before.0 + before.1 + 20)
+    })?;
+    let passed = after.0 - before.0;
+    (0..passed).try_for_each(|_| lab.arrives(&[]).map(drop))?;
+    lab.nothing_arrived()?;
+    Ok(passed)
+}
+
+/// A socket of the client's at another of its addresses.
+fn socket_at(lab: &Lab, last: u8) -> Result<UdpSocket> {
+    // Sources over IPv6 are told apart by their first 64 bits.
+    let (address, length): (IpAddr, _) = match lab.family {
+        Family::V4 => ([10, 77, 0, last].into(), "24"),
+        Family::V6 => ([0xfd78, 0, 0, last.into(), 0, 0, 0, 1].into(), "64"),
+    };
+    let mut add = vec!["address", "add"];
+    let with_length = format!("{address}/{length}");
+    add.extend([with_length.as_str(), "dev", "eth0"]);
+    add.extend((lab.family == Family::V6).then_some("nodad"));
+    lab.topology.client.ip(&add)?;
+    let socket = lab.topology.client.enter(|| UdpSocket::bind((address, 0)))??;
+    socket.connect(lab.family.service())?;
+    Ok(socket)
+}
+
+fn a_token_has_so_many_sources(family: Family) -> Result<()> {
+    let lab = Lab::of(family, &format!("{L2}\nmax_sources = 2"), 1)?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?;
+    let sockets = [61, 62, 63].map(|last| socket_at(&lab, last));
+    let [first, second, third] = sockets;
+    let (first, second, third) = (first?, second?, third?);
+    let delivered = |socket: &UdpSocket| -> Result<()> {
+        let data = fastrand::u128(..).to_be_bytes();
+        socket.send(&[&token.to_bytes()[..], &data].concat())?;
+        lab.arrives(&data)?;
+        Ok(())
+    };
+    delivered(&first)?;
+    delivered(&second)?;
+    third.send(&token.to_bytes())?;
+    let refused = || Ok(lab.counters()?.get(Reason::TooManySources.name()) == Some(&1));
+    wait_for("too_many_sources", refused)?;
+    lab.nothing_arrived()?;
+    // The first two are none the worse, nor is another token.
+    delivered(&first)?;
+    delivered(&second)?;
+    lab.delivered(&lab.token(1)?)?;
+    let listed = lab.json(&["sessions", "list"])?;
+    let sources: Vec<_> =
+        listed["sessions"].as_array().context("a list")?.iter().map(|one| &one["sources"]).collect();
+    ensure!(listed["matching"] == 2 && sources.contains(&&Value::from(2)), "{listed}");
+    Ok(())
+}
+
+/// What a client of a minted PROOF token sends: numbered, dated, and with a proof.
+fn proven(minted: &Value, seq: u32, ts_ms: u32, payload: &[u8]) -> Result<Vec<u8>> {
+    let bytes = |field: &str| -> Result<Vec<u8>> {
+        Ok(hex::decode(minted[field].as_str().with_context(|| format!("no {field}: {minted}"))?)?)
+    };
+    let key: [u8; 16] = bytes("session_key")?.try_into().map_err(|_| anyhow::anyhow!("16 bytes"))?;
+    let tag = tags::proof_over(SipKey::from_bytes(&key), seq, ts_ms, payload);
+    let numbers = [seq.to_be_bytes(), ts_ms.to_be_bytes()].concat();
+    Ok([bytes("claims")?, bytes("fast_tag")?, numbers, tag.to_le_bytes().to_vec(), payload.to_vec()].concat())
+}
+
+fn proof_tokens_are_delivered_once(family: Family) -> Result<()> {
+    let lab = Lab::of(family, &format!("{L2}\naccept = [\"proof\"]"), 1)?;
+    let _daemon = lab.start()?;
+    let mint = ["token", "mint", "--service", "game", "--session", "7", "--type", "proof"];
+    let minted = lab.json(&mint)?;
+    for seq in 0..3 {
+        let payload = format!("payload number {seq}");
+        lab.send(&proven(&minted, seq, 0, payload.as_bytes())?)?;
+        lab.arrives(payload.as_bytes())?;
+    }
+    lab.refused(&proven(&minted, 1, 0, b"payload number 1")?, Reason::Replay)?;
+    lab.refused(&proven(&minted, 9, 60_000, b"too late")?, Reason::StaleProof)?;
+    let mut changed = proven(&minted, 9, 0, b"as the client wrote it")?;
+    *changed.last_mut().context("a byte")? ^= 1;
+    changed[70] ^= 1;
+    lab.refused(&changed, Reason::BadProof)?;
+    let listed = lab.json(&["sessions", "list"])?;
+    ensure!(listed["sessions"][0]["type"] == "proof", "{listed}");
+    ensure!(!listed.to_string().contains(minted["session_key"].as_str().context("a key")?), "a key is shown");
+    // The header that is printed is the first packet's, with an empty payload.
+    let first = lab.json(&mint)?;
+    let header = hex::decode(first["header"].as_str().context("a header")?)?;
+    lab.send(&header)?;
+    lab.arrives(&[])?;
+    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    lab.refused(&proven(&minted, 4, 0, b"revoked")?, Reason::Revoked)?;
+    lab.refused_token(&lab.issuer()?.token(session(8, 0), TTL), Reason::Policy)
+}
