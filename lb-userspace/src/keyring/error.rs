@@ -36,6 +36,15 @@ pub enum KeyringError {
     /// No key has the id 0.
     #[error("the keyset has a key 0, which no key can be; export it again")]
     KeyIdZero,
+    /// Later than any token can be.
+    #[error("the keyset's key {} lives until unix second {until}, and tokens have 32 bits for their times; export it \
+             again", id.0)]
+    TooLate {
+        /// The id.
+        id: KeyId,
+        /// Its end.
+        until: u64,
+    },
     /// One id, two keys.
     #[error("key {} is known here with another secret or for another service; rotate on the node that the keyset is \
              of, revoke its key there, and export again", id.0)]

@@ -98,6 +98,10 @@ impl Keyring {
             if id.0 == 0 {
                 return Err(KeyringError::KeyIdZero);
             }
+            let until = key.not_after.max(key.sign_until);
+            if until > u64::from(u32::MAX) {
+                return Err(KeyringError::TooLate { id, until });
+            }
             if new.keys.contains_key(&id) {
                 new.import_known(key, policy, &mut imported)?;
             } else {

@@ -98,6 +98,9 @@ pub fn inspect(
     now: u64,
 ) -> Result<Inspection, TokenError> {
     let bytes = hex::decode(request.token.trim())?;
+    if bytes.is_empty() {
+        return Err(TokenError::Nothing);
+    }
     let mut steps = Steps::default();
     let header = Header::from_payload(&bytes);
     steps.check("form", header.map(drop));

@@ -53,6 +53,9 @@ pub enum TokenError {
     /// The clock is past 2106 or before 1970.
     #[error("the clock says {0} s since 1970, and a token has 32 bits for that: set the clock")]
     Clock(u64),
+    /// An empty argument.
+    #[error("there is no token: give the {digits} hexadecimal digits of its header", digits = 2 * header::LEN)]
+    Nothing,
     /// No hex.
     #[error("a token is {digits} hexadecimal digits: {0}", digits = 2 * header::LEN)]
     Hex(#[from] hex::FromHexError),

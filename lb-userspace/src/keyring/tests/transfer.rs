@@ -164,6 +164,12 @@ fn conflicts_are_refused_whole() {
         (&has_older, with(&|set| set.keys[1].key_id = 0), START, KeyringError::KeyIdZero),
         (
             &has_older,
+            with(&|set| set.keys[1].not_after = u64::MAX),
+            START,
+            KeyringError::TooLate { id: second, until: u64::MAX },
+        ),
+        (
+            &has_older,
             with(&|set| set.service_id = 43),
             START,
             KeyringError::OtherService { expected: 42, found: 43 },
