@@ -7,6 +7,7 @@ pub mod control;
 pub mod datapath;
 pub mod keyring;
 pub mod revocation;
+pub mod sandbox;
 pub mod store;
 pub mod token;
 mod version;

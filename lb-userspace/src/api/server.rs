@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use hyper::body::Body as _;
 use lb_common::keyslot::KeyId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
@@ -145,6 +146,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = (StatusCode, Json<Failure>);
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
+        // Whoever says so beforehand is told before all of it is sent.
+        if request.body().size_hint().lower() > BODY_MAX as u64 {
+            let error = format!("a request has at most {BODY_MAX} bytes");
+            return Err((StatusCode::PAYLOAD_TOO_LARGE, failure(error)));
+        }
         match Json::from_request(request, state).await {
             Ok(Json(body)) => Ok(Self(body)),
             Err(rejection) => Err((rejection.status(), failure(rejection.body_text()))),

@@ -26,6 +26,7 @@ use clap::{Parser, Subcommand};
 use tollgate::{
     api::client::{Client, ClientError},
     config::{Config, ConfigError},
+    sandbox,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -67,7 +68,7 @@ struct Global {
 #[derive(Subcommand)]
 enum Command {
     /// The daemon, in the foreground
-    Run,
+    Run(run::Args),
     /// Check the configuration and this host, and change nothing
     Check,
     /// Take the program off the interfaces and remove what is pinned
@@ -102,9 +103,14 @@ enum Command {
 
 /// Runs the command of this process, and says how it went.
 pub fn main() -> ExitCode {
+    // Keys pass through half of the commands.
+    if let Err(error) = sandbox::hide_memory() {
+        eprintln!("tollgate: {error}");
+        return ExitCode::from(FAILED);
+    }
     let Cli { global, command } = Cli::parse();
     let result = match command {
-        Command::Run => run::run(&global),
+        Command::Run(args) => run::run(&global, &args),
         Command::Check => check::run(&global),
         Command::Detach => detach::run(&global),
         Command::Status => status::run(&global),

@@ -19,7 +19,11 @@ use tollgate::{
     api::{access::Rules, listen, serve, server},
     config::Config,
     control::{Controller, Handle},
-    datapath::preflight::{self, Verdict},
+    datapath::{
+        Pins,
+        preflight::{self, Verdict},
+    },
+    sandbox::{self, Account},
     store,
 };
 use tracing::{info, warn};
@@ -29,17 +33,36 @@ use super::Global;
 /// How long answers may take once the daemon ends.
 const ANSWERS_UNDER_WAY: Duration = Duration::from_secs(2);
 
+/// As whom.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Become this user once everything is open that takes root, and own the store and the pins as it
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+}
+
 /// Runs until it is told to end.
-pub fn run(global: &Global) -> anyhow::Result<()> {
+pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
     global.log()?;
     let config = global.load()?;
     for warning in &config.warnings {
         warn!("{warning}");
     }
     preflight(&config)?;
-    let doors = Doors::open(&config)?;
+    let account = args.user.as_deref().map(Account::find).transpose()?.flatten();
+    let pins = Pins::new(&config.bpffs)?;
+    let doors = Doors::open(&config, account.as_ref())?;
+    let pins = match &account {
+        Some(account) => {
+            sandbox::hand_over(&config, account)?;
+            pins.in_working_directory()
+        }
+        None => pins,
+    };
+    // Before the first thread: what is given up is given up by those that come after.
+    sandbox::enter(account.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(daemon(config, doors))
+    runtime.block_on(daemon(config, pins, doors))
 }
 
 /// What others reach the daemon by.
@@ -52,10 +75,14 @@ struct Doors {
 
 impl Doors {
     /// Before anything changes in the kernel, everything that can be refused is asked for.
-    fn open(config: &Config) -> anyhow::Result<Self> {
-        let rules = Rules::new(config, nix::unistd::geteuid().as_raw());
+    fn open(config: &Config, account: Option<&Account>) -> anyhow::Result<Self> {
+        let user = account.map_or_else(nix::unistd::geteuid, |account| account.uid);
+        let rules = Rules::new(config, user.as_raw());
         let control = listen::control(&config.control, rules.name_groups())?;
         let socket = Socket(config.control.clone());
+        if let Some(account) = account {
+            sandbox::give_socket(&config.control, account)?;
+        }
         let metrics = config.metrics.map(listen::metrics).transpose()?;
         Ok(Self { control, rules, metrics, socket })
     }
@@ -78,7 +105,7 @@ fn preflight(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn daemon(config: Config, doors: Doors) -> anyhow::Result<()> {
+async fn daemon(config: Config, pins: Pins, doors: Doors) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let Doors { control, rules, metrics, socket } = doors;
@@ -87,7 +114,7 @@ async fn daemon(config: Config, doors: Doors) -> anyhow::Result<()> {
     let store = store::open(&config.store)?;
     let node = config.node.clone();
 
-    let controller = Controller::start(config, store).await?;
+    let controller = Controller::start(config, store, pins).await?;
     let readiness = controller.readiness();
     let (handle, commands) = Handle::new();
     let mut controller = tokio::spawn(controller.run(commands));
@@ -121,7 +148,7 @@ struct Socket(PathBuf);
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // If it cannot be removed, the next daemon replaces it.
+        // If it cannot be removed, as where its directory is root's and the daemon is not, the next one replaces it.
         let _ = std::fs::remove_file(&self.0);
     }
 }

@@ -113,8 +113,7 @@ impl Controller {
     ///
     /// # Errors
     /// With the first thing that would not do.
-    pub async fn start(config: Config, store: Arc<dyn Store>) -> Result<Self, StartError> {
-        let pins = Pins::new(&config.bpffs)?;
+    pub async fn start(config: Config, store: Arc<dyn Store>, pins: Pins) -> Result<Self, StartError> {
         let lock = pins.lock()?;
         let first_start = pins.is_empty()?;
         let started = Self::bring_up(config, store, &pins, lock).await;

@@ -65,7 +65,7 @@ impl Datapath {
         // Somebody may have removed what was pinned, directory and all.
         pins.make()?;
         link.pin(&pin).map_err(|error| DatapathError::Pin {
-            path: pin,
+            path: pins.name(&pin),
             action: "pin the link",
             source: io::Error::other(chain(&error)),
             mend: "the program is off again; is a BPF file system still mounted there?",
@@ -76,7 +76,7 @@ impl Datapath {
     fn replace(&mut self, pins: &Pins, interface: &str) -> Result<(), Replacing> {
         let program = self.program_mut(maps::PROGRAM).map_err(Replacing::Failed)?;
         let unreadable = |error: LinkError| {
-            let mend = format!("remove {} and start again", pins.link(interface).display());
+            let mend = format!("remove {} and start again", pins.name(&pins.link(interface)).display());
             Replacing::Failed(failed(interface, format!("the pinned link: {}", chain(&error)), &mend))
         };
         let link: FdLink = PinnedLink::from_pin(pins.link(interface)).map_err(unreadable)?.into();

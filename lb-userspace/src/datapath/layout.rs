@@ -75,7 +75,7 @@ pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Resul
             .and_then(|map| map.info())
             .and_then(|info| Layout::of_pin(&info))
             .map_err(|error| DatapathError::Refused {
-                cause: format!("{}: {}", path.display(), chain(&error)),
+                cause: format!("{}: {}", pins.name(&path).display(), chain(&error)),
                 mend: "is this a pinned map? `tollgate detach` removes all pins",
             })?;
         if found == *wanted {
@@ -87,7 +87,7 @@ pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Resul
             continue;
         }
         return Err(DatapathError::Layout {
-            path,
+            path: pins.name(&path),
             found: found.beside(wanted),
             wanted: wanted.beside(&found),
         });

@@ -117,13 +117,13 @@ fn open<V: aya::Pod>(
         let wanted = (Some(MapType::Array), 4, value_size, entries);
         if found != wanted {
             let [found, wanted] = [found, wanted].map(|layout| format!("{layout:?}"));
-            return Err(DatapathError::Layout { path, found, wanted });
+            return Err(DatapathError::Layout { path: pins.name(&path), found, wanted });
         }
         map
     } else {
         let map = create()?;
         map.pin(&path).map_err(|error| DatapathError::Pin {
-            path,
+            path: pins.name(&path),
             action: "pin the map",
             source: std::io::Error::other(chain(&error)),
             mend: "run as root",

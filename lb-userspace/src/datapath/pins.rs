@@ -1,9 +1,9 @@
-//! Where the data path outlives the daemon: `<bpffs>/v<ABI>/`, readable by root alone.
+//! Where the data path outlives the daemon: `<bpffs>/v<ABI>/`, for the daemon's user alone.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -16,13 +16,17 @@ use nix::{
 use super::DatapathError;
 
 const LINK: &str = "link-";
-const NEEDS_ROOT: &str = "run as root";
+const NEEDS_ROOT: &str =
+    "run as root, with `--user NAME` to become another user, or as the owner of its directory";
 
 /// The directory of one layout's pins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
     base: PathBuf,
+    /// As this process gets there.
     directory: PathBuf,
+    /// As everybody else does.
+    name: PathBuf,
 }
 
 /// Held by the one process that may change what is pinned.
@@ -40,7 +44,19 @@ impl Pins {
         if !on_bpffs {
             return Err(DatapathError::NotBpffs { path: bpffs.to_owned() });
         }
-        Ok(Self { base: bpffs.to_owned(), directory: bpffs.join(format!("v{ABI_VERSION}")) })
+        let directory = Self::directory_below(bpffs);
+        Ok(Self { base: bpffs.to_owned(), name: directory.clone(), directory })
+    }
+
+    /// Where they are below the configured directory.
+    pub fn directory_below(bpffs: &Path) -> PathBuf {
+        bpffs.join(format!("v{ABI_VERSION}"))
+    }
+
+    /// The same, for a process whose working directory they are and that cannot get there otherwise.
+    #[must_use]
+    pub fn in_working_directory(self) -> Self {
+        Self { directory: ".".into(), ..self }
     }
 
     /// Makes the directories and locks them for this process, until the lock is dropped.
@@ -50,12 +66,15 @@ impl Pins {
     pub fn lock(&self) -> Result<PinLock, DatapathError> {
         self.make()?;
         let failed = |action, source| self.failed(action, source);
-        let directory = File::open(&self.directory).map_err(|source| failed("open it", source))?;
+        // No link to another directory, whose files would be removed as pins.
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+            .open(&self.directory)
+            .map_err(|source| failed("open it", source))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(PinLock(lock)),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-                Err(DatapathError::InUse { path: self.directory.clone() })
-            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(DatapathError::InUse { path: self.name.clone() }),
             Err((_, errno)) => Err(failed("lock it", errno.into())),
         }
     }
@@ -74,7 +93,7 @@ impl Pins {
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> DatapathError {
-        DatapathError::Pin { path: self.directory.clone(), action, source, mend: NEEDS_ROOT }
+        DatapathError::Pin { path: self.name.clone(), action, source, mend: NEEDS_ROOT }
     }
 
     /// Whether the directory is there.
@@ -100,6 +119,11 @@ impl Pins {
         self.directory.join(format!("{LINK}{interface}"))
     }
 
+    /// The name of a pin that messages tell.
+    pub fn name(&self, pin: &Path) -> PathBuf {
+        self.name.join(pin.file_name().unwrap_or_default())
+    }
+
     /// The interfaces that have a pinned link.
     ///
     /// # Errors
@@ -116,7 +140,7 @@ impl Pins {
     pub fn remove(&self, pin: &Path) -> Result<(), DatapathError> {
         match fs::remove_file(pin) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DatapathError::Pin {
-                path: pin.to_owned(),
+                path: self.name(pin),
                 action: "remove the pin",
                 source: error,
                 mend: NEEDS_ROOT,
