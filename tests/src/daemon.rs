@@ -33,19 +33,28 @@ pub const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9477);
 pub struct Place {
     directory: PathBuf,
     bpffs: PathBuf,
+    /// Whom its daemons become; `None`: they stay root.
+    user: Option<String>,
 }
 
 impl Place {
-    /// An empty one, with its files under `/run/NAME` and its pins under `/sys/fs/bpf/NAME`.
+    /// An empty one, with its files under `/run/NAME` and its pins under `/sys/fs/bpf/NAME`. `TOLLGATE_USER` says whom its
+    /// daemons become.
     ///
     /// # Errors
     /// If no directory can be made, as where there is one of this name.
     pub fn new(name: &str) -> Result<Self> {
         leftovers::hold_if_interrupted();
-        let place = Self { directory: Path::new(FILES).join(name), bpffs: Path::new(PINS).join(name) };
+        let (directory, bpffs) = (Path::new(FILES).join(name), Path::new(PINS).join(name));
+        let place = Self { directory, bpffs, user: env::var("TOLLGATE_USER").ok() };
         fs::create_dir(&place.directory)
             .with_context(|| format!("cannot make {}", place.directory.display()))?;
         Ok(place)
+    }
+
+    /// Has its daemons become this user, or stay root, from here on.
+    pub fn set_user(&mut self, user: Option<&str>) {
+        self.user = user.map(str::to_owned);
     }
 
     /// A file in it.
@@ -145,12 +154,22 @@ impl Daemon {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(place: &Place, namespace: &Namespace) -> Result<Self> {
+        let mut command = place.tollgate(namespace, &["run", "-c"])?;
+        command.arg(place.config());
+        if let Some(user) = &place.user {
+            command.args(["--user", user]);
+        }
+        Self::spawn_as(place, command)
+    }
+
+    /// Starts it by this command and does not wait.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn_as(place: &Place, mut command: Command) -> Result<Self> {
         leftovers::hold_if_interrupted();
         let log = place.path("log");
         let to = || fs::OpenOptions::new().create(true).append(true).open(&log);
-        let config = place.config();
-        let config = config.to_str().context("a path in UTF-8")?;
-        let mut command = place.tollgate(namespace, &["run", "-c", config])?;
         let (out, err) = (to()?, to()?);
         let log_before = usize::try_from(err.metadata()?.len())?;
         let child = command.stdout(out).stderr(err).spawn()?;
@@ -162,16 +181,23 @@ impl Daemon {
     /// # Errors
     /// If it ends, or takes too long; with its log.
     pub fn start(place: &Place, namespace: &Namespace) -> Result<Self> {
-        let mut daemon = Self::spawn(place, namespace)?;
+        Self::spawn(place, namespace)?.until_ready(namespace)
+    }
+
+    /// Waits until it says that it filters.
+    ///
+    /// # Errors
+    /// If it ends, or takes too long; with its log.
+    pub fn until_ready(mut self, namespace: &Namespace) -> Result<Self> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = daemon.child.try_wait()? {
-                bail!("the daemon ended ({status}):\n{}", daemon.log());
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the daemon ended ({status}):\n{}", self.log());
             }
             match http(namespace, "/readyz") {
-                Ok((200, _)) => return Ok(daemon),
+                Ok((200, _)) => return Ok(self),
                 answer if Instant::now() > deadline => {
-                    bail!("not ready: {answer:?}\n{}", daemon.log());
+                    bail!("not ready: {answer:?}\n{}", self.log());
                 }
                 _ => thread::sleep(Duration::from_millis(20)),
             }
@@ -214,6 +240,14 @@ impl Daemon {
     pub fn stop(mut self, signal: Signal) -> Result<ExitStatus> {
         kill(Pid::from_raw(self.pid().try_into()?), signal)?;
         self.ended()
+    }
+
+    /// Whether it has.
+    ///
+    /// # Errors
+    /// If it cannot be told.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
     }
 
     /// Waits until it ends by itself.

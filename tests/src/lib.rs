@@ -11,6 +11,7 @@ pub mod packet;
 pub mod program;
 pub mod topology;
 pub mod tunnel;
+pub mod user;
 pub mod vlan;
 pub mod way;
 pub mod world;

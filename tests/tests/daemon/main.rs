@@ -1,5 +1,6 @@
 //! The daemon and its command line, end to end: the real binary in network namespaces, real sockets.
 
+mod callers;
 mod clock;
 mod commands;
 mod hops;
@@ -13,5 +14,7 @@ mod nat;
 mod nodes;
 mod refusals;
 mod revocation;
+mod sandbox;
+mod secrets;
 mod traffic;
 mod ways;

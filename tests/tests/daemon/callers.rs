@@ -1,0 +1,175 @@
+//! The control socket tells callers apart by peer credentials, and lets nobody keep others waiting.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::{
+    daemon::{Daemon, PATIENCE, said},
+    user::{self, NAME, STRANGER, become_user},
+};
+use nix::unistd::Group;
+
+use crate::lab::{L2, Lab};
+
+const READERS: &str = "users";
+const ADMINS: &str = "staff";
+
+fn gid(name: &str) -> Result<u32> {
+    Ok(Group::from_name(name)?.with_context(|| format!("there is no group {name}"))?.gid.as_raw())
+}
+
+fn configured(groups: &str) -> Result<(Lab, Daemon)> {
+    let lab = Lab::new(L2, 1)?;
+    let text = fs::read_to_string(lab.place.config())?;
+    fs::write(lab.place.config(), format!("{groups}\n{text}"))?;
+    let daemon = lab.start()?;
+    Ok((lab, daemon))
+}
+
+/// A command as this user and these groups, the first being its own: exit status and what was said.
+fn says(lab: &Lab, uid: u32, gids: &[u32], args: &[&str]) -> Result<(Option<i32>, String)> {
+    let command = lab.place.tollgate(&lab.topology.balancer, args)?;
+    let others: Vec<_> = gids[1..].iter().map(ToString::to_string).collect();
+    let groups = match others.as_slice() {
+        [] => "--clear-groups".to_owned(),
+        others => format!("--groups={}", others.join(",")),
+    };
+    let mut as_user = lab.topology.balancer.command("setpriv")?;
+    as_user
+        .args([format!("--reuid={uid}"), format!("--regid={}", gids[0]), groups])
+        .arg(command.get_program())
+        .args(command.get_args());
+    let output = as_user.output()?;
+    Ok((output.status.code(), said(&output)))
+}
+
+#[test]
+fn groups_decide_who_may_ask_for_what() -> Result<()> {
+    let (lab, _daemon) = configured(&format!("control_group = \"{READERS}\"\nadmin_group = \"{ADMINS}\""))?;
+    let token = hex::encode(lab.token(1)?.to_bytes());
+    let keyset = lab.place.path("keyset.json");
+    fs::write(&keyset, lab.run(&["keys", "export", "--service", "game"])?.stdout)?;
+    let keyset = keyset.to_str().context("a path in UTF-8")?;
+    let reads = [
+        &["status"][..],
+        &["counters"],
+        &["keys", "list"],
+        &["backends", "list"],
+        &["token", "inspect", &token],
+    ];
+    let changes = [
+        &["keys", "rotate"][..],
+        &["keys", "export", "--service", "game"],
+        &["keys", "import", keyset],
+        &["token", "mint", "--service", "game", "--session", "1"],
+        &["keys", "revoke", "1"],
+    ];
+    let (readers, admins) = (gid(READERS)?, gid(ADMINS)?);
+    for (gids, may_read, may_change) in [
+        (&[STRANGER][..], false, false),
+        (&[readers], true, false),
+        (&[STRANGER, readers], true, false),
+        (&[STRANGER, admins], true, true),
+        (&[admins], true, true),
+    ] {
+        for (commands, may, group) in [(&reads, may_read, READERS), (&changes, may_change, ADMINS)] {
+            for args in commands {
+                let (status, said) = says(&lab, STRANGER, gids, args)?;
+                if may {
+                    let no_such_key = args.contains(&"revoke") && said.contains("keys list");
+                    ensure!(status == Some(0) || no_such_key, "{gids:?} {args:?}: {status:?} {said}");
+                } else {
+                    let named = said.contains("not allowed") && said.contains(&format!("`{group}`"));
+                    ensure!(status == Some(1) && named, "{gids:?} {args:?}: {status:?} {said}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn without_groups_it_is_for_root_and_the_daemons_user() -> Result<()> {
+    let mut lab = Lab::new(L2, 1)?;
+    lab.place.set_user(Some(NAME));
+    let _daemon = lab.start()?;
+    let uid = user::uid()?.as_raw();
+    let (status, said) = says(&lab, uid, &[uid], &["keys", "rotate"])?;
+    ensure!(status == Some(0), "{said}");
+    let (status, said) = says(&lab, STRANGER, &[STRANGER], &["status"])?;
+    ensure!(status == Some(1) && said.contains("control_group"), "{status:?} {said}");
+    ensure!(lab.json(&["status"])?["ready"] == true, "root may ask");
+    Ok(())
+}
+
+#[test]
+fn nobody_keeps_root_waiting() -> Result<()> {
+    let (lab, _daemon) = configured(&format!("control_group = \"{READERS}\""))?;
+    let readers = gid(READERS)?;
+    let control = lab.place.path("control.sock");
+    let connect = || {
+        let stream = UnixStream::connect(&control)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        anyhow::Ok(stream)
+    };
+    let mut streams =
+        become_user(STRANGER, &[readers], || (0..200).map(|_| connect()).collect::<Result<Vec<_>>>())?;
+    // Half a head each, and then nothing.
+    for stream in &mut streams {
+        // Most are closed by now.
+        let _ = stream.write_all(b"GET /v1/status HTTP/1.1\r\n");
+    }
+    let asked = Instant::now();
+    ensure!(lab.json(&["status"])?["ready"] == true);
+    lab.json(&["keys", "rotate", "--wait"])?;
+    ensure!(asked.elapsed() < Duration::from_secs(4), "root waited {:?}", asked.elapsed());
+    // Their own next request finds no room, until the others have been closed.
+    let mut answer = Vec::new();
+    for stream in &mut streams {
+        // A reset is as good an end.
+        let _ = stream.read_to_end(&mut answer);
+    }
+    let (status, said) = says(&lab, STRANGER, &[readers], &["status"])?;
+    ensure!(status == Some(0), "{said}");
+    Ok(())
+}
+
+#[test]
+fn what_is_too_large_or_no_json_is_refused_with_reasons() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let answer = |head: &str, body: &[u8]| {
+        let mut stream = UnixStream::connect(lab.place.path("control.sock"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "POST /v1/keys/import HTTP/1.1\r\nHost: tollgate\r\nContent-Type: application/json\r\n{head}\r\n\r\n"
+        )?;
+        stream.write_all(body)?;
+        let mut answer = String::new();
+        // What was not read of the request may reset the connection after the answer.
+        let _ = stream.read_to_string(&mut answer);
+        anyhow::Ok(answer)
+    };
+    let large = answer("Content-Length: 5000000", b"{")?;
+    ensure!(large.starts_with("HTTP/1.1 413") && large.contains("\"error\""), "{large}");
+    let broken = answer("Content-Length: 1", b"{")?;
+    ensure!(broken.starts_with("HTTP/1.1 400") && broken.contains("\"error\""), "{broken}");
+    let head = answer(&format!("X: {}", "x".repeat(100_000)), b"");
+    ensure!(head.as_ref().map_or(true, |answer| answer.starts_with("HTTP/1.1 431")), "{head:?}");
+    let file = lab.place.path("large.json");
+    let key = format!(
+        "{{\"key_id\":1,\"state\":\"retiring\",\"master\":\"{}\",\"not_after\":1,\"sign_until\":0}}",
+        "00".repeat(32)
+    );
+    let keys = vec![key; 40_000].join(",");
+    fs::write(&file, format!("{{\"service\":\"game\",\"service_id\":42,\"keys\":[{keys}]}}"))?;
+    let output = lab.run(&["keys", "import", file.to_str().context("a path in UTF-8")?])?;
+    ensure!(output.status.code() == Some(1) && said(&output).contains("at most"), "{}", said(&output));
+    Ok(())
+}

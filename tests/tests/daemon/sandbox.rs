@@ -1,0 +1,240 @@
+//! What the daemon gives up, and that it still does its work: as root, as a user of its own, and as a service manager
+//! starts it, with three capabilities.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::reason::Reason;
+use lb_tests::{
+    daemon::{Daemon, Place, binary, said},
+    topology::Family,
+    user::{self, NAME, STRANGER, become_user, statuses},
+};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::lab::{Flow, L2, Lab, new_name, over_both};
+
+over_both!(as_a_user_of_its_own, as_root);
+
+/// CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF.
+const THREE: &str = "000000c000001000";
+const NONE: &str = "0000000000000000";
+
+fn is_confined(daemon: &Daemon, uid: u32) -> Result<()> {
+    let ids = format!("{uid} {uid} {uid} {uid}");
+    for (field, expected) in [
+        ("Uid", ids.as_str()),
+        ("CapInh", NONE),
+        ("CapPrm", THREE),
+        ("CapEff", THREE),
+        ("CapBnd", THREE),
+        ("CapAmb", NONE),
+        ("NoNewPrivs", "1"),
+        ("Seccomp", "2"),
+    ] {
+        for found in statuses(daemon.pid(), field)? {
+            ensure!(found == expected, "{field} is {found}, not {expected}");
+        }
+    }
+    Ok(())
+}
+
+/// Traffic, a rotation, a crash and a restart, and everything gone afterwards.
+fn does_its_work(lab: &Lab, uid: u32) -> Result<()> {
+    let daemon = lab.start()?;
+    is_confined(&daemon, uid)?;
+    lab.delivered(&lab.token(1)?)?;
+    lab.refused(b"junk", Reason::NoToken)?;
+    let before = lab.token(1)?;
+    lab.json(&["keys", "rotate", "--wait"])?;
+    let flow = Flow::start(lab, vec![before, lab.token(2)?])?;
+    // A commit has made threads for its fsync.
+    is_confined(&daemon, uid)?;
+    daemon.kill()?;
+    let daemon = lab.start()?;
+    ensure!(daemon.log().contains("program replaced"), "{}", daemon.log());
+    ensure!(daemon.terminate()?.success());
+    let daemon = lab.start()?;
+    flow.finish()?;
+    ensure!(lab.json(&["status"])?["ready"] == true);
+    daemon.terminate()?;
+    let config = lab.place.config();
+    lab.json(&["detach", "-c", config.to_str().context("a path in UTF-8")?])?;
+    ensure!(!lab.place.bpffs().exists(), "pins are left");
+    Ok(())
+}
+
+fn as_a_user_of_its_own(family: Family) -> Result<()> {
+    let mut lab = Lab::of(family, L2, 1)?;
+    lab.place.set_user(Some(NAME));
+    does_its_work(&lab, user::uid()?.as_raw())
+}
+
+fn as_root(family: Family) -> Result<()> {
+    let mut lab = Lab::of(family, L2, 1)?;
+    lab.place.set_user(None);
+    does_its_work(&lab, 0)
+}
+
+#[test]
+fn what_was_roots_becomes_the_users() -> Result<()> {
+    let mut lab = Lab::new(L2, 1)?;
+    lab.place.set_user(None);
+    let daemon = lab.start()?;
+    let token = lab.token(1)?;
+    daemon.terminate()?;
+    lab.place.set_user(Some(NAME));
+    let daemon = lab.start()?;
+    ensure!(daemon.log().contains("program replaced"), "{}", daemon.log());
+    lab.delivered(&token)?;
+    let pins = lab.place.bpffs().join(format!("v{}", lb_common::maps::ABI_VERSION));
+    for directory in [lab.place.path("store"), pins] {
+        let found = fs::metadata(&directory)?;
+        let (owner, mode) = (found.uid(), found.mode() & 0o777);
+        ensure!((owner, mode) == (user::uid()?.as_raw(), 0o700), "{}: {owner} {mode:o}", directory.display());
+        for entry in fs::read_dir(&directory)? {
+            ensure!(entry?.metadata()?.uid() == owner);
+        }
+        let closed = become_user(STRANGER, &[STRANGER], || Ok(fs::read_dir(&directory).is_err()))?;
+        ensure!(closed, "{} can be listed", directory.display());
+    }
+    Ok(())
+}
+
+#[test]
+fn nobody_elses_files_are_handed_over() -> Result<()> {
+    let mut lab = Lab::new(L2, 1)?;
+    lab.place.set_user(None);
+    lab.start()?.terminate()?;
+    lab.place.set_user(Some(NAME));
+    let (store, secret) = (lab.place.path("store"), lab.place.path("secret"));
+    fs::write(&secret, "root's")?;
+
+    let refused = |parts: &[&str]| {
+        let mut daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+        let status = daemon.ended()?;
+        let log = daemon.log();
+        ensure!(status.code() == Some(1) && parts.iter().all(|part| log.contains(part)), "{status}: {log}");
+        anyhow::Ok(())
+    };
+    symlink(&secret, store.join("link"))?;
+    refused(&["store/link", "not a plain file"])?;
+    fs::remove_file(store.join("link"))?;
+    fs::hard_link(&secret, store.join("link"))?;
+    refused(&["store/link", "not a plain file"])?;
+    fs::remove_file(store.join("link"))?;
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o777))?;
+    refused(&["store", "chmod go-w"])?;
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o700))?;
+    chown(&store, Some(STRANGER), None)?;
+    refused(&["store", "belongs to user 61183"])?;
+    chown(&store, Some(0), None)?;
+    ensure!(fs::metadata(&secret)?.uid() == 0, "a file of root's was given away");
+
+    // In a directory of the user's, nothing is touched.
+    lab.start()?.terminate()?;
+    symlink(&secret, store.join("link"))?;
+    let _daemon = lab.start()?;
+    ensure!(fs::metadata(&secret)?.uid() == 0, "a file of root's was given away");
+    Ok(())
+}
+
+#[test]
+fn users_that_are_none() -> Result<()> {
+    let mut lab = Lab::new(L2, 1)?;
+    lab.place.set_user(Some("nobody-has-this"));
+    let mut daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+    ensure!(daemon.ended()?.code() == Some(1) && daemon.log().contains("useradd"), "{}", daemon.log());
+    ensure!(!lab.place.bpffs().exists(), "something is pinned");
+    Ok(())
+}
+
+#[test]
+fn with_three_capabilities_from_the_start() -> Result<()> {
+    let mut lab = Lab::new(L2, 1)?;
+    lab.place.set_user(None);
+    let uid = user::uid()?;
+    let own = lab.place.path("own");
+    for name in ["own", "own/bpf", "own/store"] {
+        fs::create_dir(lab.place.path(name))?;
+        chown(lab.place.path(name), Some(uid.as_raw()), Some(uid.as_raw()))?;
+    }
+    // The way to /sys/fs/bpf is root's alone: a file system of the daemon's own.
+    let bpf = own.join("bpf");
+    mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), None::<&str>)?;
+    let _mounted = Mounted(&bpf);
+    chown(&bpf, Some(uid.as_raw()), Some(uid.as_raw()))?;
+    let config = fs::read_to_string(lab.place.config())?
+        .replace(&lab.place.path("store").display().to_string(), &own.join("store").display().to_string())
+        .replace(
+            &lab.place.path("control.sock").display().to_string(),
+            &own.join("sock").display().to_string(),
+        )
+        .replace(&lab.place.bpffs().display().to_string(), &bpf.join("tollgate").display().to_string());
+    fs::write(lab.place.config(), config)?;
+    let start = || {
+        const CAPS: &str = "+bpf,+net_admin,+perfmon";
+        let mut command = lab.topology.balancer.command("setpriv")?;
+        command
+            .args(["--reuid", NAME, "--regid", "60", "--clear-groups"])
+            .args(["--inh-caps", &format!("-all,{CAPS}"), "--ambient-caps", CAPS])
+            .args(["--bounding-set", &format!("-all,{CAPS}"), &binary()?, "run", "-c"])
+            .arg(lab.place.config());
+        Daemon::spawn_as(&lab.place, command)?.until_ready(&lab.topology.balancer)
+    };
+    let sock = own.join("sock");
+    let sock = sock.to_str().context("a path in UTF-8")?;
+    let daemon = start()?;
+    is_confined(&daemon, uid.as_raw())?;
+    let minted = ["--control", sock, "token", "mint", "--service", "game", "--session", "7"];
+    let token = crate::lab::minted_header(&serde_json::from_slice(
+        &lab.topology.balancer.command(&binary()?)?.args(minted).args(["-o", "json"]).output()?.stdout,
+    )?)?;
+    lab.delivered(&token)?;
+    ensure!(daemon.terminate()?.success());
+    let daemon = start()?;
+    lab.delivered(&token)?;
+    ensure!(daemon.terminate()?.success() && !own.join("sock").exists());
+    let detached = lab.run(&["detach", "-c", lab.place.config().to_str().context("a path in UTF-8")?])?;
+    ensure!(detached.status.success(), "{}", said(&detached));
+    Ok(())
+}
+
+#[test]
+fn systemd_takes_the_unit() -> Result<()> {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/systemd/tollgate.service");
+    let text = fs::read_to_string(&unit)?;
+    let place = Place::new(&new_name()?)?;
+    let unit = place.path("tollgate.service");
+    fs::write(&unit, text.replace("/usr/local/sbin/tollgate", &binary()?))?;
+    let analyze = |args: &[&str]| Command::new("systemd-analyze").args(args).arg(&unit).output();
+    let verified = match analyze(&["verify"]) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            eprintln!("SKIPPED: no systemd-analyze here, so nobody has looked at the unit");
+            return Ok(());
+        }
+        verified => verified?,
+    };
+    ensure!(verified.status.success() && said(&verified).trim().is_empty(), "{}", said(&verified));
+    // In tenths: what is left is being started as root, and the capabilities.
+    let security = analyze(&["security", "--offline=true", "--threshold=35"])?;
+    ensure!(security.status.success(), "{}", said(&security));
+    Ok(())
+}
+
+/// A file system that goes with the test.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(self.0, MntFlags::MNT_DETACH) {
+            eprintln!("{} is still mounted: {error}", self.0.display());
+        }
+    }
+}
