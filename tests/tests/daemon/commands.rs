@@ -129,5 +129,7 @@ fn tokens_without_a_daemon(family: Family) -> Result<()> {
     let damaged = [&text[..text.len() - 1], last].concat();
     let inspected = lab.run(&["token", "inspect", &damaged, "--keyset", keyset])?;
     ensure!(said(&inspected).contains("bad_fast_tag"), "{}", said(&inspected));
+    let nothing = lab.run(&["token", "inspect", "", "--keyset", keyset])?;
+    ensure!(nothing.status.code() == Some(1) && said(&nothing).contains("no token"), "{}", said(&nothing));
     Ok(())
 }

@@ -45,7 +45,7 @@ fn wrong_configurations() -> Result<()> {
     for (services, line, parts) in [
         (format!("{SERVICE_AT}prot = 1\n"), 14, &["prot", "did you mean `port`"][..]),
         (format!("{SERVICE_AT}forward = \"l3\"\n"), 14, &["forward", "l3", "\"l2\""]),
-        (format!("{SERVICE_AT}rate = {{}}\nforward = \"l2\"\n"), 14, &["rate", "not yet"]),
+        (format!("{SERVICE_AT}rate = {{}}\nforward = \"l2\"\n"), 14, &["rate", "names no class"]),
         (format!("{SERVICE_AT}max_ttl = \"soon\"\n"), 14, &["max_ttl", "soon"]),
         (SERVICE_AT.replace("42", "0"), 10, &["id", "0"]),
         (SERVICE_AT.replace("10.77.0.100", "fe80::1"), 12, &["address", "link-local"]),
@@ -138,9 +138,9 @@ fn stores_that_cannot_be_used() -> Result<()> {
     let (store, state) = (lab.place.path("store"), lab.place.path("store/state.json"));
     let sound = fs::read(&state)?;
 
-    let newer = String::from_utf8_lossy(&sound).replacen("\"format\":1", "\"format\":2", 1);
+    let newer = String::from_utf8_lossy(&sound).replacen("\"format\":2", "\"format\":3", 1);
     fs::write(&state, &newer)?;
-    refuses(&lab, &["state.json", "format 2", "newer"])?;
+    refuses(&lab, &["state.json", "format 3", "newer"])?;
     ensure!(fs::read(&state)? == newer.as_bytes(), "the newer file was changed");
     fs::write(&state, &sound)?;
 
