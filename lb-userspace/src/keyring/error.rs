@@ -45,6 +45,9 @@ pub enum KeyringError {
         /// Its end.
         until: u64,
     },
+    /// It may be revoked the one time and sign the other.
+    #[error("the keyset has key {} twice; export it again", .0.0)]
+    Twice(KeyId),
     /// One id, two keys.
     #[error("key {} is known here with another secret or for another service; rotate on the node that the keyset is \
              of, revoke its key there, and export again", id.0)]

@@ -1,5 +1,7 @@
 //! Keysets: what issuers sign with, and what another node verifies with.
 
+use std::collections::BTreeSet;
+
 use lb_common::{keyslot::KeyId, token::keys::MasterKey};
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +95,7 @@ impl Keyring {
         }
         let mut new = self.clone();
         let mut imported = Imported::default();
+        let mut ids = BTreeSet::new();
         for key in &keyset.keys {
             let id = KeyId(key.key_id);
             if id.0 == 0 {
@@ -101,6 +104,9 @@ impl Keyring {
             let until = key.not_after.max(key.sign_until);
             if until > u64::from(u32::MAX) {
                 return Err(KeyringError::TooLate { id, until });
+            }
+            if !ids.insert(id) {
+                return Err(KeyringError::Twice(id));
             }
             if new.keys.contains_key(&id) {
                 new.import_known(key, policy, &mut imported)?;

@@ -330,6 +330,13 @@ fn a_sound_checksum_over_nonsense_is_nonsense() {
 }
 
 #[test]
+fn a_revision_that_none_can_follow_is_nonsense() {
+    let last = disk::encode(&Snapshot { revision: u64::MAX, state: Arc::new(state(1)) });
+    let Err(Unsound::Damaged(what)) = disk::decode(&last) else { panic!("accepted") };
+    assert!(what.contains("no revision can follow"), "{what}");
+}
+
+#[test]
 fn a_missing_state_is_not_a_new_store() {
     let place = Place::with_two_revisions();
     fs::remove_file(place.file("state.json")).unwrap();

@@ -216,6 +216,18 @@ fn services_do_not_share_keys() {
 }
 
 #[test]
+fn a_keyset_that_has_a_key_twice_is_not_taken() {
+    let (mut keyring, first, _) = started();
+    let mut keyset = keyring.export("game", &POLICY, START);
+    let mut revoked = keyset.keys[0].clone();
+    revoked.state = KeyState::Revoked;
+    keyset.keys.insert(0, revoked);
+    let mut other = Keyring::default();
+    assert_eq!(other.import(&keyset, &POLICY, START), Err(KeyringError::Twice(first)));
+    assert_eq!(other, Keyring::default());
+}
+
+#[test]
 fn nothing_prints_a_secret() {
     let (mut keyring, first, mut random) = started();
     let keyset = keyring.export("game", &POLICY, START);
