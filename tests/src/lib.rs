@@ -3,6 +3,7 @@
 pub mod case;
 pub mod daemon;
 pub mod forward;
+pub mod fuzz;
 pub mod issuer;
 pub mod leftovers;
 pub mod netns;

@@ -13,6 +13,7 @@ mod build;
 mod check;
 mod command;
 mod demo;
+mod fuzz;
 mod kernels;
 mod run;
 mod setup;
@@ -54,6 +55,10 @@ enum Subcommands {
     Bench(PassedOn),
     /// Formatting, clippy and rustdoc, warnings as errors, for the host's crates and the BPF crate
     Check,
+    /// Fuzz every parser of bytes from outside
+    ///
+    /// What is found is kept under target/fuzz/findings; `cargo test` replays the corpus in tests/fuzz/corpus.
+    Fuzz(fuzz::Options),
     /// Boot Debian's Linux 6.1 in QEMU and run the program's tests there
     Kernels,
 }
@@ -86,6 +91,7 @@ fn run(command: Subcommands) -> Result<()> {
         Subcommands::Demo(passed_on) => demo::run(&passed_on.args),
         Subcommands::Bench(passed_on) => bench::run(&passed_on.args),
         Subcommands::Check => check::run(),
+        Subcommands::Fuzz(options) => fuzz::run(&options),
         Subcommands::Kernels => kernels::run(),
     }
 }

@@ -5,13 +5,17 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::build::{self, Built};
-use crate::{command, kernels};
+use crate::{command, fuzz, kernels};
 
 /// A part of the tests, and what runs it.
 type Stage = (&'static str, fn(&Built) -> Result<()>);
 
-const STAGES: [Stage; 3] =
-    [("host tests", host_tests), ("kernel tests", kernel_tests), ("Linux 6.1", kernels::run_tests)];
+const STAGES: [Stage; 4] = [
+    ("host tests", host_tests),
+    ("kernel tests", kernel_tests),
+    ("fuzzing", |_| fuzz::run_briefly()),
+    ("Linux 6.1", kernels::run_tests),
+];
 
 /// Builds, then runs all stages; ends with a line for each.
 pub fn run() -> Result<()> {

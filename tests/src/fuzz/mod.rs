@@ -1,0 +1,34 @@
+//! What is promised of every parser of bytes from outside, whatever the bytes: a function for each, which panics where a
+//! promise is broken. The fuzzer calls them (`tests/fuzz/`), and a test replays the corpus, whose files are named by what
+//! they hold.
+//!
+//! There is no target for packets: their parser is the program in the kernel, which meets mutated and random frames in
+//! the program's own tests. There is no parser of pcap files yet.
+
+use std::path::{Path, PathBuf};
+
+pub mod configuration;
+pub mod control;
+pub mod keyset;
+pub mod store;
+
+/// A parser, and what is promised of it.
+pub struct Target {
+    /// The fuzzer's program, and the directory of the corpus.
+    pub name: &'static str,
+    /// Panics where bytes break a promise.
+    pub check: fn(&[u8]),
+}
+
+/// All of them.
+pub const TARGETS: [Target; 4] = [
+    Target { name: "configuration", check: configuration::check },
+    Target { name: "control", check: control::check },
+    Target { name: "keyset", check: keyset::check },
+    Target { name: "store", check: store::check },
+];
+
+/// Where the corpus is: a directory for each target.
+pub fn corpus() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus")
+}
