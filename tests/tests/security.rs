@@ -1,0 +1,29 @@
+//! The page about security names a test for each attack: each of them exists.
+
+use std::path::Path;
+
+#[test]
+fn every_attack_has_its_test() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let page = include_str!("../../docs/security.md");
+    let (_, table) = page.split_once("## Attack, defence, test").expect("the page has its table");
+    let rows: Vec<_> = table.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert!(rows.len() > 20, "only {} attacks", rows.len());
+    for row in rows {
+        let shown_by = row.trim_end_matches(" |").rsplit(" | ").next().expect("three columns");
+        let names: Vec<_> = shown_by.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "no test shows this:\n{row}");
+        for name in names {
+            let (file, test) = name.split_once("::").unwrap_or_else(|| panic!("`{name}` names no test:\n{row}"));
+            let file = if file.contains('/') { file.to_owned() } else { format!("program/{file}") };
+            let path = tests.join(format!("{file}.rs"));
+            let text = std::fs::read_to_string(&path)
+                .unwrap_or_else(|error| panic!("{}: {error}, for:\n{row}", path.display()));
+            let declared = text.split("#[test]").skip(1).any(|behind| {
+                let function = behind.split("fn ").nth(1).unwrap_or_default();
+                function.starts_with(&format!("{test}("))
+            });
+            assert!(declared, "there is no test {name}, for:\n{row}");
+        }
+    }
+}
