@@ -9,6 +9,7 @@ use lb_common::{
     scratch::Scratch,
     service::Service,
     session::{Admission, Session, TokenKey},
+    siphash::SipKey,
     token::{Claims, Header, Kind, header::Binding, tags},
 };
 
@@ -134,6 +135,7 @@ fn checked_in_full(ctx: *mut xdp_md, slot: u32, at: u32, service_id: u32) -> Res
         if tags::full(&key.full, header.claims(), &binding, &mut scratch.sha256) != header.full_tag() {
             return Err(Reason::BadFullTag);
         }
+        scratch.session.proof_key = SipKey::default(); // Not that of the PROOF token before.
     }
     let claims = Claims::unseal(&header, key.seal)?;
     if claims.service_id != service_id {
