@@ -20,6 +20,8 @@ pub struct Case {
     pub frame: Vec<u8>,
     /// What is to happen.
     pub expected: Expected,
+    /// What has come before it.
+    pub before: Vec<Case>,
     /// What the frames that come in and go out were made of.
     packets: Option<(Packet, Packet)>,
 }
@@ -40,7 +42,7 @@ pub struct Expected {
 impl Case {
     /// A frame of whatever kind.
     pub fn of_frame(name: impl Into<String>, world: World, frame: Vec<u8>, expected: Expected) -> Self {
-        Self { name: name.into(), world, frame, expected, packets: None }
+        Self { name: name.into(), world, frame, expected, before: vec![], packets: None }
     }
 
     /// A packet of the default service that is refused.
@@ -102,7 +104,17 @@ impl Case {
         let outcome = Outcome { verdict, frame: out.bytes() };
         let expected = Expected { outcome, service, reason, backend };
         let packets = Some((packet.clone(), out.clone()));
-        Self { name: name.into(), world, frame: packet.bytes(), expected, packets }
+        Self { name: name.into(), world, frame: packet.bytes(), expected, before: vec![], packets }
+    }
+
+    /// The same after these have come.
+    pub fn after(self, before: Vec<Self>) -> Self {
+        Self { before, ..self }
+    }
+
+    /// It, and before it what comes before it.
+    pub fn in_order(&self) -> impl Iterator<Item = &Self> {
+        self.before.iter().chain([self])
     }
 
     /// The same over this family: see [`Packet::over`].
@@ -115,12 +127,18 @@ impl Case {
         self.frame = packet.bytes();
         self.expected.outcome.frame = out.bytes();
         self.packets = Some((packet, out));
+        self.before = self.before.into_iter().map(|case| case.over(family)).collect();
         self
     }
 
     /// The family of what comes in, where it was made of packets.
     pub fn family(&self) -> Option<Family> {
         self.packets.as_ref().map(|(packet, _)| packet.family())
+    }
+
+    /// The same under another name.
+    pub fn named(self, name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..self }
     }
 
     /// The same in another world.
@@ -150,7 +168,7 @@ pub fn both(cases: &[Case]) -> Vec<Case> {
 pub fn check_all(program: &mut Program, cases: &[Case]) -> Result<()> {
     let before = program.counts()?;
     let mut expected = Counts::default();
-    for case in cases {
+    for case in cases.iter().flat_map(Case::in_order) {
         program.enter(&case.world)?;
         let outcome = program.run(&case.frame).with_context(|| case.name.clone())?;
         let Expected { outcome: wanted, service, reason, backend } = &case.expected;

@@ -10,6 +10,7 @@ pub mod netns;
 pub mod oracle;
 pub mod packet;
 pub mod program;
+pub mod replay;
 pub mod topology;
 pub mod tunnel;
 pub mod user;

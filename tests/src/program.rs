@@ -10,24 +10,25 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     TestRun as _, TestRunOptions,
-    maps::{Array, DevMapHash, HashMap, Map, MapData},
+    maps::{Array, DevMapHash, HashMap, Map, MapData, PerCpuArray},
     programs::Xdp,
 };
 use lb_common::{
-    counter::Counter,
+    counter::{Counter, counter_index},
     flow::FlowKey,
     keyslot::{KeyId, KeySlot},
     maps::{self, BACKENDS_MAX, SERVICES_MAX},
     nat::{Translation, TranslationKey},
     reason::{self, Reason},
+    revocation::RevocationKey,
     session::{Admission, Session, TokenKey},
 };
 use nix::time::{ClockId, clock_getres};
-use tollgate::datapath::{Datapath, Options, TableSet, embedded_object};
+use tollgate::datapath::{Datapath, DatapathError, Options, TableSet, embedded_object};
 
 use crate::{
     packet::ETHERNET_LEN,
-    world::{self, World},
+    world::{self, HeldKey, World},
 };
 
 /// What a frame's first buffer holds in a test run at most: a page without what the kernel keeps before and behind it.
@@ -50,6 +51,16 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// As a program returns it (`enum xdp_action`).
+    pub const fn action(self) -> u32 {
+        match self {
+            Self::Drop => 1,
+            Self::Pass => 2,
+            Self::Transmit => 3,
+            Self::Redirect => 4,
+        }
+    }
+
     /// From a program's return value (`enum xdp_action`).
     fn of_action(action: u32) -> Result<Self> {
         match action {
@@ -86,6 +97,7 @@ pub struct Program {
     key_slots: Array<MapData, KeySlot>,
     sessions: HashMap<MapData, TokenKey, Session>,
     egress: DevMapHash<MapData>,
+    counters: PerCpuArray<MapData, Counter>,
     world: World,
     used_slots: BTreeSet<u32>,
 }
@@ -108,6 +120,7 @@ impl Program {
         let mut program = Self {
             key_slots: Map::Array(map_of(&datapath, maps::KEY_SLOTS)?).try_into()?,
             sessions: Map::LruHashMap(map_of(&datapath, maps::SESSIONS)?).try_into()?,
+            counters: Map::PerCpuArray(map_of(&datapath, maps::COUNTERS)?).try_into()?,
             egress: Map::DevMapHash(map_of(&datapath, maps::EGRESS)?).try_into()?,
             datapath,
             world: World {
@@ -128,21 +141,24 @@ impl Program {
     /// # Errors
     /// If a map cannot be written.
     pub fn enter(&mut self, world: &World) -> Result<()> {
-        if self.world.now_ns != world.now_ns || self.datapath.live.offset_ns() == 0 {
-            self.datapath.live.set_tick_ns(0);
-            self.datapath.live.set_offset_ns(world.now_ns);
+        let clock = |world: &World| (world.now_ns, world.tick_ns, world.clock_age_ns);
+        if clock(&self.world) != clock(world) || self.datapath.live.offset_ns() == 0 {
+            self.set_clock(world)?;
         }
         if self.world.keys != world.keys {
             self.write_keys(&world.keys)?;
         }
         if !self.world.same_tables(world) {
-            self.datapath.tables.publish(&TableSet::new(&world.snapshot())?)?;
+            self.publish(&TableSet::new(&world.snapshot())?)?;
         }
         if self.world.egress != world.egress {
             self.write_egress(&world.egress)?;
         }
         if self.world.flows != world.flows {
             self.write_flows(&world.flows)?;
+        }
+        if self.world.revocations != world.revocations {
+            self.write_revocations(&world.revocations)?;
         }
         if self.world.translations != world.translations {
             let mut map = self.translations()?;
@@ -154,17 +170,67 @@ impl Program {
         Ok(())
     }
 
+    fn publish(&mut self, tables: &TableSet) -> Result<()> {
+        loop {
+            match self.datapath.tables.publish(tables) {
+                Err(DatapathError::Grace(left)) => std::thread::sleep(left),
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    /// See [`World::tick_ns`].
+    fn set_clock(&self, world: &World) -> Result<()> {
+        let live = &self.datapath.live;
+        let kernel_ns = self.jiffies()?.wrapping_mul(world.tick_ns);
+        live.set_tick_ns(world.tick_ns);
+        live.set_offset_ns(world.now_ns.wrapping_sub(kernel_ns));
+        live.set_confirmed_ns(kernel_ns.wrapping_sub(world.clock_age_ns));
+        Ok(())
+    }
+
+    /// The kernel's ticks.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn jiffies(&self) -> Result<u64> {
+        Ok(self.datapath.read_clock()?.jiffies)
+    }
+
+    /// Empties the token cache.
+    ///
+    /// # Errors
+    /// If an entry cannot be removed.
+    pub fn forget(&mut self) -> Result<()> {
+        let there: Vec<TokenKey> = self.sessions.keys().collect::<Result<_, _>>()?;
+        there.iter().try_for_each(|key| Ok(self.sessions.remove(key)?))
+    }
+
     /// Not through the daemon's key slots, which refuse what a test must try: states that they never write.
-    fn write_keys(&mut self, keys: &[KeySlot]) -> Result<()> {
+    fn write_keys(&mut self, keys: &[HeldKey]) -> Result<()> {
         for slot in std::mem::take(&mut self.used_slots) {
             self.key_slots.set(slot, KeySlot::default(), 0)?;
         }
-        for key in keys {
+        for HeldKey { slot: key, .. } in keys {
             let slot = KeyId(key.key_id).slot();
             self.key_slots.set(slot, key, 0)?;
             self.used_slots.insert(slot);
         }
         Ok(())
+    }
+
+    fn write_revocations(&mut self, revocations: &[(RevocationKey, u64)]) -> Result<()> {
+        let there = self.datapath.revocations.all()?;
+        self.datapath.revocations.remove(there.keys())?;
+        Ok(self.datapath.revocations.insert(revocations.iter().copied())?)
+    }
+
+    /// Writes a key over whatever is in its slot, as no installer may while packets come.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn overwrite_slot(&mut self, slot: &KeySlot) -> Result<()> {
+        Ok(self.key_slots.set(KeyId(slot.key_id).slot(), slot, 0)?)
     }
 
     fn write_egress(&mut self, interfaces: &[u32]) -> Result<()> {
@@ -234,6 +300,15 @@ impl Program {
         let moved = (0..BACKENDS_MAX).map(|at| (at, backends.at(at)));
         counts.backends = moved.filter(|(_, counter)| *counter != Counter::default()).collect();
         Ok(counts)
+    }
+
+    /// Packets of a service, by its index, under a reason.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn counted(&self, (service, reason): (u32, Reason)) -> Result<u64> {
+        let values = self.counters.get(&counter_index(service, reason), 0)?;
+        Ok(values.iter().map(|counter| counter.packets).sum())
     }
 
     /// HMACs that all CPUs have made.
@@ -330,6 +405,21 @@ fn moved<K: Ord + Copy>(after: &BTreeMap<K, Counter>, before: &BTreeMap<K, Count
         (moved != Counter::default()).then_some((*key, moved))
     };
     after.iter().filter_map(difference).collect()
+}
+
+/// So many of something that is cheap, or a fiftieth where the machine is emulated, which makes everything dear.
+pub fn at_scale(count: usize) -> usize {
+    let emulated = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("QEMU TCG"));
+    if emulated { count / 50 } else { count }
+}
+
+/// The CPUs that this thread may run on.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn cpus() -> Result<Vec<usize>> {
+    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0))?;
+    Ok((0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect())
 }
 
 /// Keeps the calling thread on one CPU, for what each CPU has of its own.

@@ -9,12 +9,14 @@ use lb_common::{
     keyslot::{KeyId, KeySlot, STATE_VERIFY},
     live::SECOND_NS,
     nat::{Ports, Translation, TranslationKey},
-    service::{ACCEPT_BEARER, FLAG_STRIP, FORWARD_L2, Service, ServiceKey},
+    rate::{CLASSES, Rate, RateTable},
+    revocation::RevocationKey,
+    service::{ACCEPT_BEARER, ACCEPT_PROOF, FLAG_RATED, FLAG_STRIP, FORWARD_L2, Service, ServiceKey},
     session::Admission,
     token::{
         Claims, Header,
         keys::{DerivedKeys, MasterKey},
-        mint::Grant,
+        mint::{Grant, ProofToken},
     },
 };
 use tollgate::datapath::Snapshot;
@@ -49,12 +51,21 @@ pub const SESSION: u64 = 0x1122_3344_5566_7788;
 /// All that the program is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct World {
-    /// Unix nanoseconds. The clock stands still.
+    /// Unix nanoseconds.
     pub now_ns: u64,
+    /// What the program takes for a tick of the kernel, nanoseconds. At 0 the kernel's clock stands at 0. At a little more
+    /// it is so many times the ticks since boot, four thousand million and some, and all but stands there.
+    pub tick_ns: u64,
+    /// How long ago the clock was confirmed, nanoseconds.
+    pub clock_age_ns: u64,
     /// Services, and where they are reached.
     pub services: Vec<(SocketAddr, Service)>,
     /// Keys, each for the slot its id names.
-    pub keys: Vec<KeySlot>,
+    pub keys: Vec<HeldKey>,
+    /// What is revoked by name, and until which unix nanosecond.
+    pub revocations: Vec<(RevocationKey, u64)>,
+    /// The classes that have a rate, in services with `FLAG_RATED`.
+    pub rates: Vec<ClassRate>,
     /// Backends, by place.
     pub backends: Vec<Backend>,
     /// Interfaces that frames may be sent out of.
@@ -72,8 +83,12 @@ impl Default for World {
     fn default() -> Self {
         Self {
             now_ns: u64::from(NOW) * SECOND_NS,
+            tick_ns: 0,
+            clock_age_ns: 0,
             services: at_both(service()),
-            keys: vec![key().slot(SERVICE_ID)],
+            keys: vec![key().held(SERVICE_ID)],
+            revocations: vec![],
+            rates: vec![],
             backends: (1..=3).map(backend).collect(),
             egress: vec![OTHER_INTERFACE],
             flows: vec![],
@@ -90,7 +105,7 @@ impl World {
     }
 
     /// The default world with this one key.
-    pub fn with_key(key: KeySlot) -> Self {
+    pub fn with_key(key: HeldKey) -> Self {
         Self { keys: vec![key], ..Self::default() }
     }
 
@@ -116,12 +131,15 @@ impl World {
         })
     }
 
-    /// Whether services and backends are the same.
+    /// Whether services, rates and backends are the same.
     pub fn same_tables(&self, other: &Self) -> bool {
-        self.services == other.services && self.backends == other.backends && self.maglev == other.maglev
+        self.services == other.services
+            && self.rates == other.rates
+            && self.backends == other.backends
+            && self.maglev == other.maglev
     }
 
-    /// Services and backends as the daemon publishes them.
+    /// Services, rates and backends as the daemon publishes them.
     pub fn snapshot(&self) -> Snapshot {
         let table = |service: &Service| {
             let mut table: Box<MaglevTable> = Box::new([0; TABLE_ROOM]);
@@ -130,16 +148,26 @@ impl World {
             }
             (service.index, table)
         };
+        let rated = self.services.iter().filter(|(_, service)| service.flags & FLAG_RATED != 0);
         let key = |at: &SocketAddr| ServiceKey {
             address_be: address_be(at.ip()),
             port_be: at.port().to_be().into(),
         };
         Snapshot {
             services: self.services.iter().map(|(at, service)| (key(at), *service)).collect(),
+            rates: rated.map(|(_, service)| (service.index, self.rate_table())).collect(),
             maglev: self.services.iter().map(|(_, service)| table(service)).collect(),
             backends: self.backends.clone(),
             ..Snapshot::default()
         }
+    }
+
+    fn rate_table(&self) -> Box<RateTable> {
+        let mut table = Box::new([Rate::default(); CLASSES]);
+        for ClassRate { class, per_second, burst } in &self.rates {
+            table[usize::from(*class)] = Rate::new(*per_second, *burst);
+        }
+        table
     }
 
     /// The backend that a hash picks for the default service.
@@ -180,6 +208,11 @@ pub fn service() -> Service {
     }
 }
 
+/// The default service, but PROOF tokens are accepted, too.
+pub fn proving() -> Service {
+    Service { accept: ACCEPT_BEARER | ACCEPT_PROOF, ..service() }
+}
+
 /// The default service's backend with this id, behind loopback.
 pub fn backend(id: u8) -> Backend {
     Backend {
@@ -212,24 +245,56 @@ pub fn sending(forward: u8, flags: u8, backend: Backend) -> World {
     World { backends: vec![backend], ..World::with_service(Service { forward, flags, ..service() }) }
 }
 
+/// So many packets of a session in a second, and so many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassRate {
+    /// The class it is for.
+    pub class: u8,
+    /// Packets in a second.
+    pub per_second: u32,
+    /// Packets at once.
+    pub burst: u32,
+}
+
+/// A key as the kernel holds it, and what it was derived from: the oracle derives its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldKey {
+    /// What the kernel holds.
+    pub slot: KeySlot,
+    /// The master key.
+    pub master: [u8; 32],
+}
+
 /// A key on the issuer's side.
 #[derive(Clone, Debug)]
 pub struct Key {
     /// Its id.
     pub id: KeyId,
+    /// What it was made of.
+    pub master: [u8; 32],
     /// What is derived from its master key.
     pub derived: DerivedKeys,
 }
 
 /// The default key.
 pub fn key() -> Key {
-    Key::new([7; 32], KeyId::new(5, 9).expect("in range"))
+    Key::new([7; 32], key_id())
+}
+
+/// Its id.
+pub const fn key_id() -> KeyId {
+    KeyId::new(5, 9).expect("in range")
 }
 
 impl Key {
     /// From a master key.
     pub fn new(master: [u8; 32], id: KeyId) -> Self {
-        Self { id, derived: DerivedKeys::derive(&MasterKey::from_bytes(master), id) }
+        Self { id, master, derived: DerivedKeys::derive(&MasterKey::from_bytes(master), id) }
+    }
+
+    /// In a world: verifying tokens of this service for all time.
+    pub fn held(&self, service_id: u32) -> HeldKey {
+        HeldKey { slot: self.slot(service_id), master: self.master }
     }
 
     /// As the kernel holds it: verifying tokens of this service for all time.
@@ -246,6 +311,11 @@ impl Key {
             full: self.derived.full,
             proof: self.derived.proof,
         }
+    }
+
+    /// What the client of a PROOF token gets.
+    pub fn proof(&self, grant: &Grant) -> ProofToken {
+        grant.proof(self.id, &self.derived)
     }
 
     /// A BEARER token.
@@ -283,8 +353,18 @@ pub fn token() -> Header {
     key().bearer(&grant())
 }
 
+/// What the token with this number says: it has a nonce and a session of its own.
+pub fn grant_number(number: u64) -> Grant {
+    let claims = Claims { session_id: number, ..grant().claims };
+    Grant { claims, nonce: number.to_be_bytes(), ..grant() }
+}
+
 /// A token with a nonce and a session of its own.
 pub fn token_number(number: u64) -> Header {
-    let claims = Claims { session_id: number, ..grant().claims };
-    key().bearer(&Grant { claims, nonce: number.to_be_bytes(), ..grant() })
+    key().bearer(&grant_number(number))
+}
+
+/// A PROOF token with a nonce and a session of its own.
+pub fn proof_number(number: u64) -> ProofToken {
+    key().proof(&grant_number(number))
 }

@@ -19,7 +19,6 @@
 //! CPU's caches. Absolute numbers belong to the machine; compare within one run.
 
 mod proofs;
-mod replay;
 mod report;
 mod rows;
 mod veth;
@@ -30,10 +29,13 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use lb_common::maps::SESSIONS_DEFAULT;
-use lb_tests::program::{Program, pin_to_cpu, small};
+use lb_tests::{
+    program::{Program, pin_to_cpu, small},
+    replay::Replay,
+};
 use tollgate::datapath::Options;
 
-use crate::{replay::Replay, report::Report};
+use crate::report::Report;
 
 /// Measures Tollgate's XDP program on this machine.
 #[derive(Parser)]

@@ -18,13 +18,13 @@ use lb_common::{
 use lb_tests::{
     packet::Packet,
     program::{Counts, Program},
+    replay::{Mode, Replay, Window},
     world::{self, SERVICE_INDEX, World},
 };
 
 use crate::{
     Effort, Programs,
     proofs::{self, Proofs},
-    replay::{Mode, Replay, Window},
     ways,
 };
 
@@ -120,11 +120,11 @@ fn world() -> World {
     let mut world = World::with_service(plain);
     for way in ways::all() {
         world.services.push((way.at(), way.service()));
-        world.keys.push(way.key().slot(way.service().id));
+        world.keys.push(way.key().held(way.service().id));
         world.backends.push(way.backend());
     }
     world.services.push((proofs::at(), proofs::service()));
-    world.keys.push(proofs::key().slot(proofs::service().id));
+    world.keys.push(proofs::key().held(proofs::service().id));
     world.backends.push(proofs::backend());
     world
 }

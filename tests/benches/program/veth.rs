@@ -19,6 +19,7 @@ use lb_common::{backend::Backend, maps::PROGRAM, reason::Reason, token::Header};
 use lb_tests::{
     packet::Packet,
     program::Program,
+    replay::{Replay, Window},
     world::{self, SERVICE_INDEX, World},
 };
 use nix::{
@@ -29,10 +30,7 @@ use nix::{
 };
 use serde::Serialize;
 
-use crate::{
-    Effort,
-    replay::{Replay, Window},
-};
+use crate::Effort;
 
 /// One mix of packets.
 #[derive(Serialize)]

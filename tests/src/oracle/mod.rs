@@ -1,17 +1,15 @@
 //! What should become of any frame: the rules of token.md and of the parser, read a second time as plainly as can be,
-//! for packets nobody thought of. Tokens are judged by lb-common on the host, which the vectors vouch for.
+//! for packets nobody thought of.
 
 use lb_common::{
     backend::{Backend, TAGS_KEPT},
     balance,
-    keyslot::{KeyId, KeySlot},
     reason::Reason,
     service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, Service},
     session::Admission,
-    token::{Claims, Header, Kind, Source, verify::verify},
 };
 
-use self::parse::Parsed;
+use self::{parse::Parsed, session::Sessions, token::Sealed};
 use crate::{
     case::Expected,
     packet::{Family, Packet},
@@ -22,42 +20,91 @@ use crate::{
 
 mod icmp;
 mod parse;
+mod session;
+mod token;
 
-/// What is to become of a frame that comes to services in enforce mode.
+/// What is to become of a frame that comes to services in enforce mode and is the first that comes.
 pub fn judge(world: &World, frame: &[u8]) -> Expected {
-    if parse::is_buried(frame) {
-        return expected(Verdict::Drop, frame.to_vec(), 0, Reason::Unsupported, None);
+    Model::default().judge(world, frame)
+}
+
+/// A second program: fed the same packets in the same order, it comes to the same verdicts.
+#[derive(Default)]
+pub struct Model {
+    sessions: Sessions,
+    /// The kernel's ticks, for worlds whose clock moves.
+    jiffies: u64,
+}
+
+impl Model {
+    /// One at this number of the kernel's ticks.
+    pub fn at(jiffies: u64) -> Self {
+        Self { jiffies, ..Self::default() }
     }
-    if let Some((service, admission)) = icmp::tied(world, frame)
-        && let Some(expected) = icmp_error(world, frame, &service, &admission)
-    {
-        return expected;
+
+    /// One whose HMACs cost so much of a CPU's budget, nanoseconds: for packets that all come to the same CPU.
+    pub fn with_budget(hmac_cost_ns: u64) -> Self {
+        let mut model = Self::default();
+        model.sessions.hmac_cost_ns = hmac_cost_ns;
+        model
     }
-    let Some(parsed) = Parsed::of(frame).and_then(|parsed| Some((parsed.service(world)?, parsed))) else {
-        return expected(Verdict::Pass, frame.to_vec(), 0, Reason::NotOurs, None);
-    };
-    let (service, parsed) = parsed;
-    let way = admitted(world, &service, &parsed).and_then(|claims| {
-        if service.forward == FORWARD_LOCAL {
-            return Ok((None, claims.session_id));
+
+    /// Takes this for the number of the kernel's ticks from here on.
+    pub const fn set_jiffies(&mut self, jiffies: u64) {
+        self.jiffies = jiffies;
+    }
+
+    /// HMACs that it has made.
+    pub const fn hmacs(&self) -> u64 {
+        self.sessions.hmacs
+    }
+
+    /// The tokens that it remembers.
+    pub fn remembered(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// What is to become of a frame that comes to services in enforce mode.
+    pub fn judge(&mut self, world: &World, frame: &[u8]) -> Expected {
+        if parse::is_buried(frame) {
+            return expected(Verdict::Drop, frame.to_vec(), 0, Reason::Unsupported, None);
         }
-        let backend = backend(world, &service, claims.session_id, claims.backend_id)?;
-        let inner = if service.strips() { parsed.stripped() } else { parsed.whole() };
-        takes(world, &service, &inner, &backend)?;
-        Ok((Some(backend), claims.session_id))
-    });
-    match way {
-        Err(reason) => expected(Verdict::Drop, frame.to_vec(), service.index, reason, None),
-        Ok((None, _)) => {
-            let delivered = if service.strips() { parsed.stripped().bytes() } else { frame.to_vec() };
-            expected(Verdict::Pass, delivered, service.index, Reason::Forwarded, None)
+        if let Some((service, admission)) = icmp::tied(world, frame)
+            && let Some(expected) = icmp_error(world, frame, &service, &admission)
+        {
+            return expected;
         }
-        Ok((Some(backend), session)) => {
-            let sent = if service.strips() { parsed.stripped() } else { parsed.whole() };
-            let sent = way::leaving(&sent, &service, &backend, session, None).bytes();
-            let verdict = out_of(&backend);
-            expected(verdict, sent, service.index, Reason::Forwarded, Some(backend.counter))
+        let Some(parsed) = Parsed::of(frame).and_then(|parsed| Some((parsed.service(world)?, parsed))) else {
+            return expected(Verdict::Pass, frame.to_vec(), 0, Reason::NotOurs, None);
+        };
+        let (service, parsed) = parsed;
+        let way = self.admitted(world, &service, &parsed).and_then(|claims| {
+            if service.forward == FORWARD_LOCAL {
+                return Ok((None, claims.session_id));
+            }
+            let backend = backend(world, &service, claims.session_id, claims.backend_id)?;
+            let inner = if service.strips() { parsed.stripped() } else { parsed.whole() };
+            takes(world, &service, &inner, &backend)?;
+            Ok((Some(backend), claims.session_id))
+        });
+        match way {
+            Err(reason) => expected(Verdict::Drop, frame.to_vec(), service.index, reason, None),
+            Ok((None, _)) => {
+                let delivered = if service.strips() { parsed.stripped().bytes() } else { frame.to_vec() };
+                expected(Verdict::Pass, delivered, service.index, Reason::Forwarded, None)
+            }
+            Ok((Some(backend), session)) => {
+                let sent = if service.strips() { parsed.stripped() } else { parsed.whole() };
+                let sent = way::leaving(&sent, &service, &backend, session, None).bytes();
+                let verdict = out_of(&backend);
+                expected(verdict, sent, service.index, Reason::Forwarded, Some(backend.counter))
+            }
         }
+    }
+
+    fn admitted(&mut self, world: &World, service: &Service, parsed: &Parsed) -> Result<Sealed, Reason> {
+        let (payload, from) = parsed.payload()?;
+        self.sessions.admit(world, service, payload, from, self.jiffies.wrapping_mul(world.tick_ns))
     }
 }
 
@@ -94,19 +141,6 @@ fn icmp_error(world: &World, frame: &[u8], service: &Service, admission: &Admiss
         Ok(()) => sent(way::leaving(&message, service, &backend, session, None).bytes()),
         Err(reason) => Some(expected(Verdict::Drop, frame.to_vec(), service.index, reason, None)),
     }
-}
-
-fn admitted(world: &World, service: &Service, parsed: &Parsed) -> Result<Claims, Reason> {
-    let (payload, from) = parsed.payload()?;
-    let proof = |header: Header| header.kind() == Kind::Proof;
-    if Header::from_payload(payload).is_ok_and(proof) {
-        return Err(Reason::Policy);
-    }
-    let slot = |slot| {
-        let in_it = |key: &&KeySlot| KeyId(key.key_id).slot() == slot;
-        world.keys.iter().find(in_it).copied().unwrap_or_default()
-    };
-    verify(payload, &Source::new(from.ip(), from.port()), service, slot, world.now_ns)
 }
 
 /// The backend of a session.

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use lb_common::token::{Header, header};
+use lb_common::token::{Header, header, mint::ProofToken};
 
 pub use bytes::fragment_header;
 pub use family::Family;
@@ -148,6 +148,11 @@ impl Packet {
     /// The default packet with this token.
     pub fn with_token(token: &Header) -> Self {
         Self::with_payload([&token.to_bytes()[..], APPLICATION_DATA].concat())
+    }
+
+    /// The default packet with this PROOF token: packet `seq`, made so many milliseconds after the token was issued.
+    pub fn with_proof(token: &ProofToken, seq: u32, ts_ms: u32) -> Self {
+        Self::with_token(&token.header(seq, ts_ms, APPLICATION_DATA))
     }
 
     /// The default packet with this payload in place of token and data.

@@ -116,14 +116,14 @@ fn a_hit_needs_its_key() -> Result<()> {
     let valid = forwarded(&world::token(), SESSION);
     let packet = Packet::default();
     let off = {
-        let mut slot = world::key().slot(SERVICE_ID);
-        slot.state = STATE_OFF;
-        Case::refused("its key is off", World::with_key(slot), &packet, Reason::InactiveKey)
+        let mut held = world::key().held(SERVICE_ID);
+        held.slot.state = STATE_OFF;
+        Case::refused("its key is off", World::with_key(held), &packet, Reason::InactiveKey)
     };
     let next = {
         let id = KeyId::new(world::key().id.slot(), world::key().id.generation() + 1).expect("in range");
-        let slot = Key::new([7; 32], id).slot(SERVICE_ID);
-        Case::refused("its slot has another key", World::with_key(slot), &packet, Reason::UnknownKey)
+        let held = Key::new([7; 32], id).held(SERVICE_ID);
+        Case::refused("its slot has another key", World::with_key(held), &packet, Reason::UnknownKey)
     };
     let empty = {
         let world = World { keys: vec![], ..World::default() };

@@ -262,7 +262,7 @@ fn many_services() -> Result<()> {
             .clone()
             .map(|index| (at(index), Service { id: id(index), index: index.into(), ..world::service() }))
             .collect(),
-        keys: services.clone().map(|index| key(index).slot(id(index))).collect(),
+        keys: services.clone().map(|index| key(index).held(id(index))).collect(),
         backends: services
             .clone()
             .map(|index| Backend {

@@ -144,7 +144,6 @@ fn policy() -> Vec<Case> {
         let proof = world::grant().proof(world::key().id, &world::key().derived);
         Packet::with_token(&proof.header(1, 10_000, b""))
     };
-    let both = Service { accept: world::service().accept | ACCEPT_PROOF, ..world::service() };
     let proof_alone = Service { accept: ACCEPT_PROOF, ..world::service() };
     let bound = Service { bind: BIND_REQUIRED, ..world::service() };
     let to_a_port = Grant { bind_port: Some(world::CLIENT.port()), ..world::grant() };
@@ -153,7 +152,6 @@ fn policy() -> Vec<Case> {
     };
     vec![
         case("a PROOF token where BEARER is accepted", world::service(), &proof_header()),
-        case("a PROOF token where PROOF is accepted, which is not built yet", both, &proof_header()),
         case("a BEARER token where PROOF is accepted", proof_alone, &Packet::default()),
         case("an unbound token where a binding is required", bound, &Packet::default()),
         case(
@@ -167,14 +165,14 @@ fn policy() -> Vec<Case> {
 fn key_cases() -> Vec<Case> {
     let now = World::default().now_ns;
     let key = world::key();
-    let slot = key.slot(SERVICE_ID);
+    let held = key.held(SERVICE_ID);
     let next_generation = KeyId::new(key.id.slot(), key.id.generation() + 1).expect("in range");
     let other_slot = KeyId::new(key.id.slot() + 1, key.id.generation()).expect("in range");
     let id_zero = Key::new([7; 32], KeyId(0));
-    let with = |name, slot, reason| Case::refused(name, World::with_key(slot), &Packet::default(), reason);
+    let with = |name, held, reason| Case::refused(name, World::with_key(held), &Packet::default(), reason);
     let changed = |change: fn(&mut lb_common::keyslot::KeySlot, u64)| {
-        let mut changed = slot;
-        change(&mut changed, now);
+        let mut changed = held.clone();
+        change(&mut changed.slot, now);
         changed
     };
     vec![
@@ -186,12 +184,12 @@ fn key_cases() -> Vec<Case> {
         ),
         with(
             "the slot's next key",
-            Key { id: next_generation, ..key.clone() }.slot(SERVICE_ID),
+            Key { id: next_generation, ..key.clone() }.held(SERVICE_ID),
             Reason::UnknownKey,
         ),
         with(
             "the key in another slot",
-            Key { id: other_slot, ..key.clone() }.slot(SERVICE_ID),
+            Key { id: other_slot, ..key.clone() }.held(SERVICE_ID),
             Reason::UnknownKey,
         ),
         Case::refused(

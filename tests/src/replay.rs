@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+use crate::packet::{
+    ETHER_TYPE_IPV6, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TAG_8021AD, TAG_8021Q, TAG_LEN, UDP_LEN,
+};
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
@@ -9,9 +12,6 @@ use aya::{
     programs::Xdp,
 };
 use lb_common::token::{Header, header};
-use lb_tests::packet::{
-    ETHER_TYPE_IPV6, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TAG_8021AD, TAG_8021Q, TAG_LEN, UDP_LEN,
-};
 
 /// A token as the table holds it.
 type Words = [u64; header::LEN / 8];
@@ -74,9 +74,9 @@ impl Replay {
     pub fn load(tokens: u32) -> Result<Self> {
         let path = std::env::var_os("TOLLGATE_BPF_OBJECT")
             .map(|object| std::path::Path::new(&object).with_file_name("replay-xdp"))
-            .context("the benchmark needs to know where its XDP programs are\ntry: cargo xtask bench")?;
+            .context("no TOLLGATE_BPF_OBJECT says where the XDP programs are\ntry: cargo xtask test")?;
         let object = std::fs::read(&path).with_context(|| {
-            format!("cannot read {}\ntry: cargo xtask bench, which builds it", path.display())
+            format!("cannot read {}\ntry: cargo xtask build, which makes it", path.display())
         })?;
         let mut ebpf = EbpfLoader::new().map_max_entries("tokens", tokens).load(&object)?;
         for (_, program) in ebpf.programs_mut() {
