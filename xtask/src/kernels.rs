@@ -30,7 +30,8 @@ pub fn run() -> Result<()> {
 /// Runs the program's tests in Linux 6.1.
 pub fn run_tests(built: &Built) -> Result<()> {
     let tests = built.test_executable(["--test", "program"])?;
-    let initramfs = pack(&[(&tests, "tests"), (&built.object, "tollgate-xdp")])?;
+    let replay = built.object.with_file_name("replay-xdp");
+    let initramfs = pack(&[(&tests, "tests"), (&built.object, "tollgate-xdp"), (&replay, "replay-xdp")])?;
     let report = boot(&built.tools, &initramfs)?;
     let passed = report.verdict("6.1.")?;
     println!("kernels: Linux {}: {passed} passed, 0 failed", report.kernel.unwrap_or_default());

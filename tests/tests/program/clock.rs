@@ -5,11 +5,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, ensure};
 use lb_common::{live::SECOND_NS, reason::Reason, scratch::BURST_NS, token::mint::Grant};
 use lb_tests::{
+    case::{Case, both},
     packet::Packet,
     program::{Outcome, Program, Verdict, pin_to_cpu, small},
-    world,
+    world::{self, SESSION, World},
 };
 use tollgate::datapath::Options;
+
+use crate::{
+    matrix::Subject,
+    proof::{self, TS, forwarded, refused},
+};
 
 /// More than a tick, and more than a test run can be late.
 const LONG: Duration = Duration::from_secs(30);
@@ -69,4 +75,68 @@ fn the_budget_fills_again() -> Result<()> {
     ensure!(refused.is_some(), "the budget never ran out: {counts:?}");
     ensure!(program.hmacs()? == 3);
     Ok(())
+}
+
+/// Nobody confirms the clock for an hour, and then for longer: it goes on by the kernel's ticks, so that tokens expire when
+/// they should, and new ones are admitted for an hour and six minutes.
+#[test]
+fn a_daemon_that_is_gone() -> Result<()> {
+    let mut program = Program::load()?;
+    let kernel_ns = program.start_clock(unix_seconds()? * SECOND_NS)?;
+    let gone_for = |program: &mut Program, seconds| {
+        program.datapath().live.set_confirmed_ns(kernel_ns - seconds * SECOND_NS);
+    };
+    let now = unix_seconds()?;
+    gone_for(&mut program, 3600);
+    ensure!(run(&program, now - 3600, now - 3300, 1)?.verdict == Verdict::Drop);
+    ensure!(run(&program, now - 3590, now + 10, 2)?.verdict == Verdict::Transmit);
+    ensure!(run(&program, now, now + 300, 3)?.verdict == Verdict::Transmit);
+    gone_for(&mut program, 4001);
+    ensure!(run(&program, now, now + 300, 3)?.verdict == Verdict::Transmit, "it was admitted before");
+    ensure!(run(&program, now, now + 300, 4)?.verdict == Verdict::Drop);
+    // It comes back.
+    gone_for(&mut program, 0);
+    ensure!(run(&program, now, now + 300, 4)?.verdict == Verdict::Transmit);
+    let counts = program.counts()?;
+    let packets = |reason| counts.reasons.get(&(world::SERVICE_INDEX, reason)).map_or(0, |c| c.packets);
+    let counted = [Reason::Forwarded, Reason::Expired, Reason::StaleClock].map(packets);
+    ensure!(counted == [4, 1, 1] && counts.packets() == 6, "{counts:?}");
+    ensure!(program.hmacs()? == 3);
+    Ok(())
+}
+
+#[test]
+fn confirmation() -> Result<()> {
+    crate::check_each(&both(&cases()))
+}
+
+/// What this module's cases are about.
+pub fn subjects() -> Vec<Subject> {
+    vec![Subject::new("A clock that nobody confirms", "clock::confirmation", both(&cases()))]
+}
+
+fn cases() -> Vec<Case> {
+    // Ticks long enough that more than an hour has passed since the kernel's clock was at 0.
+    let confirmed = |seconds| World { tick_ns: 1000, clock_age_ns: seconds * SECOND_NS, ..proof::world() };
+    let bearer = Packet::default();
+    let proof = |seq| Packet::with_proof(&world::key().proof(&world::grant()), seq, TS);
+    let good =
+        |name, seconds, packet: &Packet| forwarded(name, SESSION, packet).with_world(confirmed(seconds));
+    let stale = |name, packet: &Packet| refused(name, packet, Reason::StaleClock).with_world(confirmed(4001));
+    let before = |packet: &Packet| vec![good("before", 0, packet)];
+    let mut forged = bearer.clone();
+    forged.payload[47] ^= 1;
+    let expired = World { now_ns: u64::from(world::grant().expires_at + 2) * SECOND_NS, ..confirmed(4001) };
+    vec![
+        good("a new token, 3,999 s after the last confirmation", 3999, &bearer),
+        stale("a new token, 4,001 s after", &bearer),
+        good("a remembered token, 4,001 s after", 4001, &bearer).after(before(&bearer)),
+        good("a new PROOF token, 3,999 s after", 3999, &proof(1)),
+        stale("a new PROOF token, 4,001 s after", &proof(1)),
+        good("the next proof of a remembered token, 4,001 s after", 4001, &proof(2)).after(before(&proof(1))),
+        refused("a forged token, 4,001 s after", &forged, Reason::BadFastTag).with_world(confirmed(4001)),
+        refused("a remembered token that has expired, 4,001 s after", &bearer, Reason::Expired)
+            .with_world(expired)
+            .after(before(&bearer)),
+    ]
 }

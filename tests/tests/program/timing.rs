@@ -1,0 +1,106 @@
+//! What a wrong tag costs does not tell where it is wrong.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use aya::{TestRun as _, TestRunOptions};
+use lb_common::{
+    maps::PROGRAM,
+    reason::Reason,
+    token::{
+        Header,
+        header::{Binding, LEN},
+        tags,
+    },
+};
+use lb_tests::{
+    packet::{Family, Packet},
+    program::{Program, at_scale, pin_to_cpu, small},
+    world::{self, SERVICE_INDEX, SESSION},
+};
+use tollgate::datapath::Options;
+
+use crate::proof::{self, TS, forwarded};
+
+/// Runs of one sample.
+const REPEAT: usize = 100_000;
+/// Until then, samples are taken in turns. The fastest of each frame counts: whatever else the machine does makes it
+/// slower, so that frames of the same cost come to the same.
+const LONGEST: Duration = Duration::from_secs(20);
+/// Samples of each at least.
+const SAMPLES: usize = 5;
+
+/// Checks that these frames, refused for the same reason, cost the same.
+fn ensure_same_cost(program: &mut Program, what: &str, frames: &[Vec<u8>], reason: Reason) -> Result<()> {
+    let before = program.counted((SERVICE_INDEX, reason))?;
+    let repeat = at_scale(REPEAT) as u32;
+    let deadline = Instant::now() + LONGEST;
+    let mut fastest = vec![u128::MAX; frames.len()];
+    let mut samples = 0;
+    while samples < SAMPLES || !same(&fastest) {
+        ensure!(Instant::now() < deadline, "{what}: {fastest:?} ns, by where it is wrong");
+        for (fastest, frame) in fastest.iter_mut().zip(frames) {
+            let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::default() };
+            let result = program.datapath().program(PROGRAM)?.test_run(options)?;
+            *fastest = (*fastest).min(result.duration.as_nanos());
+        }
+        samples += 1;
+    }
+    println!("{what}: {fastest:?} ns, the fastest of {samples} samples");
+    let runs = u64::from(repeat) * (samples * frames.len()) as u64;
+    ensure!(
+        program.counted((SERVICE_INDEX, reason))? == before + runs,
+        "not all were refused as {}",
+        reason.name()
+    );
+    Ok(())
+}
+
+/// Whether these times, nanoseconds, are of the same work: a loop that ends at the first wrong of eight bytes takes some
+/// nanoseconds for the others. Of an HMAC before it, and on an emulated machine, nobody can tell as exactly.
+fn same(fastest: &[u128]) -> bool {
+    let (least, most) = (fastest.iter().min().copied(), fastest.iter().max().copied());
+    let (least, most) = (least.unwrap_or_default(), most.unwrap_or_default());
+    let exact = if at_scale(50) == 50 { 100 } else { 4 };
+    most - least <= 1.max(least / exact)
+}
+
+#[test]
+fn a_wrong_byte_costs_the_same_wherever_it_is() -> Result<()> {
+    pin_to_cpu(0)?;
+    let mut program = Program::load_with(&Options { hmac_cost_ns: 0, ..small() })?;
+    program.enter(&proof::world())?;
+    for family in Family::BOTH {
+        let wrong_at = |packet: &Packet, bytes: std::ops::Range<usize>| -> Vec<Vec<u8>> {
+            let wrong = |at| {
+                let mut packet = packet.clone();
+                packet.payload[at] ^= 0xff;
+                packet.over(family).bytes()
+            };
+            vec![wrong(bytes.start), wrong(bytes.start + bytes.len() / 2), wrong(bytes.end - 1)]
+        };
+        let bearer = Packet::default();
+        ensure_same_cost(&mut program, "a fast tag", &wrong_at(&bearer, 40..48), Reason::BadFastTag)?;
+        let proof = Packet::with_proof(&world::key().proof(&world::grant()), family as u32, TS);
+        ensure_same_cost(&mut program, "a fast tag of PROOF", &wrong_at(&proof, 40..48), Reason::BadFastTag)?;
+        forwarded("remembered", SESSION, &proof).over(family).check(&mut program)?;
+        ensure_same_cost(&mut program, "a proof", &wrong_at(&proof, 56..64), Reason::BadProof)?;
+        let full: Vec<Vec<u8>> =
+            [48, 55, 56, 63].map(|at| with_wrong_full_tag(at).over(family).bytes()).into();
+        ensure_same_cost(&mut program, "a full tag", &full, Reason::BadFullTag)?;
+    }
+    Ok(())
+}
+
+/// A token of somebody who holds the fast key alone, whose full tag is wrong in one byte.
+fn with_wrong_full_tag(at: usize) -> Packet {
+    let mut bytes = world::token().to_bytes();
+    bytes[at] ^= 0xff;
+    let (words, _) = bytes.as_chunks::<8>();
+    let header = Header::again(std::array::from_fn(|word| u64::from_le_bytes(words[word])));
+    let fast = tags::fast(world::key().derived.fast, &header, &Binding::default());
+    bytes[40..48].copy_from_slice(&fast.to_le_bytes());
+    let mut packet = Packet::default();
+    packet.payload[..LEN].copy_from_slice(&bytes);
+    packet
+}
