@@ -83,7 +83,7 @@ pub enum StoreError {
         mode: u32,
     },
     /// It is somebody else's.
-    #[error("{} belongs to user {owner}, and this is user {user}; run as that user, or `chown {user} {}`",
+    #[error("{} belongs to user {owner}, and this is user {user}; run as that user, or `chown -R {user} {}`",
             path.display(), path.display())]
     Foreign {
         /// The file or directory.
