@@ -8,7 +8,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_common::{
     keyslot::KeyId,
-    token::{Claims, Header, keys::DerivedKeys, mint::Grant},
+    token::{
+        Claims, Header,
+        keys::DerivedKeys,
+        mint::{Grant, ProofToken},
+    },
 };
 use tollgate::keyring::{KeyState, Keyset};
 
@@ -54,15 +58,28 @@ impl Issuer {
 
     /// A token of these claims, issued at a unix second.
     pub fn token_at(&self, claims: Claims, issued_at: u32, ttl: u32) -> Header {
-        let grant = Grant {
-            claims,
-            issued_at,
-            expires_at: issued_at + ttl,
-            nonce: fastrand::u64(..).to_ne_bytes(),
-            bind: None,
-            bind_port: None,
-        };
-        grant.bearer(self.active, &self.keys[&self.active])
+        grant(claims, issued_at, ttl).bearer(self.active, self.keys())
+    }
+
+    /// The same for a client that proves each packet.
+    pub fn proof_at(&self, claims: Claims, issued_at: u32, ttl: u32) -> ProofToken {
+        grant(claims, issued_at, ttl).proof(self.active, self.keys())
+    }
+
+    /// What is derived from the key it signs with.
+    pub fn keys(&self) -> &DerivedKeys {
+        &self.keys[&self.active]
+    }
+}
+
+fn grant(claims: Claims, issued_at: u32, ttl: u32) -> Grant {
+    Grant {
+        claims,
+        issued_at,
+        expires_at: issued_at + ttl,
+        nonce: fastrand::u64(..).to_ne_bytes(),
+        bind: None,
+        bind_port: None,
     }
 }
 

@@ -2,16 +2,20 @@
 
 use std::ops::Range;
 
-use crate::packet::{
-    ETHER_TYPE_IPV6, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TAG_8021AD, TAG_8021Q, TAG_LEN, UDP_LEN,
-};
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions,
     maps::{Array, ProgramArray},
     programs::Xdp,
 };
 use lb_common::token::{Header, header};
+
+use crate::packet::{
+    ETHER_TYPE_IPV6, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TAG_8021AD, TAG_8021Q, TAG_LEN, UDP_LEN,
+};
+
+/// Frames that a live run sends at once.
+const BATCH: u32 = 64;
 
 /// A token as the table holds it.
 type Words = [u64; header::LEN / 8];
@@ -143,6 +147,33 @@ impl Replay {
         let words = words.first_chunk::<{ size_of::<Head>() / 4 }>().context("a longer frame")?;
         let mut heads: Array<_, Head> = self.ebpf.map_mut("heads").context("no heads")?.try_into()?;
         Ok(heads.set(0, words.map(u32::from_ne_bytes), 0)?)
+    }
+
+    /// Lets what [`Self::send`] sends be at least so long apart; 0 for as many as there can be.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn pace(&mut self, interval_ns: u64) -> Result<()> {
+        let mut pace: Array<_, [u64; 2]> = self.ebpf.map_mut("pace").context("no pace")?.try_into()?;
+        Ok(pace.set(0, [interval_ns, 0], 0)?)
+    }
+
+    /// Sends copies of a frame, each with the next token of the window, out of an interface of this thread's namespace: a
+    /// live test run, without skbs. The interface needs an XDP program itself.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn send(&mut self, ifindex: u32, frame: &[u8], frames: u32) -> Result<()> {
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, u32::try_from(frame.len())?, 0, ifindex, 0, 0].map(u32::to_ne_bytes);
+        self.program("send")?.test_run(TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(context.as_flattened()),
+            repeat: frames,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::default()
+        })?;
+        Ok(())
     }
 
     /// One of its programs.

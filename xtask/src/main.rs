@@ -17,6 +17,7 @@ mod fuzz;
 mod kernels;
 mod run;
 mod setup;
+mod spike;
 mod test;
 mod toolchain;
 
@@ -53,6 +54,11 @@ enum Subcommands {
     /// Arguments go to the benchmark: `cargo xtask bench --json FILE` also writes the table as JSON,
     /// `cargo xtask bench -- --help` shows them all.
     Bench(PassedOn),
+    /// Legitimate traffic beside floods of junk: what arrives, and how long it takes (needs root)
+    ///
+    /// Fails where a packet is lost while the machine is not saturated, or where delivery under a flood is worse than beside a
+    /// program that does nothing but drop it. Arguments go to the test: `cargo xtask spike --json FILE --quick`.
+    Spike(PassedOn),
     /// Formatting, clippy and rustdoc, warnings as errors, for the host's crates and the BPF crate
     Check,
     /// Fuzz every parser of bytes from outside
@@ -90,6 +96,7 @@ fn run(command: Subcommands) -> Result<()> {
         Subcommands::Test => test::run(),
         Subcommands::Demo(passed_on) => demo::run(&passed_on.args),
         Subcommands::Bench(passed_on) => bench::run(&passed_on.args),
+        Subcommands::Spike(passed_on) => spike::run(&passed_on.args),
         Subcommands::Check => check::run(),
         Subcommands::Fuzz(options) => fuzz::run(&options),
         Subcommands::Kernels => kernels::run(),

@@ -12,7 +12,7 @@
 use aya_ebpf::{
     bindings::xdp_action,
     btf_maps::{Array, ProgramArray},
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
+    helpers::{bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -48,6 +48,22 @@ struct Window {
     alternate: u32,
 }
 
+/// When frames are sent: nothing is waited for where the interval is 0.
+#[btf_map(name = "pace")]
+static PACE: Array<Pace, 1> = Array::new();
+
+/// As the spike test writes it. Times of the kernel's monotonic clock.
+#[repr(C)]
+struct Pace {
+    interval_ns: u64,
+    due_ns: u64,
+}
+
+/// Frames that may be late.
+const LATE: u64 = 128;
+/// How often the clock is read before the next frame at most: about 20 microseconds.
+const READINGS: u32 = 1000;
+
 /// Covers where a token may be: behind Ethernet, two tags, IPv6 and UDP.
 const TOKEN_AT_MASK: usize = 0x7f;
 /// The longest headers that a program under test changes, and a little more: 22 + 40 + 8 bytes.
@@ -76,13 +92,48 @@ pub fn replay_restored(ctx: XdpContext) -> u32 {
 /// Sends the frame instead.
 #[xdp(frags)]
 pub fn send(ctx: XdpContext) -> u32 {
+    wait();
     if put_next_token(&ctx).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
+}
+
+/// Until the next frame is due. Frames go out in batches, so some are late and the next ones make up for it; a longer pause
+/// is not made up for.
+#[inline(always)]
+fn wait() {
+    // SAFETY: one program sends at a time.
+    let Some(pace) = PACE.get_ptr_mut(0).map(|pace| unsafe { &mut *pace }) else { return };
+    if pace.interval_ns == 0 {
+        return;
+    }
+    // SAFETY: the helper takes nothing.
+    let mut now_ns = unsafe { bpf_ktime_get_ns() };
+    for _ in 0..READINGS {
+        if now_ns >= pace.due_ns {
+            break;
+        }
+        // SAFETY: as above.
+        now_ns = unsafe { bpf_ktime_get_ns() };
+    }
+    pace.due_ns = (pace.due_ns + pace.interval_ns).max(now_ns - LATE * pace.interval_ns);
 }
 
 /// The least that a program can do with a frame it does not want.
 #[xdp(frags)]
 pub fn discard(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
+}
+
+/// The same for a flood, whose frames it knows by the last four bytes of their source address (lb-tests, spike/junk.rs).
+#[xdp(frags)]
+pub fn discard_flood(ctx: XdpContext) -> u32 {
+    const FLOOD: u32 = u32::from_ne_bytes([0xf1, 0x00, 0x0d, 0x5b]);
+    let at = ctx.data() + 8;
+    if at + size_of::<u32>() > ctx.data_end() {
+        return xdp_action::XDP_PASS;
+    }
+    // SAFETY: inside the frame, as was just checked.
+    let source = unsafe { (at as *const u32).read_unaligned() };
+    if source == FLOOD { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
 }
 
 #[inline(always)]

@@ -9,24 +9,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use aya::{
-    TestRun as _, TestRunAttrs, TestRunOptions,
-    programs::{Xdp, XdpMode},
-};
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::{Xdp, XdpMode};
 use aya_obj::programs::XdpAttachType;
 use lb_common::{backend::Backend, maps::PROGRAM, reason::Reason, token::Header};
 use lb_tests::{
+    napi,
     packet::Packet,
     program::Program,
     replay::{Replay, Window},
     world::{self, SERVICE_INDEX, World},
 };
 use nix::{
-    mount::{MsFlags, mount},
     net::if_::if_nametoindex,
-    sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
-    unistd::Pid,
+    sched::{CloneFlags, unshare},
 };
 use serde::Serialize;
 
@@ -53,8 +49,6 @@ const RECEIVER: &str = "tgrx";
 const MIX: (u32, u32) = (10_000, 1_000);
 /// Frames of one live run.
 const FRAMES: u32 = 100_000;
-/// Frames that are sent at once.
-const BATCH: u32 = 64;
 
 /// Measures the mix, with the receiver on this CPU.
 ///
@@ -90,7 +84,7 @@ fn in_own_namespace(
     let (mut rates, mut empty_rates, mut empty_sent) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..effort.samples.div_ceil(3) {
         let link = replay.program("discard")?.attach(RECEIVER, XdpMode::Driver)?;
-        poll_on(receiver_cpu)?;
+        napi::poll_on(RECEIVER, receiver_cpu)?;
         let empty = Traffic::send(replay, &packet, duration)?;
         replay.program("discard")?.detach(link)?;
         empty_rates.push(empty.per_second(empty.received));
@@ -120,7 +114,7 @@ fn through_tollgate(
     // Detached when it is dropped.
     let mut tollgate = Xdp::from_program_info(info, PROGRAM.into(), XdpAttachType::Interface)?;
     tollgate.attach(RECEIVER, XdpMode::Driver)?;
-    poll_on(receiver_cpu)?;
+    napi::poll_on(RECEIVER, receiver_cpu)?;
     let before = program.counts()?;
     let traffic = Traffic::send(replay, packet, duration)?;
     let moved = program.counts()?.since(&before).reasons;
@@ -151,13 +145,8 @@ fn mix() -> Vec<Header> {
 
 /// A veth pair in a new namespace. Returns the receiver's index.
 fn make_pair() -> Result<u32> {
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-        .context("cannot make a network namespace\ntry: as root")?;
-    let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .context("cannot make mounts private")?;
-    // The sysfs of this namespace, where its interfaces are.
-    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("cannot mount /sys")?;
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace\ntry: as root")?;
+    napi::own_sysfs()?;
     for arguments in [
         format!("link add {SENDER} type veth peer name {RECEIVER}"),
         // No packets of the kernel's own.
@@ -172,29 +161,6 @@ fn make_pair() -> Result<u32> {
     Ok(if_nametoindex(RECEIVER)?)
 }
 
-/// Lets the receiver, which polls only while it has a program, poll in a kernel thread, `napi/NAME-NUMBER`, on a CPU.
-fn poll_on(cpu: usize) -> Result<()> {
-    let threaded = format!("/sys/class/net/{RECEIVER}/threaded");
-    fs::write(&threaded, "1").with_context(|| format!("cannot write {threaded}"))?;
-    let mut set = CpuSet::new();
-    set.set(cpu)?;
-    let mut found = 0;
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let is_ours = fs::read_to_string(path.join("comm"))
-            .is_ok_and(|comm| comm.starts_with(&format!("napi/{RECEIVER}-")));
-        let pid = path.file_name().and_then(|name| name.to_str()?.parse().ok());
-        if let (true, Some(pid)) = (is_ours, pid) {
-            sched_setaffinity(Pid::from_raw(pid), &set)?;
-            found += 1;
-        }
-    }
-    if found == 0 {
-        bail!("the kernel polls {RECEIVER} in no thread of its own");
-    }
-    Ok(())
-}
-
 /// What was sent, and arrived.
 struct Traffic {
     sent: u64,
@@ -206,22 +172,11 @@ impl Traffic {
     /// Sends for as long.
     fn send(replay: &mut Replay, packet: &Packet, duration: Duration) -> Result<Self> {
         let frame = packet.bytes();
-        let frame_len = u32::try_from(frame.len())?;
         let sender = if_nametoindex(SENDER)?;
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context: Vec<u8> =
-            [0, frame_len, 0, sender, 0, 0].iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
-        let program = replay.program("send")?;
         let (before, start) = (received()?, Instant::now());
         let mut sent = 0;
         while start.elapsed() < duration {
-            program.test_run(TestRunOptions {
-                data_in: Some(&frame),
-                ctx_in: Some(&context),
-                repeat: FRAMES,
-                attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
-                ..TestRunOptions::default()
-            })?;
+            replay.send(sender, &frame, FRAMES)?;
             sent += u64::from(FRAMES);
         }
         let elapsed = start.elapsed();

@@ -1,0 +1,51 @@
+//! Who receives: an interface polled by a kernel thread of its own, on a CPU that is chosen, as a network card's queue is
+//! served by the CPU that its interrupts go to.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
+    unistd::Pid,
+};
+
+/// Gives this thread the sysfs of its network namespace, where the namespace's interfaces are.
+///
+/// # Errors
+/// If it cannot be mounted.
+pub fn own_sysfs() -> Result<()> {
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("cannot make mounts private")?;
+    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("cannot mount /sys")
+}
+
+/// Lets an interface, which polls only while it has an XDP program, poll in kernel threads on this CPU. Returns them. The
+/// calling thread has the sysfs of the interface's namespace.
+///
+/// # Errors
+/// If it does not poll.
+pub fn poll_on(interface: &str, cpu: usize) -> Result<Vec<Pid>> {
+    let threaded = format!("/sys/class/net/{interface}/threaded");
+    fs::write(&threaded, "1").with_context(|| format!("cannot write {threaded}"))?;
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    let mut threads = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let is_ours = fs::read_to_string(path.join("comm"))
+            .is_ok_and(|comm| comm.starts_with(&format!("napi/{interface}-")));
+        let pid = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        if let (true, Some(pid)) = (is_ours, pid) {
+            let thread = Pid::from_raw(pid);
+            sched_setaffinity(thread, &set)?;
+            threads.push(thread);
+        }
+    }
+    if threads.is_empty() {
+        bail!("the kernel polls {interface} in no thread of its own");
+    }
+    Ok(threads)
+}

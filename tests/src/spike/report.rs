@@ -1,0 +1,152 @@
+//! The tables, and the goals.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::{Delivery, Junk, Spike};
+
+/// By how much delivery under a flood may be below the empty program's, of all packets: what two runs of the same differ by.
+const TOLERANCE: f64 = 0.02;
+/// The floods that are compared with the empty program.
+pub const COMPARED: [Junk; 2] = [Junk::NoToken, Junk::BadFastTag];
+
+/// All that was measured.
+#[derive(Default)]
+pub struct Report {
+    /// At a rate that the machine takes.
+    pub moderate: Vec<Spike>,
+    /// As much as the machine can make.
+    pub all_out: Vec<Spike>,
+    /// Nearly as much, to be compared with
+    pub paced: Vec<Spike>,
+    /// the same at the empty program, in turns.
+    pub empty: Vec<Spike>,
+}
+
+/// A goal that was missed, in words.
+pub type Missed = String;
+
+impl Report {
+    /// The goals that were missed.
+    pub fn missed(&self) -> Vec<Missed> {
+        let mut missed = Vec::new();
+        for spike in self.moderate.iter().chain(&self.all_out).chain(&self.paced) {
+            missed.extend(lost_unsaturated(spike));
+        }
+        for junk in COMPARED {
+            let [ours, empty] = [&self.paced, &self.empty].map(|spikes| median_delivered(spikes, junk));
+            if let (Some(ours), Some(empty)) = (ours, empty)
+                && ours < empty - TOLERANCE
+            {
+                missed.push(format!(
+                    "{}: {:.2} % delivered, {:.2} % beside the empty program",
+                    junk.name(),
+                    100.0 * ours,
+                    100.0 * empty
+                ));
+            }
+        }
+        missed
+    }
+
+    /// The tables, in Markdown.
+    pub fn tables(&self) -> String {
+        let mut text = String::new();
+        for (title, spikes) in [
+            ("A flood that the machine takes", &self.moderate),
+            ("As much as the machine can make", &self.all_out),
+            ("Nearly as much", &self.paced),
+            ("The same, in turns, at a program that does nothing but drop it", &self.empty),
+        ] {
+            if !spikes.is_empty() {
+                table(&mut text, title, spikes);
+            }
+        }
+        text
+    }
+
+    /// The figures.
+    pub fn json(&self) -> Value {
+        let all = |spikes: &[Spike]| spikes.iter().map(figures).collect::<Vec<_>>();
+        json!({
+            "moderate": all(&self.moderate),
+            "all_out": all(&self.all_out),
+            "paced": all(&self.paced),
+            "empty": all(&self.empty),
+            "missed": self.missed(),
+        })
+    }
+}
+
+/// Legitimate packets that were lost though the node received all that came.
+pub fn lost_unsaturated(spike: &Spike) -> Option<Missed> {
+    let lost: u64 = spike.deliveries.iter().map(Delivery::lost).sum();
+    let name = spike.junk.name();
+    (lost > 0 && !spike.is_saturated())
+        .then(|| format!("{name}: {lost} lost, and the machine was not saturated"))
+}
+
+fn median_delivered(spikes: &[Spike], junk: Junk) -> Option<f64> {
+    let of_junk = spikes.iter().filter(|spike| spike.junk == junk);
+    let mut delivered: Vec<_> = of_junk.map(|spike| spike.deliveries[1].delivered()).collect();
+    delivered.sort_by(f64::total_cmp);
+    delivered.get(delivered.len() / 2).copied()
+}
+
+fn table(text: &mut String, title: &str, spikes: &[Spike]) {
+    let _ = writeln!(
+        text,
+        "\n{title}\n\n| flood | Mpps | lost on the wire | delivered before, during, after | p50, p99, p99.9 µs before | during | after |\n\
+         |---|---|---|---|---|---|---|"
+    );
+    for spike in spikes {
+        let [before, during, after] = &spike.deliveries;
+        let _ = writeln!(
+            text,
+            "| `{}` | {:.2} | {:.1} % | {}, {}, {} | {} | {} | {} |",
+            spike.junk.name(),
+            spike.flood.rate() / 1e6,
+            100.0 * spike.overflowed() as f64 / spike.flood.frames.max(1) as f64,
+            share(before),
+            share(during),
+            share(after),
+            times(before),
+            times(during),
+            times(after),
+        );
+    }
+}
+
+fn share(delivery: &Delivery) -> String {
+    match delivery.lost() {
+        0 => "all".to_owned(),
+        _ => format!("{:.2} %", 100.0 * delivery.delivered()),
+    }
+}
+
+fn times(delivery: &Delivery) -> String {
+    [500, 990, 999].map(|of_thousand| format!("{:.0}", delivery.microseconds(of_thousand))).join(", ")
+}
+
+fn figures(spike: &Spike) -> Value {
+    let phase = |delivery: &Delivery| {
+        json!({
+            "sent": delivery.sent,
+            "received": delivery.took.len(),
+            "p50_us": delivery.microseconds(500),
+            "p99_us": delivery.microseconds(990),
+            "p999_us": delivery.microseconds(999),
+        })
+    };
+    let [before, during, after] = &spike.deliveries;
+    json!({
+        "flood": spike.junk.name(),
+        "frames": spike.flood.frames,
+        "frames_per_second": spike.flood.rate(),
+        "judged": spike.judged,
+        "before": phase(before),
+        "during": phase(during),
+        "after": phase(after),
+    })
+}

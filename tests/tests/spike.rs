@@ -1,0 +1,39 @@
+//! Legitimate traffic beside floods that the machine takes: nothing of it is lost.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use lb_tests::{
+    leftovers,
+    spike::{Bench, Effort, Junk, MODERATE, lost_unsaturated},
+};
+
+const EFFORT: Effort =
+    Effort { quiet: Duration::from_millis(100), flood: Duration::from_millis(300), rounds: 1 };
+/// A machine that has other work may not take even this flood; then it is tried again.
+const TRIES: u32 = 5;
+
+#[test]
+fn nothing_is_lost_while_the_machine_is_not_saturated() -> Result<()> {
+    let prefix = format!("tgs-{}", std::process::id());
+    let is_ours = {
+        let prefix = prefix.clone();
+        move |name: &str| name.starts_with(&prefix)
+    };
+    leftovers::remove_when_interrupted(is_ours)?;
+    let mut bench = Bench::new(&prefix, 1)?;
+    Junk::ALL.into_iter().try_for_each(|junk| unsaturated(&mut bench, junk))
+}
+
+fn unsaturated(bench: &mut Bench, junk: Junk) -> Result<()> {
+    for _ in 0..TRIES {
+        let spike = bench.at_tollgate(junk, Some(MODERATE), EFFORT)?;
+        if let Some(missed) = lost_unsaturated(&spike) {
+            bail!("{missed}");
+        }
+        if !spike.is_saturated() {
+            return Ok(());
+        }
+    }
+    bail!("{}: {MODERATE} frames in a second were too many, {TRIES} times", junk.name())
+}
