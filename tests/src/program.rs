@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     TestRun as _, TestRunOptions,
-    maps::{Array, DevMapHash, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, DevMapHash, HashMap, Map, MapData, PerCpuArray, PerCpuValues},
     programs::Xdp,
 };
 use lb_common::{
@@ -21,6 +21,7 @@ use lb_common::{
     nat::{Translation, TranslationKey},
     reason::{self, Reason},
     revocation::RevocationKey,
+    scratch::Scratch,
     session::{Admission, Session, TokenKey},
 };
 use nix::time::{ClockId, clock_getres};
@@ -161,10 +162,7 @@ impl Program {
             self.write_revocations(&world.revocations)?;
         }
         if self.world.translations != world.translations {
-            let mut map = self.translations()?;
-            let there: Vec<TranslationKey> = map.keys().collect::<Result<_, _>>()?;
-            there.iter().try_for_each(|key| map.remove(key))?;
-            world.translations.iter().try_for_each(|(key, value)| map.insert(key, value, 0))?;
+            self.write_translations(&world.translations)?;
         }
         self.world = world.clone();
         Ok(())
@@ -204,6 +202,21 @@ impl Program {
     pub fn forget(&mut self) -> Result<()> {
         let there: Vec<TokenKey> = self.sessions.keys().collect::<Result<_, _>>()?;
         there.iter().try_for_each(|key| Ok(self.sessions.remove(key)?))
+    }
+
+    /// Makes it as if it had just been loaded, but for what it has counted.
+    ///
+    /// # Errors
+    /// If a map cannot be written.
+    pub fn renew(&mut self) -> Result<()> {
+        self.forget()?;
+        self.enter(&World::default())?;
+        self.write_flows(&[])?;
+        self.write_translations(&[])?;
+        let mut scratch: PerCpuArray<_, Scratch> =
+            Map::PerCpuArray(map_of(&self.datapath, maps::SCRATCH)?).try_into()?;
+        let cpus = scratch.get(&0, 0)?.len();
+        Ok(scratch.set(0, PerCpuValues::try_from(vec![Scratch::default(); cpus])?, 0)?)
     }
 
     /// Not through the daemon's key slots, which refuse what a test must try: states that they never write.
@@ -257,6 +270,13 @@ impl Program {
             map.insert(key, admission, 0)?;
         }
         Ok(())
+    }
+
+    fn write_translations(&self, translations: &[(TranslationKey, Translation)]) -> Result<()> {
+        let mut map = self.translations()?;
+        let there: Vec<TranslationKey> = map.keys().collect::<Result<_, _>>()?;
+        there.iter().try_for_each(|key| map.remove(key))?;
+        Ok(translations.iter().try_for_each(|(key, value)| map.insert(key, value, 0))?)
     }
 
     /// Starts its clock as the daemon does, at this unix nanosecond; returns what the kernel's clock says.

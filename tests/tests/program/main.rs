@@ -27,14 +27,28 @@ mod too_big;
 mod vectors;
 mod ways;
 
+use std::sync::{Mutex, PoisonError};
+
 use anyhow::Result;
 use lb_tests::{case::Case, program::Program};
 
+/// A loaded program that nobody uses. To load one takes the kernel's verifier most of a second, and an emulated machine
+/// far longer.
+static IDLE: Mutex<Option<Program>> = Mutex::new(None);
+
 /// Checks each case by itself, so that every counter that moves is one case's, and no session is another's.
 fn check_each(cases: &[Case]) -> Result<()> {
-    let mut program = Program::load()?;
-    cases.iter().try_for_each(|case| {
+    let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let there = idle().take();
+    let mut program = match there {
+        Some(program) => program,
+        None => Program::load()?,
+    };
+    program.renew()?;
+    for case in cases {
         program.forget()?;
-        case.check(&mut program)
-    })
+        case.check(&mut program)?;
+    }
+    *idle() = Some(program);
+    Ok(())
 }
