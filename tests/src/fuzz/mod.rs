@@ -11,6 +11,7 @@ pub mod configuration;
 pub mod control;
 pub mod keyset;
 pub mod store;
+pub mod token;
 
 /// A parser, and what is promised of it.
 pub struct Target {
@@ -21,11 +22,12 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     Target { name: "configuration", check: configuration::check },
     Target { name: "control", check: control::check },
     Target { name: "keyset", check: keyset::check },
     Target { name: "store", check: store::check },
+    Target { name: "token", check: token::check },
 ];
 
 /// Where the corpus is: a directory for each target.

@@ -21,7 +21,7 @@ use crate::{
 mod icmp;
 mod parse;
 mod session;
-mod token;
+pub(crate) mod token;
 
 /// What is to become of a frame that comes to services in enforce mode and is the first that comes.
 pub fn judge(world: &World, frame: &[u8]) -> Expected {
