@@ -158,7 +158,6 @@ impl World {
             rates: rated.map(|(_, service)| (service.index, self.rate_table())).collect(),
             maglev: self.services.iter().map(|(_, service)| table(service)).collect(),
             backends: self.backends.clone(),
-            ..Snapshot::default()
         }
     }
 

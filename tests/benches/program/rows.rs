@@ -208,7 +208,7 @@ fn plans(programs: &mut Programs, effort: &Effort) -> Result<Vec<Plan>> {
         replayed: Some(Replayed { empty_window: Window::new(0..len), ..replayed(0..len) }),
         ..one(name, (len == 1000).then_some(120), &Packet::default(), Reason::Forwarded)
     }));
-    plans.extend(proof_plans(effort, &one));
+    plans.extend(proof_plans(effort, one));
     for (way, place) in ways::all().iter().zip(LIVE + new_tokens(effort)..) {
         let window = || Window::new(place..place + 1);
         let (packet, reason) = way.packet(&programs.usual)?;

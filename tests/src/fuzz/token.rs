@@ -1,7 +1,7 @@
 //! Tokens: whatever a datagram begins with, and whatever a header that the key has signed says, lb-common's check comes to what
 //! the oracle's own reading of token.md comes to, and so does `token inspect`.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 
 use lb_common::{
     keyslot::KeyId,
@@ -77,11 +77,8 @@ fn by_the_oracle(payload: &[u8], service: &Service, from: SocketAddr, now_ns: u6
 
 /// `token inspect` begins with the key, and sees no payload behind a proof.
 fn inspected(payload: &[u8], service: &Service, from: SocketAddr, expected: Result<(), Reason>) {
-    let request = InspectRequest {
-        token: hex::encode(payload),
-        from: Some(IpAddr::from(from.ip())),
-        from_port: Some(from.port()),
-    };
+    let request =
+        InspectRequest { token: hex::encode(payload), from: Some(from.ip()), from_port: Some(from.port()) };
     let exported = ExportedKey {
         key_id: world::key().id.0,
         state: KeyState::Active,

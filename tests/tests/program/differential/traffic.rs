@@ -11,7 +11,7 @@ use lb_common::{
     sha256::Scratch,
     token::{
         Claims, Header,
-        header::{Binding, LEN},
+        header::LEN,
         mint::{Grant, Prefix, ProofToken},
         tags,
     },
@@ -306,7 +306,7 @@ impl Traffic {
         let header = Header::again(words.map(u64::from_le_bytes));
         let Some((_, key)) = self.keys.iter().find(|(_, key)| key.id == header.key_id()) else { return };
         let source = lb_common::token::Source::new(packet.from.ip(), packet.from.port());
-        let binding = header.binding(&source).unwrap_or(Binding::default());
+        let binding = header.binding(&source).unwrap_or_default();
         let mut claims = header.claims();
         let mut full = None;
         match self.random.u8(..4) {
