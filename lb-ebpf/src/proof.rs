@@ -108,5 +108,5 @@ fn word_of(frame: &Frame, token: Cursor, from: u32, len: u32) -> Option<u64> {
     }
     let end = header::LEN + from as usize + bytes;
     let word: u64 = frame.somewhere::<WORD_AT_MASK>(token.skip(end - 8)).read(0)?;
-    Some(word >> ((8 - bytes) * 8 & 63))
+    Some(word >> (((8 - bytes) * 8) & 63))
 }
