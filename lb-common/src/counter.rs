@@ -16,5 +16,11 @@ crate::map_value!(Counter);
 
 /// Where a service's counter of a reason stands.
 pub const fn counter_index(service_index: u32, reason: crate::reason::Reason) -> u32 {
-    service_index * crate::reason::CAPACITY as u32 + reason.index()
+    numbered_index(service_index, reason.index())
+}
+
+/// The same, by the reason's number, which is below [`CAPACITY`](crate::reason::CAPACITY).
+#[inline(always)]
+pub const fn numbered_index(service_index: u32, reason: u32) -> u32 {
+    service_index * crate::reason::CAPACITY as u32 + reason % crate::reason::CAPACITY as u32
 }

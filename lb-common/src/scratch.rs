@@ -41,8 +41,8 @@ pub struct Scratch {
     pub quote: Quote,
     /// The translation in the making: its key,
     pub translation_key: TranslationKey,
-    /// Zero.
-    pub reserved: u32,
+    /// The number of the reason under which `mode = "observe"` delivers a packet.
+    pub observed: u32,
     /// and its value.
     pub translation: Translation,
 }

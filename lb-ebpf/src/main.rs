@@ -45,7 +45,7 @@ use crate::{
     maps::LIVE,
     packet::Frame,
     parse::{Packet, Unread},
-    verdict::Outcome,
+    verdict::{Counted, Outcome},
 };
 
 /// Drops what carries no valid token, sends the rest to its backend, passes on what is for no service.
@@ -88,7 +88,7 @@ fn decide(frame: &Frame) -> Outcome {
             None => return translate::answer(frame, &packet),
         },
         Err(Unread::Icmp { ip, v6 }) => match icmp::error(frame, (ip, v6), tables) {
-            Ok((service, way)) => (service, Reason::IcmpError, way),
+            Ok((service, way)) => (service, Reason::IcmpError.into(), way),
             Err(outcome) => return outcome,
         },
         Err(Unread::NotOurs) => return Outcome::NotOurs,
@@ -98,7 +98,7 @@ fn decide(frame: &Frame) -> Outcome {
         Ok(delivery) => Outcome::Delivered { service: service.index, reason, delivery },
         Err(Reason::NotOurs) => Outcome::NotOurs,
         // No error is answered by an error (RFC 1122 §3.2.2, RFC 4443 §2.4).
-        Err(Reason::TooBig) if reason != Reason::IcmpError => too_big::answer(frame, service),
+        Err(Reason::TooBig) if reason != Reason::IcmpError.into() => too_big::answer(frame, service),
         Err(reason) => Outcome::refused(frame, (service.index, service.id), reason),
     }
 }
@@ -111,10 +111,11 @@ fn datagram(
     live: &Live,
     tables: Tables,
     service: &Service,
-) -> Result<(Reason, Way), Reason> {
+) -> Result<(Counted, Way), Reason> {
     match admitted(frame, packet, live, tables, service) {
-        Ok(way) => Ok((Reason::Forwarded, way)),
+        Ok(way) => Ok((Reason::Forwarded.into(), way)),
         Err(reason) if service.observes() && reason.delivered_in_observe() => {
+            let reason = Counted::whichever(reason)?;
             observed(frame, packet, tables, service).map(|way| (reason, way))
         }
         Err(reason) => Err(reason),

@@ -47,7 +47,11 @@ pub fn answer(frame: &Frame, service: &Service) -> Outcome {
     let ifindex = frame.ingress();
     let service = service.index;
     match message(frame.context()) {
-        1 => Outcome::Delivered { service, reason: Reason::TooBig, delivery: Delivery::Back { ifindex } },
+        1 => Outcome::Delivered {
+            service,
+            reason: Reason::TooBig.into(),
+            delivery: Delivery::Back { ifindex },
+        },
         _ => Outcome::Refused { service, reason: Reason::TooBig },
     }
 }

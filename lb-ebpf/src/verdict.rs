@@ -2,16 +2,41 @@
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
-    counter::{Counter, counter_index},
+    counter::{Counter, numbered_index},
     reason::Reason,
 };
 
 use crate::{
-    events,
+    admit, events,
     forward::Delivery,
     maps::{BACKEND_COUNTERS, COUNTERS, EGRESS},
     packet::Frame,
 };
+
+/// A reason, as far as counting goes: its number.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Counted(u8);
+
+impl From<Reason> for Counted {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self(reason as u8)
+    }
+}
+
+impl Counted {
+    /// The same by way of the scratch, out of which the verifier does not know it: else it would look at all that follows
+    /// once for each reason.
+    #[inline(always)]
+    pub fn whichever(reason: Reason) -> Result<Self, Reason> {
+        let number = &raw mut admit::scratch()?.observed;
+        // SAFETY: a field of this CPU's own value. Volatile, for LLVM would keep it as it was.
+        unsafe {
+            number.write_volatile(reason.index());
+            Ok(Self(number.read_volatile() as u8))
+        }
+    }
+}
 
 /// What became of a packet.
 pub enum Outcome {
@@ -32,7 +57,7 @@ pub enum Outcome {
         service: u32,
         /// What it is counted under: `Forwarded`, or why `mode = "enforce"` would have refused it; `TooBig` where what
         /// leaves is a message to its sender.
-        reason: Reason,
+        reason: Counted,
         /// How it leaves.
         delivery: Delivery,
     },
@@ -55,10 +80,10 @@ const NO_SERVICE: u32 = 0;
 /// Counts a frame of `bytes` that came in, and gives the driver's action for it.
 #[inline(always)]
 pub fn conclude(ctx: &XdpContext, bytes: u64, outcome: Outcome) -> u32 {
-    let (service, reason, action) = match outcome {
-        Outcome::NotOurs => (NO_SERVICE, Reason::NotOurs, xdp_action::XDP_PASS),
-        Outcome::Buried => (NO_SERVICE, Reason::Unsupported, xdp_action::XDP_DROP),
-        Outcome::Refused { service, reason } => (service, reason, xdp_action::XDP_DROP),
+    let (service, Counted(reason), action) = match outcome {
+        Outcome::NotOurs => (NO_SERVICE, Reason::NotOurs.into(), xdp_action::XDP_PASS),
+        Outcome::Buried => (NO_SERVICE, Reason::Unsupported.into(), xdp_action::XDP_DROP),
+        Outcome::Refused { service, reason } => (service, reason.into(), xdp_action::XDP_DROP),
         Outcome::Delivered { service, reason, delivery: Delivery::Host } => {
             (service, reason, xdp_action::XDP_PASS)
         }
@@ -68,14 +93,14 @@ pub fn conclude(ctx: &XdpContext, bytes: u64, outcome: Outcome) -> u32 {
                     count(BACKEND_COUNTERS.get_ptr_mut(counter), bytes);
                     (service, reason, action)
                 }
-                None => (service, Reason::NoBackend, xdp_action::XDP_DROP),
+                None => (service, Reason::NoBackend.into(), xdp_action::XDP_DROP),
             }
         }
         Outcome::Delivered { service, reason, delivery: Delivery::Back { ifindex } } => {
             (service, reason, send(ctx, ifindex).unwrap_or(xdp_action::XDP_DROP))
         }
     };
-    count(COUNTERS.get_ptr_mut(counter_index(service, reason)), bytes);
+    count(COUNTERS.get_ptr_mut(numbered_index(service, reason.into())), bytes);
     action
 }
 

@@ -214,7 +214,7 @@ pub fn outcome(frame: &Frame, told: u32, reason: Reason) -> Outcome {
     match told {
         SENT => {
             let delivery = Delivery::Back { ifindex: translation.ifindex };
-            Outcome::Delivered { service, reason, delivery }
+            Outcome::Delivered { service, reason: reason.into(), delivery }
         }
         OVER_ITS_HOP_LIMIT => Outcome::Refused { service, reason: Reason::HopLimit },
         FAILED => Outcome::refused(frame, (service, id), Reason::Internal),
