@@ -22,7 +22,7 @@ pub enum Sessions {
         /// Instead, the sessions and tokens that are revoked, all of them
         #[arg(long, conflicts_with = "limit")]
         revoked: bool,
-        /// So many tokens at most
+        /// So many tokens at most, and never more than 10,000
         #[arg(long, value_name = "N", default_value_t = 1000)]
         limit: usize,
     },

@@ -200,7 +200,13 @@ impl Judge {
         self.last = Some(wall);
         let difference = wall.wrapping_sub(published).cast_signed();
         self.held = difference < 0 && difference.unsigned_abs() > JUMP_NS;
-        (if self.held { None } else { Some(wall) }, jump)
+        let published = match difference {
+            _ if self.held => None,
+            // Small steps back are waited for, or many of them would go as far as a large one.
+            ..0 => Some(published),
+            _ => Some(wall),
+        };
+        (published, jump)
     }
 }
 
@@ -296,9 +302,16 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_slewed_is_followed() {
-        let (looks, jumps, published) = followed(0, &[0.0, 0.4, 0.8, 0.5, 0.1, -0.3]);
+        let (looks, jumps, published) = followed(0, &[0.0, 0.4, 0.8, 0.5, 0.4, 0.9]);
         assert_eq!((looks, jumps), (vec![true; 6], Jumps::default()));
-        assert_eq!(published, RIGHT - 3 * SECOND_NS / 10);
+        assert_eq!(published, RIGHT + 9 * SECOND_NS / 10);
+    }
+
+    #[test]
+    fn many_small_steps_back_are_a_large_one() {
+        let (looks, jumps, published) = followed(RIGHT, &[0.0, -0.2, -0.4, -0.6, -0.8, -1.0]);
+        assert_eq!((looks, jumps), (vec![true, true, true, false, false, false], Jumps::default()));
+        assert_eq!(published, RIGHT);
     }
 
     #[test]

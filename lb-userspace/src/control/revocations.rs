@@ -133,7 +133,7 @@ impl Controller {
             info!(
                 service_id = key.service_id,
                 kind = revocation::kind_name(key),
-                of = key.of,
+                of = revocation::name_of(key),
                 until,
                 "revoked"
             );

@@ -9,14 +9,18 @@ use lb_common::{
 use super::{Controller, RequestError, clock::unix_now};
 use crate::api::messages::{SessionList, SessionStatus, TokenKind};
 
+/// The longest list: while it is made, nothing else is.
+const LISTED_MAX: usize = 10_000;
+
 impl Controller {
-    /// At most so many tokens of the cache, of one service or all, and how many there are.
+    /// At most so many tokens of the cache, and 10,000, of one service or all, and how many there are.
     pub(super) fn session_list(
         &self,
         service: Option<&str>,
         limit: usize,
     ) -> Result<SessionList, RequestError> {
         let only = service.map(|name| self.service(name).map(|service| service.id)).transpose()?;
+        let limit = limit.min(LISTED_MAX);
         let mut list = SessionList { matching: 0, sessions: Vec::new() };
         self.datapath.counters.each_session(|key, session| {
             let header = header_of(key, session);

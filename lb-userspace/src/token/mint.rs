@@ -29,6 +29,10 @@ pub fn allowed(request: &MintRequest, service: &config::Service) -> Result<(), T
     if service.bind == Bind::Required && request.bind.is_none() {
         return Err(TokenError::Unbound);
     }
+    if let Some(address) = request.bind.filter(|address| address.is_ipv4() != service.address.is_ipv4()) {
+        let family = if service.address.is_ipv4() { "IPv4" } else { "IPv6" };
+        return Err(TokenError::OtherFamily { address, family });
+    }
     let is_there = |backend: &config::Backend| backend.id == request.backend;
     if request.backend != 0 && !service.backends.iter().any(is_there) {
         return Err(TokenError::NoSuchBackend(request.backend));

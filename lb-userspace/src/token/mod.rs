@@ -35,6 +35,14 @@ pub enum TokenError {
     /// It would be dropped as `policy`.
     #[error("the service wants tokens bound to an address (bind = \"required\"): add --bind ADDR")]
     Unbound,
+    /// It would be dropped as `bad_fast_tag`.
+    #[error("--bind {address}: clients of the service come from {family} addresses; bind to one of those")]
+    OtherFamily {
+        /// What it was to be bound to.
+        address: std::net::IpAddr,
+        /// Of the service.
+        family: &'static str,
+    },
     /// It would be dropped as `policy`, too.
     #[error("the service does not accept {0} tokens: see its `accept`")]
     NotAccepted(&'static str),
