@@ -1,6 +1,9 @@
 //! Start, stop, crash, restart: the data path goes on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use lb_common::reason::Reason;
@@ -120,10 +123,17 @@ fn detach_removes_everything(family: Family) -> Result<()> {
     ensure!(pins == 0, "{pins} pins are left");
     // Nothing is filtered any more: junk reaches the balancer's own socket.
     let socket = lab.topology.local_socket(lab.family.service())?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    lab.send(b"junk")?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut buffer = [0; 64];
-    let len = socket.recv(&mut buffer)?;
+    // The kernel takes a program off some time after its link's last reference has gone.
+    let deadline = Instant::now() + PATIENCE;
+    let len = loop {
+        lab.send(b"junk")?;
+        match socket.recv(&mut buffer) {
+            Ok(len) => break len,
+            Err(error) => ensure!(Instant::now() < deadline, "still filtered: {error}"),
+        }
+    };
     ensure!(buffer[..len] == *b"junk");
     // Once more is fine, too.
     ensure!(lab.run(&detach)?.status.success());
