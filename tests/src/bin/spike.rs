@@ -55,13 +55,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     for junk in Junk::ALL {
         eprintln!("spike: {}", junk.name());
         report.moderate.push(bench.at_tollgate(junk, Some(MODERATE), effort)?);
-        let all_out = bench.at_tollgate(junk, None, effort)?;
-        // So much that both reach it.
-        let rate = Some((0.9 * all_out.flood.rate()) as u32);
-        report.all_out.push(all_out);
-        for _ in 0..if COMPARED.contains(&junk) { effort.rounds } else { 0 } {
-            report.paced.push(bench.at_tollgate(junk, rate, effort)?);
-            report.empty.push(bench.at_empty(junk, rate, effort)?);
+        let compared = COMPARED.contains(&junk);
+        for _ in 0..if compared { effort.rounds } else { 1 } {
+            report.all_out.push(bench.at_tollgate(junk, None, effort)?);
+            if compared {
+                report.empty.push(bench.at_empty(junk, None, effort)?);
+            }
         }
     }
     println!("{}", report.tables());

@@ -38,6 +38,9 @@ pub enum Junk {
 /// Frames of a class are all different, so many.
 pub const TOKENS: u32 = 4096;
 
+/// By how much the clock of proofs is ahead: within the five seconds that are forgiven, and so for longer.
+const AHEAD_MS: u32 = 3000;
+
 /// Source of a flood's frames, by which the empty program knows them (lb-ebpf/src/bin/replay.rs).
 const FLOOD_MAC: [u8; 6] = [0x02, 0, 0xf1, 0x00, 0x0d, 0x5b];
 
@@ -64,7 +67,7 @@ impl Junk {
             Self::Expired => &[Reason::Expired],
             Self::BadFastTag => &[Reason::BadFastTag],
             Self::BadFullTag => &[Reason::BadFullTag, Reason::HmacBudget],
-            Self::BadProof => &[Reason::BadProof],
+            Self::BadProof => &[Reason::BadProof, Reason::StaleProof],
             Self::Replay => &[Reason::Replay, Reason::StaleProof],
             Self::Fragment => &[Reason::Fragment],
         }
@@ -91,7 +94,7 @@ impl Junk {
     pub fn tokens(self, issuer: &Issuer, victim: &ProofToken, random: &mut fastrand::Rng) -> Vec<Header> {
         if self == Self::Replay {
             let now = unix_now();
-            let copied = issuer.proof_at(session(9_999, 0), now, super::TTL).header(0, 0, &NOBODY);
+            let copied = issuer.proof_at(session(9_999, 0), now, super::TTL).header(0, AHEAD_MS, &NOBODY);
             return vec![copied; TOKENS as usize];
         }
         (0..TOKENS).map(|number| self.token(issuer, victim, number, random)).collect()
@@ -116,7 +119,7 @@ impl Junk {
             }
             Self::BadProof => {
                 let real = victim.header(0, 0, &NOBODY);
-                let ts_ms = (unix_now() - real.issued_at()) * 1000;
+                let ts_ms = (unix_now() - real.issued_at()) * 1000 + AHEAD_MS;
                 let made_up = Proof { seq: random.u32(1 << 31..), ts_ms, tag: random.u64(..) };
                 words = real.words();
                 [words[6], words[7]] = made_up.to_words();

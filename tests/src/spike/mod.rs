@@ -8,7 +8,7 @@
 //!
 //! The node is Tollgate, the real daemon with a service of its own host (`local`); for comparison it is a program that does
 //! nothing but drop frames from the flood's source address, and lets everybody else pass: the least that a filter can do.
-//! Both run on pairs of their own, in turns, under the same floods.
+//! Both run on pairs of their own, in turns, under the same floods: the sender is what limits their rate, not the node.
 //!
 //! The veth's ring stands for a network card's: what finds no room in it is lost before any program has seen it. A machine is
 //! saturated while frames of the flood are lost there. The receiving thread comes before all other work of its CPU, as a
@@ -53,7 +53,7 @@ const RECEIVING: i32 = 40;
 
 /// Packets that are none of the flood's: the first of those that are replayed, and what the hosts' own kernels send.
 const FEW: u64 = 20;
-/// Frames in a second that any machine takes.
+/// Frames in a second that any machine takes; fewer come, for nothing is sent while a live run starts.
 pub const MODERATE: u32 = 200_000;
 
 /// What is measured.

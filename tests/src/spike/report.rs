@@ -18,9 +18,7 @@ pub struct Report {
     pub moderate: Vec<Spike>,
     /// As much as the machine can make.
     pub all_out: Vec<Spike>,
-    /// Nearly as much, to be compared with
-    pub paced: Vec<Spike>,
-    /// the same at the empty program, in turns.
+    /// The same at the empty program, in turns.
     pub empty: Vec<Spike>,
 }
 
@@ -31,11 +29,11 @@ impl Report {
     /// The goals that were missed.
     pub fn missed(&self) -> Vec<Missed> {
         let mut missed = Vec::new();
-        for spike in self.moderate.iter().chain(&self.all_out).chain(&self.paced) {
+        for spike in self.moderate.iter().chain(&self.all_out) {
             missed.extend(lost_unsaturated(spike));
         }
         for junk in COMPARED {
-            let [ours, empty] = [&self.paced, &self.empty].map(|spikes| median_delivered(spikes, junk));
+            let [ours, empty] = [&self.all_out, &self.empty].map(|spikes| median_delivered(spikes, junk));
             if let (Some(ours), Some(empty)) = (ours, empty)
                 && ours < empty - TOLERANCE
             {
@@ -56,7 +54,6 @@ impl Report {
         for (title, spikes) in [
             ("A flood that the machine takes", &self.moderate),
             ("As much as the machine can make", &self.all_out),
-            ("Nearly as much", &self.paced),
             ("The same, in turns, at a program that does nothing but drop it", &self.empty),
         ] {
             if !spikes.is_empty() {
@@ -72,7 +69,6 @@ impl Report {
         json!({
             "moderate": all(&self.moderate),
             "all_out": all(&self.all_out),
-            "paced": all(&self.paced),
             "empty": all(&self.empty),
             "missed": self.missed(),
         })
