@@ -18,6 +18,11 @@ pub enum StoreError {
         /// What is newest.
         found: u64,
     },
+    /// There are no more revisions.
+    #[error(
+        "the store is at the last revision there is, which no commit of Tollgate's reaches: who wrote it? Go back to a copy of it"
+    )]
+    LastRevision,
     /// Another daemon has it.
     #[error(
         "{} is in use by {}; stop that daemon, or give this one another `store`",

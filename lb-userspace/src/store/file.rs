@@ -82,8 +82,9 @@ impl Inner {
         if found != expected {
             return Err(StoreError::Conflict { expected, found });
         }
+        let revision = found.checked_add(1).ok_or(StoreError::LastRevision)?;
         self.keep_previous(found)?;
-        let next = Snapshot { revision: found + 1, state: Arc::new(state) };
+        let next = Snapshot { revision, state: Arc::new(state) };
         disk::replace(&self.state, disk::write_all(&disk::encode(&next)))?;
         self.latest.send_replace(next.clone());
         Ok(next)

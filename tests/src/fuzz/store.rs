@@ -39,10 +39,15 @@ fn open(directory: &Path, file: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         let found = store.snapshot().await.expect("a snapshot");
-        let written = store.commit(found.revision, (*found.state).clone()).await.expect("a commit");
+        let written = match store.commit(found.revision, (*found.state).clone()).await {
+            Ok(written) => written,
+            Err(StoreError::LastRevision) if found.revision == u64::MAX => return,
+            Err(error) => panic!("{error}"),
+        };
         drop(store);
         let again = FileStore::open(directory).expect("what was written is read");
         assert!(again.snapshot().await.expect("a snapshot") == written, "and it is what was written");
     });
-    fs::remove_file(directory.join("state.json.prev")).expect("the copy before it");
+    // There is none behind the last revision.
+    let _ = fs::remove_file(directory.join("state.json.prev"));
 }
