@@ -1,5 +1,7 @@
 //! A test case: data, and the one function that checks it.
 
+use std::net::IpAddr;
+
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{backend::Backend, reason::Reason};
 
@@ -129,6 +131,11 @@ impl Case {
         self.packets = Some((packet, out));
         self.before = self.before.into_iter().map(|case| case.over(family)).collect();
         self
+    }
+
+    /// The address of who sends it, where it was made of packets.
+    pub fn sender(&self) -> Option<IpAddr> {
+        self.packets.as_ref().map(|(packet, _)| packet.from.ip())
     }
 
     /// The family of what comes in, where it was made of packets.

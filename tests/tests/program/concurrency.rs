@@ -4,24 +4,29 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use aya::programs::Xdp;
 use lb_common::{
     reason::Reason,
     service::{FLAG_RATED, Service},
 };
 use lb_tests::{
+    daemon::wait_for,
     packet::{Family, Packet},
-    program::{Counts, Program, Verdict, at_scale, cpus, pin_to_cpu, small},
+    program::{Counts, Program, Verdict, at_scale, cpus, pin_to_cpu, run_once, small},
     world::{self, ClassRate, SERVICE_INDEX, World},
 };
-use tollgate::datapath::Options;
+use tollgate::datapath::{GRACE, Options};
 
-use crate::proof::{self, TS};
+use crate::{
+    proof::{self, TS},
+    rotation,
+};
 
 /// How often the CPUs meet.
 const ROUNDS: usize = 20_000;
@@ -213,4 +218,70 @@ fn one_source() -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Of two tables that differ in the burst, whichever of them is in force when, and whichever a CPU still reads, a session
+/// gets what the larger gives, to the packet.
+#[test]
+fn rates_that_change() -> Result<()> {
+    let _alone = alone();
+    let mut program = Program::load_with(&Options { grace: GRACE, hmac_cost_ns: 0, ..small() })?;
+    let service = world::proving();
+    let service = Service { flags: service.flags | FLAG_RATED, ..service };
+    let with_burst = |burst| {
+        let rates = vec![ClassRate { class: 1, per_second: 1000, burst: burst as u32 }];
+        World { rates, ..World::with_service(service) }
+    };
+    let (smaller, larger) = (at_scale(100_000) as u64, at_scale(300_000) as u64);
+    let frame = |round: usize| {
+        let packet = Packet::with_token(&world::token_number(round as u64));
+        packet.over(Family::BOTH[round % 2]).bytes()
+    };
+    let frames: Vec<_> = (0..6).map(frame).collect();
+    let (round, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let send = |program: Xdp, cpu| -> Result<()> {
+        pin_to_cpu(cpu)?;
+        while !over.load(Ordering::Acquire) {
+            run_once(&program, &frames[round.load(Ordering::Acquire)])?;
+        }
+        Ok(())
+    };
+    let change = |program: &mut Program| -> Result<()> {
+        for number in 0..frames.len() {
+            program.enter(&with_burst(smaller))?;
+            let counted = |program: &Program, reason| program.counted((SERVICE_INDEX, reason));
+            let before = counted(program, Reason::Forwarded)?;
+            round.store(number, Ordering::Release);
+            for (burst, until) in [(larger, smaller / 2), (smaller, larger / 2), (larger, larger / 2)] {
+                wait_for("packets", || Ok(counted(program, Reason::Forwarded)? >= before + until))?;
+                program.enter(&with_burst(burst))?;
+            }
+            wait_for("the burst", || Ok(counted(program, Reason::Forwarded)? >= before + larger))?;
+            let limited = counted(program, Reason::RateLimited)?;
+            wait_for("what is beyond", || Ok(counted(program, Reason::RateLimited)? > limited + smaller))?;
+            let passed = counted(program, Reason::Forwarded)? - before;
+            ensure!(passed == larger, "round {number}: {passed} passed where {larger} should");
+        }
+        Ok(())
+    };
+    program.enter(&with_burst(smaller))?;
+    let before = program.counts()?;
+    let handles = cpus()?.into_iter().map(|cpu| Ok((rotation::handle(&mut program)?, cpu)));
+    let handles: Vec<_> = handles.collect::<Result<_>>()?;
+    thread::scope(|scope| {
+        let send = &send;
+        let senders: Vec<_> =
+            handles.into_iter().map(|(program, cpu)| scope.spawn(move || send(program, cpu))).collect();
+        let changed = change(&mut program);
+        over.store(true, Ordering::Release);
+        senders.into_iter().try_for_each(|sender| sender.join().ok().context("a thread has panicked")?)?;
+        changed
+    })?;
+    let moved = program.counts()?.since(&before);
+    let limited = moved.packets() as usize - frames.len() * larger as usize;
+    ensure_counted(
+        &program,
+        &before,
+        &[(Reason::Forwarded, frames.len() * larger as usize), (Reason::RateLimited, limited)],
+    )
 }

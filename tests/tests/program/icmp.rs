@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lb_common::{
     reason::Reason,
-    service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT},
+    service::{FLAG_RATED, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT, Service},
     session::Admission,
 };
 use lb_tests::{
@@ -11,10 +11,14 @@ use lb_tests::{
     packet::{self, Family, Icmp, Packet, UDP_LEN, UdpChecksum},
     program::Program,
     way,
-    world::{self, SERVICE_INDEX, SESSION, World},
+    world::{self, ClassRate, SERVICE_INDEX, SESSION, World},
 };
 
-use crate::{matrix::Subject, ways::WAYS};
+use crate::{
+    matrix::Subject,
+    proof::{self, TS},
+    ways::WAYS,
+};
 
 /// A client that no datagram came from.
 const STRANGER: u16 = 77;
@@ -242,6 +246,59 @@ fn a_datagram_ties_errors_to_its_session() -> Result<()> {
         let valid = Case::sent("valid", world.clone(), &valid, &valid, &backend, Reason::Forwarded);
         let tied = sent("an error after a datagram".into(), world, &packet);
         check_all(&mut program, &[not_yet.clone(), refused, not_yet, valid, tied])?;
+    }
+    Ok(())
+}
+
+/// Nor do those leave one that have a right token and are refused for what they do with it. An error itself takes nothing
+/// from a limit.
+#[test]
+fn only_what_passes_ties_errors_to_its_session() -> Result<()> {
+    let mut program = Program::load()?;
+    let rate = ClassRate { class: 1, per_second: 1, burst: 2 };
+    for (number, family) in (0..).zip(Family::BOTH) {
+        program.forget()?;
+        let backend = world::backend_at(1, family);
+        let service = Service { max_sources: 1, flags: FLAG_RATED, ..world::proving() };
+        let world = World { rates: vec![rate], backends: vec![backend], ..World::with_service(service) };
+        let (_, unreachable) = errors(family)[1];
+        let from = |port, seq| {
+            let mut packet = Packet::with_proof(&world::key().proof(&world::grant()), seq, TS);
+            packet.from = packet::client(number);
+            packet.from.set_port(port);
+            packet.over(family)
+        };
+        let valid =
+            |packet: &Packet| Case::sent("valid", world.clone(), packet, packet, &backend, Reason::Forwarded);
+        let refused =
+            |packet: &Packet, reason: Reason| Case::refused(reason.name(), world.clone(), packet, reason);
+        let about =
+            |port| error(family, unreachable, &Packet { to: from(port, 0).from, ..answer() }, least(family));
+        let untied = |port| Case::not_ours("an error about what was refused", world.clone(), &about(port));
+        let tied = |port| sent("an error about what passed".into(), world.clone(), &about(port));
+        let mut elsewhere = from(4, 4);
+        elsewhere.from.set_ip(packet::client(number + 100).ip());
+        let elsewhere = elsewhere.over(family);
+        let error_elsewhere =
+            error(family, unreachable, &Packet { to: elsewhere.from, ..answer() }, least(family));
+        let cases = [
+            refused(&proof::forged(&from(1, 1)), Reason::BadProof),
+            untied(1),
+            valid(&from(1, 1)),
+            tied(1),
+            refused(&from(2, 1), Reason::Replay),
+            untied(2),
+            refused(&elsewhere, Reason::TooManySources),
+            Case::not_ours("an error about what was refused", world.clone(), &error_elsewhere),
+            tied(1),
+            valid(&from(3, 3)),
+            tied(3),
+            refused(&from(5, 5), Reason::RateLimited),
+            untied(5),
+            tied(1),
+            tied(3),
+        ];
+        check_all(&mut program, &cases)?;
     }
     Ok(())
 }

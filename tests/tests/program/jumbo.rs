@@ -1,20 +1,26 @@
 //! Frames in several buffers, of which the program sees the first.
 
 use anyhow::{Result, ensure};
+use aya::{TestRun as _, TestRunOptions, util::KernelVersion};
 use lb_common::{
     backend::Backend,
+    maps::PROGRAM,
     reason::Reason,
     service::{FLAG_STRIP, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL},
+    token::{Header, header::LEN},
 };
 use lb_tests::{
-    case::{Case, both},
+    case::{Case, Expected, both},
     packet::{Family, Packet},
-    program::{FIRST_BUFFER_MAX, Outcome, Program, Verdict},
+    program::{Counts, FIRST_BUFFER_MAX, Outcome, Program, Verdict},
     way,
     world::{self, SESSION, World},
 };
 
-use crate::matrix::Subject;
+use crate::{
+    matrix::Subject,
+    proof::{self, TS, changed, forged, forwarded, refused},
+};
 
 #[test]
 fn whole() -> Result<()> {
@@ -34,20 +40,86 @@ fn not_ours() -> Result<()> {
     Ok(())
 }
 
+/// However a driver cuts a frame, its token is read whole, or refused as what cannot be read; and then no number of a PROOF
+/// token is used up.
+#[test]
+fn cut_anywhere() -> Result<()> {
+    if KernelVersion::current()? < KernelVersion::new(6, 18, 0) {
+        return Ok(()); // There, first buffers of test runs have one length, which `whole` is about.
+    }
+    let mut program = Program::load()?;
+    program.enter(&proof::world())?;
+    for family in Family::BOTH {
+        let (bearer, token) = (world::token(), world::key().proof(&world::grant()));
+        for (read, made) in [
+            (LEN, &(|_| bearer) as &dyn Fn(u32) -> Header),
+            (LEN + 16, &|number| token.header(number, TS, &data())),
+        ] {
+            program.forget()?;
+            for first in 0..LEN + 40 {
+                let packet = jumbo(&made(first.saturating_sub(read) as u32).to_bytes()).over(family);
+                let name = format!("{first} bytes of the payload in the first buffer");
+                let case = if first < read {
+                    refused(&name, &packet, Reason::Unsupported)
+                } else {
+                    forwarded(&name, SESSION, &packet)
+                };
+                check_cut(&mut program, &case, packet.payload_offset() + first)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// [`Case::check`] of a frame of which only so many bytes are in its first buffer.
+fn check_cut(program: &mut Program, case: &Case, first: usize) -> Result<()> {
+    let before = program.counts()?;
+    // `data_end` of struct xdp_md.
+    let mut context = [0; 24];
+    context[4..8].copy_from_slice(&u32::try_from(first)?.to_ne_bytes());
+    let mut out = vec![0; case.frame.len()];
+    let options = TestRunOptions {
+        data_in: Some(&case.frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(&context),
+        ..TestRunOptions::default()
+    };
+    let result = program.datapath().program(PROGRAM)?.test_run(options)?;
+    out.truncate(result.data_size_out as usize);
+    let Expected { outcome: wanted, service, reason, backend } = &case.expected;
+    let as_wanted = wanted.verdict == Verdict::Drop || out == wanted.frame;
+    ensure!(result.return_value == wanted.verdict.action() && as_wanted, "{}: {out:02x?}", case.name);
+    let mut expected = Counts::default();
+    expected.add(*service, *reason, *backend, case.frame.len());
+    let moved = program.counts()?.since(&before);
+    ensure!(moved == expected, "{}: counted as {moved:?}", case.name);
+    Ok(())
+}
+
 /// What this module's cases are about.
 pub fn subjects() -> Vec<Subject> {
     vec![Subject::new("Frames in several buffers", "jumbo::whole", cases())]
 }
 
+fn data() -> Vec<u8> {
+    std::iter::repeat(0..=250).flatten().take(8001).collect()
+}
+
 fn jumbo(token: &[u8]) -> Packet {
-    let data = std::iter::repeat(0..=250_u8).flatten().take(8001);
-    Packet::with_payload(token.iter().copied().chain(data).collect())
+    Packet::with_payload([token, &data()].concat())
 }
 
 fn cases() -> Vec<Case> {
     let packet = jumbo(&world::token().to_bytes());
+    let proof = jumbo(&world::key().proof(&world::grant()).header(1, TS, &data()).to_bytes());
     assert!(packet.bytes().len() > FIRST_BUFFER_MAX);
-    let mut cases = Vec::new();
+    let mut cases = both(&[
+        forwarded("a PROOF token, stripped", SESSION, &proof),
+        refused("a PROOF token, a wrong proof", &forged(&proof), Reason::BadProof),
+        refused("a PROOF token, another 16th byte behind it", &changed(&proof, LEN + 15), Reason::BadProof),
+        refused("a PROOF token, again", &proof, Reason::Replay)
+            .after(vec![forwarded("before", SESSION, &proof)]),
+    ]);
     for (forward, mode) in [(FORWARD_L2, "l2"), (FORWARD_IPIP, "ipip"), (FORWARD_GUE, "gue")] {
         for (flags, strip) in [(FLAG_STRIP, "stripped"), (0, "unstripped")] {
             for family in Family::BOTH {

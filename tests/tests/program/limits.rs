@@ -19,6 +19,7 @@ use lb_tests::{
 
 use crate::{
     matrix::Subject,
+    observe::observed,
     proof::{TS, forged, forwarded, refused},
 };
 
@@ -59,7 +60,8 @@ fn a_burst_and_so_many_a_second() -> Result<()> {
     Ok(())
 }
 
-/// Wrong proofs by the thousand, replays and what comes from too many sources take nothing from the session that they name.
+/// Wrong proofs by the thousand, replays and what comes from too many sources take nothing from the session that they name,
+/// whether they are dropped or, in observe mode, delivered.
 #[test]
 fn junk_takes_nothing() -> Result<()> {
     let world = World {
@@ -86,7 +88,32 @@ fn junk_takes_nothing() -> Result<()> {
         cases.push(case(forwarded("the second", SESSION, &packet(1001))));
         cases.push(case(forwarded("the third", SESSION, &packet(1002))));
         cases.push(case(refused("the fourth", &packet(1003), Reason::RateLimited)));
-        check_all(&mut program, &cases.into_iter().map(|case| case.over(family)).collect::<Vec<_>>())?;
+        let cases: Vec<Case> = cases.into_iter().map(|case| case.over(family)).collect();
+        check_all(&mut program, &cases)?;
+        program.forget()?;
+        check_all(&mut program, &cases.into_iter().map(observed).collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+/// A table that changes changes nothing of what a session owes: between two that differ in the burst, nobody has more than
+/// the larger.
+#[test]
+fn rates_that_change() -> Result<()> {
+    let mut program = Program::load()?;
+    let with_burst = |burst| rated(vec![ClassRate { class: 1, per_second: 1, burst }]);
+    let steps =
+        [(with_burst(3), 3), (with_burst(5), 2), (with_burst(3), 0), (with_burst(4), 0), (with_burst(9), 4)];
+    for family in Family::BOTH {
+        program.forget()?;
+        let packet = Packet::default();
+        let mut cases = Vec::new();
+        for (world, more) in &steps {
+            let mut case = |case: Case| cases.push(case.with_world(world.clone()).over(family));
+            (0..*more).for_each(|_| case(forwarded("within what this burst is larger by", SESSION, &packet)));
+            (0..3).for_each(|_| case(refused("beyond", &packet, Reason::RateLimited)));
+        }
+        check_all(&mut program, &cases)?;
     }
     Ok(())
 }

@@ -61,7 +61,7 @@ impl Generation {
 }
 
 /// The program by a handle of its own, for a thread of its own.
-fn handle(program: &mut Program) -> Result<Xdp> {
+pub fn handle(program: &mut Program) -> Result<Xdp> {
     let info = program.datapath().program(PROGRAM)?.info()?;
     Ok(Xdp::from_program_info(info, PROGRAM.into(), XdpAttachType::Interface)?)
 }
