@@ -2,7 +2,7 @@
 
 /// Changes with every incompatible change of a map's key, value or meaning. Pins live under a directory of this
 /// name, and the daemon compares layouts before it re-uses them.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// One `Live`, mapped into the daemon.
 pub const LIVE: &str = "live";
@@ -12,6 +12,8 @@ pub const SERVICES: &str = "services";
 pub const KEY_SLOTS: &str = "key_slots";
 /// `TokenKey` → `Session`: the token cache. Its size is set when it is made.
 pub const SESSIONS: &str = "sessions";
+/// `TokenKey` → `TrackedSession`: the cache of PROOF tokens, and of services with limits. As large.
+pub const TRACKED: &str = "tracked";
 /// `half * SERVICES_MAX + service index` → `MaglevTable`.
 pub const MAGLEV: &str = "maglev";
 /// `half * BACKENDS_MAX + place` → `Backend`: the usable ones alone.
@@ -38,11 +40,12 @@ pub const RATES: &str = "rates";
 pub const REVOCATIONS: &str = "revocations";
 
 /// Every map, for whoever pins, compares or removes them all.
-pub const ALL: [&str; 15] = [
+pub const ALL: [&str; 16] = [
     LIVE,
     SERVICES,
     KEY_SLOTS,
     SESSIONS,
+    TRACKED,
     MAGLEV,
     BACKENDS,
     PINNED,

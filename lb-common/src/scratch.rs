@@ -7,7 +7,7 @@ use crate::{
     rate::{GcraState, Rate},
     revocation::RevocationKey,
     service::ServiceKey,
-    session::{Seen, Session, TokenKey},
+    session::{Seen, TokenKey, TrackedSession},
     sha256,
 };
 
@@ -25,10 +25,10 @@ pub struct Scratch {
     pub binding_address: u64,
     /// and its port.
     pub binding_port: u64,
-    /// The entry of the token cache it becomes: its key,
+    /// The entry of a token cache it becomes: its key,
     pub token: TokenKey,
-    /// and its value.
-    pub session: Session,
+    /// and its value, or what begins with that.
+    pub tracked: TrackedSession,
     /// What is to be known of the datagram whose session is looked at.
     pub arrival: Arrival,
     /// The revocation that is looked for.

@@ -1,5 +1,7 @@
 //! A protected service as the program sees it, and the table in which it finds it.
 
+use crate::token::Kind;
+
 /// Where a service is reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -141,9 +143,9 @@ impl Service {
         self.flags & FLAG_OBSERVE != 0
     }
 
-    /// Whether something limits its sessions.
+    /// Whether something of its sessions is counted from packet to packet, where their tokens are of this type.
     #[inline(always)]
-    pub const fn limits(&self) -> bool {
-        self.flags & FLAG_RATED != 0 || self.max_sources != 0
+    pub const fn tracks(&self, kind: Kind) -> bool {
+        matches!(kind, Kind::Proof) || self.flags & FLAG_RATED != 0 || self.max_sources != 0
     }
 }

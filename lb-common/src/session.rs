@@ -1,6 +1,9 @@
-//! The token cache: what the full check of a token found, so that it is paid for once.
+//! The token caches: what the full check of a token found, so that it is paid for once.
+//!
+//! There are two. A BEARER token without limits needs 64 bytes; what PROOF and limits count from packet to packet takes 192
+//! more, and a cache of its own, which no number of BEARER tokens pushes it out of.
 
-use crate::{rate::GcraState, siphash::SipKey};
+use crate::{rate::GcraState, siphash::SipKey, token::Header};
 
 /// Source addresses that a token may be limited to, at most.
 pub const SOURCES_MAX: usize = 8;
@@ -9,7 +12,7 @@ pub const REPLAY_WINDOW: u32 = 512;
 /// Words that hold them: wherever in its block of 32 the highest is, the others are in the 16 blocks before.
 pub const REPLAY_WORDS: usize = REPLAY_WINDOW as usize / 32 + 1;
 
-/// Key of the cache. The fast tag alone is 64 bits; with the nonce, two tokens never share an entry by chance.
+/// Key of the caches. The fast tag alone is 64 bits; with the nonce, two tokens never share an entry by chance.
 /// Both words as loaded little-endian from the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -20,11 +23,19 @@ pub struct TokenKey {
     pub nonce: u64,
 }
 
+impl TokenKey {
+    /// Of a header.
+    #[inline(always)]
+    pub const fn of(header: &Header) -> Self {
+        Self { fast_tag: header.fast_tag(), nonce: header.nonce() }
+    }
+}
+
 /// What is known of a verified token.
 ///
 /// A look-up's pointer stays valid, but the memory may be given to another token while a packet still uses it: what is
 /// written here is written by a compare-and-swap that expects what was read, or does no harm in another's entry.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Session {
     /// Of the 40 claim bytes that were verified those that are not in the key, as loaded little-endian: 0..16 and
@@ -38,6 +49,14 @@ pub struct Session {
     pub checked: u32,
     /// PROOF: the highest sequence number so far.
     pub highest: u32,
+}
+
+/// What is known of a verified token of which something is counted: every PROOF token, and all of a service with limits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct TrackedSession {
+    /// What is known of every token.
+    pub session: Session,
     /// PROOF: the key of its proofs.
     pub proof_key: SipKey,
     /// When its rate will have no debt any more (kernel clock, ns).
@@ -48,14 +67,10 @@ pub struct Session {
     pub window: [u64; REPLAY_WORDS],
 }
 
-impl Default for Session {
+impl Default for TrackedSession {
     fn default() -> Self {
         Self {
-            claims: [0; 4],
-            admission: Admission::default(),
-            seen: Seen::default(),
-            checked: 0,
-            highest: 0,
+            session: Session::default(),
             proof_key: SipKey::default(),
             rate: GcraState::default(),
             sources: [0; SOURCES_MAX],
@@ -64,15 +79,11 @@ impl Default for Session {
     }
 }
 
-impl core::fmt::Debug for Session {
+impl core::fmt::Debug for TrackedSession {
     /// Without the key.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Session")
-            .field("claims", &self.claims)
-            .field("admission", &self.admission)
-            .field("seen", &self.seen)
-            .field("checked", &self.checked)
-            .field("highest", &self.highest)
+        f.debug_struct("TrackedSession")
+            .field("session", &self.session)
             .field("rate", &self.rate)
             .field("sources", &self.sources)
             .field("window", &self.window)
@@ -111,15 +122,16 @@ pub struct Admission {
 
 const _: () = {
     assert!(size_of::<TokenKey>() == 16 && align_of::<TokenKey>() == 8);
-    // With the kernel's 48 bytes and the key before it, five cache lines. What each packet reads is in the first of its
-    // own, and what PROOF and limits need besides in the second, but for one word of the window.
-    assert!(size_of::<Session>() == 256 && align_of::<Session>() == 8);
+    // With the kernel's 48 bytes and the key before it, two cache lines and five. What PROOF and limits need besides the
+    // first of their own is in the next, but for one word of the window.
+    assert!(size_of::<Session>() == 64 && align_of::<Session>() == 8);
     assert!(core::mem::offset_of!(Session, admission) == 32);
-    assert!(core::mem::offset_of!(Session, proof_key) == 64);
-    assert!(core::mem::offset_of!(Session, window) == 120);
+    assert!(size_of::<TrackedSession>() == 256 && align_of::<TrackedSession>() == 8);
+    assert!(core::mem::offset_of!(TrackedSession, proof_key) == 64);
+    assert!(core::mem::offset_of!(TrackedSession, window) == 120);
     assert!(size_of::<Admission>() == 16);
 };
-crate::map_value!(TokenKey, Session);
+crate::map_value!(TokenKey, Session, TrackedSession);
 
 impl Session {
     /// Of a header's claims those that an entry keeps.
@@ -129,7 +141,7 @@ impl Session {
     }
 }
 
-/// A source address as [`Session::sources`] holds it: an IPv4 address is told exactly; an IPv6 address by its first 64
+/// A source address as [`TrackedSession::sources`] holds it: an IPv4 address is told exactly; an IPv6 address by its first 64
 /// bits, of which 32 are kept. Whoever has so many prefixes that some look alike needs no shared token. Never 0.
 ///
 /// `address` as in [`Source`](crate::token::Source).

@@ -29,7 +29,7 @@ pub fn remember(frame: &Frame, scratch: &mut Scratch) {
     let key = &mut scratch.quote.to;
     *key = FlowKey { client_be, client_port_be, service_index: service_index as u16 };
     // What cannot be remembered costs a client an ICMP error.
-    let _ = FLOWS.insert(&*key, &scratch.session.admission, 0);
+    let _ = FLOWS.insert(&*key, &scratch.tracked.session.admission, 0);
 }
 
 #[inline(always)]

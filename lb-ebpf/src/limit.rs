@@ -7,7 +7,7 @@ use lb_common::{
     reason::Reason,
     scratch::Arrival,
     service::FLAG_RATED,
-    session::{SOURCES_MAX, Session, source},
+    session::{SOURCES_MAX, TrackedSession, source},
 };
 
 use crate::{atomic, clock::Now, maps::RATES};
@@ -17,9 +17,9 @@ const TRIES: u32 = 8;
 
 /// Takes a packet out of its session's rate, and its source address into the session's sources.
 #[inline(always)]
-pub fn check(tables: Tables, arrival: &Arrival, now: Now, entry: *mut Session) -> Result<(), Reason> {
+pub fn check(tables: Tables, arrival: &Arrival, now: Now, entry: *mut TrackedSession) -> Result<(), Reason> {
     let rate = rate(tables, arrival, entry)?;
-    // SAFETY: as in `session::settled`.
+    // SAFETY: as in `tracked::settled`.
     let state = unsafe { &raw mut (*entry).rate };
     if rate.cost_ns != 0 {
         // SAFETY: as above.
@@ -32,13 +32,13 @@ pub fn check(tables: Tables, arrival: &Arrival, now: Now, entry: *mut Session) -
 }
 
 #[inline(always)]
-fn rate(tables: Tables, arrival: &Arrival, entry: *mut Session) -> Result<Rate, Reason> {
+fn rate(tables: Tables, arrival: &Arrival, entry: *mut TrackedSession) -> Result<Rate, Reason> {
     if arrival.flags & FLAG_RATED == 0 {
         return Ok(Rate::default());
     }
     let of_service = RATES.get(tables.half * SERVICES_MAX + arrival.service_index).ok_or(Reason::Internal)?;
-    // SAFETY: as in `session::settled`.
-    let class = unsafe { (&raw const (*entry).admission.class).read_volatile() };
+    // SAFETY: as in `tracked::settled`.
+    let class = unsafe { (&raw const (*entry).session.admission.class).read_volatile() };
     Ok(of_service[usize::from(class)])
 }
 
@@ -58,9 +58,9 @@ fn take(state: *mut GcraState, now: Now, rate: Rate) -> Result<(), Reason> {
 }
 
 #[inline(always)]
-fn from_one_of_its_sources(arrival: &Arrival, entry: *mut Session) -> Result<(), Reason> {
+fn from_one_of_its_sources(arrival: &Arrival, entry: *mut TrackedSession) -> Result<(), Reason> {
     let wanted = source(arrival.source);
-    // SAFETY: as in `session::settled`.
+    // SAFETY: as in `tracked::settled`.
     let sources = unsafe { &raw mut (*entry).sources }.cast::<u32>();
     for place in 0..SOURCES_MAX {
         if place >= usize::from(arrival.max_sources) {

@@ -1,6 +1,6 @@
 //! Tollgate's XDP program: the packet's way, one file per step.
 //!
-//! parse → service → token → admit → session (revoke, proof, limit) → balance → forward → verdict. A step takes what the step before it made and
+//! parse → service → token → session or tracked (admit, revoke; proof, limit) → balance → forward → verdict. A step takes what the step before it made and
 //! returns `Result<Next, Reason>`, so none can run before its turn.
 #![no_std]
 #![no_main]
@@ -29,6 +29,7 @@ mod service;
 mod session;
 mod token;
 mod too_big;
+mod tracked;
 mod verdict;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
@@ -133,8 +134,11 @@ fn admitted(
 ) -> Result<Way, Reason> {
     let datagram = packet.datagram(frame)?;
     let token = token::check(frame, &datagram, &packet.from, service, live)?;
-    let (session, entry) = admit::token(frame, packet, &token, live, service)?;
-    session::takes(frame, packet, &datagram, &token, live, service, entry)?;
+    let session = if service.tracks(token.kind) {
+        tracked::of(frame, packet, &datagram, &token, live, service)?
+    } else {
+        session::of(frame, packet, &datagram, &token, live, service)?
+    };
     if service.forward == FORWARD_LOCAL {
         return forward::to_host(frame, &datagram, service);
     }

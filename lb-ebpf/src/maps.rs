@@ -24,7 +24,7 @@ use lb_common::{
     revocation::RevocationKey,
     scratch::Scratch,
     service::{BUCKETS, ServiceBucket},
-    session::{Admission, Session, TokenKey},
+    session::{Admission, Session, TokenKey, TrackedSession},
 };
 
 /// Of maps that the daemon alone writes: the verifier refuses a program that would.
@@ -50,6 +50,10 @@ pub static KEY_SLOTS: Array<KeySlot, { KEY_SLOTS_MAX as usize }, READ_ONLY> = Ar
 /// The loader sets its size.
 #[btf_map(name = "sessions")]
 pub static SESSIONS: LruHashMap<TokenKey, Session, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
+
+/// The loader sets its size.
+#[btf_map(name = "tracked")]
+pub static TRACKED: LruHashMap<TokenKey, TrackedSession, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
 
 #[btf_map(name = "maglev")]
 pub static MAGLEV: Array<MaglevTable, { (HALVES * SERVICES_MAX) as usize }, READ_ONLY> = Array::new();

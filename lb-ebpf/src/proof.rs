@@ -4,7 +4,7 @@ use lb_common::{
     live::SECOND_NS,
     reason::Reason,
     scratch::Arrival,
-    session::{REPLAY_WORDS, ReplayWord, Session, is_behind},
+    session::{REPLAY_WORDS, ReplayWord, TrackedSession, is_behind},
     siphash::SipKey,
     token::{
         Header,
@@ -34,7 +34,7 @@ pub fn check(
     header: &Header,
     arrival: &Arrival,
     now: Now,
-    entry: *mut Session,
+    entry: *mut TrackedSession,
 ) -> Result<(), Reason> {
     let [seq_and_ts, tag] = header.full_tag();
     let (seq, ts_ms) = ((seq_and_ts as u32).swap_bytes(), ((seq_and_ts >> 32) as u32).swap_bytes());
@@ -43,7 +43,7 @@ pub fn check(
         return Err(Reason::StaleProof);
     }
     let payload = first_words(frame, token, arrival.payload_len).ok_or(Reason::Unsupported)?;
-    // SAFETY: as in `session::settled`.
+    // SAFETY: as in `tracked::settled`.
     let key = unsafe {
         let key = &raw const (*entry).proof_key;
         SipKey { k0: (&raw const (*key).k0).read_volatile(), k1: (&raw const (*key).k1).read_volatile() }
@@ -51,7 +51,7 @@ pub fn check(
     if tags::proof(key, seq_and_ts, payload, arrival.payload_len as u16) != tag {
         return Err(Reason::BadProof);
     }
-    if !admit::is_of(entry, header) {
+    if !admit::is_of(entry.cast(), header) {
         return Err(Reason::Replay); // It was given to another token: nobody can tell any more.
     }
     first_time(seq, entry)
@@ -59,10 +59,10 @@ pub fn check(
 
 /// Whether no packet with this number has come before. It has from now on.
 #[inline(always)]
-fn first_time(seq: u32, entry: *mut Session) -> Result<(), Reason> {
-    // SAFETY: as in `session::settled`; the place is within the window.
+fn first_time(seq: u32, entry: *mut TrackedSession) -> Result<(), Reason> {
+    // SAFETY: as in `tracked::settled`; the place is within the window.
     unsafe {
-        let highest = (&raw const (*entry).highest).read_volatile();
+        let highest = (&raw const (*entry).session.highest).read_volatile();
         if is_behind(seq, highest) {
             return Err(Reason::Replay);
         }
@@ -85,7 +85,7 @@ fn first_time(seq: u32, entry: *mut Session) -> Result<(), Reason> {
         }
         // Two at once may leave the lower one: the words still tell what was seen, and the next packet mends it.
         if seq > highest {
-            (&raw mut (*entry).highest).write_volatile(seq);
+            (&raw mut (*entry).session.highest).write_volatile(seq);
         }
     }
     Ok(())

@@ -22,7 +22,7 @@ pub fn check(
     entry: *mut Session,
 ) -> Result<(), Reason> {
     let additions = live.revocations as u32;
-    // SAFETY: as in `session::settled`.
+    // SAFETY: as in `tracked::settled`.
     let checked = unsafe { (&raw const (*entry).checked).read_volatile() };
     if checked == additions {
         return Ok(());

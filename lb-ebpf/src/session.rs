@@ -1,48 +1,71 @@
-//! Steps 7 to 9, and where the flow is remembered: what a session has to say to a datagram whose token is verified.
+//! Steps 6 and 7 of a session of which nothing is counted, and where the flow is remembered.
+
+use core::ptr;
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    live::{Live, Tables},
+    live::Live,
     reason::Reason,
     scratch::{Arrival, Scratch},
     service::Service,
-    session::Session,
-    token::{Header, Kind, header},
+    session::{Session, TokenKey},
+    token::{Header, header},
 };
 
 use crate::{
-    admit, clock, flow, limit,
+    admit::{self, Admitted},
+    clock, flow,
     maps::{LIVE, SESSIONS},
     outline,
     packet::Frame,
     parse::{Datagram, PAYLOAD_AT_MASK, Packet},
-    proof, revoke,
+    revoke,
     token::Token,
 };
 
-/// Whether the session takes the datagram. `entry` is its entry of the token cache; null if it was made just now.
+/// The session of a datagram's token, if it takes the datagram.
 #[inline(always)]
-pub fn takes(
+pub fn of(
     frame: &Frame,
     packet: &Packet,
     datagram: &Datagram,
     token: &Token,
     live: &Live,
     service: &Service,
-    entry: *mut Session,
-) -> Result<(), Reason> {
-    let seen = packet.seen();
-    if !entry.is_null() && !service.limits() && token.kind == Kind::Bearer {
+) -> Result<Admitted, Reason> {
+    let header = token.header()?;
+    let known = SESSIONS
+        .get_ptr_mut(TokenKey::of(&header))
+        .and_then(|entry| Some((admit::cached(entry, &header)?, entry)));
+    if let Some((admitted, entry)) = known {
         // SAFETY: the kernel's entry; volatile, because it may be written to.
-        let (before, checked) = unsafe {
+        let (seen, checked) = unsafe {
             ((&raw const (*entry).seen).read_volatile(), (&raw const (*entry).checked).read_volatile())
         };
-        if before == seen && checked == live.revocations as u32 {
-            return Ok(()); // Nothing has changed since its last datagram.
+        if seen == packet.seen() && checked == live.revocations as u32 {
+            return Ok(admitted); // Nothing has changed since its last datagram.
         }
     }
+    arrives(frame, packet, datagram, token, service)?;
+    let (admitted, entry) = match known {
+        Some(known) => known,
+        None => (admit::in_full(frame, packet, token, live)?, ptr::null_mut()),
+    };
+    outline::result(settle(frame.context(), entry), [Reason::Revoked])?;
+    Ok(admitted)
+}
+
+/// Lays out what is to be known of a datagram in this CPU's scratch.
+#[inline(always)]
+pub fn arrives(
+    frame: &Frame,
+    packet: &Packet,
+    datagram: &Datagram,
+    token: &Token,
+    service: &Service,
+) -> Result<(), Reason> {
     admit::scratch()?.arrival = Arrival {
-        seen,
+        seen: packet.seen(),
         source: packet.from.address,
         token_at: token.at.offset_in(frame) as u32,
         ip_at: packet.ip.offset_in(frame) as u32,
@@ -55,21 +78,10 @@ pub fn takes(
         max_sources: service.max_sources,
         reserved: [0; 5],
     };
-    outline::result(
-        settle(frame.context(), entry),
-        [
-            Reason::Revoked,
-            Reason::StaleProof,
-            Reason::BadProof,
-            Reason::Replay,
-            Reason::RateLimited,
-            Reason::TooManySources,
-            Reason::Unsupported,
-        ],
-    )
+    Ok(())
 }
 
-/// With a name for the linker: looked at by the verifier once.
+/// With a name for the linker: looked at by the verifier once. `entry` is null if the full check was made just now.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn settle(ctx: *mut xdp_md, entry: *mut Session) -> u32 {
@@ -79,38 +91,39 @@ extern "C" fn settle(ctx: *mut xdp_md, entry: *mut Session) -> u32 {
 #[inline(always)]
 fn settled(ctx: *mut xdp_md, entry: *mut Session) -> Result<(), Reason> {
     let scratch = admit::scratch()?;
-    // SAFETY, here and wherever steps read or write an entry: the pointer is the kernel's, to memory that stays allocated.
-    // The cache may give it to another token meanwhile, so that all reads are volatile, and what is written there does
-    // no harm in another token's entry.
-    let entry =
-        if entry.is_null() { SESSIONS.get_ptr_mut(&scratch.token).ok_or(Reason::Internal)? } else { entry };
     let live = LIVE.get(0).ok_or(Reason::Internal)?;
     let now = clock::now(live);
     let frame = Frame::at(ctx);
-    let token = frame.start().skip(scratch.arrival.token_at as usize & PAYLOAD_AT_MASK);
-    let header = Header::again(token.read(0).ok_or(Reason::Internal)?);
-
-    revoke::check(scratch, live, now, header.nonce(), entry)?;
-    if header.kind() == Kind::Proof {
-        proof::check(&frame, token, &header, &scratch.arrival, now, entry)?;
+    if !entry.is_null() {
+        let token = frame.start().skip(scratch.arrival.token_at as usize & PAYLOAD_AT_MASK);
+        let nonce = Header::again(token.read(0).ok_or(Reason::Internal)?).nonce();
+        revoke::check(scratch, live, now, nonce, entry)?;
+        remember(&frame, scratch, entry);
+        return Ok(());
     }
-    limit::check(Tables::from_word(live.tables), &scratch.arrival, now, entry)?;
-    remember(&frame, scratch, entry);
-    Ok(())
+    // Of a new entry nobody else knows: it is settled before it comes into the cache, whatever becomes of the datagram.
+    let entry = &raw mut scratch.tracked.session;
+    let nonce = scratch.token.nonce;
+    let result = revoke::check(scratch, live, now, nonce, entry);
+    if result.is_ok() {
+        remember(&frame, scratch, entry);
+    }
+    SESSIONS.insert(&scratch.token, &scratch.tracked.session, 0).map_err(|_| Reason::Internal)?;
+    result
 }
 
 /// Where its client is another than that of the session's last datagram, the flow is remembered.
 #[inline(always)]
-fn remember(frame: &Frame, scratch: &mut Scratch, entry: *mut Session) {
-    // SAFETY: as above. If the entry has become another token's, that one's flow is remembered once more, and this one's
-    // with the other's session: an ICMP error may go to a wrong backend of the service.
+pub fn remember(frame: &Frame, scratch: &mut Scratch, entry: *mut Session) {
+    // SAFETY: the kernel's entry, to memory that stays allocated. If it has become another token's, that one's flow is
+    // remembered once more, and this one's with the other's session: an ICMP error may go to a wrong backend of the service.
     unsafe {
         let seen = &raw mut (*entry).seen;
         if seen.read_volatile() == scratch.arrival.seen {
             return;
         }
         seen.write_volatile(scratch.arrival.seen);
-        scratch.session.admission = (&raw const (*entry).admission).read_volatile();
+        scratch.tracked.session.admission = (&raw const (*entry).admission).read_volatile();
     }
     flow::remember(frame, scratch);
 }

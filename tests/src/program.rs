@@ -22,7 +22,7 @@ use lb_common::{
     reason::{self, Reason},
     revocation::RevocationKey,
     scratch::Scratch,
-    session::{Admission, Session, TokenKey},
+    session::{Admission, Session, TokenKey, TrackedSession},
 };
 use nix::time::{ClockId, clock_getres};
 use tollgate::datapath::{Datapath, DatapathError, Options, TableSet, embedded_object};
@@ -97,6 +97,7 @@ pub struct Program {
     datapath: Datapath,
     key_slots: Array<MapData, KeySlot>,
     sessions: HashMap<MapData, TokenKey, Session>,
+    tracked: HashMap<MapData, TokenKey, TrackedSession>,
     egress: DevMapHash<MapData>,
     counters: PerCpuArray<MapData, Counter>,
     world: World,
@@ -121,6 +122,7 @@ impl Program {
         let mut program = Self {
             key_slots: Map::Array(map_of(&datapath, maps::KEY_SLOTS)?).try_into()?,
             sessions: Map::LruHashMap(map_of(&datapath, maps::SESSIONS)?).try_into()?,
+            tracked: Map::LruHashMap(map_of(&datapath, maps::TRACKED)?).try_into()?,
             counters: Map::PerCpuArray(map_of(&datapath, maps::COUNTERS)?).try_into()?,
             egress: Map::DevMapHash(map_of(&datapath, maps::EGRESS)?).try_into()?,
             datapath,
@@ -195,13 +197,15 @@ impl Program {
         Ok(self.datapath.read_clock()?.jiffies)
     }
 
-    /// Empties the token cache.
+    /// Empties the token caches.
     ///
     /// # Errors
     /// If an entry cannot be removed.
     pub fn forget(&mut self) -> Result<()> {
         let there: Vec<TokenKey> = self.sessions.keys().collect::<Result<_, _>>()?;
-        there.iter().try_for_each(|key| Ok(self.sessions.remove(key)?))
+        there.iter().try_for_each(|key| self.sessions.remove(key))?;
+        let there: Vec<TokenKey> = self.tracked.keys().collect::<Result<_, _>>()?;
+        Ok(there.iter().try_for_each(|key| self.tracked.remove(key))?)
     }
 
     /// Makes it as if it had just been loaded, but for what it has counted.
@@ -339,9 +343,23 @@ impl Program {
         Ok(self.datapath.counters.hmacs()?)
     }
 
-    /// The token cache.
+    /// Tokens that are remembered, of which something is counted or not.
+    ///
+    /// # Errors
+    /// If a cache cannot be read.
+    pub fn remembered(&self) -> Result<usize> {
+        let sessions = self.datapath.counters.sessions()?;
+        Ok(usize::try_from(sessions.untracked + sessions.tracked)?)
+    }
+
+    /// The cache of tokens of which nothing is counted.
     pub const fn sessions(&mut self) -> &mut HashMap<MapData, TokenKey, Session> {
         &mut self.sessions
+    }
+
+    /// The cache of tokens of which something is counted.
+    pub const fn tracked(&mut self) -> &mut HashMap<MapData, TokenKey, TrackedSession> {
+        &mut self.tracked
     }
 
     /// The translations of `forward = "nat"`.

@@ -101,10 +101,13 @@ pub struct Status {
     pub store_revision: u64,
     /// Whether the store can be used.
     pub store_connected: bool,
-    /// Tokens in the cache.
+    /// Tokens in the caches.
     #[serde(with = "big")]
     pub sessions: u64,
-    /// Room for them.
+    /// Those of them of which something is counted: PROOF tokens, and those of services with limits.
+    #[serde(with = "big", default)]
+    pub sessions_tracked: u64,
+    /// Room for those, and for the others.
     pub sessions_max: u32,
     /// Clients behind a port of this node, where a service has `forward = "nat"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -400,7 +403,7 @@ pub struct SessionList {
     pub sessions: Vec<SessionStatus>,
 }
 
-/// A token in the cache. Times are unix seconds.
+/// A token in a cache. Times are unix seconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionStatus {
     /// The service's name, or its number where the configuration has none of it.

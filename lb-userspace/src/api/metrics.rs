@@ -173,7 +173,11 @@ fn admission(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt
 fn node(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let status = &report.status;
     let none = Labels::new;
-    gauges(encoder, "tollgate_sessions", "Tokens in the cache", [(none(), status.sessions)])?;
+    gauges(encoder, "tollgate_sessions", "Tokens in the caches", [(none(), status.sessions)])?;
+    let help = "Those of which something is counted: PROOF tokens, and those of services with limits";
+    gauges(encoder, "tollgate_sessions_tracked", help, [(none(), status.sessions_tracked)])?;
+    let room = [(none(), u64::from(status.sessions_max))];
+    gauges(encoder, "tollgate_sessions_capacity", "Room for those, and for the others", room)?;
     let translations = status.nat_translations.map(|count| (none(), count));
     let help = "Clients behind a port of this node, by forward = nat";
     gauges(encoder, "tollgate_nat_translations", help, translations)?;

@@ -9,7 +9,7 @@ use anyhow::bail;
 use serde::Serialize;
 use tollgate::{
     config::{Config, Forward, Service},
-    control::{self, StartError},
+    control::{self, StartError, desired},
     datapath::{
         DatapathError,
         preflight::{self, Verdict},
@@ -48,7 +48,7 @@ pub fn run(global: &Global) -> anyhow::Result<()> {
         found: warning.to_string(),
         mend: String::new(),
     }));
-    let host = preflight::checks(&config.bpffs, config.sessions, config.ports_of_nat());
+    let host = preflight::checks(&config.bpffs, &desired::options(&config));
     checks.extend(host.into_iter().map(|check| {
         let verdict = match check.verdict {
             Verdict::Good => "good",

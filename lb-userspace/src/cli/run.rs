@@ -18,7 +18,7 @@ use tokio::{
 use tollgate::{
     api::{access::Rules, listen, serve, server},
     config::Config,
-    control::{Controller, Handle},
+    control::{Controller, Handle, desired},
     datapath::{
         Pins,
         preflight::{self, Verdict},
@@ -90,7 +90,7 @@ impl Doors {
 
 fn preflight(config: &Config) -> anyhow::Result<()> {
     preflight::raise_memlock_limit();
-    let checks = preflight::checks(&config.bpffs, config.sessions, config.ports_of_nat());
+    let checks = preflight::checks(&config.bpffs, &desired::options(config));
     let failed: Vec<_> = checks
         .iter()
         .filter(|check| check.verdict == Verdict::Failed)

@@ -28,8 +28,10 @@ fn table(status: &Status) -> Vec<String> {
             false => format!("NOT READY: {}", status.not_ready.join("; ")),
         },
         format!(
-            "{} of {} tokens in the cache, {} full checks, store at revision {}{}",
-            status.sessions,
+            "{} of {} tokens remembered, and {} of {} tracked, {} full checks, store at revision {}{}",
+            status.sessions - status.sessions_tracked,
+            status.sessions_max,
+            status.sessions_tracked,
             status.sessions_max,
             status.hmacs,
             status.store_revision,

@@ -253,6 +253,11 @@ impl Forward {
 }
 
 impl Service {
+    /// Whether something limits its sessions.
+    pub fn has_limits(&self) -> bool {
+        !self.rates.is_empty() || self.max_sources.is_some()
+    }
+
     /// The service called `name`: by its name or its id.
     pub fn find<'a>(services: &'a [Self], name: &str) -> Option<&'a Self> {
         services.iter().find(|service| service.name == name || name.parse() == Ok(service.id))

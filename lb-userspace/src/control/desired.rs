@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
     backend::Backend,
+    live::SECOND_NS,
     rate::{CLASSES, Rate, RateTable},
     service::{
         ACCEPT_BEARER, ACCEPT_PROOF, BIND_OPTIONAL, BIND_REQUIRED, FLAG_OBSERVE, FLAG_RATED, FLAG_STRIP,
@@ -15,7 +16,7 @@ use super::way::Way;
 use crate::{
     balancer::{self, Share},
     config::{self, Bind, Config, Forward, Mode},
-    datapath::Snapshot,
+    datapath::{Options, Snapshot},
 };
 
 /// A service's index, and those of its backends that may be used, by id.
@@ -29,6 +30,19 @@ pub struct Placed {
     pub revoked_before: u32,
     /// Where each backend's counters stand, and the way to it.
     pub backends: BTreeMap<u16, (u32, Way)>,
+}
+
+/// How the program is to be loaded; where it is pinned is not said here.
+pub fn options(config: &Config) -> Options {
+    let services = &config.services;
+    Options {
+        sessions: config.sessions,
+        untracked: services.iter().any(|service| service.accept.bearer && !service.has_limits()),
+        tracked: services.iter().any(|service| service.accept.proof || service.has_limits()),
+        nat_ports: config.ports_of_nat(),
+        hmac_cost_ns: SECOND_NS / u64::from(config.hmac_budget).max(1),
+        ..Options::default()
+    }
 }
 
 /// What the tables are to say. Backends are placed service by service, by their id.
@@ -178,6 +192,23 @@ mod tests {
             ServiceKey::v4(u32::from_ne_bytes([203, 0, 113, 10]), 7777u16.to_be())
         );
         snapshot.backends[0]
+    }
+
+    #[test]
+    fn a_cache_is_as_large_as_configured_where_tokens_can_need_it() {
+        let caches = |lines: &str| {
+            let text = FILE.replace("FORWARD", "l2").replace("ADDRESS", "10.0.0.11");
+            let text = text.replace("port = 7777", &format!("port = 7777\n{lines}"));
+            let config = Config::parse(std::path::Path::new("tollgate.toml"), &text).unwrap();
+            let Options { untracked, tracked, .. } = options(&config);
+            (untracked, tracked)
+        };
+        assert_eq!(caches(r#"accept = ["bearer"]"#), (true, false));
+        assert_eq!(caches(r#"accept = ["proof"]"#), (false, true));
+        assert_eq!(caches(r#"accept = ["bearer", "proof"]"#), (true, true));
+        let limited = r#"accept = ["bearer"]"#.to_owned() + "\n";
+        assert_eq!(caches(&(limited.clone() + "max_sources = 2")), (false, true));
+        assert_eq!(caches(&(limited + r#"rate = { "0" = "1000/s" }"#)), (false, true));
     }
 
     const fn mapped(address: [u8; 4]) -> [u32; 4] {

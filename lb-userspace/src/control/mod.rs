@@ -4,7 +4,7 @@ mod attachment;
 pub mod backends;
 mod clock;
 mod commands;
-mod desired;
+pub mod desired;
 mod indices;
 mod keys;
 mod neighbours;
@@ -134,20 +134,14 @@ impl Controller {
         let attachments = Attachments::new(&config, pins.clone());
         attachments.check(&interfaces)?;
 
-        let options = Options {
-            sessions: config.sessions,
-            nat_ports: config.ports_of_nat(),
-            hmac_cost_ns: lb_common::live::SECOND_NS / u64::from(config.hmac_budget).max(1),
-            pins: Some(pins.clone()),
-            ..Options::default()
-        };
+        let options = Options { pins: Some(pins.clone()), ..desired::options(&config) };
         let datapath = Datapath::load(embedded_object()?, &options)?;
         let mut clock = Clock::default();
         clock.follow(&datapath)?;
         if datapath.sessions_made_anew {
             info!(
                 sessions = config.sessions,
-                "the token cache has another size than before and begins empty"
+                "the token caches have another size than before: they begin empty"
             );
         }
         let stored = Stored::open(store).await?;

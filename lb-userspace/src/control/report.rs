@@ -36,6 +36,7 @@ impl Controller {
     pub(super) fn status(&self) -> Result<Status, RequestError> {
         let not_ready = self.ready.borrow().clone().err().unwrap_or_default();
         let backends = self.backend_list(None)?;
+        let sessions = self.datapath.counters.sessions()?;
         Ok(Status {
             node: self.config.node.clone(),
             version: version::VERSION.to_owned(),
@@ -55,7 +56,8 @@ impl Controller {
             errors: self.outcome.errors.clone(),
             store_revision: self.stored.revision(),
             store_connected: self.store_connected,
-            sessions: self.datapath.counters.sessions()?,
+            sessions: sessions.untracked + sessions.tracked,
+            sessions_tracked: sessions.tracked,
             sessions_max: self.config.sessions,
             nat_translations: match self.config.ports_of_nat() {
                 Some(_) => Some(self.datapath.counters.translations()?),

@@ -1,8 +1,8 @@
-//! What the token cache holds, for people.
+//! What the token caches hold, for people.
 
 use lb_common::{
     revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},
-    session::{Session, TokenKey},
+    session::{SOURCES_MAX, Session, TokenKey},
     token::{Header, Kind},
 };
 
@@ -13,7 +13,7 @@ use crate::api::messages::{SessionList, SessionStatus, TokenKind};
 const LISTED_MAX: usize = 10_000;
 
 impl Controller {
-    /// At most so many tokens of the cache, and 10,000, of one service or all, and how many there are.
+    /// At most so many tokens of the caches, and 10,000, of one service or all, and how many there are.
     pub(super) fn session_list(
         &self,
         service: Option<&str>,
@@ -22,23 +22,39 @@ impl Controller {
         let only = service.map(|name| self.service(name).map(|service| service.id)).transpose()?;
         let limit = limit.min(LISTED_MAX);
         let mut list = SessionList { matching: 0, sessions: Vec::new() };
-        self.datapath.counters.each_session(|key, session| {
+        let mut add = |key: &TokenKey, session: &Session, sources: Option<&[u32; SOURCES_MAX]>| {
             let header = header_of(key, session);
             // Which service it is of, its key says: in the claims that is sealed.
             let service_id = self.stored.state().keyring.key(header.key_id()).map_or(0, |key| key.service_id);
-            if only.is_some_and(|only| only != service_id) {
+            let is_another = only.is_some_and(|only| only != service_id);
+            if is_another || self.has_left(&header, service_id, sources.is_some()) {
                 return;
             }
             list.matching += 1;
             if list.sessions.len() < limit {
-                list.sessions.push(self.session_status(&header, session, service_id));
+                list.sessions.push(self.session_status(&header, session, service_id, sources));
             }
-        })?;
+        };
+        let counters = &self.datapath.counters;
+        counters.each_session(|key, session| add(key, session, None))?;
+        counters.each_tracked(|key, tracked| add(key, &tracked.session, Some(&tracked.sources)))?;
         list.sessions.sort_by_key(|session| (session.service_id, session.session_id, session.issued_at));
         Ok(list)
     }
 
-    fn session_status(&self, header: &Header, session: &Session, service_id: u32) -> SessionStatus {
+    /// Whether an entry is of the cache that its service's tokens of this type were in under other limits.
+    fn has_left(&self, header: &Header, service_id: u32, is_tracked: bool) -> bool {
+        let service = self.config.services.iter().find(|service| service.id == service_id);
+        service.is_some_and(|service| is_tracked != (header.kind() == Kind::Proof || service.has_limits()))
+    }
+
+    fn session_status(
+        &self,
+        header: &Header,
+        session: &Session,
+        service_id: u32,
+        sources: Option<&[u32; SOURCES_MAX]>,
+    ) -> SessionStatus {
         let revocations = &self.stored.state().revocations;
         let session_id = session.admission.session_id;
         let names = [(REVOKED_SESSION, session_id), (REVOKED_TOKEN, header.nonce())];
@@ -59,7 +75,7 @@ impl Controller {
             nonce: hex::encode(header.nonce().to_le_bytes()),
             issued_at: header.issued_at().into(),
             expires_at: header.expires_at().into(),
-            sources: session.sources.iter().filter(|source| **source != 0).count(),
+            sources: sources.into_iter().flatten().filter(|source| **source != 0).count(),
             revoked: named || header.issued_at() < revocations.before(service_id),
         }
     }

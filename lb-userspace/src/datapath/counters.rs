@@ -3,11 +3,11 @@
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_common::{
     counter::{Counter, counter_index},
-    maps::{BACKEND_COUNTERS, COUNTERS, SCRATCH, SESSIONS, TRANSLATIONS},
+    maps::{BACKEND_COUNTERS, COUNTERS, SCRATCH, SESSIONS, TRACKED, TRANSLATIONS},
     nat::{Translation, TranslationKey},
     reason::{self, Reason},
     scratch::Scratch,
-    session::{Session, TokenKey},
+    session::{Session, TokenKey, TrackedSession},
 };
 
 use super::{DatapathError, batch};
@@ -18,8 +18,18 @@ pub struct Counters {
     backends: PerCpuArray<MapData, Counter>,
     scratch: PerCpuArray<MapData, Scratch>,
     sessions: HashMap<MapData, TokenKey, Session>,
+    tracked: HashMap<MapData, TokenKey, TrackedSession>,
     translations: HashMap<MapData, TranslationKey, Translation>,
     cpus: usize,
+}
+
+/// How many tokens are remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sessions {
+    /// Those of which nothing is counted.
+    pub untracked: u64,
+    /// Those of which something is.
+    pub tracked: u64,
 }
 
 /// One reading of a counter map.
@@ -56,7 +66,7 @@ impl Totals {
 
 impl Counters {
     pub(super) fn new(
-        [counters, backends, scratch, sessions, translations]: [Map; 5],
+        [counters, backends, scratch, sessions, tracked, translations]: [Map; 6],
         cpus: usize,
     ) -> Result<Self, DatapathError> {
         let opened = |map| move |source| DatapathError::Map { map, action: "open it", source };
@@ -65,6 +75,7 @@ impl Counters {
             backends: backends.try_into().map_err(opened(BACKEND_COUNTERS))?,
             scratch: scratch.try_into().map_err(opened(SCRATCH))?,
             sessions: sessions.try_into().map_err(opened(SESSIONS))?,
+            tracked: tracked.try_into().map_err(opened(TRACKED))?,
             translations: translations.try_into().map_err(opened(TRANSLATIONS))?,
             cpus,
         })
@@ -96,23 +107,32 @@ impl Counters {
         Ok(per_cpu.iter().map(|scratch| scratch.hmacs).sum())
     }
 
-    /// Entries of the token cache. Reads all of it: milliseconds for hundreds of thousands.
+    /// Entries of the token caches. Reads all of them: milliseconds for hundreds of thousands.
     ///
     /// # Errors
-    /// If the map cannot be read.
-    pub fn sessions(&self) -> Result<u64, DatapathError> {
-        entries::<TokenKey, Session>(SESSIONS, self.sessions.map())
+    /// If a map cannot be read.
+    pub fn sessions(&self) -> Result<Sessions, DatapathError> {
+        Ok(Sessions {
+            untracked: entries::<TokenKey, Session>(SESSIONS, self.sessions.map())?,
+            tracked: entries::<TokenKey, TrackedSession>(TRACKED, self.tracked.map())?,
+        })
     }
 
-    /// Calls `each` with the entries of the token cache. One that is being written may be shown half.
+    /// Calls `each` with the entries of the cache of tokens of which nothing is counted. One that is being written may be
+    /// shown half.
     ///
     /// # Errors
     /// If the map cannot be read.
-    pub fn each_session(&self, mut each: impl FnMut(&TokenKey, &Session)) -> Result<(), DatapathError> {
-        batch::lookup_all::<TokenKey, Session>(self.sessions.map(), 1, 4096, |keys, sessions| {
-            keys.iter().zip(sessions).for_each(|(key, session)| each(key, session));
-        })
-        .map_err(|source| DatapathError::Map { map: SESSIONS, action: "read it", source })
+    pub fn each_session(&self, each: impl FnMut(&TokenKey, &Session)) -> Result<(), DatapathError> {
+        each_entry(SESSIONS, self.sessions.map(), each)
+    }
+
+    /// Likewise with those of the cache of tokens of which something is counted.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn each_tracked(&self, each: impl FnMut(&TokenKey, &TrackedSession)) -> Result<(), DatapathError> {
+        each_entry(TRACKED, self.tracked.map(), each)
     }
 
     /// Entries of the translations, of which some may have timed out. Reads all of them.
@@ -149,9 +169,19 @@ fn entries<K: aya::Pod + Default, V: aya::Pod + Default>(
     map: &MapData,
 ) -> Result<u64, DatapathError> {
     let mut count = 0;
-    batch::lookup_all::<K, V>(map, 1, 4096, |keys, _| count += keys.len() as u64)
-        .map_err(|source| DatapathError::Map { map: name, action: "read it", source })?;
+    each_entry::<K, V>(name, map, |_, _| count += 1)?;
     Ok(count)
+}
+
+fn each_entry<K: aya::Pod + Default, V: aya::Pod + Default>(
+    name: &'static str,
+    map: &MapData,
+    mut each: impl FnMut(&K, &V),
+) -> Result<(), DatapathError> {
+    batch::lookup_all::<K, V>(map, 1, 4096, |keys, values| {
+        keys.iter().zip(values).for_each(|(key, value)| each(key, value));
+    })
+    .map_err(|source| DatapathError::Map { map: name, action: "read it", source })
 }
 
 fn clear(

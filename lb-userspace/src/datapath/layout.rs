@@ -81,7 +81,7 @@ pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Resul
         if found == *wanted {
             continue;
         }
-        let cache = [maps::SESSIONS, maps::FLOWS, maps::TRANSLATIONS].contains(name);
+        let cache = [maps::SESSIONS, maps::TRACKED, maps::FLOWS, maps::TRANSLATIONS].contains(name);
         if cache && (Layout { entries: wanted.entries, ..found }) == *wanted {
             resized.push(*name);
             continue;

@@ -22,8 +22,12 @@ use super::{
 /// What is decided when the program is loaded.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Entries of the token cache.
+    /// Entries of each token cache, of the flows and of the translations.
     pub sessions: u32,
+    /// Whether there are tokens of which nothing is counted.
+    pub untracked: bool,
+    /// Whether there are tokens of which something is.
+    pub tracked: bool,
     /// What one HMAC costs of a CPU's budget, nanoseconds.
     pub hmac_cost_ns: u64,
     /// How long what was live is left alone. Zero for whoever runs the program on packets of its own.
@@ -35,14 +39,16 @@ pub struct Options {
 }
 
 impl Options {
-    /// The size of a map that has no fixed one. Translations, which may not be needed, have the least that an LRU
-    /// works with.
+    /// The size of a map that has no fixed one. What nobody needs has the least that an LRU works with.
     pub(super) fn entries(&self, map: &str) -> Option<u32> {
-        match map {
-            maps::SESSIONS | maps::FLOWS => Some(self.sessions),
-            maps::TRANSLATIONS => Some(self.nat_ports.map_or(256, |_| self.sessions)),
-            _ => None,
-        }
+        let is_needed = match map {
+            maps::SESSIONS => self.untracked,
+            maps::TRACKED => self.tracked,
+            maps::FLOWS => true,
+            maps::TRANSLATIONS => self.nat_ports.is_some(),
+            _ => return None,
+        };
+        Some(if is_needed { self.sessions } else { 256 })
     }
 }
 
@@ -51,6 +57,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             sessions: maps::SESSIONS_DEFAULT,
+            untracked: true,
+            tracked: true,
             hmac_cost_ns: SECOND_NS / maps::HMACS_PER_SECOND_DEFAULT,
             grace: GRACE,
             nat_ports: None,
@@ -151,6 +159,7 @@ impl Datapath {
             take(maps::BACKEND_COUNTERS)?,
             take(maps::SCRATCH)?,
             take(maps::SESSIONS)?,
+            take(maps::TRACKED)?,
             take(maps::TRANSLATIONS)?,
         ];
         let cpus = cpus()?;

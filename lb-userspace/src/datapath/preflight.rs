@@ -3,10 +3,16 @@
 use std::{borrow::Cow, fs, path::Path};
 
 use aya::util::KernelVersion;
-use lb_common::{balance::MaglevTable, maps, nat::Ports, rate::RateTable, session::Session};
+use lb_common::{
+    balance::MaglevTable,
+    maps,
+    nat::Ports,
+    rate::RateTable,
+    session::{Session, TrackedSession},
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::{Pins, embedded_object};
+use super::{Options, Pins, embedded_object};
 
 /// The oldest kernel that has all that the program uses.
 const OLDEST_KERNEL: KernelVersion = KernelVersion::new(6, 1, 0);
@@ -35,12 +41,10 @@ pub enum Verdict {
     Failed,
 }
 
-/// Looks at kernel, rights and memory for a data path pinned below `bpffs`.
-/// `nat_ports` are those of `forward = "nat"`, where a service uses it.
-pub fn checks(bpffs: &Path, sessions: u32, nat_ports: Option<Ports>) -> Vec<Check> {
-    let mut checks =
-        vec![program(), kernel(), rights(), btf(), jit(), pinning(bpffs), memory(sessions, nat_ports)];
-    checks.extend(nat_ports.map(kept_ports));
+/// Looks at kernel, rights and memory for a data path that is loaded so and pinned below `bpffs`.
+pub fn checks(bpffs: &Path, options: &Options) -> Vec<Check> {
+    let mut checks = vec![program(), kernel(), rights(), btf(), jit(), pinning(bpffs), memory(options)];
+    checks.extend(options.nat_ports.map(kept_ports));
     checks
 }
 
@@ -122,19 +126,24 @@ fn pinning(bpffs: &Path) -> Check {
     }
 }
 
-fn memory(sessions: u32, nat_ports: Option<Ports>) -> Check {
+fn memory(options: &Options) -> Check {
     // An entry of an LRU hash: 48 bytes of the kernel's, key and value as multiples of 8; and a bucket of 16.
-    const SESSION: u64 = 48 + 16 + size_of::<Session>() as u64 + 16;
-    const FLOW: u64 = 48 + 24 + 16 + 16;
-    const TRANSLATION: u64 = 48 + 24 + 96 + 16;
-    let entry = SESSION + FLOW + nat_ports.map_or(0, |_| TRANSLATION);
+    let caches: u64 = [
+        (maps::SESSIONS, 48 + 16 + size_of::<Session>() + 16),
+        (maps::TRACKED, 48 + 16 + size_of::<TrackedSession>() + 16),
+        (maps::FLOWS, 48 + 24 + 16 + 16),
+        (maps::TRANSLATIONS, 48 + 24 + 96 + 16),
+    ]
+    .iter()
+    .map(|(map, entry)| u64::from(options.entries(map).unwrap_or_default()) * *entry as u64)
+    .sum();
     let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
     const REVOCATION: u64 = 48 + 16 + 8 + 16;
     let of_service = size_of::<MaglevTable>() + size_of::<RateTable>();
     let tables = u64::from(maps::HALVES * maps::SERVICES_MAX) * of_service as u64
         + u64::from(maps::REVOCATIONS_MAX) * REVOCATION;
     let counters = u64::from(maps::COUNTERS_MAX + maps::BACKENDS_MAX) * 16 * cpus;
-    let needed = (u64::from(sessions) * entry + tables + counters) >> 20;
+    let needed = (caches + tables + counters) >> 20;
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = meminfo
         .lines()

@@ -149,7 +149,7 @@ fn another_size_of_the_token_cache_begins_empty(family: Family) -> Result<()> {
     let text = std::fs::read_to_string(lab.place.config())?;
     std::fs::write(lab.place.config(), text.replace("sessions = 4096", "sessions = 8192"))?;
     let daemon = lab.start()?;
-    ensure!(daemon.log().contains("begins empty"), "{}", daemon.log());
+    ensure!(daemon.log().contains("begin empty"), "{}", daemon.log());
     ensure!(lab.json(&["status"])?["sessions_max"] == 8192);
     lab.delivered(&token)?;
     Ok(())

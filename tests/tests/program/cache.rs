@@ -1,22 +1,26 @@
-//! The token cache and the budget of full checks.
+//! The token caches and the budget of full checks.
 
 use anyhow::Result;
 use lb_common::{
     keyslot::{KeyId, STATE_OFF},
     reason::Reason,
     scratch::BURST_NS,
-    session::{Admission, Seen, Session, TokenKey},
+    service::Service,
+    session::{Admission, Seen, Session, TokenKey, TrackedSession},
     token::Header,
 };
 use lb_tests::{
     case::{Case, check_all},
-    packet::Packet,
+    packet::{self, Packet},
     program::{Program, pin_to_cpu, small},
     world::{self, Key, SERVICE_ID, SESSION, World},
 };
 use tollgate::datapath::Options;
 
-use crate::matrix::Subject;
+use crate::{
+    matrix::Subject,
+    proof::{self, TS},
+};
 
 fn forwarded(token: &Header, session: u64) -> Case {
     let packet = Packet::with_token(token);
@@ -24,10 +28,6 @@ fn forwarded(token: &Header, session: u64) -> Case {
     let backend = world.picked(session);
     let name = format!("session {session:#x}");
     Case::sent(name, world, &packet, &packet.clone().stripped(), &backend, Reason::Forwarded)
-}
-
-fn key_of(token: &Header) -> TokenKey {
-    TokenKey { fast_tag: token.fast_tag(), nonce: token.nonce() }
 }
 
 fn session_of(token: &Header, session_id: u64) -> Session {
@@ -57,7 +57,7 @@ fn a_token_is_fully_checked_once() -> Result<()> {
         case.check(&mut program)?;
         assert_eq!(program.hmacs()?, 1);
     }
-    assert_eq!(entries(&mut program)?, [(key_of(&token), session_of(&token, SESSION))]);
+    assert_eq!(entries(&mut program)?, [(TokenKey::of(&token), session_of(&token, SESSION))]);
     Ok(())
 }
 
@@ -74,7 +74,7 @@ fn refused_tokens_are_not_remembered() -> Result<()> {
         check_all(&mut program, &cases)?;
         assert_eq!(program.hmacs()?, round * cases.len() as u64);
     }
-    assert_eq!(program.sessions().iter().count(), 0);
+    assert_eq!(program.remembered()?, 0);
     Ok(())
 }
 
@@ -86,7 +86,7 @@ fn a_hit_is_believed() -> Result<()> {
     let elsewhere =
         (0..).find(|session| World::default().picked(*session) != World::default().picked(SESSION));
     let elsewhere = elsewhere.expect("three backends");
-    program.sessions().insert(key_of(&token), session_of(&token, elsewhere), 0)?;
+    program.sessions().insert(TokenKey::of(&token), session_of(&token, elsewhere), 0)?;
     forwarded(&token, elsewhere).check(&mut program)?;
     assert_eq!(program.hmacs()?, 0);
     Ok(())
@@ -100,12 +100,78 @@ fn an_entry_of_other_claims_is_no_hit() -> Result<()> {
         let mut program = Program::load()?;
         let mut session = session_of(&token, 1);
         session.claims[word] ^= 1 << 63;
-        program.sessions().insert(key_of(&token), session, 0)?;
+        program.sessions().insert(TokenKey::of(&token), session, 0)?;
         forwarded(&token, SESSION).check(&mut program)?;
         assert_eq!(program.hmacs()?, 1, "word {word}");
         // It was checked in full, and now the entry is its own.
-        assert_eq!(entries(&mut program)?, [(key_of(&token), session_of(&token, SESSION))]);
+        assert_eq!(entries(&mut program)?, [(TokenKey::of(&token), session_of(&token, SESSION))]);
     }
+    Ok(())
+}
+
+/// The same in the cache of tokens of which something is counted.
+#[test]
+fn a_tracked_entry_of_other_claims_is_no_hit() -> Result<()> {
+    let proof = world::proof_number(SESSION);
+    let token = proof.header(1, TS, &[]);
+    for word in 0..4 {
+        let mut program = Program::load()?;
+        let session = session_of(&token, SESSION);
+        let mut other = TrackedSession { session, ..TrackedSession::default() };
+        other.session.claims[word] ^= 1 << 63;
+        program.tracked().insert(TokenKey::of(&token), other, 0)?;
+        let packet = Packet::with_proof(&proof, 1, TS);
+        proof::forwarded("a proof", SESSION, &packet).check(&mut program)?;
+        assert_eq!(program.hmacs()?, 1, "word {word}");
+        let entry = program.tracked().get(&TokenKey::of(&token), 0)?;
+        assert_eq!(entry.session.claims, session.claims);
+        proof::refused("again", &packet, Reason::Replay).check(&mut program)?;
+    }
+    Ok(())
+}
+
+/// BEARER tokens, of which somebody may have many, push no replay window and no limit out.
+#[test]
+fn what_is_counted_stays() -> Result<()> {
+    let mut program = Program::load_with(&Options { sessions: 64, ..small() })?;
+    let packet = Packet::with_proof(&world::proof_number(SESSION), 1, TS);
+    proof::forwarded("a proof", SESSION, &packet).check(&mut program)?;
+    let bearer = |number| {
+        proof::forwarded("a BEARER token", number, &Packet::with_token(&world::token_number(number)))
+    };
+    check_all(&mut program, &(0..1000).map(bearer).collect::<Vec<_>>())?;
+    let hmacs = program.hmacs()?;
+    proof::refused("the proof again", &packet, Reason::Replay).check(&mut program)?;
+    assert_eq!(program.hmacs()?, hmacs);
+    Ok(())
+}
+
+/// A service that gets limits has its tokens fully checked once more; without them it has what it had.
+#[test]
+fn a_token_moves_with_its_services_limits() -> Result<()> {
+    let mut program = Program::load()?;
+    let limited = World::with_service(Service { max_sources: 1, ..world::service() });
+    let packet = Packet::default();
+    let elsewhere = Packet { from: packet::client(77), ..packet.clone() };
+    let free = |packet: &Packet| {
+        let backend = World::default().picked(SESSION);
+        Case::sent(
+            "no limits",
+            World::default(),
+            packet,
+            &packet.clone().stripped(),
+            &backend,
+            Reason::Forwarded,
+        )
+    };
+    let cases = [
+        free(&packet),
+        free(&packet).with_world(limited.clone()),
+        Case::refused("one source", limited, &elsewhere, Reason::TooManySources),
+        free(&elsewhere),
+    ];
+    check_all(&mut program, &cases)?;
+    assert_eq!((program.hmacs()?, program.remembered()?), (2, 2));
     Ok(())
 }
 
@@ -146,7 +212,7 @@ fn a_full_cache_forgets() -> Result<()> {
     for _ in 0..2 {
         check_all(&mut program, &cases)?;
     }
-    assert!(program.sessions().iter().count() <= 64);
+    assert!(program.remembered()? <= 64);
     assert!(program.hmacs()? > 1000);
     Ok(())
 }

@@ -125,7 +125,7 @@ fn the_first_proof_of_a_token() -> Result<()> {
         let frames: Vec<_> = (0..rounds as u64).map(|number| vec![first(number)]).collect();
         ensure_passing(&at_once(&program, &frames)?, 1)?;
         ensure_counted(&program, &before, &[(Reason::Forwarded, rounds), (Reason::Replay, rounds * others)])?;
-        ensure!(program.sessions().iter().count() == rounds);
+        ensure!(program.remembered()? == rounds);
     }
     Ok(())
 }
@@ -163,7 +163,7 @@ fn the_first_packets_of_a_token() -> Result<()> {
         let frames: Vec<_> = (0..rounds as u64).map(|number| vec![first(number)]).collect();
         ensure_passing(&at_once(&program, &frames)?, cpus)?;
         ensure_counted(&program, &before, &[(Reason::Forwarded, rounds * cpus)])?;
-        ensure!(program.sessions().iter().count() == rounds);
+        ensure!(program.remembered()? == rounds);
         let hmacs = (program.hmacs()? - hmacs) as usize;
         ensure!((rounds..=rounds * cpus).contains(&hmacs), "{hmacs} HMACs for {rounds} tokens");
     }

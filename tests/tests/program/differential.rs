@@ -106,7 +106,7 @@ fn run(seed: u64, count: usize) -> Result<BTreeMap<Reason, u64>> {
         program.hmacs()?,
         model.hmacs()
     );
-    let remembered = program.sessions().iter().count();
+    let remembered = program.remembered()?;
     ensure!(remembered == model.remembered(), "{remembered} tokens, and {} by the model", model.remembered());
     Ok(counted)
 }

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use lb_common::{
     reason::Reason,
+    revocation::{REVOKED_SESSION, RevocationKey},
     service::{FLAG_RATED, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT, Service},
     session::Admission,
 };
@@ -11,7 +12,7 @@ use lb_tests::{
     packet::{self, Family, Icmp, Packet, UDP_LEN, UdpChecksum},
     program::Program,
     way,
-    world::{self, ClassRate, SERVICE_INDEX, SESSION, World},
+    world::{self, ClassRate, SERVICE_ID, SERVICE_INDEX, SESSION, World},
 };
 
 use crate::{
@@ -244,8 +245,13 @@ fn a_datagram_ties_errors_to_its_session() -> Result<()> {
         let refused = Case::refused("a datagram without a token", world.clone(), &refused, Reason::NoToken);
         let valid = Packet { from, ..Packet::default() }.over(family);
         let valid = Case::sent("valid", world.clone(), &valid, &valid, &backend, Reason::Forwarded);
-        let tied = sent("an error after a datagram".into(), world, &packet);
-        check_all(&mut program, &[not_yet.clone(), refused, not_yet, valid, tied])?;
+        let tied = sent("an error after a datagram".into(), world.clone(), &packet);
+        // It is fully checked, and refused: what is remembered of it ties nothing.
+        let key = RevocationKey { service_id: SERVICE_ID, kind: REVOKED_SESSION, of: SESSION };
+        let revoking = World { revocations: vec![(key, world.now_ns + 1)], ..world };
+        let revoked = Packet { from, ..Packet::default() }.over(family);
+        let revoked = Case::refused("a revoked session", revoking, &revoked, Reason::Revoked);
+        check_all(&mut program, &[not_yet.clone(), refused, not_yet.clone(), revoked, not_yet, valid, tied])?;
     }
     Ok(())
 }
