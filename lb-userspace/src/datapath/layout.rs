@@ -62,10 +62,12 @@ impl Layout {
 /// anew: it costs each live token one more HMAC; so are flows and translations, which clients' next datagrams make
 /// again. Returns whether the token cache was.
 ///
+/// Without the pin of `live`, the token caches are made anew, too: what sessions know of revocations is counted there.
+///
 /// # Errors
 /// For any other difference, before anything has changed.
 pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Result<bool, DatapathError> {
-    let mut resized = Vec::new();
+    let mut anew = Vec::new();
     for (name, wanted) in wanted {
         let path = pins.map(name);
         if !path.exists() {
@@ -78,12 +80,13 @@ pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Resul
                 cause: format!("{}: {}", pins.name(&path).display(), chain(&error)),
                 mend: "is this a pinned map? `tollgate detach` removes all pins",
             })?;
-        if found == *wanted {
+        let counts_anew = [maps::SESSIONS, maps::TRACKED].contains(name) && !pins.map(maps::LIVE).exists();
+        if found == *wanted && !counts_anew {
             continue;
         }
         let cache = [maps::SESSIONS, maps::TRACKED, maps::FLOWS, maps::TRANSLATIONS].contains(name);
         if cache && (Layout { entries: wanted.entries, ..found }) == *wanted {
-            resized.push(*name);
+            anew.push(*name);
             continue;
         }
         return Err(DatapathError::Layout {
@@ -92,10 +95,10 @@ pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Resul
             wanted: wanted.beside(&found),
         });
     }
-    for name in &resized {
+    for name in &anew {
         pins.remove(&pins.map(name))?;
     }
-    Ok(resized.contains(&maps::SESSIONS))
+    Ok(anew.contains(&maps::SESSIONS))
 }
 
 impl Layout {

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use lb_common::{
     live::{Live, OFFSET_STALE_NS, SECOND_NS},
-    maps::{ABI_VERSION, LIVE},
+    maps::LIVE,
     reason::Reason,
 };
 use lb_tests::{
@@ -23,7 +23,7 @@ over_both!(
 
 /// Changes what the program knows of time, while no daemon does.
 fn change_live(lab: &Lab, change: impl FnOnce(&mut Live)) -> Result<()> {
-    let pin = lab.place.bpffs().join(format!("v{ABI_VERSION}")).join(LIVE);
+    let pin = lab.pin(LIVE);
     let mut map: Array<_, Live> = Map::Array(MapData::from_pin(pin)?).try_into()?;
     let mut live = map.get(&0, 0)?;
     change(&mut live);

@@ -5,7 +5,7 @@ use std::{
     fs,
     net::{SocketAddr, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _},
-    path::Path,
+    path::{Path, PathBuf},
     slice,
     sync::{
         Arc, OnceLock,
@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lb_common::{reason::Reason, token::Header};
+use lb_common::{maps::ABI_VERSION, reason::Reason, token::Header};
 use lb_tests::{
     daemon::{Daemon, PATIENCE, Place, counters, said, service, wait_for},
     forward::{Decap, Forward},
@@ -115,6 +115,11 @@ impl Lab {
             let links = self.topology.balancer.command("ip")?.args(["link", "show", INTERFACE]).output()?;
             Ok(!said(&links).contains("xdp"))
         })
+    }
+
+    /// A map's pin, or a link's.
+    pub fn pin(&self, name: &str) -> PathBuf {
+        self.place.bpffs().join(format!("v{ABI_VERSION}")).join(name)
     }
 
     /// `tollgate ARGS -o json`.

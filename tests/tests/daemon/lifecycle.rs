@@ -238,8 +238,7 @@ fn pins_removed_while_it_runs(family: Family) -> Result<()> {
     let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     std::fs::remove_dir_all(lab.place.bpffs())?;
-    let pins = lab.place.bpffs().join(format!("v{}", lb_common::maps::ABI_VERSION));
-    wait_for("another pin", || Ok(pins.join("link-eth0").exists()))?;
+    wait_for("another pin", || Ok(lab.pin("link-eth0").exists()))?;
     filters(&lab)?;
     // What was pinned again serves the next daemon.
     daemon.kill()?;

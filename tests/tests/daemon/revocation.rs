@@ -1,9 +1,13 @@
 //! Revocation: of sessions, tokens, and all that a service issued; at once, whatever is cached, and after a restart.
 
-use std::{thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::{maps::REVOCATIONS_MAX, reason::Reason, token::Header};
+use lb_common::{
+    maps::{LIVE, REVOCATIONS_MAX},
+    reason::Reason,
+    token::Header,
+};
 use lb_tests::{
     daemon::{http, said, wait_for},
     issuer::unix_now,
@@ -69,6 +73,22 @@ fn a_revoked_session_is_refused_with_the_next_packet(family: Family) -> Result<(
     wait_for("the end of a revocation", || Ok(revoked(&lab)?.len() == 1))?;
     thread::sleep(A_TICK);
     lab.delivered(&other)?;
+    Ok(())
+}
+
+/// Sessions remember up to which addition to the list they are clean. Where the count of these is lost, so is that.
+#[test]
+fn a_pin_that_is_gone_hides_no_revocation() -> Result<()> {
+    let lab = Lab::of(Family::V4, L2, 1)?;
+    let daemon = lab.start()?;
+    let token = lab.token(7)?;
+    lab.json(&["sessions", "revoke", "8", "--service", "game"])?;
+    lab.delivered(&token)?;
+    daemon.terminate()?;
+    fs::remove_file(lab.pin(LIVE))?;
+    let _daemon = lab.start()?;
+    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    lab.refused_token(&token, Reason::Revoked)?;
     Ok(())
 }
 
