@@ -3,6 +3,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use http_body_util::{BodyExt as _, Full};
@@ -14,9 +15,12 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, time::timeout};
 
 use super::messages::{BODY_MAX, Failure};
+
+/// How long an answer is waited for: as long as the daemon gives itself for one.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -57,9 +61,27 @@ pub enum ClientError {
         /// What happened.
         cause: String,
     },
+    /// The daemon is there, and does nothing.
+    #[error(
+        "the daemon on {} has not answered for {} s: {}. What was asked for may still be done: look before you ask again",
+        path.display(), PATIENCE.as_secs(), stopped(*pid)
+    )]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// The daemon's process, if the system tells.
+        pid: Option<i32>,
+    },
     /// The daemon refused.
     #[error("{0}")]
     Refused(String),
+}
+
+fn stopped(pid: Option<i32>) -> String {
+    let pid = pid.map_or_else(|| "PID".to_owned(), |pid| pid.to_string());
+    format!(
+        "is it stopped (`ps -o stat= {pid}` says T; `kill -CONT {pid}`), or does its disk keep it waiting (D)?"
+    )
 }
 
 /// The way to a daemon.
@@ -117,6 +139,18 @@ impl Client {
             io::ErrorKind::PermissionDenied => ClientError::Denied { path: self.socket.clone() },
             _ => ClientError::NoDaemon { path: self.socket.clone(), source },
         })?;
+        let pid = stream.peer_cred().ok().and_then(|daemon| daemon.pid());
+        let silent = |_| ClientError::Silent { path: self.socket.clone(), pid };
+        timeout(PATIENCE, self.ask(stream, method, path, body)).await.map_err(silent)?
+    }
+
+    async fn ask(
+        &self,
+        stream: UnixStream,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(bool, Bytes), ClientError> {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
         tokio::spawn(connection);

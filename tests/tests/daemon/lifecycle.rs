@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    panic::resume_unwind,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +14,10 @@ use lb_tests::{
     issuer::session,
     topology::Family,
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::lab::{Flow, L2, Lab, TTL, over_both};
 
@@ -28,6 +33,7 @@ over_both!(
     an_interface_that_goes_and_comes_back,
     sigint_is_as_good_as_sigterm,
     pins_removed_while_it_runs,
+    a_daemon_that_is_stopped,
     another_interface_under_the_same_name,
 );
 
@@ -261,5 +267,42 @@ fn another_interface_under_the_same_name(family: Family) -> Result<()> {
     daemon.kill()?;
     let _daemon = lab.start()?;
     ensure!(attached()?, "not on the new interface after a restart");
+    Ok(())
+}
+
+fn a_daemon_that_is_stopped(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
+    let daemon = lab.start()?;
+    let token = lab.token(1)?;
+    let pid = Pid::from_raw(daemon.pid().try_into()?);
+    kill(pid, Signal::SIGSTOP)?;
+    let flow = Flow::start(&lab, vec![token])?;
+    let says = |args: &[&str]| -> Result<()> {
+        let output = lab.run(args)?;
+        let mend = format!("`kill -CONT {pid}`");
+        ensure!(
+            output.status.code() == Some(1) && said(&output).contains(&mend),
+            "{args:?}: {}",
+            said(&output)
+        );
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let commands = [
+            &["status"][..],
+            &["sessions", "revoke", "7", "--service", "game"],
+            &["keys", "rotate", "--wait"],
+        ]
+        .map(|args| scope.spawn(move || says(args)));
+        commands
+            .into_iter()
+            .try_for_each(|command| command.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })?;
+    ensure!(flow.finish()? > 100, "no traffic");
+    lab.send(b"junk")?;
+    lab.delivered(&token)?;
+    kill(pid, Signal::SIGCONT)?;
+    filters(&lab)?;
+    lab.json(&["keys", "rotate", "--wait"])?;
     Ok(())
 }
