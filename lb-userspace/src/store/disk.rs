@@ -73,8 +73,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Snapshot, Unsound> {
         damaged(format!("after byte {} of {} it is not what Tollgate writes", error.column(), bytes.len()))
     };
     let Format { format } = serde_json::from_slice(bytes).map_err(not_json)?;
-    if format > FORMAT {
-        return Err(Unsound::Newer(format));
+    match format {
+        0 => return Err(damaged("no version writes format 0".to_owned())),
+        1..=FORMAT => {}
+        _ => return Err(Unsound::Newer(format)),
     }
     let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(not_json)?;
     let content = envelope.content.get();

@@ -293,11 +293,18 @@ fn a_store_of_the_version_before_is_read() {
     let sum = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(content));
     let before = format!("{{\"format\":1,\"sha256\":\"{sum}\",\"content\":{content}}}\n");
     assert!(!before.contains("revocations"), "{before}");
-    fs::write(place.file("state.json"), before).unwrap();
+    fs::write(place.file("state.json"), &before).unwrap();
     let store = place.open();
     assert_eq!(*snapshot(&store).state, state(2));
+    assert_eq!(
+        fs::read_to_string(place.file("state.json")).unwrap(),
+        before,
+        "as it was, until something changes"
+    );
     assert_eq!(commit(&store, 2, state(3)).unwrap().revision, 3);
     drop(store);
+    assert!(fs::read_to_string(place.file("state.json")).unwrap().starts_with("{\"format\":2,"));
+    assert_eq!(fs::read_to_string(place.file("state.json.prev")).unwrap(), before);
     assert_eq!(*snapshot(&place.open()).state, state(3));
 }
 
@@ -312,6 +319,16 @@ fn a_store_of_a_later_version_is_left_alone() {
         "{error}"
     );
     assert_eq!(fs::read_to_string(place.file("state.json")).unwrap(), later);
+}
+
+#[test]
+fn a_store_of_a_version_that_never_was_is_left_alone() {
+    let place = Place::with_two_revisions();
+    let never = fs::read_to_string(place.file("state.json")).unwrap().replacen(":2,", ":0,", 1);
+    fs::write(place.file("state.json"), &never).unwrap();
+    let error = place.refused().to_string();
+    assert!(error.contains("no version writes format 0") && error.contains("revision 1"), "{error}");
+    assert_eq!(fs::read_to_string(place.file("state.json")).unwrap(), never);
 }
 
 #[test]
