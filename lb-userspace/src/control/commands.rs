@@ -18,7 +18,7 @@ use crate::{
     config::Service,
     datapath::DatapathError,
     keyring::{KeyState, Keyset},
-    revocation::RevocationError,
+    revocation::{RevocationError, SKEW, date},
     store::StoreError,
     token::{self, Inspection, KnownKey, TokenError},
 };
@@ -55,6 +55,17 @@ pub enum RequestError {
     /// Nothing may sign yet.
     #[error("service `{0}` has no key that may sign yet; see `tollgate keys list` and `tollgate status`")]
     NoSigner(String),
+    /// Everything was revoked by a clock that was ahead.
+    #[error(
+        "service `{service}` refuses all that is issued before {}, and the clock is not there yet: a token of now would be \
+         refused. Wait until then", date(*before)
+    )]
+    RevokedAhead {
+        /// Its name.
+        service: String,
+        /// Unix second.
+        before: u64,
+    },
     /// There is nothing to accept.
     #[error("the program follows the wall clock: there is nothing to accept; see `tollgate clock`")]
     ClockFollows,
@@ -309,8 +320,11 @@ impl Controller {
         token::allowed(request, service)?;
         let key = KnownKey::from(signer);
         // What was issued before is revoked: in the second of a revocation, a token is of the next.
-        let issued_at = unix_now().max(self.stored.state().revocations.before(service.id).into());
-        Ok(token::mint(request, &key, issued_at)?)
+        let (now, before) = (unix_now(), self.stored.state().revocations.before(service.id).into());
+        if before > now + SKEW {
+            return Err(RequestError::RevokedAhead { service: service.name.clone(), before });
+        }
+        Ok(token::mint(request, &key, now.max(before))?)
     }
 
     fn inspect(&self, request: &token::InspectRequest) -> Result<Inspection, RequestError> {

@@ -136,7 +136,8 @@ pub fn name_of(key: &RevocationKey) -> String {
     if key.kind == REVOKED_SESSION { key.of.to_string() } else { hex::encode(key.of.to_le_bytes()) }
 }
 
-fn date(at: u64) -> humantime::Rfc3339Timestamp {
+/// A unix second, for messages.
+pub fn date(at: u64) -> humantime::Rfc3339Timestamp {
     let seconds = std::time::Duration::from_secs(at.min(u32::MAX.into()));
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + seconds)
 }

@@ -10,15 +10,17 @@ use lb_common::{
 };
 use lb_tests::{
     daemon::{Daemon, http, said, wait_for},
+    issuer::{session, unix_now},
     topology::Family,
 };
 
-use crate::lab::{L2, Lab, over_both};
+use crate::lab::{L2, Lab, TTL, over_both};
 
 over_both!(
     a_clock_that_was_set_back_brings_no_token_back,
     a_clock_that_was_set_forward_is_followed,
     a_clock_that_nobody_confirms_admits_nothing_new,
+    what_was_issued_by_a_clock_that_was_ahead_can_be_revoked,
 );
 
 /// Changes what the program knows of time, while no daemon does.
@@ -115,5 +117,30 @@ fn a_clock_that_nobody_confirms_admits_nothing_new(family: Family) -> Result<()>
     ensure!(sample(&lab, "tollgate_clock_confirmed_age_seconds{}")? > 4000.0);
     lab.json(&["clock", "accept"])?;
     lab.delivered(&lab.mint(&[])?)?;
+    Ok(())
+}
+
+fn what_was_issued_by_a_clock_that_was_ahead_can_be_revoked(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
+    lab.start()?.terminate()?;
+    change_live(&lab, |live| live.offset_ns += 3600 * SECOND_NS)?;
+    let _daemon = start_unready(&lab, "`tollgate clock accept`")?;
+    // By an issuer whose clock is still an hour ahead.
+    let ahead = unix_now() + 3600;
+    let token = lab.issuer()?.token_at(session(7, 0), ahead, TTL);
+    lab.delivered(&token)?;
+    let answer = lab.json(&["services", "revoke-before", "game"])?;
+    let before = answer["revoked_before"].as_u64().context("a second")?;
+    ensure!(before > u64::from(ahead), "{answer}");
+    lab.refused_token(&token, Reason::Revoked)?;
+    let later = lab.issuer()?.token_at(session(7, 0), u32::try_from(before)?, TTL);
+    lab.delivered(&later)?;
+
+    // By the right clock nothing can be issued for an hour that would be admitted, and that is said.
+    lab.json(&["clock", "accept"])?;
+    lab.refused_token(&later, Reason::NotYetValid)?;
+    let output = lab.run(&["token", "mint", "--service", "game", "--session", "7"])?;
+    let said = said(&output);
+    ensure!(output.status.code() == Some(1) && said.contains("would be refused"), "{said}");
     Ok(())
 }
