@@ -346,7 +346,7 @@ pub struct RevocationStatus {
     pub service_id: u32,
     /// The session, where one is revoked.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub session: Option<String>,
+    pub session_id: Option<String>,
     /// The token's nonce in hex, where one is revoked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nonce: Option<String>,

@@ -93,7 +93,7 @@ fn table(list: &SessionList) -> Vec<String> {
 /// Also of `token revoke`.
 pub fn revocations(list: &[RevocationStatus]) -> Vec<String> {
     let row = |one: &RevocationStatus| {
-        let (kind, of) = match (&one.session, &one.nonce) {
+        let (kind, of) = match (&one.session_id, &one.nonce) {
             (Some(session), _) => ("session", session.clone()),
             (None, nonce) => ("token", nonce.clone().unwrap_or_default()),
         };

@@ -67,7 +67,7 @@ impl Controller {
         RevocationStatus {
             service: self.service_name(key.service_id),
             service_id: key.service_id,
-            session: is_session.then(|| key.of.to_string()),
+            session_id: is_session.then(|| key.of.to_string()),
             nonce: (!is_session).then(|| hex::encode(key.of.to_le_bytes())),
             until,
         }

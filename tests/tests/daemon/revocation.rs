@@ -1,6 +1,13 @@
 //! Revocation: of sessions, tokens, and all that a service issued; at once, whatever is cached, and after a restart.
 
-use std::{fs, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    panic::resume_unwind,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
@@ -10,11 +17,11 @@ use lb_common::{
 };
 use lb_tests::{
     daemon::{http, said, wait_for},
-    issuer::unix_now,
+    issuer::{session, unix_now},
     topology::Family,
 };
 
-use crate::lab::{L2, Lab, over_both};
+use crate::lab::{L2, Lab, TTL, over_both};
 
 over_both!(
     a_revoked_session_is_refused_with_the_next_packet,
@@ -41,7 +48,7 @@ fn a_revoked_session_is_refused_with_the_next_packet(family: Family) -> Result<(
     lab.delivered(&token)?;
     lab.delivered(&other)?;
     let answer = lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
-    ensure!(answer[0]["session"] == "7" && answer[0]["service_id"] == 42, "{answer}");
+    ensure!(answer[0]["session_id"] == "7" && answer[0]["service_id"] == 42, "{answer}");
     // An hour, max_ttl's default, and the skew of both clocks.
     let lasts = answer[0]["until"].as_u64().context("a second")? - u64::from(unix_now());
     ensure!((3602..=3605).contains(&lasts), "{lasts} s");
@@ -106,8 +113,8 @@ fn a_revoked_token_leaves_its_session_alone(family: Family) -> Result<()> {
     lab.refused_token(&second, Reason::Revoked)?;
     lab.delivered(&third)?;
     let issuer = lab.issuer()?;
-    let expired = issuer.token_at(lb_tests::issuer::session(7, 0), unix_now() - 100, 10);
-    let endless = issuer.token_at(lb_tests::issuer::session(7, 0), unix_now(), 3601);
+    let expired = issuer.token_at(session(7, 0), unix_now() - 100, 10);
+    let endless = issuer.token_at(session(7, 0), unix_now(), 3601);
     let unknown = hex_of(&third).replacen(&hex_of(&third)[8..16], "00001001", 1);
     for (token, said_of_it) in [
         (hex_of(&expired), "there is nothing to revoke"),
@@ -193,6 +200,66 @@ fn a_full_list_refuses_and_forgets_nothing() -> Result<()> {
     daemon.kill()?;
     let _daemon = lab.start()?;
     lab.refused_token(&last, Reason::Revoked)
+}
+
+/// Of one command.
+const TOGETHER: u64 = 3;
+
+/// Revokes sessions, some with each command, until one has no answer. Returns the first of those that had.
+fn revoke_until_it_ends(lab: &Lab, next: &AtomicU64, answers: &AtomicU64) -> Result<Vec<u64>> {
+    let mut answered = Vec::new();
+    loop {
+        let first = next.fetch_add(TOGETHER, Ordering::Relaxed);
+        let sessions: Vec<_> = (first..first + TOGETHER).map(|session| session.to_string()).collect();
+        let sessions = sessions.iter().map(String::as_str);
+        let revoke = ["sessions", "revoke", "--service", "game"].into_iter().chain(sessions);
+        if !lab.run(&revoke.collect::<Vec<_>>())?.status.success() {
+            return Ok(answered);
+        }
+        answered.push(first);
+        answers.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn what_was_answered_is_in_force_after_a_crash() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let issuer = {
+        let _daemon = lab.start()?;
+        lab.issuer()?
+    };
+    let token = |session_id| issuer.token(session(session_id, 0), TTL);
+    let other = token(1);
+    let (next, mut answered) = (AtomicU64::new(TOGETHER), Vec::new());
+    for crash in 0..10 {
+        let daemon = lab.start()?;
+        let answers = AtomicU64::new(0);
+        thread::scope(|scope| {
+            // Several, so that it always has one under way.
+            let callers = [(); 3].map(|()| scope.spawn(|| revoke_until_it_ends(&lab, &next, &answers)));
+            wait_for("answers", || Ok(answers.load(Ordering::Relaxed) >= crash))?;
+            daemon.kill()?;
+            for caller in callers {
+                answered.extend(caller.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+            }
+            anyhow::Ok(())
+        })?;
+        let _daemon = lab.start()?;
+        let mut listed = BTreeSet::new();
+        for one in revoked(&lab)? {
+            listed.insert(one["session_id"].as_str().context("a session")?.parse::<u64>()?);
+        }
+        let of = |first: &u64| (*first..first + TOGETHER).filter(|one| listed.contains(one)).count() as u64;
+        ensure!(answered.iter().all(|first| of(first) == TOGETHER), "{answered:?} answered, {listed:?}");
+        let mut begun = (TOGETHER..next.load(Ordering::Relaxed)).step_by(TOGETHER as usize);
+        ensure!(begun.all(|first| matches!(of(&first), 0 | TOGETHER)), "half a command: {listed:?}");
+        if let Some(first) = answered.last() {
+            lab.refused_token(&token(first + TOGETHER - 1), Reason::Revoked)?;
+        }
+        lab.delivered(&other)?;
+    }
+    ensure!(answered.len() >= 45, "{answered:?}");
+    Ok(())
 }
 
 #[test]
