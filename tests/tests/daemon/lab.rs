@@ -27,6 +27,7 @@ use lb_tests::{
 use nix::{
     errno::Errno,
     libc,
+    mount::{MntFlags, MsFlags, mount, umount2},
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 use serde_json::Value;
@@ -223,6 +224,26 @@ impl Drop for Lab {
         leftovers::hold_if_interrupted();
         // Shown where the test fails.
         println!("the daemon's log:\n{}", fs::read_to_string(self.place.path("log")).unwrap_or_default());
+    }
+}
+
+/// A file system that goes with the test.
+pub struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    /// One of this type at a directory, with mount(8)'s options.
+    pub fn new(kind: &str, at: &'a Path, options: &str) -> Result<Self> {
+        mount(Some(kind), at, Some(kind), MsFlags::empty(), Some(options))
+            .with_context(|| format!("cannot mount {kind} at {}", at.display()))?;
+        Ok(Self(at))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(self.0, MntFlags::MNT_DETACH) {
+            eprintln!("{} is still mounted: {error}", self.0.display());
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod callers;
 mod clock;
 mod commands;
+mod disk;
 mod hops;
 mod keys;
 mod lab;
@@ -16,5 +17,7 @@ mod refusals;
 mod revocation;
 mod sandbox;
 mod secrets;
+#[cfg(target_arch = "x86_64")]
+mod taken_over;
 mod traffic;
 mod ways;

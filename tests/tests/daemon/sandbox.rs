@@ -12,13 +12,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::{
-    daemon::{Daemon, Place, binary, said},
+    daemon::{Daemon, Place, binary, http, said},
     topology::Family,
     user::{self, NAME, STRANGER, become_user, statuses},
 };
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::lab::{Flow, L2, Lab, new_name, over_both};
+use crate::lab::{Flow, L2, Lab, Mounted, new_name, over_both};
 
 over_both!(as_a_user_of_its_own, as_root);
 
@@ -45,7 +44,7 @@ fn is_confined(daemon: &Daemon, uid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Traffic, a rotation, a crash and a restart, and everything gone afterwards.
+/// Traffic, a rotation, revocations, metrics, a crash and a restart, and everything gone afterwards.
 fn does_its_work(lab: &Lab, uid: u32) -> Result<()> {
     let daemon = lab.start()?;
     is_confined(&daemon, uid)?;
@@ -53,9 +52,14 @@ fn does_its_work(lab: &Lab, uid: u32) -> Result<()> {
     lab.refused(b"junk", Reason::NoToken)?;
     let before = lab.token(1)?;
     lab.json(&["keys", "rotate", "--wait"])?;
-    let flow = Flow::start(lab, vec![before, lab.token(2)?])?;
+    let revoked = lab.token(9)?;
+    lab.json(&["sessions", "revoke", "9", "--service", "game"])?;
+    lab.refused_token(&revoked, Reason::Revoked)?;
+    let (status, page) = http(&lab.topology.balancer, "/metrics")?;
+    ensure!(status == 200 && page.contains("tollgate_revocations{kind=\"session\"} 1"), "{page}");
     // A commit has made threads for its fsync.
     is_confined(&daemon, uid)?;
+    let flow = Flow::start(lab, vec![before, lab.token(2)?])?;
     daemon.kill()?;
     let daemon = lab.start()?;
     ensure!(daemon.log().contains("program replaced"), "{}", daemon.log());
@@ -63,6 +67,7 @@ fn does_its_work(lab: &Lab, uid: u32) -> Result<()> {
     let daemon = lab.start()?;
     flow.finish()?;
     ensure!(lab.json(&["status"])?["ready"] == true);
+    lab.refused_token(&revoked, Reason::Revoked)?;
     daemon.terminate()?;
     let config = lab.place.config();
     lab.json(&["detach", "-c", config.to_str().context("a path in UTF-8")?])?;
@@ -167,8 +172,7 @@ fn with_three_capabilities_from_the_start() -> Result<()> {
     }
     // The way to /sys/fs/bpf is root's alone: a file system of the daemon's own.
     let bpf = own.join("bpf");
-    mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), None::<&str>)?;
-    let _mounted = Mounted(&bpf);
+    let _mounted = Mounted::new("bpf", &bpf, "")?;
     chown(&bpf, Some(uid.as_raw()), Some(uid.as_raw()))?;
     let config = fs::read_to_string(lab.place.config())?
         .replace(&lab.place.path("store").display().to_string(), &own.join("store").display().to_string())
@@ -226,15 +230,4 @@ fn systemd_takes_the_unit() -> Result<()> {
     let security = analyze(&["security", "--offline=true", "--threshold=35"])?;
     ensure!(security.status.success(), "{}", said(&security));
     Ok(())
-}
-
-/// A file system that goes with the test.
-struct Mounted<'a>(&'a Path);
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = umount2(self.0, MntFlags::MNT_DETACH) {
-            eprintln!("{} is still mounted: {error}", self.0.display());
-        }
-    }
 }
