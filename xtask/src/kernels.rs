@@ -22,6 +22,27 @@ const KERNEL: &str = "tollgate-guest kernel ";
 /// Begins the line with which the guest's init says how the tests ended.
 const EXIT_STATUS: &str = "tollgate-guest exit status ";
 
+/// A virtual machine, and which of the tests it runs.
+struct Machine {
+    /// For people.
+    name: &'static str,
+    /// QEMU's options.
+    options: &'static [&'static str],
+    /// What its init finds in its environment, as the kernel takes it from the command line.
+    environment: &'static str,
+}
+
+/// What most tests take.
+const USUAL: Machine =
+    Machine { name: "two processors", options: &["-smp", "2"], environment: "TESTS=\"--skip timing::\"" };
+
+/// Every instruction takes a nanosecond of its clock, and nothing else takes any: what lasts as long is as many.
+const COUNTING: Machine = Machine {
+    name: "a clock of instructions",
+    options: &["-smp", "1", "-icount", "shift=0,sleep=off"],
+    environment: "TESTS=timing:: TOLLGATE_TIME_IS_INSTRUCTIONS=1",
+};
+
 /// Builds, then runs the program's tests in Linux 6.1.
 pub fn run() -> Result<()> {
     run_tests(&build::run()?)
@@ -32,13 +53,17 @@ pub fn run_tests(built: &Built) -> Result<()> {
     let tests = built.test_executable(["--test", "program"])?;
     let replay = built.object.with_file_name("replay-xdp");
     let initramfs = pack(&[(&tests, "tests"), (&built.object, "tollgate-xdp"), (&replay, "replay-xdp")])?;
-    let report = boot(&built.tools, &initramfs)?;
-    let passed = report.verdict("6.1.")?;
-    println!("kernels: Linux {}: {passed} passed, 0 failed", report.kernel.unwrap_or_default());
+    for machine in [USUAL, COUNTING] {
+        let report = boot(&built.tools, &initramfs, &machine)?;
+        let passed = report.verdict("6.1.")?;
+        let kernel = report.kernel.unwrap_or_default();
+        println!("kernels: Linux {kernel}, {}: {passed} passed, 0 failed", machine.name);
+    }
     Ok(())
 }
 
-/// An initramfs with these files in its root directory, the libraries they need, and an init that runs `/tests`.
+/// An initramfs with these files in its root directory, the libraries they need, and an init that runs those of `/tests`
+/// that the kernel's command line names.
 fn pack(files: &[(&Path, &str)]) -> Result<PathBuf> {
     let place = command::target().join("kernels");
     let root = place.join("root");
@@ -81,7 +106,7 @@ fn init_script() -> String {
          echo 1 > /proc/sys/net/core/bpf_jit_enable\n\
          ifconfig lo up\n\
          echo \"{KERNEL}$(uname -r)\"\n\
-         TOLLGATE_BPF_OBJECT=/tollgate-xdp /tests --test-threads=1\n\
+         TOLLGATE_BPF_OBJECT=/tollgate-xdp /tests --test-threads=1 $TESTS\n\
          status=$?\n\
          echo; echo \"{EXIT_STATUS}$status\"\n\
          reboot -f\n"
@@ -123,33 +148,35 @@ struct Report {
 }
 
 /// Boots the kernel, shows what it prints and returns when the machine has ended.
-fn boot(tools: &Tools, initramfs: &Path) -> Result<Report> {
-    eprintln!("kernels: booting {} under emulation", tools.linux_6_1.display());
-    let mut machine = command::command("timeout")
+fn boot(tools: &Tools, initramfs: &Path, machine: &Machine) -> Result<Report> {
+    eprintln!("kernels: booting {} under emulation, with {}", tools.linux_6_1.display(), machine.name);
+    let mut qemu = command::command("timeout")
         // In our process group: Ctrl-C ends the machine, too.
         .args(["--foreground", "--kill-after=5", LONGEST_RUN])
         .arg(&tools.qemu)
-        .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "2048"])
+        .args(["-accel", "tcg", "-cpu", "max", "-m", "2048"])
+        .args(machine.options)
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"])
         .arg("-kernel")
         .arg(&tools.linux_6_1)
         .arg("-initrd")
         .arg(initramfs)
         // A panic ends the machine at once.
-        .args(["-append", "console=ttyS0 quiet panic=-1"])
+        .arg("-append")
+        .arg(format!("console=ttyS0 quiet panic=-1 {}", machine.environment))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {} by timeout", tools.qemu.display()))?;
     let mut report = Report::default();
-    let mut console = BufReader::new(machine.stdout.take().context("the console is a pipe")?);
+    let mut console = BufReader::new(qemu.stdout.take().context("the console is a pipe")?);
     let mut line = Vec::new();
     while console.read_until(b'\n', &mut line).context("cannot read the console")? > 0 {
         std::io::stdout().write_all(&line)?;
         report.read(String::from_utf8_lossy(&line).trim());
         line.clear();
     }
-    let status = machine.wait().context("cannot wait for QEMU")?;
+    let status = qemu.wait().context("cannot wait for QEMU")?;
     report.timed_out = status.code() == Some(124);
     ensure!(status.success() || report.timed_out, "{} failed: {status}", tools.qemu.display());
     Ok(report)
