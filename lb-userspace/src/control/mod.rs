@@ -141,7 +141,7 @@ impl Controller {
         if datapath.sessions_made_anew {
             info!(
                 sessions = config.sessions,
-                "the token caches have another size than before: they begin empty"
+                "the token caches begin empty: they have another size than before, or the pin of `live` was gone"
             );
         }
         let stored = Stored::open(store).await?;

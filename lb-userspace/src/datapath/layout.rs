@@ -58,9 +58,9 @@ impl Layout {
     }
 }
 
-/// Compares each pinned map with the object's. The token cache of another size is unpinned, so that loading makes it
+/// Compares each pinned map with the object's. A token cache of another size is unpinned, so that loading makes it
 /// anew: it costs each live token one more HMAC; so are flows and translations, which clients' next datagrams make
-/// again. Returns whether the token cache was.
+/// again. Returns whether `sessions` was.
 ///
 /// Without the pin of `live`, the token caches are made anew, too: what sessions know of revocations is counted there.
 ///
