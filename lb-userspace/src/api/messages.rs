@@ -365,7 +365,16 @@ pub struct RevokeSessionsRequest {
     pub seconds: Option<u64>,
 }
 
-/// `tollgate token revoke`.
+/// `tollgate sessions unrevoke`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnrevokeSessionsRequest {
+    /// The service, by name or id.
+    pub service: String,
+    /// The sessions: all or none.
+    pub sessions: Vec<u64>,
+}
+
+/// `tollgate token revoke` and `tollgate token unrevoke`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevokeTokenRequest {
     /// Its header, or the 40 bytes of its claims, in hex.

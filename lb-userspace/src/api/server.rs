@@ -17,7 +17,7 @@ use super::{
     access,
     messages::{
         BODY_MAX, ExportRequest, Failure, MintRequest, RevokeBeforeRequest, RevokeRequest,
-        RevokeSessionsRequest, RevokeTokenRequest, RotateRequest,
+        RevokeSessionsRequest, RevokeTokenRequest, RotateRequest, UnrevokeSessionsRequest,
     },
     metrics,
 };
@@ -122,9 +122,21 @@ fn changes() -> Router<Handle> {
             }),
         )
         .route(
+            "/v1/token/unrevoke",
+            post(async |State(to): State<Handle>, Body(request): Body<RevokeTokenRequest>| {
+                json(to.ask(|reply| Command::UnrevokeToken(request, reply)).await)
+            }),
+        )
+        .route(
             "/v1/sessions/revoke",
             post(async |State(to): State<Handle>, Body(request): Body<RevokeSessionsRequest>| {
                 json(to.ask(|reply| Command::RevokeSessions(request, reply)).await)
+            }),
+        )
+        .route(
+            "/v1/sessions/unrevoke",
+            post(async |State(to): State<Handle>, Body(request): Body<UnrevokeSessionsRequest>| {
+                json(to.ask(|reply| Command::UnrevokeSessions(request, reply)).await)
             }),
         )
         .route(

@@ -80,7 +80,7 @@ enum Command {
     /// Keys: list, rotate, revoke, export, import
     #[command(subcommand)]
     Keys(keys::Keys),
-    /// Tokens: mint, inspect, revoke
+    /// Tokens: mint, inspect, revoke, unrevoke
     #[command(subcommand)]
     Token(token::Token),
     /// Backends: list
@@ -89,7 +89,7 @@ enum Command {
     /// Services: list, revoke what they have issued
     #[command(subcommand)]
     Services(services::Services),
-    /// Sessions: list, revoke
+    /// Sessions: list, revoke, unrevoke
     #[command(subcommand)]
     Sessions(sessions::Sessions),
     /// The clock that tokens are checked against

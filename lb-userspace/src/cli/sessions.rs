@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tollgate::api::messages::{
-    RevocationStatus, RevokeSessionsRequest, SessionList, SessionStatus, TokenKind,
+    RevocationStatus, RevokeSessionsRequest, SessionList, SessionStatus, TokenKind, UnrevokeSessionsRequest,
 };
 
 use super::{
@@ -38,6 +38,15 @@ pub enum Sessions {
         #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
         duration: Option<Duration>,
     },
+    /// Lift what `sessions revoke` did: tokens of the sessions are admitted again, from the next packet on
+    Unrevoke {
+        /// The sessions, all or none
+        #[arg(required = true, value_name = "N")]
+        sessions: Vec<u64>,
+        /// The service, by name or id
+        #[arg(long, value_name = "S")]
+        service: String,
+    },
 }
 
 /// Does it.
@@ -59,6 +68,11 @@ pub fn run(global: &Global, command: Sessions) -> anyhow::Result<()> {
             let request = RevokeSessionsRequest { service, sessions, seconds };
             let revoked: Vec<RevocationStatus> = client.post("/v1/sessions/revoke", &request)?;
             output::print(global.output, &revoked, |revoked| revocations(revoked))
+        }
+        Sessions::Unrevoke { sessions, service } => {
+            let request = UnrevokeSessionsRequest { service, sessions };
+            let lifted: Vec<RevocationStatus> = client.post("/v1/sessions/unrevoke", &request)?;
+            output::print(global.output, &lifted, |lifted| no_longer(lifted))
         }
     }
 }
@@ -93,11 +107,28 @@ fn table(list: &SessionList) -> Vec<String> {
 /// Also of `token revoke`.
 pub fn revocations(list: &[RevocationStatus]) -> Vec<String> {
     let row = |one: &RevocationStatus| {
-        let (kind, of) = match (&one.session_id, &one.nonce) {
-            (Some(session), _) => ("session", session.clone()),
-            (None, nonce) => ("token", nonce.clone().unwrap_or_default()),
-        };
-        vec![one.service.clone(), kind.to_owned(), of, output::date(one.until)]
+        let (kind, of) = named(one);
+        vec![one.service.clone(), kind.to_owned(), of.to_owned(), output::date(one.until)]
     };
     columns(&["SERVICE", "REVOKED", "WHICH", "UNTIL"], &list.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Also of `token unrevoke`.
+pub fn no_longer(lifted: &[RevocationStatus]) -> Vec<String> {
+    let line = |one: &RevocationStatus| {
+        let (kind, of) = named(one);
+        format!(
+            "{kind} {of} of {} is no longer revoked; it was until {}",
+            one.service,
+            output::date(one.until)
+        )
+    };
+    lifted.iter().map(line).collect()
+}
+
+fn named(one: &RevocationStatus) -> (&'static str, &str) {
+    match (&one.session_id, &one.nonce) {
+        (Some(session), _) => ("session", session),
+        (None, nonce) => ("token", nonce.as_deref().unwrap_or_default()),
+    }
 }

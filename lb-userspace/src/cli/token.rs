@@ -50,6 +50,14 @@ pub enum Token {
         #[arg(long, value_name = "S")]
         service: Option<String>,
     },
+    /// Lift what `token revoke` did: it is admitted again, from the next packet on
+    Unrevoke {
+        /// The 64 bytes of its header, or the 40 of its claims
+        hex: String,
+        /// The service, by name or id [default: that of its key]
+        #[arg(long, value_name = "S")]
+        service: Option<String>,
+    },
 }
 
 /// A token's content.
@@ -100,6 +108,11 @@ pub fn run(global: &Global, command: Token) -> anyhow::Result<()> {
             let request = RevokeTokenRequest { token: hex, service };
             let revoked: RevocationStatus = global.client()?.post("/v1/token/revoke", &request)?;
             output::print(global.output, &revoked, |revoked| sessions::revocations(slice::from_ref(revoked)))
+        }
+        Token::Unrevoke { hex, service } => {
+            let request = RevokeTokenRequest { token: hex, service };
+            let lifted: RevocationStatus = global.client()?.post("/v1/token/unrevoke", &request)?;
+            output::print(global.output, &lifted, |lifted| sessions::no_longer(slice::from_ref(lifted)))
         }
     }
 }

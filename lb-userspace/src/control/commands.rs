@@ -13,7 +13,7 @@ use crate::{
     api::messages::{
         BackendStatus, ClockAccepted, ClockStatus, CounterReport, ImportReport, KeyStatus, MintRequest,
         Minted, RevocationStatus, RevokeBeforeRequest, RevokeSessionsRequest, RevokeTokenRequest, Revoked,
-        RevokedBefore, Rotated, ServiceStatus, SessionList, Status,
+        RevokedBefore, Rotated, ServiceStatus, SessionList, Status, UnrevokeSessionsRequest,
     },
     config::Service,
     datapath::DatapathError,
@@ -120,6 +120,10 @@ pub enum Command {
     RevokeSessions(RevokeSessionsRequest, Reply<Vec<RevocationStatus>>),
     /// `token revoke`
     RevokeToken(RevokeTokenRequest, Reply<RevocationStatus>),
+    /// `sessions unrevoke`
+    UnrevokeSessions(UnrevokeSessionsRequest, Reply<Vec<RevocationStatus>>),
+    /// `token unrevoke`
+    UnrevokeToken(RevokeTokenRequest, Reply<RevocationStatus>),
     /// `clock`
     Clock(Reply<ClockStatus>),
     /// `clock accept`
@@ -194,6 +198,14 @@ impl Controller {
             }
             Command::RevokeToken(request, to) => {
                 let answer = self.revoke_token(&request).await;
+                reply(to, answer);
+            }
+            Command::UnrevokeSessions(request, to) => {
+                let answer = self.unrevoke_sessions(&request).await;
+                reply(to, answer);
+            }
+            Command::UnrevokeToken(request, to) => {
+                let answer = self.unrevoke_token(&request).await;
                 reply(to, answer);
             }
             Command::Clock(to) => {

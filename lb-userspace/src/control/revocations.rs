@@ -12,7 +12,7 @@ use super::{Controller, Outcome, RequestError, clock::unix_now};
 use crate::{
     api::messages::{
         ClockAccepted, RevocationStatus, RevokeBeforeRequest, RevokeSessionsRequest, RevokeTokenRequest,
-        RevokedBefore,
+        RevokedBefore, UnrevokeSessionsRequest,
     },
     datapath::DatapathError,
     revocation::{self, RevocationError, SKEW},
@@ -80,17 +80,46 @@ impl Controller {
         let service = self.service(&request.service)?;
         let lifetime = revocation::lifetime(service.max_ttl.as_secs());
         let until = self.clock.latest().saturating_add(request.seconds.unwrap_or(lifetime));
-        let service_id = service.id;
-        let sessions = request.sessions.iter();
-        let keys = sessions.map(|of| RevocationKey { service_id, kind: REVOKED_SESSION, of: *of }).collect();
-        self.revoke_named(keys, until).await
+        self.revoke_named(&keys_of(service.id, &request.sessions), until).await
     }
 
-    /// A token by its header, or its claims alone.
     pub(super) async fn revoke_token(
         &mut self,
         request: &RevokeTokenRequest,
     ) -> Result<RevocationStatus, RequestError> {
+        let (header, key) = self.token_of(request)?;
+        let until = u64::from(header.expires_at()) + SKEW;
+        if until <= self.clock.latest() {
+            return Err(TokenError::Expired(header.expires_at().into()).into());
+        }
+        let max_ttl = self.keys.policy(key.service_id).map_or(u64::MAX, |policy| policy.max_ttl);
+        let lives = u64::from(header.expires_at()).checked_sub(header.issued_at().into());
+        if lives.is_none_or(|lives| lives > max_ttl) {
+            return Err(TokenError::NeverValid { max_ttl }.into());
+        }
+        let mut revoked = self.revoke_named(&[key], until).await?;
+        Ok(revoked.remove(0))
+    }
+
+    pub(super) async fn unrevoke_sessions(
+        &mut self,
+        request: &UnrevokeSessionsRequest,
+    ) -> Result<Vec<RevocationStatus>, RequestError> {
+        let service_id = self.service(&request.service)?.id;
+        self.unrevoke_named(&keys_of(service_id, &request.sessions)).await
+    }
+
+    pub(super) async fn unrevoke_token(
+        &mut self,
+        request: &RevokeTokenRequest,
+    ) -> Result<RevocationStatus, RequestError> {
+        let (_, key) = self.token_of(request)?;
+        let mut lifted = self.unrevoke_named(&[key]).await?;
+        Ok(lifted.remove(0))
+    }
+
+    /// A token by its header, or its claims alone; its service is the one that was named, or its key's.
+    fn token_of(&self, request: &RevokeTokenRequest) -> Result<(Header, RevocationKey), RequestError> {
         let header = claims_of(&request.token)?;
         let key_id = header.key_id().0;
         let named = request.service.as_deref().map(|name| self.service(name)).transpose()?;
@@ -101,44 +130,52 @@ impl Controller {
             }
             (named, signed) => named.or(signed).ok_or(TokenError::UnknownKey(key_id))?,
         };
-        let until = u64::from(header.expires_at()) + SKEW;
-        if until <= self.clock.latest() {
-            return Err(TokenError::Expired(header.expires_at().into()).into());
-        }
-        let max_ttl = self.keys.policy(service_id).map_or(u64::MAX, |policy| policy.max_ttl);
-        let lives = u64::from(header.expires_at()).checked_sub(header.issued_at().into());
-        if lives.is_none_or(|lives| lives > max_ttl) {
-            return Err(TokenError::NeverValid { max_ttl }.into());
-        }
-        let key = RevocationKey { service_id, kind: REVOKED_TOKEN, of: header.nonce() };
-        let mut revoked = self.revoke_named(vec![key], until).await?;
-        Ok(revoked.remove(0))
+        Ok((header, RevocationKey { service_id, kind: REVOKED_TOKEN, of: header.nonce() }))
     }
 
     async fn revoke_named(
         &mut self,
-        keys: Vec<RevocationKey>,
+        keys: &[RevocationKey],
         until: u64,
     ) -> Result<Vec<RevocationStatus>, RequestError> {
         let change = self
             .stored
-            .change(|state| Ok::<_, RequestError>(state.revocations.revoke(&keys, until, unix_now())?));
+            .change(|state| Ok::<_, RequestError>(state.revocations.revoke(keys, until, unix_now())?));
         let revoked = change.await.inspect_err(|error| warn!("{error}"))?;
+        self.put_in_force("revoked", &revoked)
+    }
+
+    async fn unrevoke_named(
+        &mut self,
+        keys: &[RevocationKey],
+    ) -> Result<Vec<RevocationStatus>, RequestError> {
+        let change =
+            self.stored.change(|state| Ok::<_, RequestError>(state.revocations.unrevoke(keys, unix_now())?));
+        let lifted = change.await?;
+        self.put_in_force("no longer revoked", &lifted)
+    }
+
+    /// What was stored, into the kernel and the log.
+    fn put_in_force(
+        &mut self,
+        what: &str,
+        changed: &[(RevocationKey, u64)],
+    ) -> Result<Vec<RevocationStatus>, RequestError> {
         let mut outcome = Outcome::default();
         self.sync_revocations(&mut outcome);
         if !outcome.errors.is_empty() {
             return Err(RequestError::NotInKernel(outcome.errors.join("; ")));
         }
-        for (key, until) in &revoked {
+        for (key, until) in changed {
             info!(
                 service_id = key.service_id,
                 kind = revocation::kind_name(key),
                 of = revocation::name_of(key),
                 until,
-                "revoked"
+                "{what}"
             );
         }
-        Ok(revoked.iter().map(|(key, until)| self.shown(key, *until)).collect())
+        Ok(changed.iter().map(|(key, until)| self.shown(key, *until)).collect())
     }
 
     /// Everything that a service has issued before a moment; without one, until now.
@@ -185,6 +222,10 @@ impl Controller {
 /// Tokens of the second that has begun are among those that were issued.
 fn next_second() -> u64 {
     unix_now() + 1
+}
+
+fn keys_of(service_id: u32, sessions: &[u64]) -> Vec<RevocationKey> {
+    sessions.iter().map(|of| RevocationKey { service_id, kind: REVOKED_SESSION, of: *of }).collect()
 }
 
 /// The bytes of a header that say what it is for.

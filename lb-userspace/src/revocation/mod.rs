@@ -53,6 +53,13 @@ pub enum RevocationError {
         /// Unix second.
         now: u64,
     },
+    /// There is nothing to lift.
+    #[error(
+        "{} {} is not revoked by name, and nothing was changed: see `tollgate sessions list --revoked`. What \
+         `services revoke-before` or `keys revoke` has ended is ended for good",
+        kind_name(.0), name_of(.0)
+    )]
+    NotRevoked(RevocationKey),
     /// It would be over at once.
     #[error("a revocation for no time revokes nothing; name a time of a second or more")]
     NoTime,
@@ -104,6 +111,23 @@ impl Revocations {
         }
         self.named = named;
         Ok(keys.iter().map(|key| (*key, self.named[key])).collect())
+    }
+
+    /// Lifts revocations, all or none. Returns until when each would have been in force.
+    ///
+    /// # Errors
+    /// `NotRevoked` if one of them is not.
+    pub fn unrevoke(
+        &mut self,
+        keys: &[RevocationKey],
+        now: u64,
+    ) -> Result<Vec<(RevocationKey, u64)>, RevocationError> {
+        let until = |key: &RevocationKey| self.until(key, now).ok_or(RevocationError::NotRevoked(*key));
+        let lifted = keys.iter().map(|key| Ok((*key, until(key)?))).collect::<Result<_, _>>()?;
+        for key in keys {
+            self.named.remove(key);
+        }
+        Ok(lifted)
     }
 
     /// Revokes all of a service's tokens that were issued before a moment. Never takes back what was revoked before.

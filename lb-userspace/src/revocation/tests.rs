@@ -40,6 +40,25 @@ fn a_revocation_ends_when_it_should_and_not_before() {
 }
 
 #[test]
+fn a_revocation_is_lifted_or_shortened() {
+    let mut revocations = Revocations::default();
+    revocations.revoke(&[session(7), session(8), token(7)], NOW + 100, NOW).unwrap();
+    let before = revocations.clone();
+    let refused = revocations.unrevoke(&[session(7), session(9)], NOW).unwrap_err();
+    assert_eq!(refused, RevocationError::NotRevoked(session(9)));
+    assert!(refused.to_string().contains("session 9 is not revoked"), "{refused}");
+    assert_eq!(revocations.unrevoke(&[token(8)], NOW), Err(RevocationError::NotRevoked(token(8))));
+    assert_eq!(revocations.unrevoke(&[session(8)], NOW + 100), Err(RevocationError::NotRevoked(session(8))));
+    assert_eq!(revocations, before);
+    let lifted = revocations.unrevoke(&[session(7), session(7)], NOW).unwrap();
+    assert_eq!(lifted, [(session(7), NOW + 100); 2]);
+    assert_eq!(revocations.until(&session(7), NOW), None);
+    assert_eq!(revocations.in_force(NOW).count(), 2);
+    assert_eq!(revocations.revoke(&[session(7)], NOW + 10, NOW).unwrap(), [(session(7), NOW + 10)]);
+    assert_eq!(restored(&revocations), revocations);
+}
+
+#[test]
 fn a_full_list_says_so_and_forgets_nothing() {
     let mut revocations = full();
     let before = revocations.clone();

@@ -67,7 +67,8 @@ fn look_at(command: Command) {
         Command::Import(keyset, _) => again(&keyset),
         Command::Mint(request, _) => again(&request),
         Command::RevokeSessions(request, _) => again(&request),
-        Command::RevokeToken(request, _) => again(&request),
+        Command::UnrevokeSessions(request, _) => again(&request),
+        Command::RevokeToken(request, _) | Command::UnrevokeToken(request, _) => again(&request),
         Command::RevokeBefore(request, _) => again(&request),
         Command::Inspect(request, _) => {
             again(&request);

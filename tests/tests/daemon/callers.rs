@@ -68,6 +68,8 @@ fn groups_decide_who_may_ask_for_what() -> Result<()> {
         &["keys", "import", keyset],
         &["token", "mint", "--service", "game", "--session", "1"],
         &["keys", "revoke", "1"],
+        &["sessions", "revoke", "1", "--service", "game"],
+        &["sessions", "unrevoke", "1", "--service", "game"],
     ];
     let (readers, admins) = (gid(READERS)?, gid(ADMINS)?);
     for (gids, may_read, may_change) in [
@@ -77,7 +79,7 @@ fn groups_decide_who_may_ask_for_what() -> Result<()> {
         (&[STRANGER, admins], true, true),
         (&[admins], true, true),
     ] {
-        for (commands, may, group) in [(&reads, may_read, READERS), (&changes, may_change, ADMINS)] {
+        for (commands, may, group) in [(&reads[..], may_read, READERS), (&changes[..], may_change, ADMINS)] {
             for args in commands {
                 let (status, said) = says(&lab, STRANGER, gids, args)?;
                 if may {

@@ -70,6 +70,7 @@ fn exit_statuses() -> Result<()> {
         (&["token", "mint", "--service", "game", "--session", "7"], 3),
         (&["sessions", "list"], 3),
         (&["sessions", "revoke", "7", "--service", "game"], 3),
+        (&["sessions", "unrevoke", "7", "--service", "game"], 3),
         (&["services", "list"], 3),
         (&["clock"], 3),
         (&["clock", "accept"], 3),

@@ -74,10 +74,17 @@ fn a_revoked_session_is_refused_with_the_next_packet(family: Family) -> Result<(
     lab.delivered(&other)?;
     ensure!(revoked(&lab)?.len() == 1, "{:?}", revoked(&lab)?);
 
+    // Lifted, it is as if it had never been: also what is cached.
+    let lifted = lab.json(&["sessions", "unrevoke", "7", "--service", "game"])?;
+    ensure!(lifted[0]["session_id"] == "7", "{lifted}");
+    lab.delivered(&token)?;
+    lab.delivered(&another)?;
+    ensure!(revoked(&lab)?.is_empty(), "{:?}", revoked(&lab)?);
+
     // For a time.
     lab.json(&["sessions", "revoke", "8", "9", "--service", "42", "--for", "2s"])?;
     lab.refused_token(&other, Reason::Revoked)?;
-    wait_for("the end of a revocation", || Ok(revoked(&lab)?.len() == 1))?;
+    wait_for("the end of a revocation", || Ok(revoked(&lab)?.is_empty()))?;
     thread::sleep(A_TICK);
     lab.delivered(&other)?;
     Ok(())
@@ -112,6 +119,16 @@ fn a_revoked_token_leaves_its_session_alone(family: Family) -> Result<()> {
     lab.json(&["token", "revoke", &hex_of(&second)[..80], "--service", "game"])?;
     lab.refused_token(&second, Reason::Revoked)?;
     lab.delivered(&third)?;
+    lab.json(&["token", "unrevoke", &hex_of(&first)])?;
+    lab.delivered(&first)?;
+    lab.refused_token(&second, Reason::Revoked)?;
+    let again = lab.run(&["token", "unrevoke", &hex_of(&first)])?;
+    ensure!(
+        again.status.code() == Some(1) && said(&again).contains("is not revoked by name"),
+        "{}",
+        said(&again)
+    );
+    lab.json(&["token", "revoke", &hex_of(&first)])?;
     let issuer = lab.issuer()?;
     let expired = issuer.token_at(session(7, 0), unix_now() - 100, 10);
     let endless = issuer.token_at(session(7, 0), unix_now(), 3601);
@@ -271,6 +288,8 @@ fn what_cannot_be_revoked_is_said() -> Result<()> {
         (&["sessions", "revoke", "7", "--service", "game", "--for", "0s"], 1, "for no time"),
         (&["sessions", "revoke", "--service", "game"], 2, "<N>"),
         (&["sessions", "revoke", "seven", "--service", "game"], 2, "invalid"),
+        (&["sessions", "unrevoke", "7", "--service", "game"], 1, "session 7 is not revoked by name"),
+        (&["sessions", "unrevoke", "7", "--service", "none"], 1, "there is game"),
         (&["services", "revoke-before", "none"], 1, "there is game"),
         (&["services", "revoke-before", "game", "yesterday"], 2, "2030-01-31T12:00:00Z"),
     ] {
