@@ -112,9 +112,9 @@ async fn daemon(config: Config, pins: Pins, doors: Doors) -> anyhow::Result<()> 
     let control = tokio::net::UnixListener::from_std(control)?;
     let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
     let store = store::open(&config.store)?;
-    let node = config.node.clone();
+    let (node, interfaces) = (config.node.clone(), config.interfaces.clone());
 
-    let controller = Controller::start(config, store, pins).await?;
+    let controller = Controller::start(config, store, pins.clone()).await?;
     let readiness = controller.readiness();
     let (handle, commands) = Handle::new();
     let mut controller = tokio::spawn(controller.run(commands));
@@ -127,12 +127,13 @@ async fn daemon(config: Config, pins: Pins, doors: Doors) -> anyhow::Result<()> 
     tokio::spawn(announce(readiness, node));
 
     tokio::select! {
-        _ = terminate.recv() => info!("SIGTERM: ending; the data path goes on"),
-        _ = interrupt.recv() => info!("SIGINT: ending; the data path goes on"),
+        _ = terminate.recv() => info!("SIGTERM: ending"),
+        _ = interrupt.recv() => info!("SIGINT: ending"),
         ended = &mut controller => {
-            ended.context("the control loop ended by itself; the data path goes on")?;
+            ended.context("the control loop ended by itself: please report it, and start it again")?;
         }
     }
+    say_what_goes_on(&pins, &interfaces);
     notify("STOPPING=1");
     // Answers under way are still given; whoever does not read them is not waited for.
     let _ = stop.send(());
@@ -141,6 +142,19 @@ async fn daemon(config: Config, pins: Pins, doors: Doors) -> anyhow::Result<()> 
     }
     drop(socket);
     Ok(())
+}
+
+/// What filters without this process, and what does not.
+fn say_what_goes_on(pins: &Pins, interfaces: &[String]) {
+    let pinned = pins.links().unwrap_or_default();
+    let (filtered, open): (Vec<_>, Vec<_>) =
+        interfaces.iter().cloned().partition(|name| pinned.contains(name));
+    if !filtered.is_empty() {
+        info!("the data path goes on, on {}", filtered.join(", "));
+    }
+    if !open.is_empty() {
+        warn!("NOTHING IS FILTERED on {}: the pin is gone; start the daemon again", open.join(", "));
+    }
 }
 
 /// The control socket's file, which goes with the daemon, however that ends.

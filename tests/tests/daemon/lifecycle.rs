@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     panic::resume_unwind,
     thread,
     time::{Duration, Instant},
@@ -13,6 +14,7 @@ use lb_tests::{
     daemon::{Daemon, PATIENCE, http, said, wait_for},
     issuer::session,
     topology::Family,
+    user::NAME,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -33,6 +35,7 @@ over_both!(
     an_interface_that_goes_and_comes_back,
     sigint_is_as_good_as_sigterm,
     pins_removed_while_it_runs,
+    pins_removed_that_cannot_come_back,
     a_daemon_that_is_stopped,
     another_interface_under_the_same_name,
 );
@@ -125,7 +128,7 @@ fn detach_removes_everything(family: Family) -> Result<()> {
     daemon.terminate()?;
     let output = lab.run(&detach)?;
     ensure!(output.status.success(), "{}", said(&output));
-    let pins = std::fs::read_dir(lab.place.bpffs()).map_or(0, Iterator::count);
+    let pins = fs::read_dir(lab.place.bpffs()).map_or(0, Iterator::count);
     ensure!(pins == 0, "{pins} pins are left");
     // Nothing is filtered any more: junk reaches the balancer's own socket.
     let socket = lab.topology.local_socket(lab.family.service())?;
@@ -152,8 +155,8 @@ fn another_size_of_the_token_cache_begins_empty(family: Family) -> Result<()> {
     let token = lab.token(1)?;
     lab.delivered(&token)?;
     daemon.terminate()?;
-    let text = std::fs::read_to_string(lab.place.config())?;
-    std::fs::write(lab.place.config(), text.replace("sessions = 4096", "sessions = 8192"))?;
+    let text = fs::read_to_string(lab.place.config())?;
+    fs::write(lab.place.config(), text.replace("sessions = 4096", "sessions = 8192"))?;
     let daemon = lab.start()?;
     ensure!(daemon.log().contains("begin empty"), "{}", daemon.log());
     ensure!(lab.json(&["status"])?["sessions_max"] == 8192);
@@ -226,6 +229,8 @@ fn sigint_is_as_good_as_sigterm(family: Family) -> Result<()> {
     let status = daemon.stop(Signal::SIGINT)?;
     ensure!(status.success(), "SIGINT: {status}");
     ensure!(!lab.place.path("control.sock").exists(), "the control socket is left");
+    let log = fs::read_to_string(lab.place.path("log"))?;
+    ensure!(log.contains("the data path goes on, on eth0"), "{log}");
     lab.delivered(&token)?;
     Ok(())
 }
@@ -243,11 +248,24 @@ fn filters(lab: &Lab) -> Result<()> {
 fn pins_removed_while_it_runs(family: Family) -> Result<()> {
     let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
-    std::fs::remove_dir_all(lab.place.bpffs())?;
+    fs::remove_dir_all(lab.place.bpffs())?;
     wait_for("another pin", || Ok(lab.pin("link-eth0").exists()))?;
     filters(&lab)?;
     // What was pinned again serves the next daemon.
     daemon.kill()?;
+    let _daemon = lab.start()?;
+    filters(&lab)
+}
+
+fn pins_removed_that_cannot_come_back(family: Family) -> Result<()> {
+    let mut lab = Lab::of(family, L2, 1)?;
+    // It cannot make the directory again.
+    lab.place.set_user(Some(NAME));
+    let daemon = lab.start()?;
+    lab.remove_pins()?;
+    daemon.terminate()?;
+    let log = fs::read_to_string(lab.place.path("log"))?;
+    ensure!(log.contains("NOTHING IS FILTERED on eth0") && !log.contains("goes on"), "{log}");
     let _daemon = lab.start()?;
     filters(&lab)
 }
