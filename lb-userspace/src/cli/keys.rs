@@ -75,10 +75,11 @@ pub fn run(global: &Global, command: Keys) -> anyhow::Result<()> {
                     Some(id) => format!("key {id} signs now"),
                     None => "no key signs: see `tollgate keys list`".to_owned(),
                 };
-                vec![format!(
-                    "key {} ({}) is revoked: its tokens are refused. {now}",
-                    revoked.key_id, revoked.was
-                )]
+                let done = match revoked.was {
+                    KeyState::Revoked => "was revoked before, and nothing has changed".to_owned(),
+                    was => format!("({was}) is revoked: its tokens are refused"),
+                };
+                vec![format!("key {} {done}. {now}", revoked.key_id)]
             })
         }
         Keys::Export { service } => {

@@ -70,7 +70,7 @@ pub enum RequestError {
     #[error("the program follows the wall clock: there is nothing to accept; see `tollgate clock`")]
     ClockFollows,
     /// The daemon ends.
-    #[error("the daemon is ending; its data path goes on. Start it again")]
+    #[error("the daemon is ending; start it again")]
     Ending,
 }
 
@@ -261,7 +261,9 @@ impl Controller {
 
     async fn revoke(&mut self, id: KeyId) -> Result<Revoked, RequestError> {
         let revocation = keys::change(&mut self.stored, |keyring, now, _| keyring.revoke(id, now)).await?;
-        warn!(key_id = id.0, service_id = revocation.service_id, was = %revocation.was, "key revoked");
+        if revocation.was != KeyState::Revoked {
+            warn!(key_id = id.0, service_id = revocation.service_id, was = %revocation.was, "key revoked");
+        }
         // The kernel first, then a new key where the service has none.
         let mut outcome = Outcome::default();
         self.sync_keys(&mut outcome);

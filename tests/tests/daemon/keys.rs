@@ -87,7 +87,7 @@ fn crashes_at_any_moment_of_a_rotation_lose_nothing(family: Family) -> Result<()
 
 fn a_revoked_key_ends_with_the_next_packet(family: Family) -> Result<()> {
     let lab = Lab::of(family, L2, 1)?;
-    let _daemon = lab.start()?;
+    let daemon = lab.start()?;
     let old = lab.issuer()?.active().0;
     let token = lab.token(1)?;
     lab.delivered(&token)?;
@@ -98,6 +98,9 @@ fn a_revoked_key_ends_with_the_next_packet(family: Family) -> Result<()> {
     // The service has a key that signs again.
     wait_for("a new key", || Ok(lab.issuer().is_ok_and(|issuer| issuer.active().0 != old)))?;
     lab.delivered(&lab.token(1)?)?;
+    let again = lab.run(&["keys", "revoke", &old.to_string()])?;
+    ensure!(again.status.success() && said(&again).contains("was revoked before"), "{}", said(&again));
+    ensure!(daemon.log().matches("key revoked").count() == 1, "{}", daemon.log());
     let output = lab.run(&["keys", "revoke", "1"])?;
     ensure!(output.status.code() == Some(1) && said(&output).contains("keys list"), "{}", said(&output));
     Ok(())
