@@ -126,6 +126,8 @@ fn groups_are_those_of_this_host() {
     assert_eq!(config.control_group.map(|group| group.name), Some("daemon".into()));
     let lines = refused(&format!("admin_group = \"nobody-has-this\"\n{}", with("")));
     assert!(lines[0].contains(":1:") && lines[0].contains("groupadd --system nobody-has-this"), "{lines:?}");
+    let lines = refused(&format!("admin_group = \"\"\n{}", with("")));
+    assert!(lines[0].contains("names no group") && lines[0].contains("leave it out"), "{lines:?}");
 }
 
 #[test]

@@ -212,6 +212,12 @@ pub(super) fn control(path: &str, value: &DeValue<'_>) -> Read<PathBuf> {
 /// A group that this host has.
 pub(super) fn group(path: &str, value: &DeValue<'_>) -> Read<Group> {
     let name = text(path, value, &format!("{path} = \"tollgate\""))?;
+    if name.is_empty() {
+        return wrong(
+            format!("`{path}` names no group"),
+            "leave it out, and nobody is let in by it; or name one of `getent group`",
+        );
+    }
     match nix::unistd::Group::from_name(name) {
         Ok(Some(group)) => Ok(Group { name: name.to_owned(), gid: group.gid.as_raw() }),
         Ok(None) => wrong(
