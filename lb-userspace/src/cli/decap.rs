@@ -56,7 +56,7 @@ struct Count {
 
 /// Takes outer headers off until it is told to end; then prints what became of which packets.
 pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
-    global.log()?;
+    global.log();
     preflight::raise_memlock_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(until_told(args))?;

@@ -22,17 +22,22 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{
+    Parser, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser as _},
+};
 use tollgate::{
     api::client::{Client, ClientError},
     config::{Config, ConfigError},
     sandbox,
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use output::Format;
 
 const CONFIG: &str = "/etc/tollgate/tollgate.toml";
+
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 const FAILED: u8 = 1;
 const NO_DAEMON: u8 = 3;
@@ -60,9 +65,10 @@ struct Global {
     /// The daemon's control socket [default: that of the configuration]
     #[arg(long, global = true, value_name = "SOCKET")]
     control: Option<PathBuf>,
-    /// What is logged to standard error: error, warn, info, debug, trace
-    #[arg(long, global = true, value_name = "LEVEL", env = "TOLLGATE_LOG", default_value = "info")]
-    log: String,
+    /// What is logged to standard error: this and what is graver
+    #[arg(long, global = true, value_name = "LEVEL", env = "TOLLGATE_LOG", default_value = "info", ignore_case = true,
+          value_parser = PossibleValuesParser::new(LEVELS).try_map(|level| level.parse::<LevelFilter>()))]
+    log: LevelFilter,
 }
 
 #[derive(Subcommand)]
@@ -185,16 +191,12 @@ impl Global {
     }
 
     /// Logs to standard error from here on.
-    fn log(&self) -> anyhow::Result<()> {
-        let filter = EnvFilter::builder().parse(&self.log).map_err(|error| {
-            anyhow::anyhow!("--log {}: {error}; use error, warn, info, debug or trace", self.log)
-        })?;
+    fn log(&self) {
         tracing_subscriber::fmt()
-            .with_env_filter(filter)
+            .with_max_level(self.log)
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal())
             .with_target(false)
             .init();
-        Ok(())
     }
 }

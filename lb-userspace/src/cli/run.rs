@@ -43,7 +43,7 @@ pub struct Args {
 
 /// Runs until it is told to end.
 pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
-    global.log()?;
+    global.log();
     let config = global.load()?;
     for warning in &config.warnings {
         warn!("{warning}");

@@ -46,7 +46,10 @@ pub fn allowed(request: &MintRequest, service: &config::Service) -> Result<(), T
 /// If it cannot be expressed.
 pub fn mint(request: &MintRequest, key: &KnownKey, now: u64) -> Result<Minted, TokenError> {
     if request.ttl == 0 {
-        return Err(TokenError::Ttl { ttl: 0, max_ttl: u64::from(u32::MAX) });
+        return Err(TokenError::NoTime);
+    }
+    if request.bind_port == Some(0) {
+        return Err(TokenError::PortZero);
     }
     let seconds = |at: u64| u32::try_from(at).map_err(|_| TokenError::Clock(at));
     let mut nonce = [0; 8];

@@ -24,7 +24,7 @@ use crate::keyring::{ExportedKey, Key, KeyState};
 pub enum TokenError {
     /// It would be dropped as `lifetime`.
     #[error(
-        "a ttl of {ttl} s is outside 1 to {max_ttl} s, the service's max_ttl: it would be dropped as `lifetime`"
+        "a ttl of {ttl} s is more than {max_ttl} s, the service's max_ttl: it would be dropped as `lifetime`"
     )]
     Ttl {
         /// As asked for.
@@ -32,6 +32,12 @@ pub enum TokenError {
         /// As the service allows.
         max_ttl: u64,
     },
+    /// It would be over before its first packet.
+    #[error("a token must live for a second or more: name a longer --ttl")]
+    NoTime,
+    /// It would be dropped as `bad_fast_tag`, wherever its client sends from.
+    #[error("no client sends from port 0: bind to the port that it sends from, or leave --bind-port out")]
+    PortZero,
     /// It would be dropped as `policy`.
     #[error("the service wants tokens bound to an address (bind = \"required\"): add --bind ADDR")]
     Unbound,

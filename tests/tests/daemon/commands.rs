@@ -76,6 +76,9 @@ fn exit_statuses() -> Result<()> {
         (&["clock", "accept"], 3),
         (&["keys", "revoke", "none"], 2),
         (&["no-such-command"], 2),
+        // It would be silent, whatever happens.
+        (&["--log", "verbose", "status"], 2),
+        (&["--log", "tollgate=debug", "status"], 2),
         (&["token", "inspect", "not hex"], 1),
     ] {
         let output = lab.run(args)?;
@@ -107,6 +110,14 @@ fn minted_tokens_are_valid(family: Family) -> Result<()> {
     lab.refused_token(&minted_header(&elsewhere)?, Reason::BadFastTag)?;
     let proof = lab.run(&[&mint[..], &["--type", "proof"]].concat())?;
     ensure!(proof.status.code() == Some(1) && said(&proof).contains("`accept`"), "{}", said(&proof));
+    for (args, expected) in [
+        (["--ttl", "0s"], "a second or more"),
+        (["--ttl", "500ms"], "a second or more"),
+        (["--bind-port", "0"], "no client sends from port 0"),
+    ] {
+        let refused = lab.run(&[&mint[..], &args].concat())?;
+        ensure!(refused.status.code() == Some(1) && said(&refused).contains(expected), "{}", said(&refused));
+    }
     let too_long = lab.run(&[&mint[..], &["--ttl", "2h"]].concat())?;
     ensure!(too_long.status.code() == Some(1) && said(&too_long).contains("max_ttl"), "{}", said(&too_long));
     Ok(())
