@@ -15,6 +15,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use tokio::net::UnixStream;
+use tracing::{Instrument as _, error_span};
 
 use super::messages::{BODY_MAX, Failure};
 use crate::config::{Config, Group};
@@ -53,6 +54,7 @@ pub struct Peer {
 /// A peer's request comes with this.
 #[derive(Clone, Debug)]
 pub struct Caller {
+    uid: u32,
     access: Access,
     rules: Arc<Rules>,
 }
@@ -158,7 +160,7 @@ fn peer_groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
 impl Caller {
     /// A peer under these rules.
     pub fn new(rules: &Arc<Rules>, peer: &Peer) -> Self {
-        Self { access: rules.access(peer), rules: Arc::clone(rules) }
+        Self { uid: peer.uid, access: rules.access(peer), rules: Arc::clone(rules) }
     }
 
     async fn asks(&self, wanted: Access, request: Request, next: Next) -> Response {
@@ -177,9 +179,11 @@ pub async fn may_read(Extension(caller): Extension<Caller>, request: Request, ne
     caller.asks(Access::Read, request, next).await
 }
 
-/// The layer around what changes something or tells secrets.
+/// The layer around what changes something or tells secrets. All that is logged of it names who asked.
 pub async fn may_change(Extension(caller): Extension<Caller>, request: Request, next: Next) -> Response {
-    caller.asks(Access::Change, request, next).await
+    // Of the gravest level, so that it is there whatever is logged.
+    let span = error_span!("caller", uid = caller.uid);
+    caller.asks(Access::Change, request, next).instrument(span).await
 }
 
 #[cfg(test)]

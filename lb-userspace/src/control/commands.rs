@@ -2,7 +2,7 @@
 
 use lb_common::keyslot::{KeyId, STATE_OFF};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 use super::{
     Controller, MetricsReport, Outcome,
@@ -130,13 +130,21 @@ pub enum Command {
     AcceptClock(Reply<ClockAccepted>),
 }
 
+/// A command, and what the log is to say of who asked.
+pub struct Asked {
+    /// What is asked.
+    pub command: Command,
+    /// In which it is done.
+    pub span: Span,
+}
+
 /// Asks the loop.
 #[derive(Clone, Debug)]
-pub struct Handle(mpsc::Sender<Command>);
+pub struct Handle(mpsc::Sender<Asked>);
 
 impl Handle {
     /// A handle, and what [`Controller::run`] reads.
-    pub fn new() -> (Self, mpsc::Receiver<Command>) {
+    pub fn new() -> (Self, mpsc::Receiver<Asked>) {
         let (sender, receiver) = mpsc::channel(16);
         (Self(sender), receiver)
     }
@@ -147,7 +155,8 @@ impl Handle {
     /// The loop's, or `Ending`.
     pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Command) -> Result<T, RequestError> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(make(reply)).await.map_err(|_| RequestError::Ending)?;
+        let asked = Asked { command: make(reply), span: Span::current() };
+        self.0.send(asked).await.map_err(|_| RequestError::Ending)?;
         answer.await.map_err(|_| RequestError::Ending)?
     }
 }
@@ -287,9 +296,11 @@ impl Controller {
         let service = self.service(name)?;
         let (id, name) = (service.id, service.name.clone());
         let Some(policy) = self.keys.policy(id) else { return Err(RequestError::NoSigner(name)) };
-        info!(service = name, "keys exported");
         // Committed before anybody sees it: it promises how long it may be signed with.
-        Ok(keys::change(&mut self.stored, |keyring, now, _| Ok(keyring.export(&name, &policy, now))).await?)
+        let keyset =
+            keys::change(&mut self.stored, |keyring, now, _| Ok(keyring.export(&name, &policy, now))).await?;
+        info!(service = name, "keys exported");
+        Ok(keyset)
     }
 
     async fn import(&mut self, keyset: &Keyset) -> Result<ImportReport, RequestError> {

@@ -23,9 +23,9 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{debug, info, warn};
+use tracing::{Instrument as _, debug, info, warn};
 
-pub use commands::{Command, Handle, RequestError};
+pub use commands::{Asked, Command, Handle, RequestError};
 pub use report::MetricsReport;
 
 use crate::{
@@ -208,7 +208,7 @@ impl Controller {
     }
 
     /// Runs until nobody holds a [`Handle`] any more.
-    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Asked>) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let network = self.network.clone();
@@ -216,7 +216,7 @@ impl Controller {
             let again = Instant::now() + self.outcome.again_in.unwrap_or(EVERY);
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(command) => self.answer(command).await,
+                    Some(Asked { command, span }) => self.answer(command).instrument(span).await,
                     None => return,
                 },
                 _ = ticks.tick() => self.round(true).await,

@@ -43,8 +43,8 @@ async fn answer(request: Request<Body>, uid: u32) -> (bool, StatusCode) {
     let mut answer = std::pin::pin!(router.oneshot(request));
     tokio::select! {
         response = &mut answer => (false, response.expect("a router always answers").status()),
-        Some(command) = commands.recv() => {
-            look_at(command);
+        Some(asked) = commands.recv() => {
+            look_at(asked.command);
             (true, answer.await.expect("a router always answers").status())
         }
     }

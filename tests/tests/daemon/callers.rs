@@ -50,7 +50,7 @@ fn says(lab: &Lab, uid: u32, gids: &[u32], args: &[&str]) -> Result<(Option<i32>
 
 #[test]
 fn groups_decide_who_may_ask_for_what() -> Result<()> {
-    let (lab, _daemon) = configured(&format!("control_group = \"{READERS}\"\nadmin_group = \"{ADMINS}\""))?;
+    let (lab, daemon) = configured(&format!("control_group = \"{READERS}\"\nadmin_group = \"{ADMINS}\""))?;
     let token = hex::encode(lab.token(1)?.to_bytes());
     let keyset = lab.place.path("keyset.json");
     fs::write(&keyset, lab.run(&["keys", "export", "--service", "game"])?.stdout)?;
@@ -70,6 +70,7 @@ fn groups_decide_who_may_ask_for_what() -> Result<()> {
         &["keys", "revoke", "1"],
         &["sessions", "revoke", "1", "--service", "game"],
         &["sessions", "unrevoke", "1", "--service", "game"],
+        &["services", "revoke-before", "game"],
     ];
     let (readers, admins) = (gid(READERS)?, gid(ADMINS)?);
     for (gids, may_read, may_change) in [
@@ -91,6 +92,13 @@ fn groups_decide_who_may_ask_for_what() -> Result<()> {
                 }
             }
         }
+    }
+    let log = daemon.log();
+    for done in
+        ["key rotated", "keys exported", "keys imported", "revoked", "no longer revoked", "everything issued"]
+    {
+        let by_whom = format!(" caller{{uid={STRANGER}}}: {done} ");
+        ensure!(log.contains(&by_whom), "{by_whom} is missing:\n{log}");
     }
     Ok(())
 }
