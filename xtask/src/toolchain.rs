@@ -198,8 +198,8 @@ fn make_bpf_linker(llvm: u32) -> Result<()> {
     )
     .with_context(|| {
         format!(
-            "bpf-linker {BPF_LINKER} could not be built for LLVM {llvm}\ntry: if it has no feature llvm-{llvm}, a newer \
-             version may have it: BPF_LINKER in xtask/src/toolchain.rs"
+            "bpf-linker {BPF_LINKER} could not be built for LLVM {llvm}\ntry: mend what cargo names above; where that is \
+             the feature llvm-{llvm}, a newer version may have it: BPF_LINKER in xtask/src/toolchain.rs"
         )
     })?;
     fs::remove_dir_all(place.join("target")).context("cannot remove what building bpf-linker left")?;
