@@ -68,7 +68,8 @@ impl Datapath {
             path: pins.name(&pin),
             action: "pin the link",
             source: io::Error::other(chain(&error)),
-            mend: "the program is off again; is a BPF file system still mounted there?",
+            mend: "the program is off again; is a BPF file system still mounted there? Where it is, and this daemon is not \
+                   root, start it again",
         })?;
         Ok(Attached::Anew(mode))
     }
