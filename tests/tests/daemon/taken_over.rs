@@ -1,7 +1,7 @@
 //! What whoever has taken the daemon over can do: system calls in its name, as code that runs in it would make them.
 
 use std::{
-    ffi::CStr,
+    ffi::{CStr, CString},
     fs::{self, File},
     os::unix::fs::{FileExt as _, PermissionsExt as _},
 };
@@ -23,17 +23,16 @@ use nix::{
 
 use crate::lab::{L2, Lab};
 
-#[test]
-fn it_gets_nowhere() -> Result<()> {
-    let mut lab = Lab::new(L2, 1)?;
-    lab.place.set_user(Some(NAME));
-    let daemon = lab.start()?;
+/// A path of root's alone.
+fn secret(lab: &Lab) -> Result<CString> {
     let secret = lab.place.path("secret");
     fs::write(&secret, "root's")?;
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))?;
-    let secret = format!("{}\0", secret.display());
+    Ok(CString::new(secret.into_os_string().into_encoded_bytes())?)
+}
 
-    let attacker = TakenOver::of(&daemon)?;
+/// No programs, processes, connections, rights or code come of system calls.
+fn calls_are_refused(attacker: &TakenOver, daemon: &Daemon) -> Result<()> {
     let family = |family: libc::c_int| [family as u64, libc::SOCK_STREAM as u64, 0, 0];
     let map = [0, 4096, (libc::PROT_READ | libc::PROT_EXEC) as u64, libc::MAP_PRIVATE as u64];
     for (what, number, arguments) in [
@@ -70,11 +69,30 @@ fn it_gets_nowhere() -> Result<()> {
     ensure!(execve == Err(Errno::EPERM), "it can start programs: {execve:?}");
     let chroot = attacker.with_path(libc::SYS_chroot, c"/", [0; 2])?;
     ensure!(chroot == Err(Errno::EPERM), "it can change its root: {chroot:?}");
-    let secret = CStr::from_bytes_with_nul(secret.as_bytes())?;
+    // This would have worked.
+    ensure!(attacker.call(libc::SYS_getpid, [0; 4])? == Ok(daemon.pid().into()));
+    Ok(())
+}
+
+/// Afterwards it works as before.
+fn is_none_the_worse(lab: &Lab) -> Result<()> {
+    lab.json(&["keys", "rotate", "--wait"])?;
+    lab.delivered(&lab.token(1)?)?;
+    Ok(())
+}
+
+#[test]
+fn it_gets_nowhere() -> Result<()> {
+    let mut lab = Lab::new(L2, 1)?;
+    lab.place.set_user(Some(NAME));
+    let daemon = lab.start()?;
+    let secret = secret(&lab)?;
+    let attacker = TakenOver::of(&daemon)?;
+    calls_are_refused(&attacker, &daemon)?;
     let (read, write) = (libc::O_RDONLY as u64, (libc::O_WRONLY | libc::O_CREAT) as u64);
     for (path, flags) in [
-        (secret, read),
-        (secret, write),
+        (secret.as_c_str(), read),
+        (secret.as_c_str(), write),
         (c"/etc/shadow", read),
         (c"/etc/new", write),
         (c"/proc/1/mem", read),
@@ -84,13 +102,24 @@ fn it_gets_nowhere() -> Result<()> {
         let opened = attacker.with_path(libc::SYS_open, path, [flags, 0o600])?;
         ensure!(opened == Err(Errno::EACCES), "{path:?}: {opened:?}");
     }
-    // These would have worked.
-    ensure!(attacker.call(libc::SYS_getpid, [0; 4])? == Ok(daemon.pid().into()));
+    // This would have worked.
     ensure!(attacker.with_path(libc::SYS_open, c"/proc/self/stat", [read, 0])?.is_ok());
     drop(attacker);
-    lab.json(&["keys", "rotate", "--wait"])?;
-    lab.delivered(&lab.token(1)?)?;
-    Ok(())
+    is_none_the_worse(&lab)
+}
+
+#[test]
+fn as_root_it_gets_to_roots_files_alone() -> Result<()> {
+    let mut lab = Lab::new(L2, 1)?;
+    lab.place.set_user(None);
+    let daemon = lab.start()?;
+    let secret = secret(&lab)?;
+    let attacker = TakenOver::of(&daemon)?;
+    calls_are_refused(&attacker, &daemon)?;
+    // What `--user` is for.
+    ensure!(attacker.with_path(libc::SYS_open, &secret, [libc::O_WRONLY as u64, 0])?.is_ok());
+    drop(attacker);
+    is_none_the_worse(&lab)
 }
 
 /// A daemon whose first thread does what the test says, until it is dropped.
