@@ -72,10 +72,10 @@ fn settled(ctx: *mut xdp_md, entry: *mut TrackedSession) -> Result<(), Reason> {
     let frame = Frame::at(ctx);
     let token = frame.start().skip(scratch.arrival.token_at as usize & PAYLOAD_AT_MASK);
     let header = Header::again(token.read(0).ok_or(Reason::Internal)?);
-    // SAFETY, here and wherever steps read or write an entry: the pointer is the kernel's, to memory that stays allocated.
+    let entry = if entry.is_null() { entered(scratch, &header)? } else { entry };
+    // SAFETY: here and wherever steps read or write an entry, the pointer is the kernel's, to memory that stays allocated.
     // The cache may give it to another token meanwhile, so that all reads are volatile, and what is written there does
     // no harm in another token's entry.
-    let entry = if entry.is_null() { entered(scratch, &header)? } else { entry };
     let session = unsafe { &raw mut (*entry).session };
 
     revoke::check(scratch, live, now, header.nonce(), session)?;
