@@ -1,5 +1,7 @@
 //! Frames in several buffers, of which the program sees the first.
 
+use std::io::{self, Write as _};
+
 use anyhow::{Result, ensure};
 use aya::{TestRun as _, TestRunOptions, util::KernelVersion};
 use lb_common::{
@@ -45,7 +47,12 @@ fn not_ours() -> Result<()> {
 #[test]
 fn cut_anywhere() -> Result<()> {
     if KernelVersion::current()? < KernelVersion::new(6, 18, 0) {
-        return Ok(()); // There, first buffers of test runs have one length, which `whole` is about.
+        // There, first buffers of test runs have one length, which `whole` is about. Not by a macro, which tests keep quiet.
+        writeln!(
+            io::stderr(),
+            "jumbo::cut_anywhere is LEFT OUT: only since Linux 6.18 can frames be cut anywhere"
+        )?;
+        return Ok(());
     }
     let mut program = Program::load()?;
     program.enter(&proof::world())?;
