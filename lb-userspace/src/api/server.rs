@@ -22,13 +22,10 @@ use super::{
     metrics,
 };
 use crate::{
-    control::{Command, Handle, RequestError},
+    control::{Command, Handle, Readiness, RequestError},
     keyring::Keyset,
     token::InspectRequest,
 };
-
-/// Whether it filters; if not, why.
-pub type Readiness = watch::Receiver<Result<(), Vec<String>>>;
 
 /// What the control socket answers. Each route is declared in one of two places, which decides who may ask for it.
 pub fn control(handle: Handle) -> Router {
@@ -200,7 +197,7 @@ fn failure(error: impl Into<String>) -> Json<Failure> {
 }
 
 /// What the metrics port answers.
-pub fn metrics(handle: Handle, readiness: Readiness) -> Router {
+pub fn metrics(handle: Handle, readiness: watch::Receiver<Readiness>) -> Router {
     Router::new()
         .route("/metrics", get(scrape))
         .with_state(handle)
@@ -220,11 +217,9 @@ async fn scrape(State(to): State<Handle>, headers: HeaderMap) -> Response {
 }
 
 /// It filters, or 503 and the reasons why it does not.
-fn ready(readiness: &Readiness) -> Response {
-    match &*readiness.borrow() {
-        Ok(()) => "ok\n".into_response(),
-        Err(reasons) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", reasons.join("\n"))).into_response()
-        }
+fn ready(readiness: &watch::Receiver<Readiness>) -> Response {
+    match readiness.borrow().reasons().as_slice() {
+        [] => "ok\n".into_response(),
+        reasons => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", reasons.join("\n"))).into_response(),
     }
 }

@@ -12,13 +12,13 @@ use std::{
 use anyhow::{Context as _, bail};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::oneshot,
+    sync::{oneshot, watch},
     time::timeout,
 };
 use tollgate::{
     api::{access::Rules, listen, serve, server},
     config::Config,
-    control::{Controller, Handle, desired},
+    control::{Controller, Handle, Readiness, desired},
     datapath::{
         Pins,
         preflight::{self, Verdict},
@@ -32,6 +32,9 @@ use super::Global;
 
 /// How long answers may take once the daemon ends.
 const ANSWERS_UNDER_WAY: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether the loop still looks.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// As whom.
 #[derive(clap::Args)]
@@ -168,20 +171,25 @@ impl Drop for Socket {
 }
 
 /// Tells the log and the service manager when it filters, and when it does not any more.
-async fn announce(mut readiness: server::Readiness, node: String) {
+async fn announce(mut readiness: watch::Receiver<Readiness>, node: String) {
+    let mut said = None;
     loop {
-        let state = readiness.borrow_and_update().clone();
-        match state {
-            Ok(()) => {
-                info!(node, "ready: filtering");
-                notify("READY=1\nSTATUS=filtering");
+        let reasons = readiness.borrow_and_update().reasons();
+        if said.as_ref() != Some(&reasons) {
+            match reasons.join("; ") {
+                all if all.is_empty() => {
+                    info!(node, "ready: filtering");
+                    notify("READY=1\nSTATUS=filtering");
+                }
+                all => {
+                    warn!(node, "not ready: {all}");
+                    notify(&format!("STATUS=not ready: {all}"));
+                }
             }
-            Err(reasons) => {
-                warn!(node, "not ready: {}", reasons.join("; "));
-                notify(&format!("STATUS=not filtering: {}", reasons.join("; ")));
-            }
+            said = Some(reasons);
         }
-        if readiness.changed().await.is_err() {
+        // That nobody looks any more is no change that anybody tells.
+        if let Ok(Err(_)) = timeout(LOOK_AGAIN, readiness.changed()).await {
             return;
         }
     }

@@ -10,6 +10,7 @@ mod keys;
 mod neighbours;
 mod netlink;
 mod network;
+mod readiness;
 mod report;
 mod revocations;
 mod sessions;
@@ -26,6 +27,7 @@ use tokio::{
 use tracing::{Instrument as _, debug, info, warn};
 
 pub use commands::{Asked, Command, Handle, RequestError};
+pub use readiness::Readiness;
 pub use report::MetricsReport;
 
 use crate::{
@@ -81,7 +83,7 @@ pub struct Controller {
     attachments: Attachments,
     built: Option<Built>,
     outcome: Outcome,
-    ready: watch::Sender<Result<(), Vec<String>>>,
+    ready: watch::Sender<Readiness>,
     started_at: Instant,
     store_connected: bool,
     _lock: PinLock,
@@ -160,7 +162,7 @@ impl Controller {
             attachments,
             built: None,
             outcome: Outcome::default(),
-            ready: watch::Sender::new(Err(vec!["starting".to_owned()])),
+            ready: watch::Sender::new(Readiness::found(vec!["starting".to_owned()])),
             started_at: Instant::now(),
             store_connected: true,
             _lock: lock,
@@ -202,8 +204,8 @@ impl Controller {
         Ok(())
     }
 
-    /// Whether it filters, as it changes; with the reasons why it does not.
-    pub fn readiness(&self) -> watch::Receiver<Result<(), Vec<String>>> {
+    /// Whether it filters, as it changes.
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
         self.ready.subscribe()
     }
 
@@ -265,10 +267,9 @@ impl Controller {
         }
         self.outcome = outcome;
         let reasons = self.not_ready();
-        let ready = if reasons.is_empty() { Ok(()) } else { Err(reasons) };
         self.ready.send_if_modified(|before| {
-            let changed = *before != ready;
-            *before = ready;
+            let changed = before.differs(&reasons);
+            *before = Readiness::found(reasons);
             changed
         });
     }

@@ -34,7 +34,7 @@ pub struct MetricsReport {
 
 impl Controller {
     pub(super) fn status(&self) -> Result<Status, RequestError> {
-        let not_ready = self.ready.borrow().clone().err().unwrap_or_default();
+        let not_ready = self.ready.borrow().reasons();
         let backends = self.backend_list(None)?;
         let sessions = self.datapath.counters.sessions()?;
         Ok(Status {

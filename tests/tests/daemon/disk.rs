@@ -1,16 +1,20 @@
-//! A store whose disk is full: what cannot be stored is said and not done, and nothing that was stored is lost.
+//! A store whose disk is full, or does not answer: what cannot be stored is said and not done, and nothing that was
+//! stored is lost.
 
 use std::{
     fs::{self, File},
     io::{ErrorKind, Write as _},
+    os::unix::fs::{MetadataExt as _, chown},
     path::Path,
+    process::Stdio,
 };
 
 use anyhow::{Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::daemon::said;
+use lb_tests::daemon::{http, said, wait_for};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 
-use crate::lab::{L2, Lab, Mounted};
+use crate::lab::{Flow, L2, Lab, Mounted};
 
 /// Of the file system, bytes.
 const BLOCK: usize = 4096;
@@ -99,5 +103,36 @@ fn what_cannot_be_stored_is_not_done() -> Result<()> {
     let _daemon = lab.start()?;
     lab.refused_token(&token, Reason::Revoked)?;
     lab.delivered(&lab.token(1)?)?;
+    Ok(())
+}
+
+/// A FIFO in the place of the state: whoever opens it waits, as for a disk that is gone.
+#[test]
+fn a_disk_that_does_not_answer_is_said() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let daemon = lab.start()?;
+    let token = lab.token(1)?;
+    let (state, aside) = (lab.place.path("store/state.json"), lab.place.path("store/aside"));
+    let owner = fs::metadata(&state)?;
+    fs::rename(&state, &aside)?;
+    mkfifo(&state, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    chown(&state, Some(owner.uid()), Some(owner.gid()))?;
+    let mut waiting = lab.place.tollgate(&lab.topology.balancer, &["keys", "rotate"])?;
+    let mut waiting = waiting.stderr(Stdio::null()).spawn()?;
+    let flow = Flow::start(&lab, vec![token])?;
+    let ready = || http(&lab.topology.balancer, "/readyz");
+    let noticed = wait_for("the daemon to notice", || Ok(ready()?.0 == 503));
+    let why = ready()?.1;
+    // What it reads there now is not what it wrote: an error, and it goes on.
+    let fifo = File::options().write(true).open(&state)?;
+    fs::rename(&aside, &state)?;
+    drop(fifo);
+    let status = waiting.wait()?;
+    noticed?;
+    ensure!(why.contains("disk of the store") && daemon.log().contains("disk of the store"), "{why}");
+    ensure!(status.code() == Some(1), "{status}");
+    wait_for("readiness", || Ok(ready()?.0 == 200))?;
+    lab.json(&["keys", "rotate", "--wait"])?;
+    ensure!(flow.finish()? > 100, "no traffic");
     Ok(())
 }
