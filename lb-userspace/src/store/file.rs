@@ -108,8 +108,15 @@ impl Inner {
 
 fn lock(directory: &Path) -> Result<File, StoreError> {
     let path = directory.join("lock");
-    let opened =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        // What it would lead to is written to.
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path);
     let mut file = opened.map_err(|source| io_error("open", &path, source))?;
     match file.try_lock() {
         Ok(()) => {}

@@ -147,6 +147,19 @@ fn secrets_are_for_the_owner_alone() {
     assert_eq!(mode(place.file("state.json")), 0o644);
 }
 
+/// Whoever could put a link there would have root write into what it leads to.
+#[test]
+fn a_lock_is_no_link() {
+    let place = Place::with_two_revisions();
+    let elsewhere = place.file("elsewhere");
+    fs::write(&elsewhere, "untouched").unwrap();
+    fs::remove_file(place.file("lock")).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, place.file("lock")).unwrap();
+    let error = place.refused().to_string();
+    assert!(error.contains("lock"), "{error}");
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "untouched");
+}
+
 #[test]
 fn a_second_daemon_is_told_which_process_has_it() {
     let place = Place::with_two_revisions();
