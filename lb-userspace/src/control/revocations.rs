@@ -4,7 +4,11 @@
 use lb_common::{
     live::SECOND_NS,
     revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},
-    token::{Header, header},
+    token::{
+        Header,
+        header::{self, Binding},
+        tags,
+    },
 };
 use tracing::{debug, info, warn};
 
@@ -77,10 +81,10 @@ impl Controller {
         &mut self,
         request: &RevokeSessionsRequest,
     ) -> Result<Vec<RevocationStatus>, RequestError> {
-        let service = self.service(&request.service)?;
-        let lifetime = revocation::lifetime(service.max_ttl.as_secs());
+        let service_id = self.service(&request.service)?.id;
+        let lifetime = revocation::lifetime(self.longest_ttl(service_id));
         let until = self.clock.latest().saturating_add(request.seconds.unwrap_or(lifetime));
-        self.revoke_named(&keys_of(service.id, &request.sessions), until).await
+        self.revoke_named(&keys_of(service_id, &request.sessions), until).await
     }
 
     pub(super) async fn revoke_token(
@@ -92,7 +96,10 @@ impl Controller {
         if until <= self.clock.latest() {
             return Err(TokenError::Expired(header.expires_at().into()).into());
         }
-        let max_ttl = self.keys.policy(key.service_id).map_or(u64::MAX, |policy| policy.max_ttl);
+        if !self.may_be_signed(&request.token, &header) {
+            return Err(TokenError::Forged.into());
+        }
+        let max_ttl = self.longest_ttl(key.service_id);
         let lives = u64::from(header.expires_at()).checked_sub(header.issued_at().into());
         if lives.is_none_or(|lives| lives > max_ttl) {
             return Err(TokenError::NeverValid { max_ttl }.into());
@@ -116,6 +123,28 @@ impl Controller {
         let (_, key) = self.token_of(request)?;
         let mut lifted = self.unrevoke_named(&[key]).await?;
         Ok(lifted.remove(0))
+    }
+
+    /// The longest a token of a service may live, seconds: also one from before its `max_ttl` was lowered, which counts again
+    /// where that is raised.
+    fn longest_ttl(&self, service_id: u32) -> u64 {
+        let of_keys = self.stored.state().keyring.verifying().filter(|key| key.service_id == service_id);
+        let of_keys = of_keys.map(|key| key.max_ttl).max();
+        let configured = self.keys.policy(service_id).map(|policy| policy.max_ttl);
+        of_keys.max(configured).unwrap_or(u64::MAX)
+    }
+
+    /// Whether a token's fast tag is right, as far as that can be told: not of claims alone, without its key, or where it is
+    /// bound.
+    fn may_be_signed(&self, token: &str, header: &Header) -> bool {
+        let is_whole = token.trim().len() == 2 * header::LEN;
+        let is_bound = header.bind_len() != 0 || header.flags() & header::FLAG_BIND_PORT != 0;
+        match self.stored.state().keyring.key(header.key_id()) {
+            Some(key) if is_whole && !is_bound => {
+                tags::fast(key.to_slot().fast, header, &Binding::default()) == header.fast_tag()
+            }
+            _ => true,
+        }
     }
 
     /// A token by its header, or its claims alone; its service is the one that was named, or its key's.

@@ -102,6 +102,12 @@ pub enum TokenError {
         /// As the service allows.
         max_ttl: u64,
     },
+    /// It was damaged on its way to here.
+    #[error(
+        "its fast tag is wrong: it is refused as `bad_fast_tag`, and there is nothing to revoke; to revoke a token by its claims \
+         alone, give their 80 digits"
+    )]
+    Forged,
     /// Nothing signs.
     #[error("the keyset has no active key; export it again with `tollgate keys export`")]
     NoSigner,

@@ -106,6 +106,29 @@ fn a_pin_that_is_gone_hides_no_revocation() -> Result<()> {
     Ok(())
 }
 
+/// A token that a lower `max_ttl` refuses counts again once that is raised: its session stays revoked.
+#[test]
+fn a_session_stays_revoked_whatever_max_ttl_is() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let with_max_ttl = |seconds: &str| {
+        let fields = format!("{L2}\nmax_ttl = \"{seconds}\"");
+        lab.place.configure(&lab.service(&fields, 1))
+    };
+    let daemon = lab.start()?;
+    let token = lab.token(7)?;
+    daemon.terminate()?;
+    with_max_ttl("1s")?;
+    let daemon = lab.start()?;
+    let answer = lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    let lasts = answer[0]["until"].as_u64().context("a second")? - u64::from(unix_now());
+    ensure!((3602..=3605).contains(&lasts), "{lasts} s");
+    daemon.terminate()?;
+    with_max_ttl("1h")?;
+    let _daemon = lab.start()?;
+    lab.refused_token(&token, Reason::Revoked)?;
+    Ok(())
+}
+
 fn a_revoked_token_leaves_its_session_alone(family: Family) -> Result<()> {
     let lab = Lab::of(family, L2, 1)?;
     let _daemon = lab.start()?;
@@ -132,11 +155,13 @@ fn a_revoked_token_leaves_its_session_alone(family: Family) -> Result<()> {
     let issuer = lab.issuer()?;
     let expired = issuer.token_at(session(7, 0), unix_now() - 100, 10);
     let endless = issuer.token_at(session(7, 0), unix_now(), 3601);
+    let damaged = hex_of(&third).replacen(&hex_of(&third)[32..36], "0000", 1);
     let unknown = hex_of(&third).replacen(&hex_of(&third)[8..16], "00001001", 1);
     for (token, said_of_it) in [
         (hex_of(&expired), "there is nothing to revoke"),
         (hex_of(&endless), "max_ttl of 3600 s"),
         (unknown, "add --service"),
+        (damaged, "`bad_fast_tag`"),
         ("00".repeat(64), "`no_token`"),
         ("xyz".to_owned(), "hexadecimal"),
     ] {
