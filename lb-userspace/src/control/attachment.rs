@@ -57,8 +57,14 @@ impl Attachments {
         let ours = linked_program(&self.pins, name);
         match interface.xdp {
             Some((id, _)) if ours != Some(id) => Err(failed(
-                format!("it carries somebody else's XDP program, id {id} ({})", program_name(id)),
-                format!("stop what attached it, or `ip link set dev {name} xdp off`, then start again"),
+                format!(
+                    "it carries an XDP program, id {id} ({}), that was not attached with this configuration's bpffs",
+                    program_name(id)
+                ),
+                format!(
+                    "stop what attached it, or `ip link set dev {name} xdp off`; where it is Tollgate's, `tollgate detach` \
+                     with the configuration that it was started with, as the same user; then start again"
+                ),
             )),
             Some((_, mode)) if !self.modes().contains(&mode) => Err(failed(
                 format!("our program is on it in {} mode, and xdp_mode wants another", mode.name()),

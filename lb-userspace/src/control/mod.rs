@@ -20,6 +20,7 @@ mod way;
 
 use std::{sync::Arc, time::Duration};
 
+use lb_common::maps;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
@@ -140,11 +141,10 @@ impl Controller {
         let datapath = Datapath::load(embedded_object()?, &options)?;
         let mut clock = Clock::default();
         clock.follow(&datapath)?;
-        if datapath.sessions_made_anew {
-            info!(
-                sessions = config.sessions,
-                "the token caches begin empty: they have another size than before, or the pin of `live` was gone"
-            );
+        for map in &datapath.made_anew {
+            if let Some(lost) = what_was_in(map) {
+                warn!(map, "begins empty, for it had another size before, or its pin was gone: {lost}");
+            }
         }
         let stored = Stored::open(store).await?;
         let keys = Keys::new(&config.services);
@@ -356,7 +356,7 @@ impl Controller {
 /// If a daemon is running, or a pin cannot be removed. Returns the interfaces it was on.
 pub fn detach(config: &Config) -> Result<Vec<String>, DatapathError> {
     let pins = Pins::new(&config.bpffs)?;
-    if !pins.exist() {
+    if !pins.exist()? {
         return Ok(Vec::new());
     }
     let _lock = pins.lock()?;
@@ -375,6 +375,18 @@ pub async fn check_interfaces(
     let attachments = Attachments::new(config, Pins::new(&config.bpffs)?);
     let interfaces = Network::connect()?.interfaces().await?;
     Ok(attachments.check_each(&interfaces))
+}
+
+/// What is lost with a map's content; `None` where it is written again from the store.
+fn what_was_in(map: &str) -> Option<&'static str> {
+    match map {
+        maps::SESSIONS => Some("BEARER tokens without limits are checked in full once more"),
+        maps::TRACKED => Some("replay windows and limits begin anew"),
+        maps::FLOWS => Some("ICMP errors find a session again once its client has sent something"),
+        maps::TRANSLATIONS => Some("clients behind `nat` get other ports"),
+        maps::COUNTERS | maps::BACKEND_COUNTERS => Some("its counters begin at zero"),
+        _ => None,
+    }
 }
 
 /// The name of a program somebody else attached, for messages.

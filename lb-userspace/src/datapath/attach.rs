@@ -64,6 +64,7 @@ impl Datapath {
         let (mode, link) = attach_first(self.program_mut(maps::PROGRAM)?, interface, index, modes)?;
         // Somebody may have removed what was pinned, directory and all.
         pins.make()?;
+        self.pin_again(pins)?;
         link.pin(&pin).map_err(|error| DatapathError::Pin {
             path: pins.name(&pin),
             action: "pin the link",
@@ -72,6 +73,23 @@ impl Datapath {
                    root, start it again",
         })?;
         Ok(Attached::Anew(mode))
+    }
+
+    /// Pins the maps again where their pins have gone, so that the next daemon finds what sessions remember.
+    fn pin_again(&self, pins: &Pins) -> Result<(), DatapathError> {
+        let pinned = self.pinned.iter().map(|(name, map)| (*name, map));
+        for (name, map) in pinned.chain(self.owners.maps()) {
+            let pin = pins.map(name);
+            if !pin.exists() {
+                map.pin(&pin).map_err(|error| DatapathError::Pin {
+                    path: pins.name(&pin),
+                    action: "pin the map again",
+                    source: io::Error::other(chain(&error)),
+                    mend: "the program is off; start the daemon again",
+                })?;
+            }
+        }
+        Ok(())
     }
 
     fn replace(&mut self, pins: &Pins, interface: &str) -> Result<(), Replacing> {

@@ -4,7 +4,7 @@ use aya::maps::{MapData, MapError, MapInfo, MapType};
 use aya_obj::generated::BPF_F_RDONLY_PROG;
 use lb_common::maps;
 
-use super::{DatapathError, Options, Pins, error::chain};
+use super::{DatapathError, Options, Pins, error::chain, load::LEAST_ENTRIES};
 
 /// What must be the same for a map to be re-used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,17 +60,21 @@ impl Layout {
 
 /// Compares each pinned map with the object's. A token cache of another size is unpinned, so that loading makes it
 /// anew: it costs each live token one more HMAC; so are flows and translations, which clients' next datagrams make
-/// again. Returns whether `sessions` was.
+/// again. Returns what begins empty although something else was pinned: that, and what somebody has removed.
 ///
 /// Without the pin of `live`, the token caches are made anew, too: what sessions know of revocations is counted there.
 ///
 /// # Errors
 /// For any other difference, before anything has changed.
-pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Result<bool, DatapathError> {
-    let mut anew = Vec::new();
+pub(super) fn reconcile(
+    pins: &Pins,
+    wanted: &[(&'static str, Layout)],
+) -> Result<Vec<&'static str>, DatapathError> {
+    let (mut anew, mut missing, mut unused) = (Vec::new(), Vec::new(), Vec::new());
     for (name, wanted) in wanted {
         let path = pins.map(name);
         if !path.exists() {
+            missing.push(*name);
             continue;
         }
         let found = MapData::from_pin(&path)
@@ -86,7 +90,11 @@ pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Resul
         }
         let cache = [maps::SESSIONS, maps::TRACKED, maps::FLOWS, maps::TRANSLATIONS].contains(name);
         if cache && (Layout { entries: wanted.entries, ..found }) == *wanted {
-            anew.push(*name);
+            if found.entries == LEAST_ENTRIES {
+                unused.push(*name);
+            } else {
+                anew.push(*name);
+            }
             continue;
         }
         return Err(DatapathError::Layout {
@@ -95,10 +103,13 @@ pub(super) fn reconcile(pins: &Pins, wanted: &[(&'static str, Layout)]) -> Resul
             wanted: wanted.beside(&found),
         });
     }
-    for name in &anew {
+    for name in anew.iter().chain(&unused) {
         pins.remove(&pins.map(name))?;
     }
-    Ok(anew.contains(&maps::SESSIONS))
+    if missing.len() < wanted.len() {
+        anew.extend(missing);
+    }
+    Ok(anew)
 }
 
 impl Layout {

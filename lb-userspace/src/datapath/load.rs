@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Map, MapError},
+    maps::{Map, MapData, MapError},
     programs::{ProgramError, Xdp},
 };
 use aya_log::EbpfLogger;
@@ -18,6 +18,9 @@ use super::{
     Counters, DatapathError, Egress, GRACE, KeySlots, LiveWords, Owners, Pins, Revocations, Tables,
     error::chain, layout,
 };
+
+/// The least that an LRU works with, for what nobody needs.
+pub(super) const LEAST_ENTRIES: u32 = 256;
 
 /// What is decided when the program is loaded.
 #[derive(Clone, Debug)]
@@ -39,7 +42,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The size of a map that has no fixed one. What nobody needs has the least that an LRU works with.
+    /// The size of a map that has no fixed one.
     pub(super) fn entries(&self, map: &str) -> Option<u32> {
         let is_needed = match map {
             maps::SESSIONS => self.untracked,
@@ -48,7 +51,7 @@ impl Options {
             maps::TRANSLATIONS => self.nat_ports.is_some(),
             _ => return None,
         };
-        Some(if is_needed { self.sessions } else { 256 })
+        Some(if is_needed { self.sessions } else { LEAST_ENTRIES })
     }
 }
 
@@ -84,8 +87,10 @@ pub struct Datapath {
     pub counters: Counters,
     /// Whose counters they are.
     pub owners: Owners,
-    /// Whether the pinned token cache was of another size and has been made anew.
-    pub sessions_made_anew: bool,
+    /// Maps that begin empty although others of the same pins do not: they had another size, or no pin any more.
+    pub made_anew: Vec<&'static str>,
+    /// The maps that are pinned, to be pinned again.
+    pub(super) pinned: Vec<(&'static str, MapData)>,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
 }
 
@@ -117,7 +122,7 @@ impl Datapath {
     pub fn load(object: &[u8], options: &Options) -> Result<Self, DatapathError> {
         let layouts = layout::Layout::of_object(object, options)?;
         let nat_ports = options.nat_ports.map_or(0, Ports::to_word);
-        let mut sessions_made_anew = false;
+        let mut made_anew = Vec::new();
         let mut loader = EbpfLoader::new();
         loader.override_global(maps::HMAC_COST_NS, &options.hmac_cost_ns, true).override_global(
             maps::NAT_PORTS,
@@ -130,7 +135,7 @@ impl Datapath {
             }
         }
         if let Some(pins) = &options.pins {
-            sessions_made_anew = layout::reconcile(pins, &layouts)?;
+            made_anew = layout::reconcile(pins, &layouts)?;
             for name in maps::ALL {
                 loader.map_pin_path(name, pins.map(name));
             }
@@ -163,7 +168,9 @@ impl Datapath {
             take(maps::TRANSLATIONS)?,
         ];
         let cpus = cpus()?;
+        let pinned = options.pins.as_ref().map_or(Ok(Vec::new()), open_pinned)?;
         Ok(Self {
+            pinned,
             tables: Tables::new(Arc::clone(&live), tables, options.grace)?,
             revocations: Revocations::new(Arc::clone(&live), revocations)?,
             live,
@@ -171,7 +178,7 @@ impl Datapath {
             key_slots: KeySlots::new(key_slots, options.grace)?,
             counters: Counters::new(counters, cpus)?,
             owners: Owners::open(options.pins.as_ref())?,
-            sessions_made_anew,
+            made_anew,
             // An object without log calls has no map for them.
             logger: EbpfLogger::init(&mut ebpf).ok(),
             ebpf,
@@ -248,6 +255,14 @@ pub(super) fn cpus() -> Result<usize, DatapathError> {
         cause: format!("{path}: {error}"),
         mend: "is /sys mounted?",
     })
+}
+
+fn open_pinned(pins: &Pins) -> Result<Vec<(&'static str, MapData)>, DatapathError> {
+    let open = |name| match MapData::from_pin(pins.map(name)) {
+        Ok(map) => Ok((name, map)),
+        Err(source) => Err(DatapathError::Map { map: name, action: "open its pin", source }),
+    };
+    maps::ALL.into_iter().map(open).collect()
 }
 
 pub(super) fn xdp<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Xdp, DatapathError> {

@@ -38,6 +38,11 @@ impl BackendOwner {
 }
 
 impl Owners {
+    /// The maps that they are in.
+    pub(super) fn maps(&self) -> [(&'static str, &MapData); 2] {
+        [(SERVICE_OWNERS, self.services.map()), (BACKEND_OWNERS, self.backends.map())]
+    }
+
     pub(super) fn open(pins: Option<&Pins>) -> Result<Self, DatapathError> {
         let services = open::<u32>(pins, SERVICE_OWNERS, SERVICES_MAX)?;
         let backends = open::<u64>(pins, BACKEND_OWNERS, BACKENDS_MAX)?;

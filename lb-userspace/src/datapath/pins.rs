@@ -97,8 +97,11 @@ impl Pins {
     }
 
     /// Whether the directory is there.
-    pub fn exist(&self) -> bool {
-        self.directory.is_dir()
+    ///
+    /// # Errors
+    /// If this process may not know.
+    pub fn exist(&self) -> Result<bool, DatapathError> {
+        self.directory.try_exists().map_err(|source| self.failed("look for it", source))
     }
 
     /// Whether nothing is pinned in it.

@@ -32,7 +32,7 @@ fn configured(groups: &str) -> Result<(Lab, Daemon)> {
 }
 
 /// A command as this user and these groups, the first being its own: exit status and what was said.
-fn says(lab: &Lab, uid: u32, gids: &[u32], args: &[&str]) -> Result<(Option<i32>, String)> {
+pub fn says(lab: &Lab, uid: u32, gids: &[u32], args: &[&str]) -> Result<(Option<i32>, String)> {
     let command = lab.place.tollgate(&lab.topology.balancer, args)?;
     let others: Vec<_> = gids[1..].iter().map(ToString::to_string).collect();
     let groups = match others.as_slice() {

@@ -8,20 +8,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
-use lb_common::reason::Reason;
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{
+    maps::{COUNTERS, TRACKED},
+    reason::Reason,
+};
 use lb_tests::{
     daemon::{Daemon, PATIENCE, http, said, wait_for},
     issuer::session,
     topology::Family,
-    user::NAME,
+    user::{NAME, STRANGER},
 };
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use crate::lab::{Flow, L2, Lab, TTL, over_both};
+use crate::{
+    callers::says,
+    lab::{Flow, L2, Lab, TTL, over_both},
+};
 
 over_both!(
     a_restart_loses_nothing,
@@ -158,7 +164,7 @@ fn another_size_of_the_token_cache_begins_empty(family: Family) -> Result<()> {
     let text = fs::read_to_string(lab.place.config())?;
     fs::write(lab.place.config(), text.replace("sessions = 4096", "sessions = 8192"))?;
     let daemon = lab.start()?;
-    ensure!(daemon.log().contains("begin empty"), "{}", daemon.log());
+    ensure!(daemon.log().contains("begins empty, for it had another size"), "{}", daemon.log());
     ensure!(lab.json(&["status"])?["sessions_max"] == 8192);
     lab.delivered(&token)?;
     Ok(())
@@ -235,6 +241,39 @@ fn sigint_is_as_good_as_sigterm(family: Family) -> Result<()> {
     Ok(())
 }
 
+/// Replay windows and counters that were taken away are not lost in silence.
+#[test]
+fn a_map_that_was_removed_is_missed() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    lab.start()?.terminate()?;
+    for map in [TRACKED, COUNTERS] {
+        fs::remove_file(lab.pin(map))?;
+    }
+    let daemon = lab.start()?;
+    let log = daemon.log();
+    ensure!(
+        log.contains("replay windows and limits begin anew") && log.contains("counters begin at zero"),
+        "{log}"
+    );
+    ensure!(log.matches("begins empty").count() == 2, "{log}");
+    Ok(())
+}
+
+/// Who may not see the pins is not told that there are none.
+#[test]
+fn detach_by_a_stranger_fails() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let daemon = lab.start()?;
+    daemon.terminate()?;
+    let config = lab.place.config();
+    let detach = ["detach", "-c", config.to_str().context("a path of text")?];
+    let (status, text) = says(&lab, STRANGER, &[STRANGER], &detach)?;
+    ensure!(status == Some(1) && text.contains("run as root"), "{text}");
+    let daemon = lab.start()?;
+    ensure!(daemon.log().contains("program replaced, no packet missed"), "{}", daemon.log());
+    Ok(())
+}
+
 /// Junk is dropped, and a token gets through, whatever has happened before.
 fn filters(lab: &Lab) -> Result<()> {
     wait_for("the program on the interface", || {
@@ -251,9 +290,11 @@ fn pins_removed_while_it_runs(family: Family) -> Result<()> {
     fs::remove_dir_all(lab.place.bpffs())?;
     wait_for("another pin", || Ok(lab.pin("link-eth0").exists()))?;
     filters(&lab)?;
-    // What was pinned again serves the next daemon.
+    let counted = lab.counters()?;
+    // What was pinned again serves the next daemon, which has its maps.
     daemon.kill()?;
-    let _daemon = lab.start()?;
+    let daemon = lab.start()?;
+    ensure!(lab.counters()? == counted && !daemon.log().contains("begins empty"), "{}", daemon.log());
     filters(&lab)
 }
 
