@@ -15,8 +15,12 @@ pub struct Revocations {
 
 impl Revocations {
     pub(super) fn new(live: Arc<LiveWords>, map: Map) -> Result<Self, DatapathError> {
-        let map = map.try_into().map_err(failed("open it"))?;
-        Ok(Self { live, map })
+        let revocations = Self { live, map: map.try_into().map_err(failed("open it"))? };
+        // Whoever added these may have ended before that was counted, or the count has been lost since.
+        if !revocations.all()?.is_empty() {
+            revocations.live.bump_revocations();
+        }
+        Ok(revocations)
     }
 
     /// All of them.

@@ -24,7 +24,7 @@ over_both!(
 );
 
 /// Changes what the program knows of time, while no daemon does.
-fn change_live(lab: &Lab, change: impl FnOnce(&mut Live)) -> Result<()> {
+pub fn change_live(lab: &Lab, change: impl FnOnce(&mut Live)) -> Result<()> {
     let pin = lab.pin(LIVE);
     let mut map: Array<_, Live> = Map::Array(MapData::from_pin(pin)?).try_into()?;
     let mut live = map.get(&0, 0)?;

@@ -21,7 +21,10 @@ use lb_tests::{
     topology::Family,
 };
 
-use crate::lab::{L2, Lab, TTL, over_both};
+use crate::{
+    clock::change_live,
+    lab::{L2, Lab, TTL, over_both},
+};
 
 over_both!(
     a_revoked_session_is_refused_with_the_next_packet,
@@ -95,14 +98,31 @@ fn a_revoked_session_is_refused_with_the_next_packet(family: Family) -> Result<(
 fn a_pin_that_is_gone_hides_no_revocation() -> Result<()> {
     let lab = Lab::of(Family::V4, L2, 1)?;
     let daemon = lab.start()?;
-    let token = lab.token(7)?;
+    let (token, revoked) = (lab.token(7)?, lab.token(8)?);
     lab.json(&["sessions", "revoke", "8", "--service", "game"])?;
     lab.delivered(&token)?;
     daemon.terminate()?;
     fs::remove_file(lab.pin(LIVE))?;
     let _daemon = lab.start()?;
+    lab.refused_token(&revoked, Reason::Revoked)?;
     lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
     lab.refused_token(&token, Reason::Revoked)?;
+    Ok(())
+}
+
+/// A daemon may end after it has added to the list and before it has counted that.
+#[test]
+fn an_addition_that_was_not_counted_is_in_force() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let daemon = lab.start()?;
+    let (cached, new) = (lab.token(7)?, lab.token(7)?);
+    lab.delivered(&cached)?;
+    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    daemon.kill()?;
+    change_live(&lab, |live| live.revocations -= 1)?;
+    let _daemon = lab.start()?;
+    lab.refused_token(&cached, Reason::Revoked)?;
+    lab.refused_token(&new, Reason::Revoked)?;
     Ok(())
 }
 
