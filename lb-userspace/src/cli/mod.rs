@@ -168,6 +168,14 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 }
 
 impl Global {
+    /// The command line that takes the program of this configuration off its interfaces.
+    fn detach_command(&self) -> String {
+        match &self.config {
+            Some(config) => format!("tollgate detach -c {}", config.display()),
+            None => "tollgate detach".to_owned(),
+        }
+    }
+
     /// The configuration's file.
     fn file(&self) -> &Path {
         self.config.as_deref().unwrap_or(Path::new(CONFIG))

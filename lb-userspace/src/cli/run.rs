@@ -1,4 +1,4 @@
-//! `tollgate run`: the daemon. When it ends, the data path goes on.
+//! `tollgate run`: the daemon. When it ends, the XDP program stays attached.
 
 use std::{
     env, io,
@@ -65,7 +65,7 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
     // Before the first thread: what is given up is given up by those that come after.
     sandbox::enter(account.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(daemon(config, pins, doors))
+    runtime.block_on(daemon(config, pins, doors, global.detach_command()))
 }
 
 /// What others reach the daemon by.
@@ -108,7 +108,7 @@ fn preflight(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn daemon(config: Config, pins: Pins, doors: Doors) -> anyhow::Result<()> {
+async fn daemon(config: Config, pins: Pins, doors: Doors, detach: String) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let Doors { control, rules, metrics, socket } = doors;
@@ -136,7 +136,7 @@ async fn daemon(config: Config, pins: Pins, doors: Doors) -> anyhow::Result<()> 
             ended.context("the control loop ended by itself: please report it, and start it again")?;
         }
     }
-    say_what_goes_on(&pins, &interfaces);
+    say_what_stays(&pins, &interfaces, &detach);
     notify("STOPPING=1");
     // Answers under way are still given; whoever does not read them is not waited for.
     let _ = stop.send(());
@@ -147,13 +147,17 @@ async fn daemon(config: Config, pins: Pins, doors: Doors) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// What filters without this process, and what does not.
-fn say_what_goes_on(pins: &Pins, interfaces: &[String]) {
+/// Logs which interfaces the XDP program stays attached to without this process, and which it does not. `detach` is the
+/// command that removes it.
+fn say_what_stays(pins: &Pins, interfaces: &[String], detach: &str) {
     let pinned = pins.links().unwrap_or_default();
     let (filtered, open): (Vec<_>, Vec<_>) =
         interfaces.iter().cloned().partition(|name| pinned.contains(name));
     if !filtered.is_empty() {
-        info!("the data path goes on, on {}", filtered.join(", "));
+        info!(
+            "the XDP program stays attached to {} and filters by the last published state; remove it with `{detach}`",
+            filtered.join(", ")
+        );
     }
     if !open.is_empty() {
         warn!("NOTHING IS FILTERED on {}: the pin is gone; start the daemon again", open.join(", "));

@@ -236,7 +236,9 @@ fn sigint_is_as_good_as_sigterm(family: Family) -> Result<()> {
     ensure!(status.success(), "SIGINT: {status}");
     ensure!(!lab.place.path("control.sock").exists(), "the control socket is left");
     let log = fs::read_to_string(lab.place.path("log"))?;
-    ensure!(log.contains("the data path goes on, on eth0"), "{log}");
+    ensure!(log.contains("the XDP program stays attached to eth0"), "{log}");
+    let detach = format!("`tollgate detach -c {}`", lab.place.config().display());
+    ensure!(log.contains(&detach), "the log does not name {detach}:\n{log}");
     lab.delivered(&token)?;
     Ok(())
 }
