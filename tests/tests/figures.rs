@@ -1,0 +1,208 @@
+//! The figures in README.md, docs/benchmarks.md and docs/security.md come from one recorded run of the benchmark,
+//! `docs/benchmarks.json`: this test fails where a page says anything else.
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
+
+/// Set to 1, this variable makes the test write the figures into the pages instead of comparing them.
+const UPDATE: &str = "UPDATE_FIGURES";
+
+/// What `cargo xtask bench --json` writes.
+#[derive(Deserialize)]
+struct Run {
+    machine: String,
+    kernel: String,
+    commit: String,
+    rows: Vec<Row>,
+    veth: Vec<Rate>,
+}
+
+/// One row of the benchmark, nanoseconds per packet.
+#[derive(Deserialize)]
+struct Row {
+    name: String,
+    median_ns: u64,
+    min_ns: u64,
+    /// Of an empty XDP program, measured in turns with the row.
+    empty_ns: u64,
+    runs: usize,
+}
+
+impl Row {
+    /// What the program costs above an empty one, nanoseconds.
+    fn net_ns(&self) -> u64 {
+        self.median_ns.saturating_sub(self.empty_ns)
+    }
+}
+
+/// A flood across a veth pair.
+#[derive(Deserialize)]
+struct Rate {
+    name: String,
+    packets_per_second: f64,
+    empty_packets_per_second: f64,
+    sent_to_empty_per_second: f64,
+}
+
+/// What each row measures. A row that is not here is an error, as is one that was not measured.
+const ROWS: [(&str, &str); 35] = [
+    ("not_ours", "a datagram for no service"),
+    ("no_token", "for a service, without a token"),
+    ("bad_header", "a header that no issuer makes"),
+    ("unknown_key", "a key id that is not in the kernel"),
+    ("expired", "a token past its time"),
+    ("bad_fast_tag", "a forged token"),
+    ("bad_full_tag", "a right fast tag and a wrong full tag: one HMAC"),
+    ("cached_l2", "a known token, forwarded by `l2`"),
+    ("cached_l2_strip", "the same, token header taken off"),
+    ("cached_l2_strip_v6", "the same over IPv6"),
+    ("first_packet", "an unknown token: HMAC, unsealing, cache and flow inserts"),
+    ("live_1", "known tokens in random order: 1"),
+    ("live_1000", "1,000"),
+    ("live_100000", "100,000"),
+    ("live_1000000", "1,000,000 (in a cache of 2^20 entries)"),
+    ("proof_cached_l2", "new PROOF packets of a known token, forwarded by `l2`"),
+    ("stale_proof", "a copied PROOF packet, too late"),
+    ("bad_proof", "a copied PROOF header with a forged proof"),
+    ("replay", "a copied PROOF packet"),
+    ("cached_local_v4", "`local`"),
+    ("cached_local_v6", ""),
+    ("cached_l2_v4", "`l2`"),
+    ("cached_l2_v6", ""),
+    ("cached_l2_v4_1_tag", "under one VLAN tag"),
+    ("cached_l2_v4_2_tags", "under two"),
+    ("cached_ipip_v4", "`ipip`"),
+    ("cached_ipip_v6", ""),
+    ("cached_ipip_v4_in_v6", "IPv4 inside IPv6"),
+    ("cached_ipip_strip_v4", "token header taken off"),
+    ("cached_gue_v4", "`gue`"),
+    ("cached_gue_v6", ""),
+    ("cached_nat_v4", "`nat`, to the backend"),
+    ("cached_nat_v6", ""),
+    ("nat_reply_v4", "`nat`, a backend's answer"),
+    ("nat_reply_v6", ""),
+];
+
+/// What junk costs, in the order of the checks.
+const JUNK: [(&str, &str); 9] = [
+    ("no_token", "no token: another first byte, or too short"),
+    ("bad_header", "a header that no issuer makes"),
+    ("unknown_key", "a key id that is not there"),
+    ("expired", "a token past its time"),
+    ("bad_fast_tag", "a forged header with a key id that is there"),
+    ("stale_proof", "a copied PROOF packet, later than 5 s"),
+    ("bad_proof", "a copied PROOF header with a forged proof"),
+    ("replay", "a copied PROOF packet"),
+    ("bad_full_tag", "a forged full tag behind a right fast tag: only holders of the fast key can make it"),
+];
+
+/// What README.md shows.
+const SUMMARY: [(&str, &str); 6] = [
+    ("no_token", "no token: dropped"),
+    ("bad_fast_tag", "a forged token: dropped"),
+    ("cached_l2", "a known token: forwarded"),
+    ("cached_ipip_v4", "a known token: forwarded through an IPIP tunnel"),
+    ("proof_cached_l2", "a known token with a proof in each packet: forwarded"),
+    ("first_packet", "the first packet of a token: verified by HMAC-SHA-256, forwarded"),
+];
+
+const BEGIN: &str =
+    "<!-- figures: from docs/benchmarks.json, written by `UPDATE_FIGURES=1 cargo test --test figures` -->\n";
+const END: &str = "<!-- end of figures -->";
+
+#[test]
+fn the_pages_say_what_was_recorded() -> Result<()> {
+    let run: Run = serde_json::from_str(&read("docs/benchmarks.json")?).context("docs/benchmarks.json")?;
+    for (page, figures) in [
+        ("README.md", summary(&run)?),
+        ("docs/benchmarks.md", table(&run)?),
+        ("docs/security.md", junk(&run)?),
+    ] {
+        let text = read(page)?;
+        let (before, rest) = text.split_once(BEGIN).with_context(|| format!("{page} has no line {BEGIN}"))?;
+        let (_, after) = rest.split_once(END).with_context(|| format!("{page} has no line {END}"))?;
+        let wanted = format!("{before}{BEGIN}{figures}{END}{after}");
+        if std::env::var_os(UPDATE).is_some_and(|value| value == "1") {
+            std::fs::write(path(page), wanted).with_context(|| page.to_owned())?;
+            continue;
+        }
+        let differs = wanted.lines().zip(text.lines()).find(|(recorded, shown)| recorded != shown);
+        ensure!(
+            text == wanted,
+            "{page} is not as recorded, from {differs:?} on: run this test with {UPDATE}=1"
+        );
+    }
+    Ok(())
+}
+
+fn path(page: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(page)
+}
+
+fn read(page: &str) -> Result<String> {
+    std::fs::read_to_string(path(page)).with_context(|| page.to_owned())
+}
+
+/// A recorded row.
+fn row<'a>(run: &'a Run, name: &str) -> Result<&'a Row> {
+    run.rows.iter().find(|row| row.name == name).with_context(|| format!("{name} was not measured"))
+}
+
+/// Where the figures were measured.
+fn provenance(run: &Run) -> Result<String> {
+    let Run { machine, kernel, commit, rows, .. } = run;
+    let runs = rows.first().context("no rows were measured")?.runs;
+    ensure!(!commit.ends_with("-dirty"), "the figures are of a tree with changes on top of {commit}");
+    Ok(format!("{machine}; Linux {kernel}; commit `{commit}`; medians of {runs} samples"))
+}
+
+fn summary(run: &Run) -> Result<String> {
+    let mut text =
+        String::from("| a datagram with | ns per packet above an empty XDP program |\n|---|---|\n");
+    for (name, about) in SUMMARY {
+        writeln!(text, "| {about} | {} |", row(run, name)?.net_ns())?;
+    }
+    write!(text, "\n{}.\n", provenance(run)?)?;
+    Ok(text)
+}
+
+fn junk(run: &Run) -> Result<String> {
+    let mut text = String::from("| junk | what | ns |\n|---|---|---|\n");
+    for (name, about) in JUNK {
+        writeln!(text, "| `{name}` | {about} | {} |", row(run, name)?.net_ns())?;
+    }
+    Ok(text)
+}
+
+fn table(run: &Run) -> Result<String> {
+    let mut text = format!(
+        "{}.\n\n| row | what | median | min | empty | **net** |\n|---|---|---|---|---|---|\n",
+        provenance(run)?
+    );
+    for row in &run.rows {
+        let Some((_, about)) = ROWS.iter().find(|(name, _)| *name == row.name) else {
+            bail!("nothing says what {} measures", row.name);
+        };
+        let Row { name, median_ns, min_ns, empty_ns, .. } = row;
+        writeln!(
+            text,
+            "| `{name}` | {about} | {median_ns} | {min_ns} | {empty_ns} | **{}** |",
+            row.net_ns()
+        )?;
+    }
+    for (name, _) in ROWS {
+        row(run, name)?;
+    }
+    for Rate { name, packets_per_second, empty_packets_per_second, sent_to_empty_per_second } in &run.veth {
+        let [tollgate, empty, sent] =
+            [packets_per_second, empty_packets_per_second, sent_to_empty_per_second].map(|rate| rate / 1e6);
+        write!(
+            text,
+            "\nAcross a veth pair, frames without skbs, one receiving CPU (`{name}`): {tollgate:.2} million packets per \
+             second; a program that drops everything received {empty:.2} of {sent:.2} million sent.\n"
+        )?;
+    }
+    Ok(text)
+}
