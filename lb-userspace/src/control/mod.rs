@@ -7,6 +7,7 @@ mod commands;
 pub mod desired;
 mod indices;
 mod keys;
+mod links;
 mod neighbours;
 mod netlink;
 mod network;
@@ -42,6 +43,7 @@ use backends::Backends;
 use clock::Clock;
 use indices::Indices;
 use keys::{Keys, KeysError};
+use links::Links;
 use network::{Interfaces, Network, NetworkError};
 use stored::Stored;
 use tables::Built;
@@ -79,6 +81,7 @@ pub struct Controller {
     clock: Clock,
     network: Network,
     interfaces: Interfaces,
+    links: Links,
     backends: Backends,
     indices: Indices,
     attachments: Attachments,
@@ -133,7 +136,7 @@ impl Controller {
         lock: PinLock,
     ) -> Result<Self, StartError> {
         let network = Network::connect()?;
-        let interfaces = network.interfaces().await?;
+        let (interfaces, links) = network.interfaces().await?;
         let attachments = Attachments::new(&config, pins.clone());
         attachments.check(&interfaces)?;
 
@@ -158,6 +161,7 @@ impl Controller {
             clock,
             network,
             interfaces,
+            links,
             backends,
             attachments,
             built: None,
@@ -246,7 +250,7 @@ impl Controller {
         }
         self.sync_revocations(&mut outcome);
         match self.network.interfaces().await {
-            Ok(interfaces) => self.interfaces = interfaces,
+            Ok((interfaces, links)) => (self.interfaces, self.links) = (interfaces, links),
             Err(error) => outcome.errors.push(error.to_string()),
         }
         if let Err(error) = self.follow_backends(ask, &mut outcome).await {
@@ -373,7 +377,7 @@ pub async fn check_interfaces(
     config: &Config,
 ) -> Result<Vec<(String, Result<(), DatapathError>)>, StartError> {
     let attachments = Attachments::new(config, Pins::new(&config.bpffs)?);
-    let interfaces = Network::connect()?.interfaces().await?;
+    let (interfaces, _) = Network::connect()?.interfaces().await?;
     Ok(attachments.check_each(&interfaces))
 }
 

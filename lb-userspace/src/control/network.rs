@@ -23,7 +23,10 @@ use rtnetlink::{
 use tokio::{sync::Notify, time::sleep};
 use tracing::warn;
 
-use super::netlink;
+use super::{
+    links::{Link, Links},
+    netlink,
+};
 use crate::datapath::attach::Mode;
 
 /// How long it takes to try again where changes cannot be heard of.
@@ -166,20 +169,15 @@ impl Network {
         self.news.routes.store(true, Ordering::Relaxed);
     }
 
-    /// All interfaces, by name.
+    /// All interfaces: by name, and how they stack.
     ///
     /// # Errors
     /// If the kernel cannot be asked.
-    pub async fn interfaces(&self) -> Result<Interfaces, NetworkError> {
+    pub async fn interfaces(&self) -> Result<(Interfaces, Links), NetworkError> {
         let failed = |source| NetworkError::Request { what: "interfaces", source };
-        let mut links = self.handle.link().get().execute();
-        let mut found = HashMap::new();
-        while let Some(link) = links.try_next().await.map_err(failed)? {
-            if let Some((name, interface)) = netlink::interface(&link) {
-                found.insert(name, interface);
-            }
-        }
-        Ok(found)
+        let messages: Vec<_> = self.handle.link().get().execute().try_collect().await.map_err(failed)?;
+        let interfaces = messages.iter().filter_map(netlink::interface).collect();
+        Ok((interfaces, messages.iter().filter_map(Link::from_message).collect()))
     }
 
     /// The way to an address; `None` if there is none.
