@@ -2,14 +2,20 @@
 
 use std::net::IpAddr;
 
-use lb_common::backend::Tag;
+use lb_common::{
+    backend::Tag,
+    siphash::{SipKey, siphash24},
+};
 use rtnetlink::packet_route::{
     link::{
         InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
         LinkXdp, XdpAttached,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
+    route::{
+        RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags, RouteType,
+        RouteVia,
+    },
 };
 
 use super::network::{Interface, Mac, Neighbour, Route, Vlan};
@@ -83,17 +89,33 @@ fn attached(attributes: &[LinkXdp]) -> Option<(u32, Mode)> {
     Some((program?, mode))
 }
 
-/// `None` for one that leads nowhere, or to many.
-pub(super) fn route(message: &RouteMessage) -> Option<Route> {
-    let mut index = None;
-    let (mut gateway, mut source, mut mtu) = (None, None, None);
+/// A next hop of a route.
+#[derive(Default)]
+struct NextHop {
+    index: u32,
+    gateway: Option<IpAddr>,
+    weight: u32,
+    /// Its link is down (RTNH_F_LINKDOWN).
+    link_down: bool,
+}
+
+/// The route to an address in the answer to a request with RTM_F_FIB_MATCH; `None` for one that leads nowhere.
+///
+/// # Errors
+/// With the id of a nexthop object whose next hops are not in the message.
+pub(super) fn route(message: &RouteMessage, to: IpAddr) -> Result<Option<Route>, u32> {
+    let local = match message.header.kind {
+        RouteType::Local => true,
+        RouteType::Unicast => false,
+        _ => return Ok(None),
+    };
+    let mut single = NextHop { weight: 1, ..NextHop::default() };
+    let mut hops = Vec::new();
+    let (mut source, mut mtu, mut object) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Oif(found) => index = Some(*found),
-            RouteAttribute::Gateway(address) => gateway = ip(address),
-            // An IPv4 route whose router has an IPv6 address (RFC 5549).
-            RouteAttribute::Via(RouteVia::Inet(address)) => gateway = Some(IpAddr::V4(*address)),
-            RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = Some(IpAddr::V6(*address)),
+            RouteAttribute::MultiPath(several) => hops = several.iter().filter_map(next_hop).collect(),
+            RouteAttribute::NhId(id) => object = Some(*id),
             RouteAttribute::PrefSource(address) => source = ip(address),
             RouteAttribute::Metrics(metrics) => {
                 mtu = metrics.iter().find_map(|metric| match metric {
@@ -101,16 +123,79 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
                     _ => None,
                 });
             }
+            of_hop => single.take(of_hop),
+        }
+    }
+    hops.extend(Some(single).filter(|hop| hop.index != 0));
+    let Some(NextHop { index, gateway, .. }) = choose(hops, to) else {
+        return object.map_or(Ok(None), Err);
+    };
+    let source = source.filter(|source| !source.is_unspecified());
+    Ok(Some(Route { index, gateway, source, mtu: mtu.filter(|mtu| *mtu != 0), local }))
+}
+
+impl NextHop {
+    fn take(&mut self, attribute: &RouteAttribute) {
+        match attribute {
+            RouteAttribute::Oif(found) => self.index = *found,
+            RouteAttribute::Gateway(address) => self.gateway = ip(address),
+            // An IPv4 route whose router has an IPv6 address (RFC 8950).
+            RouteAttribute::Via(RouteVia::Inet(address)) => self.gateway = Some(IpAddr::V4(*address)),
+            RouteAttribute::Via(RouteVia::Inet6(address)) => self.gateway = Some(IpAddr::V6(*address)),
             _ => {}
         }
     }
-    let local = match message.header.kind {
-        RouteType::Local => true,
-        RouteType::Unicast => false,
-        _ => return None,
+}
+
+/// `None` for one that the kernel does not use, as its interface is down.
+fn next_hop(message: &RouteNextHop) -> Option<NextHop> {
+    if message.flags.contains(RouteNextHopFlags::Dead) {
+        return None;
+    }
+    let mut hop = NextHop {
+        index: message.interface_index,
+        gateway: None,
+        weight: u32::from(message.hops) + 1,
+        link_down: message.flags.contains(RouteNextHopFlags::Linkdown),
     };
-    let source = source.filter(|source| !source.is_unspecified());
-    Some(Route { index: index?, gateway, source, mtu: mtu.filter(|mtu| *mtu != 0), local })
+    message.attributes.iter().for_each(|attribute| hop.take(attribute));
+    Some(hop)
+}
+
+/// One of several next hops, always the same for an address: by weighted rendezvous hashing, so that a next hop that goes
+/// moves only the addresses that it had. Those with a link come first.
+fn choose(hops: Vec<NextHop>, to: IpAddr) -> Option<NextHop> {
+    /// Not a secret: the choice is to be the same after a restart.
+    const KEY: SipKey = SipKey::from_bytes(b"tollgate/nexthop");
+    let bytes = |address: IpAddr| match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let score = |hop: &NextHop| {
+        let gateway = hop.gateway.map_or([0; 16], bytes);
+        let hash = siphash24(KEY, &[&bytes(to)[..], &gateway, &hop.index.to_be_bytes()].concat());
+        // Between 0 and 1, neither of them.
+        let uniform = ((hash >> 12) as f64 + 0.5) / (1_u64 << 52) as f64;
+        f64::from(hop.weight) / -uniform.ln()
+    };
+    hops.into_iter().max_by(|one, other| {
+        (!one.link_down).cmp(&!other.link_down).then_with(|| score(one).total_cmp(&score(other)))
+    })
+}
+
+/// The interface and the source address in the answer to a request without RTM_F_FIB_MATCH. Its gateway and MTU may be of
+/// an exception, and are not for use.
+pub(super) fn source(message: &RouteMessage) -> Option<(u32, Option<IpAddr>)> {
+    let mut index = None;
+    let mut source = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(found) => index = Some(*found),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            _ => {}
+        }
+    }
+    Some((index?, source.filter(|source| !source.is_unspecified())))
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -156,6 +241,8 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Ne
 mod tests {
     use super::*;
     use rtnetlink::packet_route::link::VlanProtocol;
+
+    const BACKEND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 11));
 
     fn link(attributes: Vec<LinkAttribute>) -> LinkMessage {
         let mut link = LinkMessage::default();
@@ -214,7 +301,7 @@ mod tests {
             let mut message = RouteMessage::default();
             message.header.kind = kind;
             message.attributes = [&[RouteAttribute::Oif(3)], attributes].concat();
-            route(&message)
+            route(&message, BACKEND).unwrap()
         };
         let plain = Route { index: 3, gateway: None, source: None, mtu: None, local: false };
         assert_eq!(with(RouteType::Unicast, &[]), Some(plain));
@@ -228,8 +315,57 @@ mod tests {
             RouteAttribute::PrefSource(RouteAddress::Inet([10, 0, 0, 1].into())),
             RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]),
         ];
+        let mut shown = RouteMessage::default();
+        shown.attributes = [&[RouteAttribute::Oif(3)], &attributes[..]].concat();
+        assert_eq!(source(&shown), Some((3, Some([10, 0, 0, 1].into()))));
         let whole =
             Route { gateway: Some(v6.into()), source: Some([10, 0, 0, 1].into()), mtu: Some(1400), ..plain };
         assert_eq!(with(RouteType::Unicast, &attributes), Some(whole));
+    }
+
+    #[test]
+    fn of_several_next_hops_an_address_keeps_its_own() {
+        let hop = |last: u8, weight: u8, flags| {
+            let mut hop = RouteNextHop::default();
+            (hop.interface_index, hop.hops, hop.flags) = (2, weight - 1, flags);
+            hop.attributes = vec![RouteAttribute::Gateway(RouteAddress::Inet([10, 0, 0, last].into()))];
+            hop
+        };
+        let none = RouteNextHopFlags::empty();
+        let chosen = |hops: &[RouteNextHop], host: u8| {
+            let mut message = RouteMessage::default();
+            message.header.kind = RouteType::Unicast;
+            message.attributes = vec![RouteAttribute::MultiPath(hops.to_vec())];
+            let gateway = route(&message, [10, 1, 0, host].into()).unwrap()?.gateway.unwrap();
+            let IpAddr::V4(gateway) = gateway else { panic!("{gateway}") };
+            Some(gateway.octets()[3])
+        };
+        let of = |hops: &[RouteNextHop]| (0..=255).map(|host| chosen(hops, host)).collect::<Vec<_>>();
+        let (one, two) = (hop(1, 1, none), hop(2, 3, none));
+        let spread = of(&[one.clone(), two.clone()]);
+        assert_eq!(spread, of(&[two.clone(), one.clone()]), "in any order");
+        let first = spread.iter().filter(|hop| **hop == Some(1)).count();
+        assert!((40..=90).contains(&first), "a quarter of 256, not {first}");
+        // A third one takes from both, and gives nothing to either.
+        let third = of(&[one.clone(), two.clone(), hop(3, 1, none)]);
+        assert!(spread.iter().zip(&third).all(|(before, after)| after == before || *after == Some(3)));
+        for unusable in [RouteNextHopFlags::Dead, RouteNextHopFlags::Linkdown] {
+            assert!(
+                of(&[one.clone(), hop(2, 3, unusable)]).iter().all(|hop| *hop == Some(1)),
+                "{unusable:?}"
+            );
+        }
+        assert_eq!(chosen(&[hop(1, 1, RouteNextHopFlags::Dead)], 1), None);
+        assert_eq!(chosen(&[hop(1, 1, RouteNextHopFlags::Linkdown)], 1), Some(1));
+    }
+
+    #[test]
+    fn next_hops_that_are_not_shown_are_an_error() {
+        let mut message = RouteMessage::default();
+        message.header.kind = RouteType::Unicast;
+        message.attributes = vec![RouteAttribute::NhId(7)];
+        assert_eq!(route(&message, BACKEND), Err(7));
+        message.attributes.push(RouteAttribute::Oif(3));
+        assert_eq!(route(&message, BACKEND).unwrap().map(|route| route.index), Some(3));
     }
 }

@@ -18,6 +18,7 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         neighbour::{NeighbourFlags, NeighbourState},
+        route::{RouteAttribute, RouteFlags, RouteMessage},
     },
 };
 use tokio::{sync::Notify, time::sleep};
@@ -45,6 +46,17 @@ pub enum NetworkError {
         what: &'static str,
         /// What the kernel said.
         source: Error,
+    },
+    /// A route by a nexthop object, whose next hops the kernel does not show.
+    #[error(
+        "the route to {to} uses nexthop object {id}, and net.ipv4.nexthop_compat_mode = 0 hides its next hops; \
+         `sysctl net.ipv4.nexthop_compat_mode=1`, or give {to} a route with `via`"
+    )]
+    HiddenNextHop {
+        /// The destination.
+        to: IpAddr,
+        /// The nexthop object, as `ip nexthop show id` takes it.
+        id: u32,
     },
 }
 
@@ -180,18 +192,53 @@ impl Network {
         Ok((interfaces, messages.iter().filter_map(Link::from_message).collect()))
     }
 
-    /// The way to an address; `None` if there is none.
+    /// The route to an address as the routing tables have it; `None` if there is none.
+    ///
+    /// An answer without RTM_F_FIB_MATCH includes the exceptions that the kernel keeps for a destination: path MTUs and
+    /// next hops that anyone can write with forged ICMP errors and redirects. The source address is chosen from the
+    /// routing tables alone (`fib_result_prefsrc`, `ip6_route_get_saddr`), and only that is taken from such an answer.
     ///
     /// # Errors
-    /// If the kernel cannot be asked.
+    /// If the kernel cannot be asked, or does not show the route's next hops.
     pub async fn route(&self, to: IpAddr) -> Result<Option<Route>, NetworkError> {
-        let request = match to {
+        let Some(entry) = self.get_route(to, RouteFlags::FibMatch, None).await? else { return Ok(None) };
+        let found = netlink::route(&entry, to);
+        let Some(mut route) = found.map_err(|id| NetworkError::HiddenNextHop { to, id })? else {
+            return Ok(None);
+        };
+        if route.source.is_none() && !route.local {
+            route.source = self.source(to, route.index).await?;
+        }
+        Ok(Some(route))
+    }
+
+    /// The address that this host sends from to an address, through an interface.
+    async fn source(&self, to: IpAddr, index: u32) -> Result<Option<IpAddr>, NetworkError> {
+        let answer = self.get_route(to, RouteFlags::empty(), None).await?;
+        let through = answer.as_ref().and_then(netlink::source).filter(|(found, _)| *found == index);
+        let Some((_, source)) = through else {
+            // Of several next hops, the kernel takes another one.
+            let answer = self.get_route(to, RouteFlags::empty(), Some(index)).await?;
+            return Ok(answer.as_ref().and_then(netlink::source).and_then(|(_, source)| source));
+        };
+        Ok(source)
+    }
+
+    async fn get_route(
+        &self,
+        to: IpAddr,
+        flags: RouteFlags,
+        through: Option<u32>,
+    ) -> Result<Option<RouteMessage>, NetworkError> {
+        let mut request = match to {
             IpAddr::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).build(),
             IpAddr::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128).build(),
         };
+        request.header.flags = flags;
+        request.attributes.extend(through.map(RouteAttribute::Oif));
         let mut answers = self.handle.route().get(request).execute();
         match answers.try_next().await {
-            Ok(answer) => Ok(answer.as_ref().and_then(netlink::route)),
+            Ok(answer) => Ok(answer),
             // EHOSTUNREACH, ENETUNREACH and the like: that is the answer.
             Err(Error::NetlinkError(_)) => Ok(None),
             Err(source) => Err(NetworkError::Request { what: "route", source }),

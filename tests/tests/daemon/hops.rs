@@ -5,13 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lb_common::{reason::Reason, token::Header};
 use lb_tests::{
     daemon::wait_for,
     forward::Decap,
     topology::{BACK_INTERFACE, Family, INTERFACE, Network, Plan, Way},
 };
+use serde_json::{Value, json};
 
 use crate::lab::{L2, Lab, over_both};
 
@@ -20,6 +21,7 @@ over_both!(
     another_router,
     a_router_that_goes_away,
     an_interface_without_its_link,
+    routes_of_every_form,
 );
 
 /// A changed next hop is in the kernel by then.
@@ -112,6 +114,51 @@ fn an_interface_without_its_link(family: Family) -> Result<()> {
     lab.refused_token(&token, Reason::NoBackend)?;
     balancer.ip(&["link", "set", BACK_INTERFACE, "up"])?;
     waits_for(&lab, "up")?;
+    lab.delivered(&token)?;
+    Ok(())
+}
+
+/// What `ip route` can say of a next hop is followed.
+fn routes_of_every_form(family: Family) -> Result<()> {
+    let (lab, _decap) = routed(family)?;
+    let balancer = &lab.topology.balancer;
+    let destination = Network::Back.prefix(family, 0);
+    let [first, second] = [1, 2].map(|number| lab.topology.plan.router(family, Network::Front, number));
+    let [one, two] = [first, second].map(|router| router.to_string());
+    let own = Network::Front.address(family, 1).to_string();
+    balancer.ip(&["nexthop", "add", "id", "7", "via", &two, "dev", INTERFACE])?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?;
+    let inet6 = lab.topology.plan.router(Family::V6, Network::Front, 2).to_string();
+    let both = [one.as_str(), &two];
+    let mut forms = vec![
+        (vec!["via", &one, "mtu", "lock", "1400"], vec![one.as_str()], 1400),
+        (vec!["via", &two, "src", &own], vec![&two], 1500),
+        (vec!["mtu", "1450", "nexthop", "via", &one, "nexthop", "via", &two], both.to_vec(), 1450),
+        (vec!["nhid", "7"], vec![&two], 1500),
+    ];
+    if family == Family::V4 {
+        forms.push((vec!["via", "inet6", &inet6, "dev", INTERFACE, "mtu", "1444"], vec![&inet6], 1444));
+    }
+    for (form, gateways, mtu) in &forms {
+        balancer.ip(&[&[family.option(), "route", "replace", &destination], &form[..]].concat())?;
+        let mut seen = Value::Null;
+        wait_for("the route", || {
+            seen = lab.json(&["backends", "list"])?[0].clone();
+            let known = gateways.iter().any(|gateway| seen["gateway"] == *gateway);
+            Ok(known && seen["mtu"] == *mtu && seen["source"] == own && seen["up"] == true)
+        })
+        .with_context(|| format!("{form:?}: {seen}"))?;
+        lab.delivered(&token).with_context(|| format!("{form:?}"))?;
+    }
+    // Next hops that the kernel does not show are no next hops of before: said, and not followed.
+    balancer.sysctl("net.ipv4.nexthop_compat_mode", "0")?;
+    balancer.ip(&[family.option(), "route", "replace", &destination, "nhid", "7"])?;
+    wait_for("the error", || {
+        Ok(lab.json(&["status"])?["errors"].to_string().contains("nexthop_compat_mode=1"))
+    })?;
+    balancer.sysctl("net.ipv4.nexthop_compat_mode", "1")?;
+    wait_for("no error", || Ok(lab.json(&["status"])?["errors"] == json!([])))?;
     lab.delivered(&token)?;
     Ok(())
 }

@@ -1,0 +1,271 @@
+//! ICMP errors and redirects that nobody's router sent: the kernel takes them for its own routes, and the backends' next
+//! hops and MTUs stay those of the routing table.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use etherparse::PacketBuilder;
+use lb_tests::{
+    daemon::{said, wait_for},
+    forward::{Decap, Forward},
+    issuer::session,
+    netns::Namespace,
+    topology::{Family, INTERFACE, Network, Plan, Way},
+};
+use nix::{errno::Errno, libc};
+
+use crate::lab::{Lab, TTL, over_both};
+
+over_both!(a_path_mtu, a_redirect);
+
+/// ICMPv6 Redirect (RFC 4861, 4.5).
+const ND_REDIRECT: u8 = 137;
+/// Longer than any path MTU that is forged here.
+const LONG: usize = 1300;
+
+/// Forged "fragmentation needed" (RFC 792) and "packet too big" (RFC 4443) change the kernel's path MTU, not a backend's.
+fn a_path_mtu(family: Family) -> Result<()> {
+    for forward in [Forward::Ipip, Forward::Nat] {
+        let (lab, _decap) = routed(family, forward)?;
+        let _daemon = lab.start()?;
+        long_ones_arrive(&lab).context("before")?;
+        let victim = Victim::new(&lab)?;
+        let mtu: u16 = if family == Family::V4 { 600 } else { 1280 };
+        let body = match (victim.quoted[0].ip(), victim.quoted[1].ip()) {
+            (IpAddr::V4(_), _) => [&[3, 4, 0, 0, 0, 0][..], &mtu.to_be_bytes(), &victim.quote()?].concat(),
+            (IpAddr::V6(_), _) => [&[2, 0, 0, 0, 0, 0][..], &mtu.to_be_bytes(), &victim.quote()?].concat(),
+        };
+        // From anywhere: the client's own address.
+        let attacker = Network::Front.address(family, 2);
+        victim.believes(&lab, attacker, &body, &format!("mtu {mtu}"))?;
+        routes_are_read_again(&lab)?;
+        let listed = lab.json(&["backends", "list"])?[0]["mtu"].clone();
+        ensure!(listed == 1500, "{}: the MTU to the backend is {listed}", forward.name());
+        long_ones_arrive(&lab).with_context(|| format!("{}, after", forward.name()))?;
+    }
+    Ok(())
+}
+
+/// A forged redirect (RFC 792; RFC 4861, 4.5) changes the kernel's next hop, not a backend's.
+fn a_redirect(family: Family) -> Result<()> {
+    let (lab, _decap) = routed(family, Forward::Ipip)?;
+    let balancer = &lab.topology.balancer;
+    accept_redirects(balancer)?;
+    let (router, attacker) = match family {
+        Family::V4 => {
+            (lab.topology.plan.router(family, Network::Front, 1), Network::Front.address(family, 2))
+        }
+        Family::V6 => {
+            let router = link_local(&lab.topology.routers[0])?;
+            // Redirects come from the address that the route has (RFC 4861, 8.1).
+            let (to, via) = (Network::Back.prefix(family, 0), router.to_string());
+            balancer.ip(&["-6", "route", "replace", &to, "via", &via, "dev", INTERFACE])?;
+            (router, link_local(&lab.topology.client)?)
+        }
+    };
+    let _daemon = lab.start()?;
+    long_ones_arrive(&lab).context("before")?;
+    let backend = lab.json(&["backends", "list"])?[0].clone();
+    ensure!(backend["gateway"] == router.to_string(), "{backend}");
+
+    let victim = Victim::new(&lab)?;
+    let body = match (attacker, victim.quoted[1].ip()) {
+        (IpAddr::V4(attacker), _) => [&[5, 1, 0, 0][..], &attacker.octets(), &victim.quote()?].concat(),
+        (IpAddr::V6(target), IpAddr::V6(destination)) => redirect_v6(target, destination, &[]),
+        (IpAddr::V6(_), IpAddr::V4(_)) => bail!("two families"),
+    };
+    victim.believes(&lab, router, &body, &format!("via {attacker} "))?;
+    routes_are_read_again(&lab)?;
+    let after = lab.json(&["backends", "list"])?[0].clone();
+    ensure!((&after["gateway"], &after["mac"]) == (&backend["gateway"], &backend["mac"]), "{after}");
+    long_ones_arrive(&lab).context("after")
+}
+
+/// A redirect that names the router itself writes the sender's MAC address into its neighbour entry (RFC 4861, 8.3), as
+/// does a neighbour advertisement. A permanent entry takes neither.
+#[test]
+fn a_permanent_neighbour_entry_takes_no_redirect() -> Result<()> {
+    let (lab, _decap) = routed(Family::V6, Forward::Ipip)?;
+    let balancer = &lab.topology.balancer;
+    accept_redirects(balancer)?;
+    let (router, attacker) = (link_local(&lab.topology.routers[0])?, mac(&lab.topology.client)?);
+    let (to, via) = (Network::Back.prefix(Family::V6, 0), router.to_string());
+    balancer.ip(&["-6", "route", "replace", &to, "via", &via, "dev", INTERFACE])?;
+    let genuine = mac(&lab.topology.routers[0])?;
+    let set = |state: &str| {
+        let entry = ["-6", "neighbour", "replace", &via, "lladdr", &genuine, "dev", INTERFACE, "nud", state];
+        balancer.ip(&entry)
+    };
+    let _daemon = lab.start()?;
+    let victim = Victim::new(&lab)?;
+    let (IpAddr::V6(target), IpAddr::V6(destination)) = (router, victim.quoted[1].ip()) else {
+        bail!("an IPv4 address");
+    };
+    let bytes: Vec<u8> =
+        attacker.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
+    let body = redirect_v6(target, destination, &[&[2, 1][..], &bytes].concat());
+    let has = |wanted: &str| {
+        let shown = balancer.command("ip")?.args(["-6", "neighbour", "show", &via]).output()?;
+        Ok(said(&shown).contains(wanted))
+    };
+    // The redirect is one that the kernel takes.
+    set("stale")?;
+    wait_for("the kernel to take the redirect", || {
+        victim.tell(&lab, router, &body)?;
+        has(&attacker)
+    })?;
+    set("permanent")?;
+    for _ in 0..10 {
+        victim.tell(&lab, router, &body)?;
+    }
+    wait_for("the daemon to have the router again", || {
+        Ok(lab.json(&["backends", "list"])?[0]["mac"] == *genuine)
+    })?;
+    ensure!(has(&genuine)?, "the permanent entry has changed");
+    long_ones_arrive(&lab)
+}
+
+fn routed(family: Family, forward: Forward) -> Result<(Lab, Vec<Decap>)> {
+    let fields = format!("forward = \"{}\"\nkey_rotation = \"off\"", forward.name());
+    let lab = Lab::of(family, &fields, Plan { backends: 2, way: Way::Routed, ..Plan::default() })?;
+    let decap = if forward.encapsulates() { lab.decap()? } else { Vec::new() };
+    Ok((lab, decap))
+}
+
+fn accept_redirects(host: &Namespace) -> Result<()> {
+    for setting in [
+        "ipv4.conf.all.accept_redirects",
+        "ipv4.conf.eth0.accept_redirects",
+        "ipv6.conf.eth0.accept_redirects",
+    ] {
+        host.sysctl(&format!("net.{setting}"), "1")?;
+    }
+    for setting in ["ipv4.conf.eth0.forwarding", "ipv6.conf.eth0.forwarding"] {
+        host.sysctl(&format!("net.{setting}"), "0")?;
+    }
+    Ok(())
+}
+
+/// A long datagram reaches backend 1.
+fn long_ones_arrive(lab: &Lab) -> Result<()> {
+    let token = lab.issuer()?.token(session(1, 1), TTL);
+    let data = vec![7; LONG];
+    lab.send(&[&token.to_bytes()[..], &data].concat())?;
+    ensure!(lab.arrives(&data)? == 1);
+    Ok(())
+}
+
+/// Changes the route to backend 2 and waits until the daemon has followed it: by then it has asked for all routes again.
+fn routes_are_read_again(lab: &Lab) -> Result<()> {
+    let plan = &lab.topology.plan;
+    let second = plan.router(lab.family, Network::Front, 2).to_string();
+    let backend = plan.backend(lab.family, 2).to_string();
+    lab.topology.balancer.ip(&[lab.family.option(), "route", "replace", &backend, "via", &second])?;
+    wait_for("the daemon to follow the route to backend 2", || {
+        Ok(lab.json(&["backends", "list"])?[1]["gateway"] == second)
+    })
+}
+
+/// An ordinary UDP socket of the balancer's host, that nobody has connected: any such makes the kernel believe.
+struct Victim {
+    _socket: UdpSocket,
+    /// The datagram that the forged error is about: from the balancer, to backend 1.
+    quoted: [SocketAddr; 2],
+}
+
+impl Victim {
+    fn new(lab: &Lab) -> Result<Self> {
+        let family = lab.family;
+        let socket = lab.topology.balancer.enter(|| UdpSocket::bind((family.any(), 0)))??;
+        let from = (Network::Front.address(family, 1), socket.local_addr()?.port());
+        let to = (lab.topology.plan.backend(family, 1), 9);
+        Ok(Self { _socket: socket, quoted: [from.into(), to.into()] })
+    }
+
+    /// The packet that the error quotes.
+    fn quote(&self) -> Result<Vec<u8>> {
+        let mut packet = Vec::new();
+        let [from, to] = self.quoted;
+        let builder = match (from.ip(), to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
+            (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
+            _ => bail!("two families"),
+        };
+        builder.udp(from.port(), to.port()).write(&mut packet, &[0; 32])?;
+        Ok(packet)
+    }
+
+    /// Sends a forged ICMP message to the balancer again and again, until its kernel has made the exception.
+    fn believes(&self, lab: &Lab, from: IpAddr, message: &[u8], shown: &str) -> Result<()> {
+        let backend = self.quoted[1].ip().to_string();
+        let mut route = String::new();
+        wait_for("the kernel to believe it", || {
+            self.tell(lab, from, message)?;
+            let command = ["route", "get", &backend];
+            route = said(&lab.topology.balancer.command("ip")?.args(command).output()?);
+            Ok(route.replace('\n', " ").contains(shown))
+        })
+        .with_context(|| format!("no `{shown}` in: {route}"))
+    }
+
+    /// Sends an ICMP message, without its checksum so far, from the client's host under another's address.
+    fn tell(&self, lab: &Lab, from: IpAddr, message: &[u8]) -> Result<()> {
+        let [kind, code, _, _, rest @ ..] = message else { bail!("no ICMP message") };
+        let (word, body) = rest.split_first_chunk::<4>().context("no ICMP message")?;
+        let mut packet = Vec::new();
+        match (from, self.quoted[0].ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                PacketBuilder::ipv4(from.octets(), to.octets(), 64)
+                    .icmpv4_raw(*kind, *code, *word)
+                    .write(&mut packet, body)?;
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                // Neighbour discovery has a hop limit of 255 (RFC 4861, 8.1).
+                PacketBuilder::ipv6(from.octets(), to.octets(), 255)
+                    .icmpv6_raw(*kind, *code, *word)
+                    .write(&mut packet, body)?;
+            }
+            _ => bail!("two families"),
+        }
+        lab.topology.client.enter(|| send_raw(&packet, self.quoted[0].ip()))?
+    }
+}
+
+/// Target, destination and options, behind the reserved word.
+fn redirect_v6(target: Ipv6Addr, destination: Ipv6Addr, options: &[u8]) -> Vec<u8> {
+    [&[ND_REDIRECT, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &destination.octets(), options].concat()
+}
+
+/// Sends an IP packet with its own header, through a raw socket (raw(7)).
+fn send_raw(packet: &[u8], to: IpAddr) -> Result<()> {
+    let domain = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: a new socket, that nobody else closes.
+    let socket = unsafe {
+        let socket =
+            Errno::result(libc::socket(domain, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_RAW))?;
+        OwnedFd::from_raw_fd(socket)
+    };
+    let address = nix::sys::socket::SockaddrStorage::from(SocketAddr::from((to, 0)));
+    nix::sys::socket::sendto(socket.as_raw_fd(), packet, &address, nix::sys::socket::MsgFlags::empty())?;
+    Ok(())
+}
+
+/// What `ip -json address` says of a host's interface.
+fn shown(host: &Namespace) -> Result<serde_json::Value> {
+    let output = host.command("ip")?.args(["-json", "address", "show", "dev", INTERFACE]).output()?;
+    Ok(serde_json::from_slice::<serde_json::Value>(&output.stdout)?[0].take())
+}
+
+fn link_local(host: &Namespace) -> Result<IpAddr> {
+    let shown = shown(host)?;
+    let addresses = shown["addr_info"].as_array().context("addresses")?;
+    let found = addresses.iter().find(|address| address["scope"] == "link" && address["family"] == "inet6");
+    Ok(found.and_then(|address| address["local"].as_str()).context("a link-local address")?.parse()?)
+}
+
+fn mac(host: &Namespace) -> Result<String> {
+    Ok(shown(host)?["address"].as_str().context("a MAC address")?.to_owned())
+}
