@@ -203,7 +203,7 @@ pub fn metrics(handle: Handle, readiness: watch::Receiver<Readiness>) -> Router 
         .with_state(handle)
         // The process answers.
         .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(async move || ready(&readiness)))
+        .route("/readyz", get(async move |Query(of): Query<ReadyOf>| ready(&readiness.borrow(), of)))
 }
 
 async fn scrape(State(to): State<Handle>, headers: HeaderMap) -> Response {
@@ -216,9 +216,26 @@ async fn scrape(State(to): State<Handle>, headers: HeaderMap) -> Response {
     ([(header::CONTENT_TYPE, format.content_type())], page).into_response()
 }
 
-/// It filters, or 503 and the reasons why it does not.
-fn ready(readiness: &watch::Receiver<Readiness>) -> Response {
-    match readiness.borrow().reasons().as_slice() {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReadyOf {
+    service: Option<String>,
+}
+
+/// 200 if packets are to be sent here, of one service or of any; or 503 and the reasons why not.
+fn ready(readiness: &Readiness, of: ReadyOf) -> Response {
+    let reasons = match &of.service {
+        None => readiness.reasons(),
+        Some(name) => match readiness.of_service(name) {
+            Some(reasons) => reasons,
+            None => {
+                let there_are = readiness.services().collect::<Vec<_>>().join(", ");
+                let error = format!("there is no service {name}; there are: {there_are}\n");
+                return (StatusCode::NOT_FOUND, error).into_response();
+            }
+        },
+    };
+    match reasons.as_slice() {
         [] => "ok\n".into_response(),
         reasons => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", reasons.join("\n"))).into_response(),
     }

@@ -91,7 +91,17 @@ fn interfaces(config: &Config) -> anyhow::Result<Vec<Line>> {
         mend: String::new(),
     };
     Ok(match runtime.block_on(control::check_interfaces(config)) {
-        Ok(results) => results.into_iter().map(|(name, result)| line(name, result)).collect(),
+        Ok(checked) => {
+            let redirects = checked.redirects.into_iter().map(|redirects| Line {
+                name: format!("interface {}", redirects.interface),
+                verdict: "warning",
+                found: "it takes ICMP redirects, by which a host of its segment leads this host's own packets elsewhere"
+                    .to_owned(),
+                mend: redirects.mend(),
+            });
+            let redirects: Vec<_> = redirects.collect();
+            checked.interfaces.into_iter().map(|(name, result)| line(name, result)).chain(redirects).collect()
+        }
         // Without bpffs, which is a line of its own, nobody can say whose program is on an interface.
         Err(StartError::Datapath(_)) => Vec::new(),
         Err(error) => return Err(error.into()),

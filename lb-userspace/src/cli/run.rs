@@ -18,7 +18,7 @@ use tokio::{
 use tollgate::{
     api::{access::Rules, listen, serve, server},
     config::Config,
-    control::{Controller, Handle, Readiness, desired},
+    control::{Command, Controller, Handle, Readiness, desired},
     datapath::{
         Pins,
         preflight::{self, Verdict},
@@ -115,9 +115,9 @@ async fn daemon(config: Config, pins: Pins, doors: Doors, detach: String) -> any
     let control = tokio::net::UnixListener::from_std(control)?;
     let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
     let store = store::open(&config.store)?;
-    let (node, interfaces) = (config.node.clone(), config.interfaces.clone());
+    let node = config.node.clone();
 
-    let controller = Controller::start(config, store, pins.clone()).await?;
+    let controller = Controller::start(config, store, pins).await?;
     let readiness = controller.readiness();
     let (handle, commands) = Handle::new();
     let mut controller = tokio::spawn(controller.run(commands));
@@ -125,7 +125,7 @@ async fn daemon(config: Config, pins: Pins, doors: Doors, detach: String) -> any
     let router = server::control(handle.clone());
     let control = tokio::spawn(serve::control(control, router, Arc::new(rules), stopped));
     if let Some(metrics) = metrics {
-        tokio::spawn(serve::metrics(metrics, server::metrics(handle, readiness.clone())));
+        tokio::spawn(serve::metrics(metrics, server::metrics(handle.clone(), readiness.clone())));
     }
     tokio::spawn(announce(readiness, node));
 
@@ -136,7 +136,7 @@ async fn daemon(config: Config, pins: Pins, doors: Doors, detach: String) -> any
             ended.context("the control loop ended by itself: please report it, and start it again")?;
         }
     }
-    say_what_stays(&pins, &interfaces, &detach);
+    say_what_stays(&handle, &detach).await;
     notify("STOPPING=1");
     // Answers under way are still given; whoever does not read them is not waited for.
     let _ = stop.send(());
@@ -149,18 +149,22 @@ async fn daemon(config: Config, pins: Pins, doors: Doors, detach: String) -> any
 
 /// Logs which interfaces the XDP program stays attached to without this process, and which it does not. `detach` is the
 /// command that removes it.
-fn say_what_stays(pins: &Pins, interfaces: &[String], detach: &str) {
-    let pinned = pins.links().unwrap_or_default();
-    let (filtered, open): (Vec<_>, Vec<_>) =
-        interfaces.iter().cloned().partition(|name| pinned.contains(name));
-    if !filtered.is_empty() {
+async fn say_what_stays(handle: &Handle, detach: &str) {
+    let Ok(Ok(remaining)) = timeout(ANSWERS_UNDER_WAY, handle.ask(Command::Remaining)).await else {
+        warn!("the control loop does not answer: `ip link` shows where the XDP program stays attached");
+        return;
+    };
+    if !remaining.filtered.is_empty() {
         info!(
             "the XDP program stays attached to {} and filters by the last published state; remove it with `{detach}`",
-            filtered.join(", ")
+            remaining.filtered.join(", ")
         );
     }
-    if !open.is_empty() {
-        warn!("NOTHING IS FILTERED on {}: the pin is gone; start the daemon again", open.join(", "));
+    if !remaining.open.is_empty() {
+        warn!(
+            "NOTHING IS FILTERED on {}: the pin is gone; start the daemon again",
+            remaining.open.join(", ")
+        );
     }
 }
 
@@ -178,19 +182,27 @@ impl Drop for Socket {
 async fn announce(mut readiness: watch::Receiver<Readiness>, node: String) {
     let mut said = None;
     loop {
-        let reasons = readiness.borrow_and_update().reasons();
-        if said.as_ref() != Some(&reasons) {
-            match reasons.join("; ") {
-                all if all.is_empty() => {
+        let found = {
+            let readiness = readiness.borrow_and_update();
+            (readiness.not_filtering().is_empty(), readiness.reasons())
+        };
+        if said.as_ref() != Some(&found) {
+            match (found.0, found.1.join("; ")) {
+                (_, all) if all.is_empty() => {
                     info!(node, "ready: filtering");
                     notify("READY=1\nSTATUS=filtering");
                 }
-                all => {
+                // A cable or a backend that is missing keeps no service manager waiting.
+                (true, all) => {
+                    warn!(node, "filtering, and not ready for traffic: {all}");
+                    notify(&format!("READY=1\nSTATUS=filtering, and not ready for traffic: {all}"));
+                }
+                (false, all) => {
                     warn!(node, "not ready: {all}");
                     notify(&format!("STATUS=not ready: {all}"));
                 }
             }
-            said = Some(reasons);
+            said = Some(found);
         }
         // That nobody looks any more is no change that anybody tells.
         if let Ok(Err(_)) = timeout(LOOK_AGAIN, readiness.changed()).await {

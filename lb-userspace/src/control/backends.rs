@@ -26,8 +26,6 @@ const ROUTES_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Backends {
     all: BTreeMap<BackendOwner, Tracked>,
-    /// The interfaces that the program is on.
-    interfaces: Vec<String>,
     routes_at: Option<Instant>,
 }
 
@@ -109,7 +107,7 @@ impl Backends {
                 all.insert(owner, tracked);
             }
         }
-        Self { all, interfaces: config.interfaces.clone(), routes_at: None }
+        Self { all, routes_at: None }
     }
 
     /// All of them.
@@ -126,7 +124,7 @@ impl Backends {
     }
 
     /// Looks at routes, where they may have changed, and neighbours; with `ask`, asks for those that the kernel is not
-    /// sure of. Returns what changed, and what could not be asked: then the rest is up to date all the same.
+    /// sure of. `filtered` names the interfaces that the program is on. Returns what changed, and what could not be asked: then the rest is up to date all the same.
     ///
     /// # Errors
     /// If the neighbours cannot be read. Then all states stay as they were.
@@ -134,6 +132,7 @@ impl Backends {
         &mut self,
         network: &Network,
         interfaces: &Interfaces,
+        filtered: &[String],
         ask: bool,
     ) -> Result<(Vec<Change>, Vec<NetworkError>), NetworkError> {
         if self.all.is_empty() {
@@ -153,7 +152,7 @@ impl Backends {
                 network.set_routes_changed();
             }
         }
-        let view = View::new(&self.interfaces, interfaces, network.neighbours().await?, now);
+        let view = View::new(filtered, interfaces, network.neighbours().await?, now);
         let mut changes = Vec::new();
         let mut asked = BTreeSet::new();
         for (owner, tracked) in &mut self.all {

@@ -5,7 +5,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{Span, info, warn};
 
 use super::{
-    Controller, MetricsReport, Outcome,
+    Controller, MetricsReport, Outcome, Remaining,
     clock::unix_now,
     keys::{self, KeysError},
 };
@@ -128,6 +128,8 @@ pub enum Command {
     Clock(Reply<ClockStatus>),
     /// `clock accept`
     AcceptClock(Reply<ClockAccepted>),
+    /// What filters once the daemon has ended
+    Remaining(Reply<Remaining>),
 }
 
 /// A command, and what the log is to say of who asked.
@@ -173,6 +175,7 @@ impl Controller {
             Command::Counters(service, to) => reply(to, self.counters(service.as_deref())),
             Command::Metrics(to) => reply(to, self.metrics()),
             Command::Keys(to) => reply(to, Ok(self.key_list())),
+            Command::Remaining(to) => reply(to, Ok(self.remaining())),
             Command::Rotate(service, to) => {
                 let answer = self.rotate(service.as_deref()).await;
                 reply(to, answer);

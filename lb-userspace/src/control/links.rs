@@ -1,6 +1,6 @@
 //! Network interfaces and how they stack, from one RTM_GETLINK dump (rtnetlink(7)).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State,
@@ -90,6 +90,15 @@ impl Link {
         // The parent of an interface that came from another network namespace is not in this one.
         self.link.filter(|_| stacks && self.link_netnsid.is_none())
     }
+
+    /// What it is to one directly below it.
+    fn relation_to(&self, lower: &Self) -> String {
+        let kind = self.kind.as_ref().map_or_else(|| "master".to_owned(), ToString::to_string);
+        match lower.master == Some(self.index) {
+            true => format!("{} is in the {kind} {}", lower.name, self.name),
+            false => format!("{} is a {kind} of {}", self.name, lower.name),
+        }
+    }
 }
 
 impl Links {
@@ -122,10 +131,34 @@ impl Links {
 
     /// All interfaces above one, at any distance: those that may receive a frame after it.
     pub fn all_uppers(&self, index: u32) -> BTreeSet<u32> {
-        let mut found = BTreeSet::new();
-        let mut from = vec![index];
-        while let Some(index) = from.pop() {
-            from.extend(self.uppers(index).map(|link| link.index).filter(|upper| found.insert(*upper)));
+        self.above(index).into_keys().collect()
+    }
+
+    /// How one interface is above another, at any distance, in words; `None` if it is not.
+    pub fn stack(&self, lower: u32, upper: u32) -> Option<String> {
+        let below = self.above(lower);
+        let mut steps = Vec::new();
+        let mut at = upper;
+        while at != lower {
+            let next = *below.get(&at)?;
+            steps.push(self.get(at)?.relation_to(self.get(next)?));
+            at = next;
+        }
+        steps.reverse();
+        Some(steps.join(", ")).filter(|steps| !steps.is_empty())
+    }
+
+    /// All interfaces above one, each with the one directly below it on the way up.
+    fn above(&self, index: u32) -> BTreeMap<u32, u32> {
+        let mut found = BTreeMap::new();
+        let mut from = VecDeque::from([index]);
+        while let Some(lower) = from.pop_front() {
+            for upper in self.uppers(lower).filter(|upper| upper.index != index) {
+                found.entry(upper.index).or_insert_with(|| {
+                    from.push_back(upper.index);
+                    lower
+                });
+            }
         }
         found
     }
@@ -186,6 +219,12 @@ mod tests {
         assert_eq!(indices(links.uppers(2).collect()), [4]);
         assert_eq!(links.all_uppers(2), BTreeSet::from([4, 5, 6, 10]));
         assert_eq!(links.all_uppers(10), BTreeSet::new());
+        let stack = links.stack(2, 6).expect("br0 is above eth0");
+        assert_eq!(
+            stack,
+            "eth0 is in the bond bond0, bond0.5 is a vlan of bond0, bond0.5 is in the bridge br0"
+        );
+        assert_eq!((links.stack(6, 2), links.stack(2, 3), links.stack(2, 7)), (None, None, None));
         assert_eq!(indices(links.lowers(7).collect()), Vec::<u32>::new(), "a veth's peer is not below it");
         assert_eq!(links.named("br0").map(|link| link.index), Some(6));
     }
@@ -196,7 +235,8 @@ mod tests {
             [member_of(3, above(3, link(2, "a", Some(InfoKind::Vlan)))), member_of(2, link(3, "b", None))]
                 .into_iter()
                 .collect();
-        assert_eq!(links.all_uppers(2), BTreeSet::from([2, 3]));
+        assert_eq!(links.all_uppers(2), BTreeSet::from([3]));
+        assert_eq!(links.stack(2, 2), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod neighbours;
 mod netlink;
 mod network;
 mod readiness;
+mod redirects;
 mod report;
 mod revocations;
 mod sessions;
@@ -28,13 +29,17 @@ use tokio::{
 };
 use tracing::{Instrument as _, debug, info, warn};
 
+pub use attachment::Remaining;
 pub use commands::{Asked, Command, Handle, RequestError};
 pub use readiness::Readiness;
+pub use redirects::Redirects;
 pub use report::MetricsReport;
 
 use crate::{
-    config::Config,
-    datapath::{BackendOwner, Datapath, DatapathError, Options, PinLock, Pins, attach, embedded_object},
+    config::{Config, Forward, Service},
+    datapath::{
+        BackendOwner, Datapath, DatapathError, Lost, Options, PinLock, Pins, attach, embedded_object,
+    },
     keyring::Event,
     store::{Store, StoreError},
 };
@@ -45,6 +50,7 @@ use indices::Indices;
 use keys::{Keys, KeysError};
 use links::Links;
 use network::{Interfaces, Network, NetworkError};
+use readiness::{Found, FoundService};
 use stored::Stored;
 use tables::Built;
 
@@ -90,7 +96,8 @@ pub struct Controller {
     ready: watch::Sender<Readiness>,
     started_at: Instant,
     store_connected: bool,
-    _lock: PinLock,
+    pins: Pins,
+    lock: PinLock,
 }
 
 /// What the last comparison left.
@@ -138,7 +145,7 @@ impl Controller {
         let network = Network::connect()?;
         let (interfaces, links) = network.interfaces().await?;
         let attachments = Attachments::new(&config, pins.clone());
-        attachments.check(&interfaces)?;
+        attachments.check(&interfaces, &links)?;
 
         let options = Options { pins: Some(pins.clone()), ..desired::options(&config) };
         let datapath = Datapath::load(embedded_object()?, &options)?;
@@ -166,14 +173,22 @@ impl Controller {
             attachments,
             built: None,
             outcome: Outcome::default(),
-            ready: watch::Sender::new(Readiness::found(vec!["starting".to_owned()])),
+            ready: watch::Sender::new(Readiness::found(Found {
+                filtering: vec!["starting".to_owned()],
+                ..Found::default()
+            })),
             started_at: Instant::now(),
             store_connected: true,
-            _lock: lock,
+            pins: pins.clone(),
+            lock,
         };
         controller.first_answers().await?;
         controller.fill().await?;
-        controller.attachments.attach_all(&mut controller.datapath, &controller.interfaces)?;
+        let Self { attachments, datapath, interfaces, links, .. } = &mut controller;
+        attachments.attach_all(datapath, interfaces, links)?;
+        for redirects in redirects::accepted(&attachments.names(), links) {
+            warn!("interface {} takes ICMP redirects: {}", redirects.interface, redirects.mend());
+        }
         controller.round(true).await;
         Ok(controller)
     }
@@ -257,9 +272,44 @@ impl Controller {
             outcome.errors.push(error.to_string());
         }
         self.sync_tables(&mut outcome);
-        outcome.errors.extend(self.attachments.mend(&mut self.datapath, &self.interfaces));
+        outcome.errors.extend(self.attachments.mend(&mut self.datapath, &self.interfaces, &self.links));
+        outcome.differences.extend(self.attachments.stacked(&self.links));
+        self.keep_pins(&mut outcome);
         self.datapath.flush_log();
         self.conclude(outcome);
+    }
+
+    /// Pins again what is not pinned any more, so that filtering does not end with this process.
+    fn keep_pins(&mut self, outcome: &mut Outcome) {
+        if let Some(Lost { cause, returns }) = self.pins.lost(&self.lock) {
+            let ends = format!("filtering ends with this daemon: {cause}");
+            match returns.then(|| self.pins.lock_again()) {
+                Some(Ok(lock)) => self.lock = lock,
+                Some(Err(error)) => return outcome.failed(vec![ends], &error),
+                None => {
+                    outcome.errors.push(format!(
+                        "{ends}; see that a BPF file system is mounted there, and start the daemon again"
+                    ));
+                    return outcome.differences.push(ends);
+                }
+            }
+        }
+        let pinned = self.datapath.pin_maps(&self.pins).and_then(|maps| {
+            let links = self.attachments.pin_links()?;
+            Ok([maps, links].concat())
+        });
+        match pinned {
+            Ok(anew) if anew.is_empty() => {}
+            Ok(anew) => warn!("pins were gone; pinned again: {}", anew.join(", ")),
+            Err(error) => {
+                outcome.failed(vec!["filtering ends with this daemon: pins are gone".to_owned()], &error);
+            }
+        }
+    }
+
+    /// What filters without this process.
+    fn remaining(&self) -> Remaining {
+        self.attachments.remaining(self.pins.lost(&self.lock).is_some())
     }
 
     fn conclude(&mut self, outcome: Outcome) {
@@ -270,10 +320,10 @@ impl Controller {
             info!("the kernel is as desired again");
         }
         self.outcome = outcome;
-        let reasons = self.not_ready();
+        let found = self.find();
         self.ready.send_if_modified(|before| {
-            let changed = before.differs(&reasons);
-            *before = Readiness::found(reasons);
+            let changed = before.differs(&found);
+            *before = Readiness::found(found);
             changed
         });
     }
@@ -320,7 +370,9 @@ impl Controller {
     }
 
     async fn follow_backends(&mut self, ask: bool, outcome: &mut Outcome) -> Result<(), NetworkError> {
-        let (changes, errors) = self.backends.refresh(&self.network, &self.interfaces, ask).await?;
+        let filtered = self.attachments.names();
+        let (changes, errors) =
+            self.backends.refresh(&self.network, &self.interfaces, &filtered, ask).await?;
         outcome.errors.extend(errors.iter().map(ToString::to_string));
         for change in changes {
             let BackendOwner { service_id, backend_id } = change.backend;
@@ -335,22 +387,34 @@ impl Controller {
         Ok(())
     }
 
-    /// Why it does not filter yet, or not any more.
-    fn not_ready(&self) -> Vec<String> {
-        let mut reasons = Vec::new();
-        reasons.extend(self.clock.not_ready());
-        reasons.extend(self.attachments.missing(&self.interfaces));
-        for service in &self.config.services {
-            let signer = self.stored.state().keyring.signer(service.id);
-            if !signer.is_some_and(|key| self.keys.is_installed(key.id)) {
-                reasons.push(format!("service {} has no active key in the kernel", service.name));
-            }
-        }
+    /// Whether it filters and delivers, service by service.
+    fn find(&self) -> Found {
+        let mut filtering = Vec::new();
+        filtering.extend(self.clock.not_ready());
+        filtering.extend(self.attachments.missing(&self.interfaces));
         // What merely waits for its turn is in place within milliseconds.
         if self.outcome.again_in.is_none() {
-            reasons.extend(self.outcome.differences.iter().map(|what| format!("not as desired: {what}")));
+            filtering.extend(self.outcome.differences.iter().map(|what| format!("not as desired: {what}")));
         }
-        reasons
+        let services = self.config.services.iter();
+        Found {
+            filtering,
+            interfaces: self.attachments.down(&self.interfaces),
+            services: services.map(|service| (service.name.clone(), self.find_service(service))).collect(),
+        }
+    }
+
+    fn find_service(&self, Service { id, name, forward, .. }: &Service) -> FoundService {
+        let signer = self.stored.state().keyring.signer(*id);
+        let has_key = signer.is_some_and(|key| self.keys.is_installed(key.id));
+        // A local service is delivered to this host.
+        let has_backend = *forward == Forward::Local || self.backends.up(*id).next().is_some();
+        FoundService {
+            key: (!has_key).then(|| format!("service {name} has no active key in the kernel")),
+            backends: (!has_backend).then(|| {
+                format!("service {name} has no backend that can be used: see `tollgate backends list`")
+            }),
+        }
     }
 }
 
@@ -364,21 +428,30 @@ pub fn detach(config: &Config) -> Result<Vec<String>, DatapathError> {
         return Ok(Vec::new());
     }
     let _lock = pins.lock()?;
-    let interfaces = pins.links()?;
+    let interfaces = pins.links()?.into_iter().map(|pin| pin.interface).collect();
     pins.remove_all()?;
     Ok(interfaces)
+}
+
+/// What [`check_interfaces`] found.
+pub struct Checked {
+    /// Whether the program can be attached, by interface.
+    pub interfaces: Vec<(String, Result<(), DatapathError>)>,
+    /// Interfaces that take ICMP redirects.
+    pub redirects: Vec<Redirects>,
 }
 
 /// Whether the program could be attached to each of the configured interfaces, as far as can be told without doing it.
 ///
 /// # Errors
 /// If the kernel cannot be asked.
-pub async fn check_interfaces(
-    config: &Config,
-) -> Result<Vec<(String, Result<(), DatapathError>)>, StartError> {
+pub async fn check_interfaces(config: &Config) -> Result<Checked, StartError> {
     let attachments = Attachments::new(config, Pins::new(&config.bpffs)?);
-    let (interfaces, _) = Network::connect()?.interfaces().await?;
-    Ok(attachments.check_each(&interfaces))
+    let (interfaces, links) = Network::connect()?.interfaces().await?;
+    Ok(Checked {
+        interfaces: attachments.check_each(&interfaces, &links),
+        redirects: redirects::accepted(&config.interfaces, &links),
+    })
 }
 
 /// What is lost with a map's content; `None` where it is written again from the store.

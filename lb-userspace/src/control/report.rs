@@ -46,7 +46,7 @@ impl Controller {
             not_ready,
             pid: std::process::id(),
             uptime_seconds: self.started_at.elapsed().as_secs(),
-            interfaces: self.config.interfaces.iter().map(|name| self.interface(name)).collect(),
+            interfaces: self.attachments.shown().map(|name| self.interface(name)).collect(),
             services: self.service_statuses(&backends),
             keys: self.key_list(),
             backends,
@@ -201,10 +201,10 @@ impl Controller {
         Ok(list)
     }
 
-    fn interface(&self, name: &str) -> InterfaceStatus {
-        let mode = self.attachments.mode_on(name, &self.interfaces);
+    fn interface(&self, name: String) -> InterfaceStatus {
+        let mode = self.attachments.mode_on(&name, &self.interfaces);
         InterfaceStatus {
-            name: name.to_owned(),
+            name,
             attached: mode.is_some(),
             mode: mode.map(|mode| mode.name().to_owned()),
             program_id: mode.and(self.attachments.program_id()),

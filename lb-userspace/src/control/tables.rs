@@ -40,7 +40,8 @@ impl Controller {
         };
         let built = self.built.insert(built);
         // Before a packet can be sent there; those of the tables that count stay for as long as they do.
-        let attached = self.config.interfaces.iter().filter_map(|name| self.interfaces.get(name));
+        let names = self.attachments.names();
+        let attached = names.iter().filter_map(|name| self.interfaces.get(name));
         let backends = built.set.backends().iter().chain(live.backends());
         let egress = attached.map(|interface| interface.index).chain(backends.map(|backend| backend.ifindex));
         let refused = self.datapath.egress.sync(&egress.collect())?;

@@ -1,6 +1,6 @@
 //! The program before interfaces: by BPF links that are pinned, so that it stays when the daemon goes.
 
-use std::io;
+use std::{io, path::Path};
 
 use aya::programs::{
     ProgramError, Xdp, XdpMode,
@@ -10,7 +10,7 @@ use aya::programs::{
 };
 use lb_common::maps;
 
-use super::{Datapath, DatapathError, Pins, error::chain};
+use super::{Datapath, DatapathError, HeldLink, Pins, error::chain};
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,53 +31,73 @@ impl Mode {
     }
 }
 
-/// What [`Datapath::attach`] found and did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attached {
-    /// There was no program; now there is, in this mode.
-    Anew(Mode),
-    /// Our link was there: its program was replaced, between two packets.
-    Replaced,
-}
-
 impl Datapath {
-    /// Attaches the program to an interface, in the first of `modes` that its driver can, and pins the link; or puts
-    /// it in place of the one that a pinned link holds.
+    /// Attaches the program to an interface that has none, in the first of `modes` that its driver can, and pins the link.
     ///
     /// # Errors
-    /// If the kernel refuses, as it does where somebody else's program is. Then nothing has changed.
+    /// If the kernel refuses, as it does where another program is attached. Then nothing has changed.
     pub fn attach(
         &mut self,
         pins: &Pins,
         interface: &str,
         index: u32,
         modes: &[Mode],
-    ) -> Result<Attached, DatapathError> {
-        let pin = pins.link(interface);
-        if pin.exists() {
-            match self.replace(pins, interface) {
-                Err(Replacing::Gone) => pins.remove(&pin)?,
-                Err(Replacing::Failed(error)) => return Err(error),
-                Ok(()) => return Ok(Attached::Replaced),
-            }
-        }
+    ) -> Result<(Mode, HeldLink), DatapathError> {
         let (mode, link) = attach_first(self.program_mut(maps::PROGRAM)?, interface, index, modes)?;
-        // Somebody may have removed what was pinned, directory and all.
-        pins.make()?;
-        self.pin_again(pins)?;
-        link.pin(&pin).map_err(|error| DatapathError::Pin {
+        let pin = pins.link(index, interface);
+        let failed = |source: io::Error| DatapathError::Pin {
             path: pins.name(&pin),
             action: "pin the link",
-            source: io::Error::other(chain(&error)),
+            source,
             mend: "the program is off again; is a BPF file system still mounted there? Where it is, and this daemon is not \
                    root, start it again",
-        })?;
-        Ok(Attached::Anew(mode))
+        };
+        link.pin(&pin).map_err(|error| failed(io::Error::other(chain(&error))))?;
+        // aya's descriptor of the link is closed by now, and the pin keeps it.
+        Ok((mode, HeldLink::open(&pin).map_err(failed)?))
     }
 
-    /// Pins the maps again where their pins have gone, so that the next daemon finds what sessions remember.
-    fn pin_again(&self, pins: &Pins) -> Result<(), DatapathError> {
+    /// Puts the program in place of the one that a pinned link attaches, between two packets. `None` where the link's
+    /// interface is gone.
+    ///
+    /// # Errors
+    /// If the link cannot be read, or the kernel refuses.
+    pub fn replace(
+        &mut self,
+        pins: &Pins,
+        pin: &Path,
+        interface: &str,
+    ) -> Result<Option<HeldLink>, DatapathError> {
+        let unreadable = |cause: String| {
+            let mend = format!("remove {} and start again", pins.name(pin).display());
+            failed(interface, format!("the pinned link: {cause}"), &mend)
+        };
+        let program = self.program_mut(maps::PROGRAM)?;
+        let link: FdLink = PinnedLink::from_pin(pin).map_err(|error| unreadable(chain(&error)))?.into();
+        let link = XdpLink::try_from(link).map_err(|error| unreadable(chain(&error)))?;
+        let held = HeldLink::open(pin).map_err(|error| unreadable(error.to_string()))?;
+        let id = match program.attach_to_link(link) {
+            Ok(id) => id,
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOLINK) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(refusal(interface, &error).0),
+        };
+        // Closes aya's descriptor of the link.
+        program.take_link(id).map_err(|error| refusal(interface, &error).0)?;
+        Ok(Some(held))
+    }
+
+    /// Pins the maps that are not pinned (any more), so that the next daemon finds what sessions remember. Returns their
+    /// names.
+    ///
+    /// # Errors
+    /// If one cannot be pinned.
+    pub fn pin_maps(&self, pins: &Pins) -> Result<Vec<&'static str>, DatapathError> {
         let pinned = self.pinned.iter().map(|(name, map)| (*name, map));
+        let mut anew = Vec::new();
         for (name, map) in pinned.chain(self.owners.maps()) {
             let pin = pins.map(name);
             if !pin.exists() {
@@ -85,41 +105,13 @@ impl Datapath {
                     path: pins.name(&pin),
                     action: "pin the map again",
                     source: io::Error::other(chain(&error)),
-                    mend: "the program is off; start the daemon again",
+                    mend: "its content ends with this daemon: start it again",
                 })?;
+                anew.push(name);
             }
         }
-        Ok(())
+        Ok(anew)
     }
-
-    fn replace(&mut self, pins: &Pins, interface: &str) -> Result<(), Replacing> {
-        let program = self.program_mut(maps::PROGRAM).map_err(Replacing::Failed)?;
-        let unreadable = |error: LinkError| {
-            let mend = format!("remove {} and start again", pins.name(&pins.link(interface)).display());
-            Replacing::Failed(failed(interface, format!("the pinned link: {}", chain(&error)), &mend))
-        };
-        let link: FdLink = PinnedLink::from_pin(pins.link(interface)).map_err(unreadable)?.into();
-        let link = XdpLink::try_from(link).map_err(unreadable)?;
-        let id = match program.attach_to_link(link) {
-            Ok(id) => id,
-            // The interface that the link was for is gone; one of its name may be another.
-            Err(ProgramError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::ENOLINK) =>
-            {
-                return Err(Replacing::Gone);
-            }
-            Err(error) => return Err(Replacing::Failed(refusal(interface, &error).0)),
-        };
-        // Closes our descriptor; the pin keeps the link.
-        program.take_link(id).map_err(|error| Replacing::Failed(refusal(interface, &error).0))?;
-        Ok(())
-    }
-}
-
-enum Replacing {
-    /// The link's interface is no more.
-    Gone,
-    Failed(DatapathError),
 }
 
 /// Attaches a program to an interface that has none, in the first of `modes` that its driver can. The program is off
@@ -159,12 +151,6 @@ fn attach_anew(
         let mend = format!("`ip link set dev {interface} xdp off`, and use Linux 6.1 or later");
         (failed(interface, cause, &mend), None)
     })
-}
-
-/// The program that an interface's pinned link holds.
-pub fn linked_program(pins: &Pins, interface: &str) -> Option<u32> {
-    let link: FdLink = PinnedLink::from_pin(pins.link(interface)).ok()?.into();
-    Some(link.info().ok()?.program_id())
 }
 
 /// The name of a loaded program, if the kernel tells.

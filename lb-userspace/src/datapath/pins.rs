@@ -3,7 +3,10 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -31,7 +34,36 @@ pub struct Pins {
 
 /// Held by the one process that may change what is pinned.
 #[derive(Debug)]
-pub struct PinLock(#[expect(dead_code, reason = "held for its Drop")] Flock<File>);
+pub struct PinLock {
+    directory: Flock<File>,
+    /// Its mount as it was then.
+    mount: Option<Mount>,
+}
+
+/// Why the directory of a [`PinLock`] is not the one that the next daemon will find.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// What happened to it.
+    pub cause: String,
+    /// Whether this process can get to the place of another one.
+    pub returns: bool,
+}
+
+/// A mount of this process's mount namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mount {
+    /// It follows a mount of another namespace (`master:`), as in a unit with its own namespace the host's.
+    is_slave: bool,
+}
+
+/// The pin of an interface's link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkPin {
+    /// The pin.
+    pub path: PathBuf,
+    /// The interface's name in the configuration that it was attached by.
+    pub interface: String,
+}
 
 impl Pins {
     /// Below the configured directory, which need not be there yet.
@@ -39,11 +71,7 @@ impl Pins {
     /// # Errors
     /// If it would not be on a BPF file system.
     pub fn new(bpffs: &Path) -> Result<Self, DatapathError> {
-        let there = bpffs.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
-        let on_bpffs = statfs(there).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
-        if !on_bpffs {
-            return Err(DatapathError::NotBpffs { path: bpffs.to_owned() });
-        }
+        require_bpffs(bpffs)?;
         let directory = Self::directory_below(bpffs);
         Ok(Self { base: bpffs.to_owned(), name: directory.clone(), directory })
     }
@@ -73,7 +101,10 @@ impl Pins {
             .open(&self.directory)
             .map_err(|source| failed("open it", source))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(PinLock(lock)),
+            Ok(directory) => {
+                let mount = mount_of(&directory).map_err(|source| failed("look at its mount", source))?;
+                Ok(PinLock { directory, mount })
+            }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(DatapathError::InUse { path: self.name.clone() }),
             Err((_, errno)) => Err(failed("lock it", errno.into())),
         }
@@ -90,6 +121,46 @@ impl Pins {
             .create(&self.directory)
             .and_then(|()| fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o700)))
             .map_err(|source| self.failed("make the directory", source))
+    }
+
+    /// Whether the directory of `lock` is not the one that the next daemon will find; `None` where it is.
+    ///
+    /// An unmounted BPF file system ends with the last descriptor in it, and its pins with it: they keep nothing attached
+    /// after this process.
+    pub fn lost(&self, lock: &PinLock) -> Option<Lost> {
+        let name = self.name.display();
+        // In its working directory it cannot get there by name.
+        let returns = self.directory == self.name;
+        let lost = |cause: String| Some(Lost { cause, returns });
+        let (held, mount) = match (lock.directory.metadata(), mount_of(&lock.directory)) {
+            (Ok(held), Ok(mount)) => (held, mount),
+            (Err(error), _) | (_, Err(error)) => return lost(format!("{name} cannot be looked at: {error}")),
+        };
+        if held.nlink() == 0 {
+            return lost(format!("{name} was removed"));
+        }
+        let Some(mount) = mount else { return lost(format!("the BPF file system of {name} was unmounted")) };
+        // The mount of this namespace stays when that of the host goes, and ends with this process (mount_namespaces(7)).
+        if !mount.is_slave && lock.mount.is_some_and(|before| before.is_slave) {
+            let cause = format!("the BPF file system of {name} was unmounted in the host's mount namespace");
+            return Some(Lost { cause, returns: false });
+        }
+        match fs::symlink_metadata(&self.name) {
+            Ok(found) if (found.dev(), found.ino()) == (held.dev(), held.ino()) => None,
+            Ok(_) => lost(format!("another directory is at {name}")),
+            // The daemon's own user need not have the right to get there by name.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            Err(error) => lost(format!("{name}: {error}")),
+        }
+    }
+
+    /// Makes and locks the directory once more, in the place of one that is lost.
+    ///
+    /// # Errors
+    /// If there is no BPF file system, or another process has the lock.
+    pub fn lock_again(&self) -> Result<PinLock, DatapathError> {
+        require_bpffs(&self.base)?;
+        self.lock()
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> DatapathError {
@@ -117,9 +188,10 @@ impl Pins {
         self.directory.join(name)
     }
 
-    /// The pin of an interface's link. Interface names hold neither `/` nor NUL.
-    pub fn link(&self, interface: &str) -> PathBuf {
-        self.directory.join(format!("{LINK}{interface}"))
+    /// The pin of an interface's link. Interface names hold neither `/` nor `:`, and names on a BPF file system no `.`
+    /// (`bpf_lookup`).
+    pub fn link(&self, index: u32, interface: &str) -> PathBuf {
+        self.directory.join(format!("{LINK}{index}-{}", interface.replace('.', ":")))
     }
 
     /// The name of a pin that messages tell.
@@ -127,13 +199,33 @@ impl Pins {
         self.name.join(pin.file_name().unwrap_or_default())
     }
 
-    /// The interfaces that have a pinned link.
+    /// All pinned links.
     ///
     /// # Errors
     /// If the directory cannot be read.
-    pub fn links(&self) -> Result<Vec<String>, DatapathError> {
-        let names = self.names()?;
-        Ok(names.iter().filter_map(|name| name.strip_prefix(LINK)).map(str::to_owned).collect())
+    pub fn links(&self) -> Result<Vec<LinkPin>, DatapathError> {
+        let pin = |name: &String| {
+            let rest = name.strip_prefix(LINK)?;
+            let is_index = |text: &str| text.parse::<u32>().is_ok();
+            // Releases before this one named them by the interface alone.
+            let interface =
+                rest.split_once('-').filter(|(index, _)| is_index(index)).map_or(rest, |(_, name)| name);
+            Some(LinkPin { path: self.directory.join(name), interface: interface.replace(':', ".") })
+        };
+        Ok(self.names()?.iter().filter_map(pin).collect())
+    }
+
+    /// Gives a pin another name.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn rename(&self, from: &Path, to: &Path) -> Result<(), DatapathError> {
+        fs::rename(from, to).map_err(|source| DatapathError::Pin {
+            path: self.name(from),
+            action: "rename the pin",
+            source,
+            mend: NEEDS_ROOT,
+        })
     }
 
     /// Removes one pin; one that is not there is no error.
@@ -177,4 +269,29 @@ impl Pins {
         };
         entries.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
     }
+}
+
+fn require_bpffs(base: &Path) -> Result<(), DatapathError> {
+    let there = base.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let on_bpffs = statfs(there).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
+    if on_bpffs { Ok(()) } else { Err(DatapathError::NotBpffs { path: base.to_owned() }) }
+}
+
+/// The mount of an open directory, if it is (still) one of this process's mount namespace: proc_pid_fdinfo(5) and
+/// proc_pid_mountinfo(5).
+fn mount_of(directory: &File) -> io::Result<Option<Mount>> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", directory.as_raw_fd()))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
+    let id = id.ok_or_else(|| io::Error::other("no mnt_id in /proc/self/fdinfo"))?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut mount = mounts.lines().map(|line| line.split(' '));
+    Ok(mount.find_map(|mut fields| {
+        if fields.next() != Some(id) {
+            return None;
+        }
+        // Five more fields, then optional ones up to a dash.
+        let is_slave =
+            fields.skip(5).take_while(|field| *field != "-").any(|field| field.starts_with("master:"));
+        Some(Mount { is_slave })
+    }))
 }

@@ -128,6 +128,33 @@ fn a_permanent_neighbour_entry_takes_no_redirect() -> Result<()> {
     long_ones_arrive(&lab)
 }
 
+/// `check` and the log say where redirects are taken, and what turns them off does.
+#[test]
+fn where_redirects_are_taken_is_said() -> Result<()> {
+    let (lab, _decap) = routed(Family::V4, Forward::Ipip)?;
+    let balancer = &lab.topology.balancer;
+    accept_redirects(balancer)?;
+    let config = lab.place.config();
+    let check = || lab.json(&["check", "-c", config.to_str().context("a path of text")?]);
+    let warnings = |report: &serde_json::Value| -> Result<Vec<String>> {
+        let lines = report["checks"].as_array().context("checks")?.iter();
+        let about = lines.filter(|line| line["verdict"] == "warning" && line["name"] == "interface eth0");
+        Ok(about.filter_map(|line| line["mend"].as_str().map(str::to_owned)).collect())
+    };
+    let said = warnings(&check()?)?;
+    let [mend] = said.as_slice() else { bail!("{said:?}") };
+    let daemon = lab.start()?;
+    ensure!(daemon.log().contains("interface eth0 takes ICMP redirects"), "{}", daemon.log());
+    daemon.terminate()?;
+    let mut sysctl = mend.trim_matches('`').split(' ');
+    let program = sysctl.next().context("a command")?;
+    lb_tests::netns::run(balancer.command(program)?.args(sysctl))?;
+    ensure!(warnings(&check()?)?.is_empty(), "{}", check()?);
+    let daemon = lab.start()?;
+    ensure!(!daemon.log().contains("redirects"), "{}", daemon.log());
+    Ok(())
+}
+
 fn routed(family: Family, forward: Forward) -> Result<(Lab, Vec<Decap>)> {
     let fields = format!("forward = \"{}\"\nkey_rotation = \"off\"", forward.name());
     let lab = Lab::of(family, &fields, Plan { backends: 2, way: Way::Routed, ..Plan::default() })?;

@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{maps::ABI_VERSION, reason::Reason, token::Header};
 use lb_tests::{
-    daemon::{Daemon, PATIENCE, Place, counters, said, service, wait_for},
+    daemon::{Daemon, PATIENCE, Place, counters, http, said, service, wait_for},
     forward::{Decap, Forward},
     issuer::{Issuer, session},
     leftovers,
@@ -112,6 +112,11 @@ impl Lab {
     /// Removes the pins of a daemon that has ended, and waits until the kernel has taken the program off.
     pub fn remove_pins(&self) -> Result<()> {
         fs::remove_dir_all(self.place.bpffs())?;
+        self.is_off()
+    }
+
+    /// Waits until the kernel has taken the program off.
+    pub fn is_off(&self) -> Result<()> {
         wait_for("the program to be off", || {
             let links = self.topology.balancer.command("ip")?.args(["link", "show", INTERFACE]).output()?;
             Ok(!said(&links).contains("xdp"))
@@ -121,6 +126,45 @@ impl Lab {
     /// A map's pin, or a link's.
     pub fn pin(&self, name: &str) -> PathBuf {
         self.place.bpffs().join(format!("v{ABI_VERSION}")).join(name)
+    }
+
+    /// Whether the link of an interface is pinned, below a directory of pins.
+    pub fn is_link_pinned(&self, bpffs: &Path, interface: &str) -> Result<bool> {
+        let pins = bpffs.join(format!("v{ABI_VERSION}"));
+        if !pins.exists() {
+            return Ok(false);
+        }
+        let names = fs::read_dir(pins)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let names: Vec<String> = names.collect::<Result<_>>()?;
+        Ok(names.iter().any(|name| name.starts_with("link-") && name.ends_with(&format!("-{interface}"))))
+    }
+
+    /// What `/readyz` answers, of one service or all: status and body.
+    pub fn ready(&self, service: Option<&str>) -> Result<(u16, String)> {
+        let query = service.map(|name| format!("?service={name}")).unwrap_or_default();
+        http(&self.topology.balancer, &format!("/readyz{query}"))
+    }
+
+    /// Waits until `/readyz` is 503 and says this.
+    pub fn not_ready(&self, reason: &str) -> Result<()> {
+        let mut seen = String::new();
+        wait_for("503", || {
+            let (status, body) = self.ready(None)?;
+            seen = format!("{status} {body}");
+            Ok(status == 503 && body.contains(reason))
+        })
+        .with_context(|| format!("no `{reason}` in: {seen}"))
+    }
+
+    /// Waits until `/readyz` is 200.
+    pub fn ready_again(&self) -> Result<()> {
+        let mut seen = String::new();
+        wait_for("200", || {
+            let (status, body) = self.ready(None)?;
+            seen = format!("{status} {body}");
+            Ok(status == 200)
+        })
+        .with_context(|| seen)
     }
 
     /// `tollgate ARGS -o json`.
@@ -236,6 +280,15 @@ impl<'a> Mounted<'a> {
         mount(Some(kind), at, Some(kind), MsFlags::empty(), Some(options))
             .with_context(|| format!("cannot mount {kind} at {}", at.display()))?;
         Ok(Self(at))
+    }
+}
+
+impl Mounted<'_> {
+    /// Unmounts it now, also under whoever uses it (MNT_DETACH).
+    pub fn detach(self) -> Result<()> {
+        umount2(self.0, MntFlags::MNT_DETACH)?;
+        std::mem::forget(self);
+        Ok(())
     }
 }
 

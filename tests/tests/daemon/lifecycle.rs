@@ -209,7 +209,10 @@ fn a_restart_takes_another_configuration(family: Family) -> Result<()> {
 fn an_interface_that_goes_and_comes_back(family: Family) -> Result<()> {
     let lab = Lab::of(family, L2, 1)?;
     let balancer = &lab.topology.balancer;
-    let add = || balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth2"]);
+    let add = || {
+        balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth2"])?;
+        ["eth1", "eth2"].iter().try_for_each(|end| balancer.ip(&["link", "set", end, "up"]))
+    };
     add()?;
     lab.place.configure_on(&["eth0", "eth1"], &lab.service(L2, 1))?;
     let daemon = lab.start()?;
@@ -290,7 +293,7 @@ fn pins_removed_while_it_runs(family: Family) -> Result<()> {
     let lab = Lab::of(family, L2, 1)?;
     let daemon = lab.start()?;
     fs::remove_dir_all(lab.place.bpffs())?;
-    wait_for("another pin", || Ok(lab.pin("link-eth0").exists()))?;
+    wait_for("another pin", || lab.is_link_pinned(lab.place.bpffs(), "eth0"))?;
     filters(&lab)?;
     let counted = lab.counters()?;
     // What was pinned again serves the next daemon, which has its maps.
@@ -305,10 +308,14 @@ fn pins_removed_that_cannot_come_back(family: Family) -> Result<()> {
     // It cannot make the directory again.
     lab.place.set_user(Some(NAME));
     let daemon = lab.start()?;
-    lab.remove_pins()?;
+    fs::remove_dir_all(lab.place.bpffs())?;
+    lab.not_ready("filtering ends with this daemon")?;
+    // It holds the link itself.
+    lab.refused(b"junk", Reason::NoToken)?;
     daemon.terminate()?;
     let log = fs::read_to_string(lab.place.path("log"))?;
-    ensure!(log.contains("NOTHING IS FILTERED on eth0") && !log.contains("goes on"), "{log}");
+    ensure!(log.contains("NOTHING IS FILTERED on eth0") && !log.contains("stays attached"), "{log}");
+    lab.is_off()?;
     let _daemon = lab.start()?;
     filters(&lab)
 }
@@ -317,17 +324,29 @@ fn another_interface_under_the_same_name(family: Family) -> Result<()> {
     let lab = Lab::of(family, L2, 1)?;
     let balancer = &lab.topology.balancer;
     balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "peer1"])?;
-    balancer.ip(&["link", "set", "eth1", "up"])?;
+    for end in ["eth1", "peer1"] {
+        balancer.ip(&["link", "set", end, "up"])?;
+    }
     lab.place.configure_on(&["eth0", "eth1"], &lab.service(L2, 1))?;
     let daemon = lab.start()?;
     balancer.ip(&["link", "set", "eth1", "down"])?;
     balancer.ip(&["link", "set", "eth1", "name", "old1"])?;
     balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "peer2"])?;
-    let attached = || Ok(lab.json(&["status"])?["interfaces"][1]["attached"] == true);
+    for end in ["eth1", "peer2", "old1"] {
+        balancer.ip(&["link", "set", end, "up"])?;
+    }
+    // On both: the one before may still have traffic.
+    let attached = || {
+        let status = lab.json(&["status"])?;
+        let interfaces = status["interfaces"].as_array().context("interfaces")?;
+        let all = interfaces.iter().all(|interface| interface["attached"] == true);
+        let names: Vec<_> = interfaces.iter().filter_map(|interface| interface["name"].as_str()).collect();
+        Ok(all && names == ["eth0", "eth1", "old1"])
+    };
     wait_for("the program on the new interface", attached)?;
     daemon.kill()?;
     let _daemon = lab.start()?;
-    ensure!(attached()?, "not on the new interface after a restart");
+    ensure!(attached()?, "not on both after a restart: {}", lab.json(&["status"])?);
     Ok(())
 }
 

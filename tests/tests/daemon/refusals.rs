@@ -86,7 +86,9 @@ fn somebody_elses_program() -> Result<()> {
     let lab = Lab::new(L2, 1)?;
     // On the second of two interfaces: the first must be free again afterwards.
     lab.topology.balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth2"])?;
-    lab.topology.balancer.ip(&["link", "set", "eth1", "up"])?;
+    for end in ["eth1", "eth2"] {
+        lab.topology.balancer.ip(&["link", "set", end, "up"])?;
+    }
     let foreign = lab.topology.balancer.enter(|| {
         let mut ebpf = Ebpf::load(embedded_object()?)?;
         let program: &mut Xdp = ebpf.program_mut(PROGRAM_PASS).context("the program")?.try_into()?;

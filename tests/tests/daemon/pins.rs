@@ -1,0 +1,174 @@
+//! Pins that go away under a running daemon, with the BPF file system that they are on.
+
+use std::{
+    fs,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::reason::Reason;
+use lb_tests::{
+    daemon::{Daemon, http, said, wait_for},
+    topology::Family,
+    user::NAME,
+};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
+
+use crate::lab::{L2, Lab, Mounted, over_both};
+
+over_both!(
+    a_file_system_that_is_unmounted_and_mounted_again,
+    a_file_system_that_is_unmounted_under_another_user,
+    a_file_system_that_is_covered,
+    a_file_system_that_is_unmounted_in_the_hosts_namespace,
+);
+
+/// A directory for a BPF file system of the lab's own.
+fn private(lab: &Lab) -> Result<PathBuf> {
+    let directory = lab.place.path("bpf");
+    fs::create_dir(&directory)?;
+    let text = fs::read_to_string(lab.place.config())?;
+    let (before, after) = (format!("bpffs = {:?}", lab.place.bpffs()), format!("bpffs = {directory:?}"));
+    ensure!(text.contains(&before), "{text}");
+    fs::write(lab.place.config(), text.replace(&before, &after))?;
+    Ok(directory)
+}
+
+fn mounted(at: &Path) -> Result<Mounted<'_>> {
+    Mounted::new("bpf", at, "mode=0700")
+}
+
+/// It is unmounted, and the daemon says so everywhere, and filters.
+fn unmount(lab: &Lab, at: &Path, mounted: Mounted) -> Result<()> {
+    let refused = umount2(at, MntFlags::empty());
+    ensure!(refused == Err(Errno::EBUSY), "not lazily, with a daemon on it: {refused:?}");
+    mounted.detach()?;
+    lab.not_ready("filtering ends with this daemon")?;
+    let (_, reason) = lab.ready(Some("game"))?;
+    ensure!(reason.contains("unmounted"), "{reason}");
+    let (_, metrics) = http(&lab.topology.balancer, "/metrics")?;
+    ensure!(metrics.contains("tollgate_kernel_differences{} 1"), "{metrics}");
+    let log = fs::read_to_string(lab.place.path("log"))?;
+    ensure!(log.contains("filtering ends with this daemon") && log.contains("unmounted"), "{log}");
+    lab.refused(b"junk", Reason::NoToken)
+}
+
+fn a_file_system_that_is_unmounted_and_mounted_again(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
+    let directory = private(&lab)?;
+    let first = mounted(&directory)?;
+    let daemon = lab.start()?;
+    let token = lab.token(1)?;
+    unmount(&lab, &directory, first)?;
+    lab.delivered(&token)?;
+
+    let second = mounted(&directory)?;
+    lab.ready_again()?;
+    ensure!(lab.is_link_pinned(&directory, "eth0")?, "not pinned again");
+    ensure!(daemon.log().contains("pinned again"), "{}", daemon.log());
+    // The lock is on the new directory, too.
+    let mut second_daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+    second_daemon.ended()?;
+    ensure!(second_daemon.log().contains("in use by"), "{}", second_daemon.log());
+    let config = lab.place.config();
+    let detached = lab.run(&["detach", "-c", config.to_str().context("a path of text")?])?;
+    ensure!(said(&detached).contains("in use by a running tollgate"), "{}", said(&detached));
+    // All of it, for the time without a daemon and the next one.
+    daemon.kill()?;
+    lab.delivered(&token)?;
+    lab.send(b"junk")?;
+    lab.nothing_arrived()?;
+    let daemon = lab.start()?;
+    ensure!(!daemon.log().contains("begins empty"), "{}", daemon.log());
+    ensure!(daemon.log().contains("no packet missed"), "{}", daemon.log());
+    let counters = lab.counters()?;
+    ensure!(counters[Reason::NoToken.name()] == 2, "{counters:?}");
+
+    // Once more, and then it ends.
+    unmount(&lab, &directory, second)?;
+    daemon.terminate()?;
+    let log = fs::read_to_string(lab.place.path("log"))?;
+    ensure!(log.contains("NOTHING IS FILTERED on eth0"), "{log}");
+    lab.is_off()
+}
+
+/// Another user cannot make its directory again: it says so, and filters for as long as it runs.
+fn a_file_system_that_is_unmounted_under_another_user(family: Family) -> Result<()> {
+    let mut lab = Lab::of(family, L2, 1)?;
+    lab.place.set_user(Some(NAME));
+    let directory = private(&lab)?;
+    let first = mounted(&directory)?;
+    let daemon = lab.start()?;
+    let token = lab.token(1)?;
+    unmount(&lab, &directory, first)?;
+    lab.delivered(&token)?;
+    let _second = mounted(&directory)?;
+    // Where the mount point is root's alone, the daemon does not see what is there by its name.
+    lab.not_ready("filtering ends with this daemon")?;
+    daemon.terminate()?;
+    let log = fs::read_to_string(lab.place.path("log"))?;
+    ensure!(log.contains("NOTHING IS FILTERED on eth0") && !log.contains("stays attached"), "{log}");
+    lab.is_off()?;
+    let _daemon = lab.start()?;
+    lab.refused(b"junk", Reason::NoToken)?;
+    lab.delivered(&token)?;
+    Ok(())
+}
+
+/// Another one is mounted over it, where the next daemon will look.
+fn a_file_system_that_is_covered(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
+    let directory = private(&lab)?;
+    let _first = mounted(&directory)?;
+    let daemon = lab.start()?;
+    lab.delivered(&lab.token(1)?)?;
+    let _second = mounted(&directory)?;
+    wait_for("other pins", || lab.is_link_pinned(&directory, "eth0"))?;
+    lab.ready_again()?;
+    daemon.kill()?;
+    let daemon = lab.start().context("with the pins of the second")?;
+    ensure!(daemon.log().contains("no packet missed"), "{}", daemon.log());
+    lab.refused(b"junk", Reason::NoToken)
+}
+
+/// In a unit with its own mount namespace (`ReadWritePaths=`), a mount on top of the host's stays when that is unmounted. It
+/// ends with the daemon.
+fn a_file_system_that_is_unmounted_in_the_hosts_namespace(family: Family) -> Result<()> {
+    for user in [None, Some(NAME)] {
+        let lab = Lab::of(family, L2, 1)?;
+        let directory = private(&lab)?;
+        let first = mounted(&directory)?;
+        let remount = |at: &Path, flags| mount(None::<&str>, at, None::<&str>, flags, None::<&str>);
+        remount(&directory, MsFlags::MS_SHARED)?;
+        let mut command = lab.place.tollgate(&lab.topology.balancer, &["run", "-c"])?;
+        command.arg(lab.place.config());
+        command.args(user.map(|user| ["--user", user]).into_iter().flatten());
+        let unit = directory.clone();
+        // SAFETY: unshare and mount are system calls, which may be made between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                unshare(CloneFlags::CLONE_NEWNS)?;
+                remount(Path::new("/"), MsFlags::MS_REC | MsFlags::MS_SLAVE)?;
+                mount(Some(&unit), &unit, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+                Ok(())
+            });
+        }
+        let daemon = Daemon::spawn_as(&lab.place, command)?.until_ready(&lab.topology.balancer)?;
+        let token = lab.token(1)?;
+        lab.delivered(&token)?;
+        first.detach()?;
+        lab.not_ready("unmounted in the host's mount namespace")?;
+        lab.refused(b"junk", Reason::NoToken)?;
+        lab.delivered(&token)?;
+        daemon.terminate()?;
+        let log = fs::read_to_string(lab.place.path("log"))?;
+        ensure!(log.contains("NOTHING IS FILTERED on eth0") && !log.contains("stays attached"), "{log}");
+        lab.is_off()?;
+    }
+    Ok(())
+}
