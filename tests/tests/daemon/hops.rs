@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{reason::Reason, token::Header};
 use lb_tests::{
-    daemon::wait_for,
+    daemon::{service, wait_for},
     forward::Decap,
     topology::{BACK_INTERFACE, Family, INTERFACE, Network, Plan, Way},
 };
@@ -22,6 +22,7 @@ over_both!(
     a_router_that_goes_away,
     an_interface_without_its_link,
     routes_of_every_form,
+    several_next_hops_on_two_interfaces,
 );
 
 /// A changed next hop is in the kernel by then.
@@ -160,6 +161,35 @@ fn routes_of_every_form(family: Family) -> Result<()> {
     balancer.sysctl("net.ipv4.nexthop_compat_mode", "1")?;
     wait_for("no error", || Ok(lab.json(&["status"])?["errors"] == json!([])))?;
     lab.delivered(&token)?;
+    Ok(())
+}
+
+/// Each backend has one of the next hops, and the source address of that one's interface.
+fn several_next_hops_on_two_interfaces(family: Family) -> Result<()> {
+    let lab = Lab::of(family, IPIP, Plan { backends: 1, way: Way::Cards, ..Plan::default() })?;
+    let (network, host): (&str, fn(u8) -> String) = match family {
+        Family::V4 => ("10.99.0.0/24", |number| format!("10.99.0.{number}")),
+        Family::V6 => ("fd99::/64", |number| format!("fd99::{number}")),
+    };
+    let addresses = (1..=16).map(|number| Ok(host(number).parse()?)).collect::<Result<Vec<IpAddr>>>()?;
+    lab.place.configure(&service(family, IPIP, &addresses))?;
+    let [front, back] = [Network::Front, Network::Back];
+    let router = |at| lab.topology.plan.router(family, at, 1).to_string();
+    let (one, two) = (router(front), router(back));
+    let hops = ["nexthop", "via", &one, "dev", INTERFACE, "nexthop", "via", &two, "dev", BACK_INTERFACE];
+    lab.topology.balancer.ip(&[&[family.option(), "route", "add", network], &hops[..]].concat())?;
+    let _daemon = lab.start()?;
+    waits_for(&lab, "up")?;
+    let listed = lab.json(&["backends", "list"])?;
+    let mut counts = [0; 2];
+    for backend in listed.as_array().context("backends")? {
+        let which = usize::from(backend["interface"] == BACK_INTERFACE);
+        let at = [front, back][which];
+        counts[which] += 1;
+        let expected = json!([router(at), at.address(family, 1).to_string()]);
+        ensure!(json!([backend["gateway"], backend["source"]]) == expected, "{backend}");
+    }
+    ensure!(counts.iter().all(|count| *count > 2), "{counts:?}");
     Ok(())
 }
 
