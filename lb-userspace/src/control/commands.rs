@@ -82,7 +82,8 @@ fn those_there_are(services: &[String]) -> String {
     }
 }
 
-type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
+/// Where the answer of a request goes.
+pub type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 
 /// A request, and where its answer goes.
 pub enum Command {

@@ -30,7 +30,7 @@ use tokio::{
 use tracing::{Instrument as _, debug, info, warn};
 
 pub use attachment::Remaining;
-pub use commands::{Asked, Command, Handle, RequestError};
+pub use commands::{Asked, Command, Handle, Reply, RequestError};
 pub use readiness::Readiness;
 pub use redirects::Redirects;
 pub use report::MetricsReport;
