@@ -40,7 +40,7 @@ reasons! {
     /// Admitted, and sent to a backend or to the host.
     0 Forwarded "forwarded" "a valid token; the packet went to its backend" "nothing";
     /// Passed on untouched.
-    1 NotOurs "not_ours" "not for a service; passed on untouched" "nothing";
+    1 NotOurs "not_ours" "not for a service, or in a frame for another station" "nothing";
     /// Lengths that contradict each other or the frame, or an IPv6 datagram without a checksum.
     2 Malformed "malformed" "lengths in the packet contradict each other or the frame, or an IPv6 datagram has no checksum" "a broken sender, or a probe";
     /// Any IP fragment.

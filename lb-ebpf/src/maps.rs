@@ -15,6 +15,7 @@ use lb_common::{
     flow::FlowKey,
     keyslot::KeySlot,
     live::{Live, SECOND_NS},
+    mac::{MAC_BUCKETS, MacBucket},
     maps::{
         BACKENDS_MAX, COUNTERS_MAX, EGRESS_MAX, HALVES, HMACS_PER_SECOND_DEFAULT, KEY_SLOTS_MAX,
         REVOCATIONS_MAX, SERVICES_MAX, SESSIONS_DEFAULT,
@@ -37,6 +38,9 @@ pub static LIVE: Array<Live, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map(name = "services")]
 pub static SERVICES: Array<ServiceBucket, { (HALVES * BUCKETS) as usize }, READ_ONLY> = Array::new();
+
+#[btf_map(name = "macs")]
+pub static MACS: Array<MacBucket, { (HALVES * MAC_BUCKETS) as usize }, READ_ONLY> = Array::new();
 
 #[btf_map(name = "rates")]
 pub static RATES: Array<RateTable, { (HALVES * SERVICES_MAX) as usize }, READ_ONLY> = Array::new();

@@ -128,6 +128,7 @@ impl Program {
             datapath,
             world: World {
                 services: vec![],
+                macs: Default::default(),
                 keys: vec![],
                 backends: vec![],
                 egress: vec![],

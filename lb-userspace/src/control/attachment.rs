@@ -54,6 +54,12 @@ impl Attachments {
                 format!("`interfaces` in the configuration can be: {}", names.join(", ")),
             ));
         };
+        if interface.receives.address.is_none() {
+            return Err(failed(
+                "its frames have no Ethernet header, and the program reads nothing else".to_owned(),
+                "filter the interface below it, where its packets come in".to_owned(),
+            ));
+        }
         let ours = linked_program(&self.pins, name);
         match interface.xdp {
             Some((id, _)) if ours != Some(id) => Err(failed(

@@ -7,6 +7,7 @@ mod commands;
 pub mod desired;
 mod indices;
 mod keys;
+mod macs;
 mod neighbours;
 mod netlink;
 mod network;
@@ -28,6 +29,7 @@ use tokio::{
 use tracing::{Instrument as _, debug, info, warn};
 
 pub use commands::{Asked, Command, Handle, RequestError};
+pub use macs::Accepted;
 pub use readiness::Readiness;
 pub use report::MetricsReport;
 
@@ -253,7 +255,10 @@ impl Controller {
             outcome.errors.push(error.to_string());
         }
         self.sync_tables(&mut outcome);
-        outcome.errors.extend(self.attachments.mend(&mut self.datapath, &self.interfaces));
+        // An interface without its MAC addresses in the tables would drop all packets of services: tables that wait come first.
+        if outcome.again_in.is_none() {
+            outcome.errors.extend(self.attachments.mend(&mut self.datapath, &self.interfaces));
+        }
         self.datapath.flush_log();
         self.conclude(outcome);
     }
@@ -365,16 +370,25 @@ pub fn detach(config: &Config) -> Result<Vec<String>, DatapathError> {
     Ok(interfaces)
 }
 
-/// Whether the program could be attached to each of the configured interfaces, as far as can be told without doing it.
+/// Whether the program could be attached to each of the configured interfaces, as far as can be told without doing it, and
+/// the frames that it would then take there.
 ///
 /// # Errors
 /// If the kernel cannot be asked.
 pub async fn check_interfaces(
     config: &Config,
-) -> Result<Vec<(String, Result<(), DatapathError>)>, StartError> {
+) -> Result<Vec<(String, Result<Accepted, DatapathError>)>, StartError> {
     let attachments = Attachments::new(config, Pins::new(&config.bpffs)?);
     let interfaces = Network::connect()?.interfaces().await?;
-    Ok(attachments.check_each(&interfaces))
+    let accepted = macs::accepted(&config.interfaces, &interfaces, &config.virtual_macs);
+    let of = |name: &str| accepted.get(name).cloned().unwrap_or_default();
+    let results = attachments.check_each(&interfaces).into_iter();
+    Ok(results
+        .map(|(name, result)| {
+            let accepted = of(&name);
+            (name, result.map(|()| accepted))
+        })
+        .collect())
 }
 
 /// What is lost with a map's content; `None` where it is written again from the store.

@@ -9,7 +9,7 @@ use lb_common::{
     session::Admission,
 };
 
-use self::{parse::Parsed, session::Sessions, token::Sealed};
+use self::{mac::Destination, parse::Parsed, session::Sessions, token::Sealed};
 use crate::{
     case::Expected,
     packet::{Family, Packet},
@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod icmp;
+mod mac;
 mod parse;
 mod session;
 pub(crate) mod token;
@@ -70,6 +71,7 @@ impl Model {
             return expected(Verdict::Drop, frame.to_vec(), 0, Reason::Unsupported, None);
         }
         if let Some((service, admission)) = icmp::tied(world, frame)
+            && mac::destination(world, frame) == Destination::Own
             && let Some(expected) = icmp_error(world, frame, &service, &admission)
         {
             return expected;
@@ -78,6 +80,19 @@ impl Model {
             return expected(Verdict::Pass, frame.to_vec(), 0, Reason::NotOurs, None);
         };
         let (service, parsed) = parsed;
+        let (verdict, index, reason) = match mac::destination(world, frame) {
+            Destination::Own => (None, 0, Reason::NotOurs),
+            Destination::Group if service.observes() && service.forward == FORWARD_LOCAL => {
+                (Some(Verdict::Pass), service.index, Reason::Unsupported)
+            }
+            Destination::Group => (Some(Verdict::Drop), service.index, Reason::Unsupported),
+            Destination::Other { passes: true } => (Some(Verdict::Pass), 0, Reason::NotOurs),
+            Destination::Other { passes: false } => (Some(Verdict::Drop), 0, Reason::NotOurs),
+            Destination::Unknown => (Some(Verdict::Drop), service.index, Reason::Internal),
+        };
+        if let Some(verdict) = verdict {
+            return expected(verdict, frame.to_vec(), index, reason, None);
+        }
         let way = self.admitted(world, &service, &parsed).and_then(|claims| {
             if service.forward == FORWARD_LOCAL {
                 return Ok((None, claims.session_id));

@@ -12,6 +12,7 @@ mod flood;
 mod icmp;
 mod jumbo;
 mod limits;
+mod mac;
 mod malformed;
 mod matrix;
 mod mutation;

@@ -139,7 +139,7 @@ impl Traffic {
 
     fn made(&mut self) -> (&'static str, Vec<u8>) {
         let mut packet = self.sent();
-        let what = match self.random.u8(..24) {
+        let what = match self.random.u8(..25) {
             0..=9 => "as its client sends it",
             10 => {
                 for _ in 0..=self.random.usize(..2) {
@@ -202,6 +202,12 @@ impl Traffic {
             22 => {
                 packet.payload.extend([0; 3]);
                 "longer"
+            }
+            23 => {
+                let [a, b] = [self.random.u8(..), self.random.u8(..)];
+                packet.destination_mac =
+                    [[2, 0, 0, 0, a, b], [1, 0, 0x5e, 0, a, b], [0xff; 6]][self.random.usize(..3)];
+                "for another station, or for all"
             }
             _ => {
                 self.resign(&mut packet);
