@@ -3,7 +3,6 @@ use super::*;
 const WHOLE: &str = r#"
 node       = "lb-1"
 interfaces = ["eth0"]
-virtual_macs = ["00:00:5e:00:01:0A"]
 xdp_mode   = "native"
 store      = "file:/var/lib/tollgate"
 control    = "/run/tollgate/control.sock"
@@ -111,13 +110,18 @@ fn a_whole_file_is_read() {
     };
     assert_eq!(config.services[0], game);
     assert_eq!(config.warnings, []);
-    assert_eq!(config.virtual_macs, [[0, 0, 0x5e, 0, 1, 0x0a]]);
     assert_eq!(
         (config.node.as_str(), config.metrics, config.sessions, config.hmac_budget),
         ("lb-1", None, 1000, 50000)
     );
     assert_eq!(Service::find(&config.services, "game").unwrap().id, u32::MAX);
     assert_eq!(Service::find(&config.services, "1").unwrap().name, "voice");
+}
+
+#[test]
+fn virtual_mac_addresses_are_read() {
+    let config = parse(&format!("virtual_macs = [\"00:00:5e:00:01:0A\"]\n{}", with(""))).unwrap();
+    assert_eq!(config.virtual_macs, [[0, 0, 0x5e, 0, 1, 0x0a]]);
 }
 
 #[test]
