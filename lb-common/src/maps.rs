@@ -29,7 +29,7 @@ pub const BACKEND_COUNTERS: &str = "backend_counters";
 /// Per CPU: one `Scratch`.
 pub const SCRATCH: &str = "scratch";
 
-/// `FlowKey` → `Admission`. As large as the token cache.
+/// `FlowKey` → `Flow`. As large as the token cache.
 pub const FLOWS: &str = "flows";
 /// `TranslationKey` → `Translation`. As large as the token cache.
 pub const TRANSLATIONS: &str = "translations";

@@ -12,7 +12,7 @@ use lb_common::{
     backend::{Backend, PinnedKey},
     balance::MaglevTable,
     counter::Counter,
-    flow::FlowKey,
+    flow::{Flow, FlowKey},
     keyslot::KeySlot,
     live::{Live, SECOND_NS},
     mac::{MAC_BUCKETS, MacBucket},
@@ -25,7 +25,7 @@ use lb_common::{
     revocation::RevocationKey,
     scratch::Scratch,
     service::{BUCKETS, ServiceBucket},
-    session::{Admission, Session, TokenKey, TrackedSession},
+    session::{Session, TokenKey, TrackedSession},
 };
 
 /// Of maps that the daemon alone writes: the verifier refuses a program that would.
@@ -79,7 +79,7 @@ pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 /// The loader sets its size.
 #[btf_map(name = "flows")]
-pub static FLOWS: LruHashMap<FlowKey, Admission, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
+pub static FLOWS: LruHashMap<FlowKey, Flow, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
 
 /// The loader sets its size.
 #[btf_map(name = "translations")]

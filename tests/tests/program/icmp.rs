@@ -92,6 +92,12 @@ fn least(family: Family) -> usize {
     family.header_len() + UDP_LEN
 }
 
+/// An error about an answer to the default client.
+pub fn unreachable(family: Family) -> Packet {
+    let (_, unreachable) = errors(family)[1];
+    error(family, unreachable, &answer(), least(family))
+}
+
 fn sent(name: String, world: World, packet: &Packet) -> Case {
     let (service, backend) = (world.services[0].1, world.backends[0]);
     let mut sent = way::leaving(packet, &service, &backend, SESSION, None);

@@ -9,6 +9,7 @@ mod decap;
 mod delivery;
 mod differential;
 mod flood;
+mod flow;
 mod icmp;
 mod jumbo;
 mod limits;
