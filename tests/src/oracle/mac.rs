@@ -1,7 +1,15 @@
 //! Whom a frame is for, by its destination MAC address.
 
-use crate::world::{LOOPBACK, World};
-use lb_common::mac::Mac;
+use lb_common::{
+    mac::Mac,
+    reason::Reason,
+    service::{FORWARD_LOCAL, Service},
+};
+
+use crate::{
+    program::Verdict,
+    world::{LOOPBACK, World},
+};
 
 /// Whose a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +25,20 @@ pub enum Destination {
     },
     /// Nobody has said what addresses the interface has.
     Unknown,
+}
+
+impl Destination {
+    /// What becomes of a service's packet that does not come to the interface, for which service it is counted, and why.
+    pub fn refuses(self, service: &Service) -> Option<(Verdict, u32, Reason)> {
+        let to_host = service.observes() && service.forward == FORWARD_LOCAL;
+        let verdict = |passes| if passes { Verdict::Pass } else { Verdict::Drop };
+        match self {
+            Self::Own => None,
+            Self::Group => Some((verdict(to_host), service.index, Reason::Unsupported)),
+            Self::Other { passes } => Some((verdict(passes), 0, Reason::NotOurs)),
+            Self::Unknown => Some((Verdict::Drop, service.index, Reason::Internal)),
+        }
+    }
 }
 
 /// Whose a frame is that came in on the interface of test runs.
