@@ -183,6 +183,12 @@ fn not_tied_cases() -> Vec<Case> {
             error(family, unreachable, &answer(), family.header_len() - 1),
         );
         pass("it quotes nothing", error(family, unreachable, &answer(), 0));
+        for (name, destination_mac) in [
+            ("it is in a frame for another station", [2, 0, 0, 0, 0, 2]),
+            ("it is in a frame for all stations", [0xff; 6]),
+        ] {
+            pass(name, Packet { destination_mac, ..quoting(answer()) });
+        }
         pass("it is a fragment", Packet { fragment: packet::MORE_FRAGMENTS, ..quoting(answer()) });
         for kind in echo {
             let message = Icmp { kind, code: 0, rest: [0, 1, 0, 2] };

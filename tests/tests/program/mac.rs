@@ -1,6 +1,6 @@
 //! Step 1, its end: whether a frame is for the interface that it came in on (docs/adr/0013).
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lb_common::{
     mac::{Mac, MacEntry},
     reason::Reason,
@@ -11,7 +11,7 @@ use lb_tests::{
     packet::{Family, MORE_FRAGMENTS, Packet},
     program::{Program, Verdict},
     way,
-    world::{self, BALANCER_MAC, OTHER_INTERFACE, SERVICE_INDEX, SESSION, World, accepting},
+    world::{self, BALANCER_MAC, LOOPBACK, OTHER_INTERFACE, SERVICE_INDEX, SESSION, World, accepting},
 };
 
 use crate::{matrix::Subject, ways::WAYS};
@@ -165,6 +165,27 @@ fn own_cases() -> Vec<Case> {
         }
     }
     cases
+}
+
+/// Entries of one bucket are told apart by address and by interface.
+#[test]
+fn neighbours_in_a_bucket_are_told_apart() -> Result<()> {
+    let mut program = Program::load()?;
+    // So few entries fit with the first seed.
+    let bucket = Mac::new(OTHER_BALANCER).bucket(LOOPBACK, 0);
+    let elsewhere = (LOOPBACK + 1..).find(|ifindex| Mac::new(OTHER_BALANCER).bucket(*ifindex, 0) == bucket);
+    let alike = (0..=u16::MAX).map(|last| {
+        let [high, low] = last.to_be_bytes();
+        [0x02, 0, 0, 0x99, high, low]
+    });
+    let alike = alike.into_iter().find(|mac| Mac::new(*mac).bucket(LOOPBACK, 0) == bucket);
+    let mut world = World::default();
+    world.macs.extend([
+        MacEntry { mac: Mac::new(OTHER_BALANCER), ifindex: elsewhere.context("an interface")?, passes: 0 },
+        MacEntry { mac: Mac::new(alike.context("an address")?), ifindex: LOOPBACK, passes: 0 },
+    ]);
+    let packet = to(OTHER_BALANCER, Packet::default());
+    misdirected("an address of its bucket", world, &packet).check(&mut program)
 }
 
 /// A daemon that has not said what addresses the interface has opens nothing.
