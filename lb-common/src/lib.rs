@@ -12,6 +12,7 @@ pub mod decap;
 pub mod flow;
 pub mod keyslot;
 pub mod live;
+pub mod mac;
 pub mod maps;
 pub mod nat;
 pub mod rate;

@@ -2,12 +2,14 @@
 
 /// Changes with every incompatible change of a map's key, value or meaning. Pins live under a directory of this
 /// name, and the daemon compares layouts before it re-uses them.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// One `Live`, mapped into the daemon.
 pub const LIVE: &str = "live";
 /// `half * BUCKETS + bucket` → `ServiceBucket`. Looked up for every datagram.
 pub const SERVICES: &str = "services";
+/// `half * MAC_BUCKETS + bucket` → `MacBucket`. Looked up for every packet of a service.
+pub const MACS: &str = "macs";
 /// Slot → `KeySlot`.
 pub const KEY_SLOTS: &str = "key_slots";
 /// `TokenKey` → `Session`: the token cache. Its size is set when it is made.
@@ -27,7 +29,7 @@ pub const BACKEND_COUNTERS: &str = "backend_counters";
 /// Per CPU: one `Scratch`.
 pub const SCRATCH: &str = "scratch";
 
-/// `FlowKey` → `Admission`. As large as the token cache.
+/// `FlowKey` → `Flow`. As large as the token cache.
 pub const FLOWS: &str = "flows";
 /// `TranslationKey` → `Translation`. As large as the token cache.
 pub const TRANSLATIONS: &str = "translations";
@@ -40,9 +42,10 @@ pub const RATES: &str = "rates";
 pub const REVOCATIONS: &str = "revocations";
 
 /// Every map, for whoever pins, compares or removes them all.
-pub const ALL: [&str; 16] = [
+pub const ALL: [&str; 17] = [
     LIVE,
     SERVICES,
+    MACS,
     KEY_SLOTS,
     SESSIONS,
     TRACKED,

@@ -40,13 +40,13 @@ reasons! {
     /// Admitted, and sent to a backend or to the host.
     0 Forwarded "forwarded" "a valid token; the packet went to its backend" "nothing";
     /// Passed on untouched.
-    1 NotOurs "not_ours" "not for a service; passed on untouched" "nothing";
+    1 NotOurs "not_ours" "not for a service, or in a frame for another station" "nothing";
     /// Lengths that contradict each other or the frame, or an IPv6 datagram without a checksum.
     2 Malformed "malformed" "lengths in the packet contradict each other or the frame, or an IPv6 datagram has no checksum" "a broken sender, or a probe";
     /// Any IP fragment.
     3 Fragment "fragment" "an IP fragment; the token is not in every one of them" "the client's MTU: a datagram must fit one packet";
-    /// IP options, extension headers, deep VLAN stacks, what lies beyond a frame's first buffer.
-    4 Unsupported "unsupported" "IP options, extension headers, more VLAN tags than two, or a token beyond the frame's first buffer" "the network between client and balancer";
+    /// IP options, extension headers, deep VLAN stacks, frames for a group of stations, what lies beyond a frame's first buffer.
+    4 Unsupported "unsupported" "IP options, extension headers, more VLAN tags than two, a frame for a group of stations, or a token beyond the frame's first buffer" "the network between client and balancer";
     /// No token header.
     5 NoToken "no_token" "shorter than a token header, or another first byte" "a client that does not send tokens, or junk";
     /// A token header that no issuer makes.

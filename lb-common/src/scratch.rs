@@ -1,7 +1,7 @@
 //! What one CPU keeps for itself: the HMAC budget, and room for the full check of a token.
 
 use crate::{
-    flow::FlowKey,
+    flow::{Flow, FlowKey},
     live::SECOND_NS,
     nat::{Translation, TranslationKey},
     rate::{GcraState, Rate},
@@ -39,6 +39,10 @@ pub struct Scratch {
     pub load: Load,
     /// What the ICMP error at hand quotes.
     pub quote: Quote,
+    /// The flow that a datagram's session claims,
+    pub flow: Flow,
+    /// and the one that its client has.
+    pub held: Flow,
     /// The translation in the making: its key,
     pub translation_key: TranslationKey,
     /// The number of the reason under which `mode = "observe"` delivers a packet.
@@ -73,8 +77,10 @@ pub struct Arrival {
     pub forward: u8,
     /// Likewise.
     pub max_sources: u8,
+    /// 1 if its token is in the cache of stateful entries, else 0.
+    pub tracked: u8,
     /// Zeros.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 4],
 }
 
 /// The datagram that an ICMP error quotes, from a service to a client.
@@ -113,7 +119,7 @@ pub struct Load {
 }
 
 const _: () = assert!(
-    size_of::<Scratch>() == 8 + 8 + 8 + 16 + 16 + 256 + 48 + 16 + 288 + 32 + 40 + 24 + 104
+    size_of::<Scratch>() == 8 + 8 + 8 + 16 + 16 + 256 + 48 + 16 + 288 + 32 + 40 + 32 + 32 + 24 + 104
         && align_of::<Scratch>() == 8
 );
 crate::map_value!(Scratch);

@@ -3,7 +3,7 @@
 //! There are two. A BEARER token without limits needs 64 bytes; what PROOF and limits count from packet to packet takes 192
 //! more, and a cache of its own, which no number of BEARER tokens pushes it out of.
 
-use crate::{rate::GcraState, siphash::SipKey, token::Header};
+use crate::{flow::Activity, rate::GcraState, siphash::SipKey, token::Header};
 
 /// Source addresses that a token may be limited to, at most.
 pub const SOURCES_MAX: usize = 8;
@@ -116,8 +116,10 @@ pub struct Admission {
     pub backend_id: u16,
     /// Its rate class.
     pub class: u8,
-    /// Zeros.
-    pub reserved: [u8; 5],
+    /// Zero.
+    pub reserved: u8,
+    /// In an entry of a cache: when its last datagram came from the client that `seen` names.
+    pub active: Activity,
 }
 
 const _: () = {

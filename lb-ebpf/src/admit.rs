@@ -118,7 +118,7 @@ fn checked_in_full(ctx: *mut xdp_md, slot: u32) -> Result<(), Reason> {
             session_id: claims.session_id,
             backend_id: claims.backend_id,
             class: claims.class,
-            reserved: [0; 5],
+            ..Admission::default()
         },
         ..Session::default()
     };

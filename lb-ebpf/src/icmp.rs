@@ -5,7 +5,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    flow::FlowKey,
+    flow::{Flow, FlowKey},
     live::Tables,
     nat::Ports,
     scratch::Quote,
@@ -66,7 +66,8 @@ fn to_backend(
     }
     quote.to.service_index = service.index as u16;
     // SAFETY: copied out here and now.
-    let session = Admitted::from(unsafe { FLOWS.get(&quote.to) }?);
+    let Flow { session_id, backend_id, .. } = *unsafe { FLOWS.get(&quote.to) }?;
+    let session = Admitted { session_id, backend_id };
     let backend = balance::for_session(tables, service, session).ok()?;
     let way = forward::untouched(frame, (ip, v6), service, session.session_id, false, backend).ok()?;
     Some((service, if service.forward == FORWARD_NAT { Way::Requoted(backend) } else { way }))

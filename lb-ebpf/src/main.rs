@@ -20,6 +20,7 @@ mod flow;
 mod forward;
 mod icmp;
 mod limit;
+mod mac;
 mod maps;
 mod outline;
 mod parse;
@@ -82,12 +83,14 @@ fn decide(frame: &Frame) -> Outcome {
     let tables = Tables::from_word(live.tables);
     let (service, reason, way) = match parse::packet(frame) {
         Ok(packet) => match service::find(tables, &packet.to) {
+            Some(service) if !mac::is_own(frame, tables) => return mac::refused(frame, tables, service),
             Some(service) => match datagram(frame, &packet, live, tables, service) {
                 Ok((reason, way)) => (service, reason, way),
                 Err(reason) => return Outcome::refused(frame, (service.index, service.id), reason),
             },
-            None => return translate::answer(frame, &packet),
+            None => return translate::answer(frame, &packet, tables),
         },
+        Err(Unread::Icmp { .. }) if !mac::is_own(frame, tables) => return Outcome::NotOurs,
         Err(Unread::Icmp { ip, v6 }) => match icmp::error(frame, (ip, v6), tables) {
             Ok((service, way)) => (service, Reason::IcmpError.into(), way),
             Err(outcome) => return outcome,

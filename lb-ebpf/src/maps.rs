@@ -12,9 +12,10 @@ use lb_common::{
     backend::{Backend, PinnedKey},
     balance::MaglevTable,
     counter::Counter,
-    flow::FlowKey,
+    flow::{Flow, FlowKey},
     keyslot::KeySlot,
     live::{Live, SECOND_NS},
+    mac::{MAC_BUCKETS, MacBucket},
     maps::{
         BACKENDS_MAX, COUNTERS_MAX, EGRESS_MAX, HALVES, HMACS_PER_SECOND_DEFAULT, KEY_SLOTS_MAX,
         REVOCATIONS_MAX, SERVICES_MAX, SESSIONS_DEFAULT,
@@ -24,7 +25,7 @@ use lb_common::{
     revocation::RevocationKey,
     scratch::Scratch,
     service::{BUCKETS, ServiceBucket},
-    session::{Admission, Session, TokenKey, TrackedSession},
+    session::{Session, TokenKey, TrackedSession},
 };
 
 /// Of maps that the daemon alone writes: the verifier refuses a program that would.
@@ -37,6 +38,9 @@ pub static LIVE: Array<Live, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map(name = "services")]
 pub static SERVICES: Array<ServiceBucket, { (HALVES * BUCKETS) as usize }, READ_ONLY> = Array::new();
+
+#[btf_map(name = "macs")]
+pub static MACS: Array<MacBucket, { (HALVES * MAC_BUCKETS) as usize }, READ_ONLY> = Array::new();
 
 #[btf_map(name = "rates")]
 pub static RATES: Array<RateTable, { (HALVES * SERVICES_MAX) as usize }, READ_ONLY> = Array::new();
@@ -75,7 +79,7 @@ pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 /// The loader sets its size.
 #[btf_map(name = "flows")]
-pub static FLOWS: LruHashMap<FlowKey, Admission, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
+pub static FLOWS: LruHashMap<FlowKey, Flow, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
 
 /// The loader sets its size.
 #[btf_map(name = "translations")]

@@ -14,7 +14,8 @@ use lb_common::{
 
 use crate::{
     admit::{self, Admitted},
-    clock, flow,
+    clock::{self, Now},
+    flow,
     maps::{LIVE, SESSIONS},
     outline,
     packet::Frame,
@@ -42,7 +43,7 @@ pub fn of(
         let (seen, checked) = unsafe {
             ((&raw const (*entry).seen).read_volatile(), (&raw const (*entry).checked).read_volatile())
         };
-        if seen == packet.seen() && checked == live.revocations as u32 {
+        if seen == packet.seen() && checked == live.revocations as u32 && used(entry, clock::now(live)) {
             return Ok(admitted); // Nothing has changed since its last datagram.
         }
     }
@@ -76,7 +77,8 @@ pub fn arrives(
         flags: service.flags,
         forward: service.forward,
         max_sources: service.max_sources,
-        reserved: [0; 5],
+        tracked: service.tracks(token.kind).into(),
+        reserved: [0; 4],
     };
     Ok(())
 }
@@ -96,9 +98,10 @@ fn settled(ctx: *mut xdp_md, entry: *mut Session) -> Result<(), Reason> {
     let frame = Frame::at(ctx);
     if !entry.is_null() {
         let token = frame.start().skip(scratch.arrival.token_at as usize & PAYLOAD_AT_MASK);
-        let nonce = Header::again(token.read(0).ok_or(Reason::Internal)?).nonce();
-        revoke::check(scratch, live, now, nonce, entry)?;
-        remember(&frame, scratch, entry);
+        let header = Header::again(token.read(0).ok_or(Reason::Internal)?);
+        revoke::check(scratch, live, now, header.nonce(), entry)?;
+        scratch.token = TokenKey::of(&header);
+        remember(&frame, scratch, now, entry);
         return Ok(());
     }
     // Of a new entry nobody else knows: it is settled before it comes into the cache, whatever becomes of the datagram.
@@ -106,25 +109,46 @@ fn settled(ctx: *mut xdp_md, entry: *mut Session) -> Result<(), Reason> {
     let nonce = scratch.token.nonce;
     let result = revoke::check(scratch, live, now, nonce, entry);
     if result.is_ok() {
-        remember(&frame, scratch, entry);
+        remember(&frame, scratch, now, entry);
     }
     // A cache that cannot take the entry costs the next packet another HMAC, and nothing else.
     let _ = SESSIONS.insert(&scratch.token, &scratch.tracked.session, 0);
     result
 }
 
-/// Where its client is another than that of the session's last datagram, the flow is remembered.
+/// Notes in an entry that its token is in use from the client that it names. False where the client's flow is to be looked
+/// at: once in a while, and for as long as it is another session's.
 #[inline(always)]
-pub fn remember(frame: &Frame, scratch: &mut Scratch, entry: *mut Session) {
-    // SAFETY: the kernel's entry, to memory that stays allocated. If it has become another token's, that one's flow is
-    // remembered once more, and this one's with the other's session: an ICMP error may go to a wrong backend of the service.
+fn used(entry: *mut Session, now: Now) -> bool {
+    let now = flow::activity(entry, now);
+    // SAFETY: the kernel's entry, to memory that stays allocated. If it has become another token's, that one looks at its
+    // flow once more, or is taken for used at another moment by a few seconds.
     unsafe {
-        let seen = &raw mut (*entry).seen;
-        if seen.read_volatile() == scratch.arrival.seen {
+        let active = &raw mut (*entry).admission.active;
+        let before = active.read_volatile();
+        // Not at every datagram: those on other CPUs read it.
+        if before != now && before.is_settled(now) {
+            active.write_volatile(now);
+        }
+        before.is_settled(now)
+    }
+}
+
+/// Claims the flow of a datagram's client for the session of an entry, whose token's key is in the scratch: where the client
+/// is another than that of the session's last datagram, and where [`used`] says so.
+#[inline(always)]
+pub fn remember(frame: &Frame, scratch: &mut Scratch, now: Now, entry: *mut Session) {
+    // SAFETY: as in `used`.
+    unsafe {
+        let (seen, active) = (&raw mut (*entry).seen, &raw mut (*entry).admission.active);
+        let of_now = flow::activity(entry, now);
+        if seen.read_volatile() == scratch.arrival.seen
+            && (used(entry, now) || active.read_volatile() == of_now.contested())
+        {
             return;
         }
+        let is_own = flow::claim(frame, scratch, now, entry);
+        active.write_volatile(if is_own { of_now } else { of_now.contested() });
         seen.write_volatile(scratch.arrival.seen);
-        scratch.tracked.session.admission = (&raw const (*entry).admission).read_volatile();
     }
-    flow::remember(frame, scratch);
 }

@@ -83,7 +83,8 @@ fn settled(ctx: *mut xdp_md, entry: *mut TrackedSession) -> Result<(), Reason> {
         proof::check(&frame, token, &header, &scratch.arrival, now, entry)?;
     }
     limit::check(Tables::from_word(live.tables), &scratch.arrival, now, entry)?;
-    session::remember(&frame, scratch, session);
+    scratch.token = TokenKey::of(&header);
+    session::remember(&frame, scratch, now, session);
     Ok(())
 }
 

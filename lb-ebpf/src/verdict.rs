@@ -42,6 +42,8 @@ impl Counted {
 pub enum Outcome {
     /// It is for no service.
     NotOurs,
+    /// For a service's address, in a frame for another station that nothing behind this interface can reach.
+    Misdirected,
     /// Nobody can tell whose it is, and the kernel might deliver it.
     Buried,
     /// A service's, and refused.
@@ -82,6 +84,7 @@ const NO_SERVICE: u32 = 0;
 pub fn conclude(ctx: &XdpContext, bytes: u64, outcome: Outcome) -> u32 {
     let (service, Counted(reason), action) = match outcome {
         Outcome::NotOurs => (NO_SERVICE, Reason::NotOurs.into(), xdp_action::XDP_PASS),
+        Outcome::Misdirected => (NO_SERVICE, Reason::NotOurs.into(), xdp_action::XDP_DROP),
         Outcome::Buried => (NO_SERVICE, Reason::Unsupported.into(), xdp_action::XDP_DROP),
         Outcome::Refused { service, reason } => (service, reason.into(), xdp_action::XDP_DROP),
         Outcome::Delivered { service, reason, delivery: Delivery::Host } => {

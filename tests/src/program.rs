@@ -15,7 +15,7 @@ use aya::{
 };
 use lb_common::{
     counter::{Counter, counter_index},
-    flow::FlowKey,
+    flow::{Flow, FlowKey},
     keyslot::{KeyId, KeySlot},
     maps::{self, BACKENDS_MAX, SERVICES_MAX},
     nat::{Translation, TranslationKey},
@@ -128,6 +128,7 @@ impl Program {
             datapath,
             world: World {
                 services: vec![],
+                macs: Default::default(),
                 keys: vec![],
                 backends: vec![],
                 egress: vec![],
@@ -261,7 +262,7 @@ impl Program {
     }
 
     fn write_flows(&mut self, flows: &[(SocketAddr, u32, Admission)]) -> Result<()> {
-        let mut map: HashMap<_, FlowKey, Admission> =
+        let mut map: HashMap<_, FlowKey, Flow> =
             Map::LruHashMap(map_of(&self.datapath, maps::FLOWS)?).try_into()?;
         let there: Vec<FlowKey> = map.keys().collect::<Result<_, _>>()?;
         there.iter().try_for_each(|key| map.remove(key))?;
@@ -271,7 +272,7 @@ impl Program {
                 client_port_be: client.port().to_be(),
                 service_index: u16::try_from(*service)?,
             };
-            map.insert(key, admission, 0)?;
+            map.insert(key, Flow::unowned(admission), 0)?;
         }
         Ok(())
     }

@@ -132,6 +132,16 @@ impl Topology {
         self.switch.ip(&["link", "set", role, if plugged { "up" } else { "down" }])
     }
 
+    /// Has the bridges send all frames to all their ports, as a switch does whose table is full.
+    ///
+    /// # Errors
+    /// If `ip` fails.
+    pub fn flood(&self) -> Result<()> {
+        [Network::Clients, Network::Front, Network::Back].into_iter().try_for_each(|network| {
+            self.switch.ip(&["link", "set", network.bridge(), "type", "bridge", "ageing_time", "0"])
+        })
+    }
+
     /// A socket at the client, for a service.
     ///
     /// # Errors

@@ -1,13 +1,17 @@
 //! What the program is told before a packet comes: time, services, keys, backends. The defaults are one service with
 //! one key and three backends on the segment, and a token for it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use lb_common::{
     backend::{Backend, TAGS_KEPT},
     balance::{MaglevTable, TABLE_LEN, TABLE_ROOM},
     keyslot::{KeyId, KeySlot, STATE_VERIFY},
     live::SECOND_NS,
+    mac::{Mac, MacEntry},
     nat::{Ports, Translation, TranslationKey},
     rate::{CLASSES, Rate, RateTable},
     revocation::RevocationKey,
@@ -60,6 +64,8 @@ pub struct World {
     pub clock_age_ns: u64,
     /// Services, and where they are reached.
     pub services: Vec<(SocketAddr, Service)>,
+    /// The destination MAC addresses that interfaces accept, and what becomes of frames for others.
+    pub macs: BTreeSet<MacEntry>,
     /// Keys, each for the slot its id names.
     pub keys: Vec<HeldKey>,
     /// What is revoked by name, and until which unix nanosecond.
@@ -86,6 +92,7 @@ impl Default for World {
             tick_ns: 0,
             clock_age_ns: 0,
             services: at_both(service()),
+            macs: accepting(&[BALANCER_MAC], false),
             keys: vec![key().held(SERVICE_ID)],
             revocations: vec![],
             rates: vec![],
@@ -131,15 +138,16 @@ impl World {
         })
     }
 
-    /// Whether services, rates and backends are the same.
+    /// Whether services, MAC addresses, rates and backends are the same.
     pub fn same_tables(&self, other: &Self) -> bool {
         self.services == other.services
+            && self.macs == other.macs
             && self.rates == other.rates
             && self.backends == other.backends
             && self.maglev == other.maglev
     }
 
-    /// Services, rates and backends as the daemon publishes them.
+    /// Services, MAC addresses, rates and backends as the daemon publishes them.
     pub fn snapshot(&self) -> Snapshot {
         let table = |service: &Service| {
             let mut table: Box<MaglevTable> = Box::new([0; TABLE_ROOM]);
@@ -155,6 +163,7 @@ impl World {
         };
         Snapshot {
             services: self.services.iter().map(|(at, service)| (key(at), *service)).collect(),
+            macs: self.macs.clone(),
             rates: rated.map(|(_, service)| (service.index, self.rate_table())).collect(),
             maglev: self.services.iter().map(|(_, service)| table(service)).collect(),
             backends: self.backends.clone(),
@@ -174,6 +183,13 @@ impl World {
         let position = lb_common::balance::position(hashed) as usize;
         self.backends[usize::from(self.maglev_at(SERVICE_INDEX, position)) - 1]
     }
+}
+
+/// The interface of test runs accepts these addresses; `switched`: frames for others are passed on.
+pub fn accepting(macs: &[[u8; 6]], switched: bool) -> BTreeSet<MacEntry> {
+    let entry = |mac, passes| MacEntry { mac, ifindex: LOOPBACK, passes };
+    let own = macs.iter().map(|octets| entry(Mac::new(*octets), 0));
+    own.chain([entry(Mac::OTHERS, switched.into())]).collect()
 }
 
 /// A service at the default service's addresses of both families.

@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::{BPF_NOEXIST, xdp_md};
 use lb_common::{
     backend::Backend,
-    live::SECOND_NS,
+    live::{SECOND_NS, Tables},
     nat::{PROBES, Ports, TIMEOUT_NS, Translation, TranslationKey},
     reason::Reason,
     scratch::Load,
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     atomic, clock,
     headers::{Address, Ip, Ipv4, Ipv6},
+    mac,
     maps::{LIVE, NAT_PORTS, SCRATCH, TRANSLATIONS},
     packet::Frame,
     parse::Packet,
@@ -193,11 +194,14 @@ fn now() -> Option<u64> {
 
 /// What becomes of a packet for no service: a backend's answer goes to its client.
 #[inline(always)]
-pub fn answer(frame: &Frame, packet: &Packet) -> Outcome {
+pub fn answer(frame: &Frame, packet: &Packet, tables: Tables) -> Outcome {
     let Some(ports) = Ports::from_word(NAT_PORTS.load()) else {
         return Outcome::NotOurs;
     };
     if !packet.is_plain() || !ports.contain(u16::from_be(packet.to.port_be as u16)) {
+        return Outcome::NotOurs;
+    }
+    if !mac::is_own(frame, tables) {
         return Outcome::NotOurs;
     }
     let answered = answered(frame.context(), packet.ip.offset_in(frame) as u32, packet.from.v6.into());

@@ -9,7 +9,7 @@ use anyhow::bail;
 use serde::Serialize;
 use tollgate::{
     config::{Config, Forward, Service},
-    control::{self, StartError, desired},
+    control::{self, Accepted, StartError, desired},
     datapath::{
         DatapathError,
         preflight::{self, Verdict},
@@ -81,11 +81,16 @@ pub fn run(global: &Global) -> anyhow::Result<()> {
 /// Whether the interfaces are there and free. What their drivers can is known only when the program is attached.
 fn interfaces(config: &Config) -> anyhow::Result<Vec<Line>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let line = |name: String, result: Result<(), DatapathError>| Line {
+    let line = |name: String, result: Result<Accepted, DatapathError>| Line {
         name: format!("interface {name}"),
         verdict: if result.is_ok() { "good" } else { "failed" },
         found: match result {
-            Ok(()) => "there, and no other XDP program on it".to_owned(),
+            Ok(accepted) => {
+                let macs = accepted.shown().join(", ");
+                format!(
+                    "there, and no other XDP program on it; destination MAC addresses of services: {macs}"
+                )
+            }
             Err(error) => error.to_string(),
         },
         mend: String::new(),

@@ -84,6 +84,7 @@ pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
     let hmac_budget = fields.or(report, "hmac_budget", values::hmac_budget, HMAC_BUDGET);
     let nat_ports = fields.or(report, "nat_ports", values::nat_ports, NAT_PORTS);
     let tunnel_sources = fields.optional(report, "tunnel_sources", values::tunnel_sources);
+    let virtual_macs = fields.or(report, "virtual_macs", values::virtual_macs, Vec::new());
     let tables = fields.tables(report, "service", "service.");
     let drafts: Vec<_> = tables.into_iter().map(|table| service(report, table)).collect();
     fields.refuse_others(report);
@@ -102,6 +103,7 @@ pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
         sessions,
         hmac_budget,
         nat_ports,
+        virtual_macs,
         tunnel_sources: tunnel_sources.map_or_else(Vec::new, Spanned::into_inner),
         services: drafts.into_iter().map(ServiceDraft::into_service).collect::<Option<_>>()?,
         warnings: Vec::new(),

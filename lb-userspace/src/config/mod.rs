@@ -54,6 +54,9 @@ pub struct Config {
     /// Where the outer packets of `ipip` and `gue` come from, at most one prefix of each family. Without one of a
     /// family, they come from this node's address.
     pub tunnel_sources: Vec<Prefix>,
+    /// MAC addresses that the filtered interfaces accept besides those that the kernel tells: of virtual routers (RFC 9568
+    /// §7.3) and of guests behind a switch of this host.
+    pub virtual_macs: Vec<[u8; 6]>,
     /// The protected services: unique ids, names and address-port pairs.
     pub services: Vec<Service>,
     /// What is allowed and probably not meant.

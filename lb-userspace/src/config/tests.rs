@@ -119,6 +119,12 @@ fn a_whole_file_is_read() {
 }
 
 #[test]
+fn virtual_mac_addresses_are_read() {
+    let config = parse(&format!("virtual_macs = [\"00:00:5e:00:01:0A\"]\n{}", with(""))).unwrap();
+    assert_eq!(config.virtual_macs, [[0, 0, 0x5e, 0, 1, 0x0a]]);
+}
+
+#[test]
 fn groups_are_those_of_this_host() {
     let groups = "control_group = \"daemon\"\nadmin_group = \"root\"\n";
     let config = parse(&format!("{groups}{}", with(""))).unwrap();
@@ -142,6 +148,7 @@ fn what_is_absent_has_a_default() {
     assert_eq!((config.sessions, config.hmac_budget), (262_144, 200_000));
     assert_eq!(config.nat_ports, Ports { first: 40_000, last: 59_999 });
     assert_eq!((config.tunnel_sources.as_slice(), config.ports_of_nat()), (&[][..], None));
+    assert!(config.virtual_macs.is_empty());
     let service = &config.services[0];
     assert_eq!(
         (service.max_ttl, service.key_rotation),
@@ -276,6 +283,13 @@ fn the_top_level_is_checked() {
             "nat_ports = \"40000\"",
             "`nat_ports` = \"40000\" is not a range of ports; write the first and the last",
         ),
+        ("virtual_macs = \"00:00:5e:00:01:0a\"", "not a list; write a list, as in `virtual_macs ="),
+        ("virtual_macs = [\"00:00:5e:00:01\"]", "\"00:00:5e:00:01\" is not a MAC address"),
+        ("virtual_macs = [\"0:0:5e:0:1:a\"]", "is not a MAC address"),
+        ("virtual_macs = [\"00:00:5e:00:01:+a\"]", "is not a MAC address"),
+        ("virtual_macs = [\"01:00:5e:00:01:0a\"]", "is a group address"),
+        ("virtual_macs = [\"00:00:00:00:00:00\"]", "is no station's address"),
+        ("virtual_macs = [\"00:00:5e:00:01:0a\", \"00:00:5E:00:01:0A\"]", "is named twice"),
         ("nat_ports = 40000", "`nat_ports` is 40000, not a string"),
         ("nat_ports = \"40000-70000\"", "is not a range of ports"),
         ("nat_ports = \"1000-2000\"", "has ports of system services; begin at 1024 or above"),

@@ -171,6 +171,46 @@ pub(super) fn interfaces(path: &str, value: &DeValue<'_>) -> Read<Vec<String>> {
     Ok(names)
 }
 
+/// As many as leave room for the interfaces' own in the program's table.
+const VIRTUAL_MACS_MAX: usize = 32;
+
+pub(super) fn virtual_macs(path: &str, value: &DeValue<'_>) -> Read<Vec<[u8; 6]>> {
+    const EXAMPLE: &str = "virtual_macs = [\"00:00:5e:00:01:0a\"]";
+    let example = format!("write a list, as in `{EXAMPLE}`");
+    let Some(elements) = value.as_array() else {
+        return wrong(format!("`{path}` is {}, not a list", described(value)), example);
+    };
+    if elements.as_ref().len() > VIRTUAL_MACS_MAX {
+        return wrong(
+            format!("`{path}` has {} addresses", elements.as_ref().len()),
+            format!("at most {VIRTUAL_MACS_MAX}"),
+        );
+    }
+    let mut macs = Vec::new();
+    for element in elements.as_ref() {
+        let given = text(path, element.get_ref(), EXAMPLE)?;
+        let is_octet = |text: &&str| text.len() == 2 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let octet = |text| Some(text).filter(is_octet).and_then(|text| u8::from_str_radix(text, 16).ok());
+        let octets: Option<Vec<u8>> = given.split(':').map(octet).collect();
+        let Some(mac) = octets.and_then(|octets| <[u8; 6]>::try_from(octets).ok()) else {
+            return wrong(format!("`{path}`: {given:?} is not a MAC address"), example);
+        };
+        if mac[0] & 1 != 0 {
+            let mend =
+                "write the address of one station: packets in frames for a group are never a service's";
+            return wrong(format!("`{path}`: {given:?} is a group address"), mend);
+        }
+        if mac == [0; 6] {
+            return wrong(format!("`{path}`: {given:?} is no station's address"), example);
+        }
+        if macs.contains(&mac) {
+            return wrong(format!("`{path}`: {given:?} is named twice"), "name it once");
+        }
+        macs.push(mac);
+    }
+    Ok(macs)
+}
+
 pub(super) fn xdp_mode(path: &str, value: &DeValue<'_>) -> Read<XdpMode> {
     let choices = [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
     one_of(path, value, &choices)

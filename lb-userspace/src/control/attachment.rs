@@ -90,6 +90,12 @@ impl Attachments {
                 format!("`interfaces` in the configuration can be: {}", names.join(", ")),
             ));
         };
+        if interface.receives.address.is_none() {
+            return Err(failed(
+                "its frames have no Ethernet header, and the program reads nothing else".to_owned(),
+                "filter the interface below it, where its packets come in".to_owned(),
+            ));
+        }
         let is_ours = |id: u32| {
             let pinned = self.pinned().unwrap_or_default();
             pinned.iter().any(|pinned| pinned.target == Some((interface.index, id)))
@@ -361,6 +367,18 @@ impl Attachments {
     pub fn names(&self) -> Vec<String> {
         let held = self.held.values().map(|held| &held.name);
         held.chain(&self.interfaces).collect::<BTreeSet<_>>().into_iter().cloned().collect()
+    }
+
+    /// The names that the interfaces with the program, and those that are to get it, have at this moment. Before the links of
+    /// an earlier daemon are taken over, their pins tell.
+    pub fn filtered(&self, links: &Links) -> Vec<String> {
+        let mut indices: Vec<u32> = self.held.keys().copied().collect();
+        if indices.is_empty() {
+            let pinned = self.pinned().unwrap_or_default();
+            indices.extend(pinned.iter().filter_map(|pinned| Some(pinned.target?.0)));
+        }
+        let now = indices.into_iter().filter_map(|index| Some(links.get(index)?.name.clone()));
+        now.chain(self.interfaces.iter().cloned()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Where the program should be and is not.

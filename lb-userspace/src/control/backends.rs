@@ -220,8 +220,7 @@ mod tests {
             mtu: 1500,
             up: true,
             sends_frames: true,
-            vlan: None,
-            xdp: None,
+            ..Interface::default()
         };
         let interfaces = Interfaces::from([("eth0".to_owned(), card)]);
         let start = Instant::now();

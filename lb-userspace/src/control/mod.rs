@@ -8,6 +8,7 @@ pub mod desired;
 mod indices;
 mod keys;
 mod links;
+mod macs;
 mod neighbours;
 mod netlink;
 mod network;
@@ -31,6 +32,7 @@ use tracing::{Instrument as _, debug, info, warn};
 
 pub use attachment::Remaining;
 pub use commands::{Asked, Command, Handle, Reply, RequestError};
+pub use macs::Accepted;
 pub use readiness::Readiness;
 pub use redirects::Redirects;
 pub use report::MetricsReport;
@@ -272,7 +274,10 @@ impl Controller {
             outcome.errors.push(error.to_string());
         }
         self.sync_tables(&mut outcome);
-        outcome.errors.extend(self.attachments.mend(&mut self.datapath, &self.interfaces, &self.links));
+        // Without its MAC addresses in the tables, an interface drops all packets of services: tables that wait come first.
+        if outcome.again_in.is_none() {
+            outcome.errors.extend(self.attachments.mend(&mut self.datapath, &self.interfaces, &self.links));
+        }
         outcome.differences.extend(self.attachments.stacked(&self.links));
         self.keep_pins(&mut outcome);
         self.datapath.flush_log();
@@ -435,21 +440,28 @@ pub fn detach(config: &Config) -> Result<Vec<String>, DatapathError> {
 
 /// What [`check_interfaces`] found.
 pub struct Checked {
-    /// Whether the program can be attached, by interface.
-    pub interfaces: Vec<(String, Result<(), DatapathError>)>,
+    /// By interface: the frames that are its own, or why the program cannot be attached.
+    pub interfaces: Vec<(String, Result<Accepted, DatapathError>)>,
     /// Interfaces that take ICMP redirects.
     pub redirects: Vec<Redirects>,
 }
 
-/// Whether the program could be attached to each of the configured interfaces, as far as can be told without doing it.
+/// Whether the program could be attached to each of the configured interfaces, as far as can be told without doing it, and
+/// the frames that it would then take there.
 ///
 /// # Errors
 /// If the kernel cannot be asked.
 pub async fn check_interfaces(config: &Config) -> Result<Checked, StartError> {
     let attachments = Attachments::new(config, Pins::new(&config.bpffs)?);
     let (interfaces, links) = Network::connect()?.interfaces().await?;
+    let mut accepted = macs::accepted(&config.interfaces, &interfaces, &config.virtual_macs);
+    let results = attachments.check_each(&interfaces, &links).into_iter();
+    let interfaces = results.map(|(name, result)| {
+        let accepted = accepted.remove(&name).unwrap_or_default();
+        (name, result.map(|()| accepted))
+    });
     Ok(Checked {
-        interfaces: attachments.check_each(&interfaces, &links),
+        interfaces: interfaces.collect(),
         redirects: redirects::accepted(&config.interfaces, &links),
     })
 }

@@ -1,6 +1,6 @@
 //! From netlink messages to interfaces, routes and neighbours.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_common::{
     backend::Tag,
@@ -11,21 +11,21 @@ use rtnetlink::packet_route::{
         InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
         LinkXdp, XdpAttached,
     },
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{
         RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags, RouteType,
         RouteVia,
     },
 };
 
-use super::network::{Interface, Mac, Neighbour, Route, Vlan};
+use super::network::{Interface, Mac, Neighbour, Receives, Route, Switch, Vlan};
 use crate::datapath::attach::Mode;
 
 /// An interface and its name.
 pub(super) fn interface(link: &LinkMessage) -> Option<(String, Interface)> {
     let mut name = None;
     let (mut mac, mut mtu, mut xdp, mut below, mut tag) = (None, 0, None, None, None);
-    let mut kind = None;
+    let (mut kind, mut master) = (None, None);
     // Below an interface that came from another namespace is another namespace's interface.
     let mut foreign = false;
     for attribute in &link.attributes {
@@ -34,6 +34,7 @@ pub(super) fn interface(link: &LinkMessage) -> Option<(String, Interface)> {
             LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().ok(),
             LinkAttribute::Mtu(found) => mtu = *found,
             LinkAttribute::Link(index) => below = Some(*index),
+            LinkAttribute::Controller(index) => master = Some(*index),
             LinkAttribute::LinkNetNsId(_) => foreign = true,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
@@ -49,6 +50,14 @@ pub(super) fn interface(link: &LinkMessage) -> Option<(String, Interface)> {
         }
     }
     let ethernet = link.header.link_layer_type == LinkLayerType::Ether;
+    let has_header = ethernet || link.header.link_layer_type == LinkLayerType::Loopback;
+    let receives = Receives {
+        address: mac.filter(|_| has_header),
+        secondary: BTreeSet::new(),
+        master,
+        below: below.filter(|_| !foreign && kind.as_ref().is_some_and(takes_frames_of_another)),
+        switch: kind.as_ref().and_then(switch),
+    };
     let vlan = below.zip(tag).filter(|_| !foreign).map(|(below, tag)| Vlan { below, tag });
     let interface = Interface {
         index: link.header.index,
@@ -58,9 +67,47 @@ pub(super) fn interface(link: &LinkMessage) -> Option<(String, Interface)> {
         sends_frames: ethernet
             && matches!(kind, None | Some(InfoKind::Veth | InfoKind::Bond | InfoKind::Tun)),
         vlan,
+        receives,
         xdp,
     };
     Some((name?, interface))
+}
+
+/// The kinds that are given frames of the interface at their `IFLA_LINK` (for others, as veth, that is something else).
+const fn takes_frames_of_another(kind: &InfoKind) -> bool {
+    matches!(
+        kind,
+        InfoKind::Vlan
+            | InfoKind::MacVlan
+            | InfoKind::MacVtap
+            | InfoKind::IpVlan
+            | InfoKind::IpVtap
+            | InfoKind::MacSec
+    )
+}
+
+fn switch(kind: &InfoKind) -> Option<Switch> {
+    match kind {
+        InfoKind::Bridge => Some(Switch::Bridge),
+        InfoKind::Other(name) if name == "openvswitch" => Some(Switch::OpenVswitch),
+        _ => None,
+    }
+}
+
+/// An individual address of an interface besides its own, by the interface: one of `netdev->uc`, which the kernel lists as
+/// forwarding entries of the interface itself (`ndo_dflt_fdb_dump`). Those of tunnels have a remote address.
+pub(super) fn secondary(message: &NeighbourMessage) -> Option<(u32, Mac)> {
+    let mut mac: Option<Mac> = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            NeighbourAttribute::Destination(_) => return None,
+            _ => {}
+        }
+    }
+    let is_individual = |[first, ..]: &Mac| first & 1 == 0;
+    let own = message.header.flags.contains(NeighbourFlags::Own);
+    Some((message.header.ifindex, mac.filter(is_individual).filter(|_| own)?))
 }
 
 fn vlan_tag(fields: &[InfoVlan]) -> Option<Tag> {
@@ -281,6 +328,45 @@ mod tests {
     }
 
     #[test]
+    fn an_interface_is_above_those_whose_frames_it_takes() {
+        let receives =
+            |attributes: &[LinkAttribute]| interface(&link(attributes.to_vec())).unwrap().1.receives;
+        let above = [LinkAttribute::Link(2), LinkAttribute::Controller(3)];
+        let of = |kind| receives(&[&above[..], &of_kind(kind)].concat());
+        let found = of(InfoKind::MacVlan);
+        let wanted = Receives {
+            address: Some([2, 0, 0, 0, 0, 1]),
+            master: Some(3),
+            below: Some(2),
+            ..Receives::default()
+        };
+        assert_eq!(found, wanted);
+        // What a veth has there is its other end.
+        assert_eq!(of(InfoKind::Veth), Receives { below: None, ..wanted.clone() });
+        let foreign = [&above[..], &of_kind(InfoKind::MacVlan), &[LinkAttribute::LinkNetNsId(1)]].concat();
+        assert_eq!(receives(&foreign), Receives { below: None, ..wanted });
+        assert_eq!(of(InfoKind::Bridge).switch, Some(Switch::Bridge));
+        assert_eq!(of(InfoKind::Other("openvswitch".to_owned())).switch, Some(Switch::OpenVswitch));
+    }
+
+    #[test]
+    fn secondary_addresses_are_the_individual_ones_of_the_interface_itself() {
+        let entry = |flags, attributes: &[NeighbourAttribute]| {
+            let mut message = NeighbourMessage::default();
+            message.header.ifindex = 4;
+            message.header.flags = flags;
+            message.attributes = attributes.to_vec();
+            secondary(&message)
+        };
+        let mac = |first| NeighbourAttribute::LinkLayerAddress(vec![first, 0, 0, 0, 0, 7]);
+        assert_eq!(entry(NeighbourFlags::Own, &[mac(2)]), Some((4, [2, 0, 0, 0, 0, 7])));
+        assert_eq!(entry(NeighbourFlags::Own, &[mac(0x33)]), None, "a group");
+        assert_eq!(entry(NeighbourFlags::Controller, &[mac(2)]), None, "a bridge's");
+        let remote = NeighbourAttribute::Destination(NeighbourAddress::Inet([10, 0, 0, 7].into()));
+        assert_eq!(entry(NeighbourFlags::Own, &[mac(2), remote]), None, "a tunnel's");
+    }
+
+    #[test]
     fn some_kinds_send_frames_and_a_link_has_a_carrier() {
         let sends = |attributes| interface(&link(attributes)).unwrap().1.sends_frames;
         assert!(sends(vec![]) && sends(of_kind(InfoKind::Veth)) && sends(of_kind(InfoKind::Bond)));
@@ -289,6 +375,10 @@ mod tests {
         loopback.header.link_layer_type = LinkLayerType::Loopback;
         let found = interface(&loopback).unwrap().1;
         assert_eq!((found.sends_frames, found.mac), (false, None));
+        assert!(found.receives.address.is_some());
+        let mut without_header = link(vec![]);
+        without_header.header.link_layer_type = LinkLayerType::None;
+        assert_eq!(interface(&without_header).unwrap().1.receives.address, None);
         let mut unplugged = link(vec![]);
         unplugged.header.flags = LinkFlags::Up;
         assert!(!interface(&unplugged).unwrap().1.up);

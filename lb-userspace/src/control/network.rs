@@ -16,7 +16,7 @@ use rtnetlink::{
     Error, Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
-        RouteNetlinkMessage,
+        AddressFamily, RouteNetlinkMessage,
         neighbour::{NeighbourFlags, NeighbourState},
         route::{RouteAttribute, RouteFlags, RouteMessage},
     },
@@ -70,7 +70,7 @@ pub type Interfaces = HashMap<String, Interface>;
 pub type Neighbours = HashMap<(u32, IpAddr), Neighbour>;
 
 /// An interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
     /// The kernel's number for it.
     pub index: u32,
@@ -84,8 +84,34 @@ pub struct Interface {
     pub sends_frames: bool,
     /// Of a VLAN's interface in the same namespace as the one below.
     pub vlan: Option<Vlan>,
+    /// What frames it receives.
+    pub receives: Receives,
     /// The XDP program on it, and how it is attached.
     pub xdp: Option<(u32, Mode)>,
+}
+
+/// What decides which frames the stack takes from an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Receives {
+    /// Its own address, where its frames have an Ethernet header; the loopback's is all zeros.
+    pub address: Option<Mac>,
+    /// Others for which those above it have asked, also from other namespaces: `netdev->uc` of the kernel.
+    pub secondary: BTreeSet<Mac>,
+    /// The bridge, bond or other interface that it is a port or member of.
+    pub master: Option<u32>,
+    /// The interface whose frames it takes part of, in the same namespace: below a VLAN, a macvlan and the like.
+    pub below: Option<u32>,
+    /// Whether it is a switch that sends frames on by their destination: a bridge, or one of Open vSwitch.
+    pub switch: Option<Switch>,
+}
+
+/// A switch inside the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    /// A bridge: the host's frames come out of its own interface.
+    Bridge,
+    /// An interface of Open vSwitch: the host's frames come out of any of this kind.
+    OpenVswitch,
 }
 
 /// What makes an interface a VLAN's.
@@ -188,8 +214,19 @@ impl Network {
     pub async fn interfaces(&self) -> Result<(Interfaces, Links), NetworkError> {
         let failed = |source| NetworkError::Request { what: "interfaces", source };
         let messages: Vec<_> = self.handle.link().get().execute().try_collect().await.map_err(failed)?;
-        let interfaces = messages.iter().filter_map(netlink::interface).collect();
-        Ok((interfaces, messages.iter().filter_map(Link::from_message).collect()))
+        let mut interfaces: Interfaces = messages.iter().filter_map(netlink::interface).collect();
+        let links = messages.iter().filter_map(Link::from_message).collect();
+        let failed = |source| NetworkError::Request { what: "secondary MAC addresses", source };
+        let mut entries = self.handle.neighbours().get().set_address_family(AddressFamily::Bridge).execute();
+        while let Some(entry) = entries.try_next().await.map_err(failed)? {
+            if let Some((index, mac)) = netlink::secondary(&entry) {
+                let interface = interfaces.values_mut().find(|interface| interface.index == index);
+                interface.into_iter().for_each(|interface| {
+                    interface.receives.secondary.insert(mac);
+                });
+            }
+        }
+        Ok((interfaces, links))
     }
 
     /// The route to an address as the routing tables have it; `None` if there is none.

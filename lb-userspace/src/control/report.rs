@@ -8,7 +8,12 @@ use lb_common::{
     revocation::REVOKED_SESSION,
 };
 
-use super::{Controller, RequestError, clock::unix_now, way::Tags};
+use super::{
+    Controller, RequestError,
+    clock::unix_now,
+    macs::{self, Accepted},
+    way::Tags,
+};
 use crate::{
     api::messages::{
         BackendStatus, ClockStatus, Count, CounterReport, InterfaceStatus, KeyStatus, ReasonCount,
@@ -46,7 +51,7 @@ impl Controller {
             not_ready,
             pid: std::process::id(),
             uptime_seconds: self.started_at.elapsed().as_secs(),
-            interfaces: self.attachments.shown().map(|name| self.interface(name)).collect(),
+            interfaces: self.interface_statuses(),
             services: self.service_statuses(&backends),
             keys: self.key_list(),
             backends,
@@ -187,7 +192,7 @@ impl Controller {
                         ToString::to_string,
                     ),
                     up: state.is_some_and(crate::balancer::BackendState::is_up),
-                    mac: way.map(|way| mac(way.destination_mac)),
+                    mac: way.map(|way| macs::shown(way.destination_mac)),
                     interface: way.map(|way| way.interface.clone()),
                     gateway: way.and_then(|way| Some(way.gateway?.to_string())),
                     tags: way.map_or_else(Vec::new, |way| tags(&way.tags)),
@@ -201,13 +206,21 @@ impl Controller {
         Ok(list)
     }
 
-    fn interface(&self, name: String) -> InterfaceStatus {
-        let mode = self.attachments.mode_on(&name, &self.interfaces);
+    fn interface_statuses(&self) -> Vec<InterfaceStatus> {
+        let names: Vec<_> = self.attachments.shown().collect();
+        let accepted = macs::accepted(&names, &self.interfaces, &self.config.virtual_macs);
+        names.iter().map(|name| self.interface(name, accepted.get(name))).collect()
+    }
+
+    fn interface(&self, name: &str, accepted: Option<&Accepted>) -> InterfaceStatus {
+        let mode = self.attachments.mode_on(name, &self.interfaces);
         InterfaceStatus {
-            name,
+            name: name.to_owned(),
             attached: mode.is_some(),
             mode: mode.map(|mode| mode.name().to_owned()),
             program_id: mode.and(self.attachments.program_id()),
+            macs: accepted.map_or_else(Vec::new, Accepted::shown),
+            switched: accepted.is_some_and(|accepted| accepted.switched),
         }
     }
 
@@ -232,10 +245,6 @@ impl Controller {
             revoked_before: self.stored.state().revocations.before(service.id),
         }
     }
-}
-
-fn mac(bytes: [u8; 6]) -> String {
-    bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// As `ip` writes VLANs, the outermost first.

@@ -1,18 +1,21 @@
-//! Services, Maglev tables and backends: what they should be, against what counts in the kernel.
+//! Services, MAC addresses, Maglev tables and backends: what they should be, against what counts in the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lb_common::mac::MacEntry;
 use tracing::debug;
 
 use super::{
     Controller, Outcome,
     desired::{self, Placed},
+    macs,
 };
-use crate::datapath::{BackendOwner, DatapathError, TableSet};
+use crate::datapath::{BackendOwner, DatapathError, Snapshot, TableSet};
 
 /// The tables, and what they were built from.
 pub struct Built {
     placed: Vec<Placed>,
+    macs: BTreeSet<MacEntry>,
     set: TableSet,
 }
 
@@ -31,11 +34,13 @@ impl Controller {
         let live = self.datapath.tables.live()?;
         let placed = self.place(&live, outcome)?;
         // A Maglev table takes a millisecond: not every second for each.
-        let built = match self.built.take().filter(|built| built.placed == placed) {
+        let filtered = self.attachments.filtered(&self.links);
+        let macs = macs::entries(&filtered, &self.interfaces, &self.config.virtual_macs);
+        let built = match self.built.take().filter(|built| built.placed == placed && built.macs == macs) {
             Some(built) => built,
             None => {
-                let set = TableSet::new(&desired::snapshot(&self.config, &placed))?;
-                Built { placed, set }
+                let snapshot = Snapshot { macs: macs.clone(), ..desired::snapshot(&self.config, &placed) };
+                Built { placed, macs, set: TableSet::new(&snapshot)? }
             }
         };
         let built = self.built.insert(built);

@@ -273,8 +273,7 @@ mod tests {
             mtu: 1500,
             up: true,
             sends_frames: true,
-            vlan: None,
-            xdp: None,
+            ..Interface::default()
         };
         let vlan = |index, below, tag| Interface {
             vlan: Some(Vlan { below, tag }),

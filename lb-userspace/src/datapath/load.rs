@@ -151,6 +151,7 @@ impl Datapath {
         let live = Arc::new(LiveWords::new(&live)?);
         let tables = [
             take(maps::SERVICES)?,
+            take(maps::MACS)?,
             take(maps::RATES)?,
             take(maps::MAGLEV)?,
             take(maps::BACKENDS)?,

@@ -131,7 +131,7 @@ fn memory(options: &Options) -> Check {
     let caches: u64 = [
         (maps::SESSIONS, 48 + 16 + size_of::<Session>() + 16),
         (maps::TRACKED, 48 + 16 + size_of::<TrackedSession>() + 16),
-        (maps::FLOWS, 48 + 24 + 16 + 16),
+        (maps::FLOWS, 48 + 24 + 32 + 16),
         (maps::TRANSLATIONS, 48 + 24 + 96 + 16),
     ]
     .iter()

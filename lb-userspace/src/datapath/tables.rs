@@ -1,8 +1,8 @@
-//! Services, rates, Maglev tables and backends: published as a whole, into the half that no packet looks at, then made to
+//! Services, MAC addresses, rates, Maglev tables and backends: published as a whole, into the half that no packet looks at, then made to
 //! count by one store. What is read back is the half that counts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +12,8 @@ use lb_common::{
     backend::{Backend, PinnedKey},
     balance::{MaglevTable, TABLE_ROOM},
     live::Tables as TablesWord,
-    maps::{BACKENDS, BACKENDS_MAX, HALVES, MAGLEV, PINNED, RATES, SERVICES, SERVICES_MAX},
+    mac::{MAC_BUCKET_LEN, MAC_BUCKETS, MACS_MAX, MacBucket, MacEntry},
+    maps::{BACKENDS, BACKENDS_MAX, HALVES, MACS, MAGLEV, PINNED, RATES, SERVICES, SERVICES_MAX},
     rate::{CLASSES, Rate, RateTable},
     service::{BUCKET_LEN, BUCKETS, FLAG_RATED, Service, ServiceBucket, ServiceEntry, ServiceKey},
 };
@@ -30,6 +31,8 @@ const SEEDS: u32 = 1 << 16;
 pub struct Snapshot {
     /// Each service by its address and port. The address entries are added to them.
     pub services: Vec<(ServiceKey, Service)>,
+    /// The MAC addresses that the interfaces accept, and what becomes of frames for others.
+    pub macs: BTreeSet<MacEntry>,
     /// By service index, for the services that are `FLAG_RATED`; without a table there, they allow everything.
     pub rates: BTreeMap<u32, Box<RateTable>>,
     /// By service index, for the services that have backends.
@@ -43,6 +46,7 @@ pub struct Snapshot {
 pub struct TableSet {
     seed: u32,
     buckets: Vec<ServiceBucket>,
+    macs: Vec<MacBucket>,
     /// Of each rated service.
     rates: BTreeMap<u32, Box<RateTable>>,
     maglev: BTreeMap<u32, Box<MaglevTable>>,
@@ -55,6 +59,7 @@ pub struct TableSet {
 pub struct Tables {
     live: Arc<LiveWords>,
     services: Array<MapData, ServiceBucket>,
+    macs: Array<MapData, MacBucket>,
     rates: Array<MapData, RateTable>,
     maglev: Array<MapData, MaglevTable>,
     backends: Array<MapData, Backend>,
@@ -77,9 +82,12 @@ impl TableSet {
         if backends.len() > BACKENDS_MAX as usize {
             return Err(full("backends", backends.len(), BACKENDS_MAX));
         }
+        if snapshot.macs.len() > MACS_MAX {
+            return Err(full("MAC addresses of interfaces", snapshot.macs.len(), MACS_MAX as u32));
+        }
         let entries = with_address_entries(services);
-        let (seed, buckets) = (0..SEEDS)
-            .find_map(|seed| Some((seed, fill(&entries, seed)?)))
+        let (seed, buckets, macs) = (0..SEEDS)
+            .find_map(|seed| Some((seed, fill(&entries, seed)?, fill_macs(&snapshot.macs, seed)?)))
             .ok_or_else(|| full("service entries", entries.len(), BUCKETS))?;
         let pinned = backends
             .iter()
@@ -90,7 +98,7 @@ impl TableSet {
             .map(|index| (index, snapshot.rates.get(&index).cloned().unwrap_or_else(unlimited)))
             .collect();
         let (maglev, backends) = (snapshot.maglev.clone(), backends.clone());
-        Ok(Self { seed, buckets, rates, maglev, backends, pinned })
+        Ok(Self { seed, buckets, macs, rates, maglev, backends, pinned })
     }
 
     /// The services in it, without the address entries.
@@ -111,6 +119,9 @@ impl TableSet {
         let mut found = Vec::new();
         if (self.seed, &self.buckets) != (other.seed, &other.buckets) {
             found.push("the service table".to_owned());
+        }
+        if self.macs != other.macs {
+            found.push("the MAC addresses of the interfaces".to_owned());
         }
         let differing = differing(&self.rates, &other.rates);
         found.extend(differing.map(|index| format!("the rates of service index {index}")));
@@ -173,16 +184,27 @@ fn fill(entries: &[ServiceEntry], seed: u32) -> Option<Vec<ServiceBucket>> {
     Some(buckets)
 }
 
+/// `None` if a bucket overflows.
+fn fill_macs(entries: &BTreeSet<MacEntry>, seed: u32) -> Option<Vec<MacBucket>> {
+    let mut buckets = vec![[MacEntry::default(); MAC_BUCKET_LEN]; MAC_BUCKETS as usize];
+    for entry in entries {
+        let bucket = &mut buckets[entry.mac.bucket(entry.ifindex, seed) as usize];
+        *bucket.iter_mut().find(|place| place.ifindex == 0)? = *entry;
+    }
+    Some(buckets)
+}
+
 impl Tables {
     pub(super) fn new(
         live: Arc<LiveWords>,
-        [services, rates, maglev, backends, pinned]: [aya::maps::Map; 5],
+        [services, macs, rates, maglev, backends, pinned]: [aya::maps::Map; 6],
         grace: Duration,
     ) -> Result<Self, DatapathError> {
         let opened = |map| move |source| DatapathError::Map { map, action: "open it", source };
         Ok(Self {
             live,
             services: services.try_into().map_err(opened(SERVICES))?,
+            macs: macs.try_into().map_err(opened(MACS))?,
             rates: rates.try_into().map_err(opened(RATES))?,
             maglev: maglev.try_into().map_err(opened(MAGLEV))?,
             backends: backends.try_into().map_err(opened(BACKENDS))?,
@@ -228,6 +250,9 @@ impl Tables {
         let all = batch::array(self.services.map(), 1).map_err(reading(SERVICES))?;
         let buckets: Vec<ServiceBucket> =
             all.into_iter().skip((half * BUCKETS) as usize).take(BUCKETS as usize).collect();
+        let all = batch::array(self.macs.map(), 1).map_err(reading(MACS))?;
+        let macs: Vec<MacBucket> =
+            all.into_iter().skip((half * MAC_BUCKETS) as usize).take(MAC_BUCKETS as usize).collect();
         let mut rates = BTreeMap::new();
         for index in rated(&buckets) {
             let table = self.rates.get(&(half * SERVICES_MAX + index), 0).map_err(reading(RATES))?;
@@ -257,7 +282,7 @@ impl Tables {
             pinned.extend(of_half.map(|(key, place)| ((key.service_index, key.backend_id), *place)));
         })
         .map_err(reading(PINNED))?;
-        Ok(TableSet { seed, buckets, rates, maglev, backends, pinned })
+        Ok(TableSet { seed, buckets, macs, rates, maglev, backends, pinned })
     }
 
     fn write(&mut self, half: u32, set: &TableSet) -> Result<(), DatapathError> {
@@ -266,6 +291,11 @@ impl Tables {
         for ((index, old), new) in (half * BUCKETS..).zip(&there.buckets).zip(&set.buckets) {
             if old != new {
                 self.services.set(index, new, 0).map_err(writing(SERVICES))?;
+            }
+        }
+        for ((index, old), new) in (half * MAC_BUCKETS..).zip(&there.macs).zip(&set.macs) {
+            if old != new {
+                self.macs.set(index, new, 0).map_err(writing(MACS))?;
             }
         }
         for (index, table) in &set.rates {
@@ -301,6 +331,8 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::mac::Mac;
+
     use super::*;
 
     fn service(id: u32, index: u32, port: u16) -> (ServiceKey, Service) {
@@ -343,6 +375,25 @@ mod tests {
     }
 
     #[test]
+    fn as_many_mac_addresses_as_there_may_be_fit() {
+        for ifindex in [1, 70_000, u32::MAX / 2] {
+            let entry = |i: u32| {
+                let [.., high, low] = i.to_be_bytes();
+                let mac = Mac::new([2, 0, 0, 0, high, low]);
+                MacEntry { mac, ifindex: ifindex + i % 4, passes: 0 }
+            };
+            let macs: BTreeSet<_> = (0..MACS_MAX as u32).map(entry).collect();
+            let set =
+                TableSet::new(&Snapshot { macs: macs.clone(), ..Snapshot::default() }).expect("they fit");
+            assert_eq!(set.macs.as_flattened().iter().filter(|entry| entry.ifindex != 0).count(), MACS_MAX);
+            let one_more = MacEntry { mac: Mac::OTHERS, ifindex: 1, passes: 0 };
+            let macs = macs.into_iter().chain([one_more]).collect();
+            let refused = TableSet::new(&Snapshot { macs, ..Snapshot::default() });
+            assert!(matches!(refused, Err(DatapathError::Full { .. })));
+        }
+    }
+
+    #[test]
     fn too_many_are_refused() {
         let services = (1..=SERVICES_MAX).map(|i| service(i, i, i as u16)).collect();
         let refused = TableSet::new(&Snapshot { services, ..Snapshot::default() });
@@ -356,6 +407,7 @@ mod tests {
         let one = TableSet::new(&Snapshot { services: vec![rated], ..Snapshot::default() }).unwrap();
         let other = TableSet::new(&Snapshot {
             services: vec![rated],
+            macs: [MacEntry { mac: Mac::new([2, 0, 0, 0, 0, 1]), ifindex: 2, passes: 0 }].into(),
             // The index of a service that has no rates.
             rates: [(1, Box::new([Rate::new(1, 1); CLASSES])), (2, unlimited())].into(),
             backends: vec![Backend { service_index: 1, backend_id: 4, ..Backend::default() }],
@@ -365,8 +417,8 @@ mod tests {
         assert_eq!(one.differences(&one), Vec::<String>::new());
         assert_eq!(
             one.differences(&other).len(),
-            4,
-            "rates, table, backends, places: {:?}",
+            5,
+            "MAC addresses, rates, table, backends, places: {:?}",
             one.differences(&other)
         );
     }

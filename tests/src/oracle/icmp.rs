@@ -1,11 +1,8 @@
-//! ICMP errors: which session they quote, and what its backend gets of them.
+//! ICMP errors: which client they quote, and what its backend gets of them.
 
 use std::net::SocketAddr;
 
-use lb_common::{
-    service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, Service},
-    session::Admission,
-};
+use lb_common::service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, Service};
 
 use super::parse::{addresses, be16, ip, read_into};
 use crate::{
@@ -16,8 +13,8 @@ use crate::{
 /// Bytes of an ICMP header.
 const ICMP_LEN: usize = 8;
 
-/// The service and the session that a frame with an ICMP error tells of; `None`: it is no error, or tells of none.
-pub fn tied(world: &World, frame: &[u8]) -> Option<(Service, Admission)> {
+/// The service and the client that a frame with an ICMP error tells of; `None`: it is no error, or tells of none.
+pub fn quoted(world: &World, frame: &[u8]) -> Option<(Service, SocketAddr)> {
     let (family, ip_at, _) = ip(frame)?;
     let header_len = family.header_len();
     let ip = &frame[ip_at..];
@@ -40,10 +37,8 @@ pub fn tied(world: &World, frame: &[u8]) -> Option<(Service, Admission)> {
     let from = SocketAddr::new(from, be16(quoted, header_len)?);
     let client = SocketAddr::new(client, be16(quoted, header_len + 2)?);
     let (_, service) = world.services.iter().find(|(at, _)| *at == from)?;
-    let (_, _, admission) =
-        world.flows.iter().find(|(at, index, _)| *at == client && *index == service.index)?;
     let answers = [FORWARD_L2, FORWARD_IPIP, FORWARD_GUE].contains(&service.forward);
-    answers.then_some((*service, *admission))
+    answers.then_some((*service, client))
 }
 
 /// The whole message as fields, its ICMP header as payload; `None` if the frame does not hold all of it.

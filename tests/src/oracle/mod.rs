@@ -6,10 +6,9 @@ use lb_common::{
     balance,
     reason::Reason,
     service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, Service},
-    session::Admission,
 };
 
-use self::{parse::Parsed, session::Sessions, token::Sealed};
+use self::{mac::Destination, parse::Parsed, session::Sessions, token::Sealed};
 use crate::{
     case::Expected,
     packet::{Family, Packet},
@@ -18,7 +17,9 @@ use crate::{
     world::{LOOPBACK, World},
 };
 
+mod flow;
 mod icmp;
+mod mac;
 mod parse;
 mod session;
 pub(crate) mod token;
@@ -69,8 +70,9 @@ impl Model {
         if parse::is_buried(frame) {
             return expected(Verdict::Drop, frame.to_vec(), 0, Reason::Unsupported, None);
         }
-        if let Some((service, admission)) = icmp::tied(world, frame)
-            && let Some(expected) = icmp_error(world, frame, &service, &admission)
+        if mac::destination(world, frame) == Destination::Own
+            && let Some((service, session, backend)) = self.tied(world, frame)
+            && let Some(expected) = icmp_error(world, frame, &service, session, backend)
         {
             return expected;
         }
@@ -78,6 +80,9 @@ impl Model {
             return expected(Verdict::Pass, frame.to_vec(), 0, Reason::NotOurs, None);
         };
         let (service, parsed) = parsed;
+        if let Some((verdict, index, reason)) = mac::destination(world, frame).refuses(&service) {
+            return expected(verdict, frame.to_vec(), index, reason, None);
+        }
         let way = self.admitted(world, &service, &parsed).and_then(|claims| {
             if service.forward == FORWARD_LOCAL {
                 return Ok((None, claims.session_id));
@@ -102,6 +107,17 @@ impl Model {
         }
     }
 
+    /// The service that an ICMP error tells of, the session whose the client is that it quotes, and the backend of that.
+    fn tied(&self, world: &World, frame: &[u8]) -> Option<(Service, u64, u16)> {
+        let (service, client) = icmp::quoted(world, frame)?;
+        if let Some(sealed) = self.sessions.of_client(client, service.index) {
+            return Some((service, sealed.session_id, sealed.backend_id));
+        }
+        let is_clients = |(at, index, _): &&(_, _, _)| *at == client && *index == service.index;
+        let (_, _, admission) = world.flows.iter().find(is_clients)?;
+        Some((service, admission.session_id, admission.backend_id))
+    }
+
     fn admitted(&mut self, world: &World, service: &Service, parsed: &Parsed) -> Result<Sealed, Reason> {
         let (payload, from) = parsed.payload()?;
         self.sessions.admit(world, service, payload, from, self.jiffies.wrapping_mul(world.tick_ns))
@@ -123,9 +139,14 @@ const fn out_of(backend: &Backend) -> Verdict {
 }
 
 /// An error about a session; `None` if it is this host's all the same.
-fn icmp_error(world: &World, frame: &[u8], service: &Service, admission: &Admission) -> Option<Expected> {
-    let session = admission.session_id;
-    let backend = backend(world, service, session, admission.backend_id).ok()?;
+fn icmp_error(
+    world: &World,
+    frame: &[u8],
+    service: &Service,
+    session: u64,
+    backend_id: u16,
+) -> Option<Expected> {
+    let backend = backend(world, service, session, backend_id).ok()?;
     let sent = |sent| {
         let counter = Some(backend.counter);
         Some(expected(out_of(&backend), sent, service.index, Reason::IcmpError, counter))

@@ -11,7 +11,10 @@ use lb_common::{
     service::{FLAG_RATED, Service},
 };
 
-use super::token::{Keys, Sealed, Token};
+use super::{
+    flow::{Flows, Use},
+    token::{Keys, Sealed, Token},
+};
 use crate::world::{HeldKey, World};
 
 /// How long an unconfirmed clock admits new tokens.
@@ -21,11 +24,15 @@ const BUDGET_NS: u64 = 100_000_000;
 /// Numbers below the highest that still count, itself among them.
 const REPLAY_WINDOW: i64 = 512;
 
+/// What the cache knows a token by.
+pub type TokenId = ([u8; 8], [u8; 8]);
+
 /// The state of a program that runs on one CPU.
 #[derive(Default)]
 pub struct Sessions {
     derived: HashMap<([u8; 32], u32), Keys>,
-    cache: HashMap<([u8; 8], [u8; 8]), Session>,
+    cache: HashMap<TokenId, Session>,
+    flows: Flows,
     /// HMACs that were made.
     pub hmacs: u64,
     /// What an HMAC costs, nanoseconds; 0: nothing.
@@ -34,9 +41,12 @@ pub struct Sessions {
 }
 
 /// A remembered token.
-struct Session {
+pub struct Session {
     claims: Vec<u8>,
-    sealed: Sealed,
+    /// What it says.
+    pub sealed: Sealed,
+    /// How it is used.
+    pub used: Use,
     key: [u8; 16],
     seen: HashSet<u32>,
     highest: u32,
@@ -65,6 +75,11 @@ impl Bucket {
 }
 
 impl Sessions {
+    /// The session whose a client of a service is.
+    pub fn of_client(&self, client: SocketAddr, service_index: u32) -> Option<Sealed> {
+        self.flows.session((client, service_index))
+    }
+
     /// Tokens that are remembered.
     pub fn len(&self) -> usize {
         self.cache.len()
@@ -116,7 +131,9 @@ impl Sessions {
             session.first_time(token.seq())?;
         }
         session.within_limits(world, service, from.ip(), kernel_ns)?;
-        Ok(session.sealed)
+        let sealed = session.sealed;
+        self.flows.passed(&mut self.cache, token.id(), (from, service.index), kernel_ns);
+        Ok(sealed)
     }
 }
 
@@ -135,6 +152,7 @@ impl Session {
         Self {
             claims: token.claims().to_vec(),
             sealed,
+            used: Use::none(token),
             key: if token.is_proof() { token.session_key(keys) } else { [0; 16] },
             seen: HashSet::new(),
             highest: 0,

@@ -221,6 +221,11 @@ impl<'a> Token<'a> {
         (bytes(40), bytes(16))
     }
 
+    /// Whether it is bound to an address.
+    pub const fn is_bound(&self) -> bool {
+        self.flags() & BIND_ADDR != 0
+    }
+
     /// The key that should have signed it.
     pub fn key_id(&self) -> u32 {
         self.word(4)

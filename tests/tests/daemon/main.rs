@@ -11,6 +11,7 @@ mod keys;
 mod lab;
 mod lifecycle;
 mod limits;
+mod macs;
 mod metrics;
 mod mtu;
 mod nat;

@@ -75,7 +75,6 @@ fn forms() -> Vec<(String, Packet)> {
     forms.push(("time to live 1".into(), Packet { ttl: 1, ..Packet::default() }));
     forms.push(("a wrong IP checksum".into(), Packet { ip_checksum_off_by: 9, ..Packet::default() }));
     forms.push(("may be fragmented".into(), Packet { fragment: 0, ..Packet::default() }));
-    forms.push(("for another card".into(), Packet { destination_mac: [0xff; 6], ..Packet::default() }));
     forms
 }
 

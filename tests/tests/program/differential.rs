@@ -29,7 +29,7 @@ const SEED: &str = "TOLLGATE_SEED";
 const DEFAULT_SEED: u64 = 1_000_000;
 
 /// What a million packets have to come to: all that is decided between the parser and the backend.
-const REASONS: [Reason; 20] = [
+const REASONS: [Reason; 22] = [
     Reason::Forwarded,
     Reason::NoToken,
     Reason::BadHeader,
@@ -50,6 +50,8 @@ const REASONS: [Reason; 20] = [
     Reason::RateLimited,
     Reason::TooManySources,
     Reason::NoBackend,
+    Reason::IcmpError,
+    Reason::Unsupported,
 ];
 
 #[test]

@@ -92,6 +92,12 @@ fn least(family: Family) -> usize {
     family.header_len() + UDP_LEN
 }
 
+/// An error about an answer to the default client.
+pub fn unreachable(family: Family) -> Packet {
+    let (_, unreachable) = errors(family)[1];
+    error(family, unreachable, &answer(), least(family))
+}
+
 fn sent(name: String, world: World, packet: &Packet) -> Case {
     let (service, backend) = (world.services[0].1, world.backends[0]);
     let mut sent = way::leaving(packet, &service, &backend, SESSION, None);
@@ -177,6 +183,12 @@ fn not_tied_cases() -> Vec<Case> {
             error(family, unreachable, &answer(), family.header_len() - 1),
         );
         pass("it quotes nothing", error(family, unreachable, &answer(), 0));
+        for (name, destination_mac) in [
+            ("it is in a frame for another station", [2, 0, 0, 0, 0, 2]),
+            ("it is in a frame for all stations", [0xff; 6]),
+        ] {
+            pass(name, Packet { destination_mac, ..quoting(answer()) });
+        }
         pass("it is a fragment", Packet { fragment: packet::MORE_FRAGMENTS, ..quoting(answer()) });
         for kind in echo {
             let message = Icmp { kind, code: 0, rest: [0, 1, 0, 2] };

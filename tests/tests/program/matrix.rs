@@ -30,6 +30,7 @@ impl Subject {
 pub fn subjects() -> Vec<Subject> {
     let modules = [
         crate::parse::subjects(),
+        crate::mac::subjects(),
         crate::token::subjects(),
         crate::cache::subjects(),
         crate::clock::subjects(),

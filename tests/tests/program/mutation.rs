@@ -118,7 +118,7 @@ fn random_damage() -> Result<()> {
 fn damage(random: &mut fastrand::Rng, frame: &mut Vec<u8>) {
     // Mostly among the headers, where it matters.
     let last = if random.bool() { frame.len() } else { frame.len().min(60) };
-    let at = random.usize(12..last);
+    let at = random.usize(0..last);
     match random.u8(..8) {
         0 => frame.truncate(at.max(14)),
         1 => frame.insert(at, random.u8(..)),

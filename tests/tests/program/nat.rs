@@ -156,6 +156,15 @@ fn one_port_cases() -> Vec<Case> {
         let taken = World { translations: vec![taken], ..world.clone() };
         let (answer, _) = reply(&world, &client, port);
         let last = Packet { ttl: 1, ..answer.clone() };
+        let known = (key(&world, port), translation(&world, &client));
+        let known = World { translations: vec![known], ..world.clone() };
+        for (name, destination_mac) in [
+            ("an answer in a frame for another station", [2, 0, 0, 0, 0, 2]),
+            ("an answer in a frame for all stations", [0xff; 6]),
+        ] {
+            let misdirected = Packet { destination_mac, ..answer.clone() };
+            cases.push(Case::not_ours(name, known.clone(), &misdirected));
+        }
         cases.extend([
             Case::refused("a client for whom no port is left", taken.clone(), &client, Reason::NatPorts),
             Case::refused("an answer with hop limit 1", taken, &last, Reason::HopLimit),

@@ -71,6 +71,10 @@ pub struct InterfaceStatus {
     pub mode: Option<String>,
     /// The kernel's number for the program.
     pub program_id: Option<u32>,
+    /// The destination MAC addresses of the frames that are services'.
+    pub macs: Vec<String>,
+    /// Whether frames for other stations are passed on: the interface is a port of a switch of this host.
+    pub switched: bool,
 }
 
 /// A service.

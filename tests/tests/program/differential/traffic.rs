@@ -17,7 +17,7 @@ use lb_common::{
     },
 };
 use lb_tests::{
-    packet::{Family, Packet},
+    packet::{Family, Icmp, Packet},
     world::{self, ClassRate, Key, NOW, SERVICE, SERVICE_ID, World},
 };
 
@@ -139,7 +139,7 @@ impl Traffic {
 
     fn made(&mut self) -> (&'static str, Vec<u8>) {
         let mut packet = self.sent();
-        let what = match self.random.u8(..24) {
+        let what = match self.random.u8(..26) {
             0..=9 => "as its client sends it",
             10 => {
                 for _ in 0..=self.random.usize(..2) {
@@ -203,12 +203,32 @@ impl Traffic {
                 packet.payload.extend([0; 3]);
                 "longer"
             }
+            24 => {
+                packet = self.error();
+                "an ICMP error"
+            }
+            23 => {
+                let [a, b] = [self.random.u8(..), self.random.u8(..)];
+                packet.destination_mac =
+                    [[2, 0, 0, 0, a, b], [1, 0, 0x5e, 0, a, b], [0xff; 6]][self.random.usize(..3)];
+                "for another station, or for all"
+            }
             _ => {
                 self.resign(&mut packet);
                 "by a holder of the keys who forges"
             }
         };
         (what, packet.bytes())
+    }
+
+    /// An error about what a token's client was answered.
+    fn error(&mut self) -> Packet {
+        let place = self.random.usize(..self.pool.len());
+        let Issued { from, to, .. } = self.pool[place];
+        let answer = Packet { from: to, to: from, ..Packet::with_payload(b"answer".to_vec()) };
+        let kind = if to.is_ipv4() { 3 } else { 1 };
+        let message = Icmp { kind, code: 1, rest: [0; 4] };
+        Packet::icmp_error(message, &answer.ip_packet(), usize::MAX).over(Family::of(to.ip()))
     }
 
     fn flip(&mut self, packet: &mut Packet, bytes: std::ops::Range<usize>) {
@@ -260,7 +280,14 @@ impl Traffic {
         let (service_id, key) = self.keys[[0, 0, 0, 1, 2, 2, 3][self.random.usize(..7)]].clone();
         let service_id = if self.random.u8(..60) == 0 { service_id ^ 1 } else { service_id };
         let family = self.family();
-        let from = SocketAddr::new(self.address(family), self.random.u16(1024..));
+        // Now and then another session's client.
+        let place = self.random.usize(..4 * self.pool.len().max(1));
+        let other =
+            self.pool.get(place).map(|issued| issued.from).filter(|from| Family::of(from.ip()) == family);
+        let from = match other {
+            Some(from) => from,
+            None => SocketAddr::new(self.address(family), self.random.u16(1024..)),
+        };
         let to = if key.id.slot() == 11 { strict_at(family) } else { family.twin_at(SERVICE) };
         let now = (self.world.now_ns / SECOND_NS) as u32;
         let issued_at = now.saturating_add_signed([-20, -10, -1, 0, 0, 2, 3][self.random.usize(..7)]);

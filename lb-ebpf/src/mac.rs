@@ -1,0 +1,55 @@
+//! Step 1, its end: whether a frame is for this interface. Where frames are flooded, a packet for a service's address may be
+//! another balancer's: forwarded here as well, it would reach its backend twice, and two such balancers would forward each
+//! other's frames (docs/adr/0013).
+
+use lb_common::{
+    live::Tables,
+    mac::{MAC_BUCKETS, Mac, MacEntry},
+    reason::Reason,
+    service::{FORWARD_LOCAL, Service},
+};
+
+use crate::{forward::Delivery, maps::MACS, packet::Frame, verdict::Outcome};
+
+/// Whether the destination MAC address is one that the interface accepts.
+#[inline(always)]
+pub fn is_own(frame: &Frame, tables: Tables) -> bool {
+    destination(frame).is_some_and(|mac| entry(frame, tables, mac).is_some())
+}
+
+/// What becomes of a packet of a service in a frame whose destination is not one of the interface's own addresses.
+#[inline(always)]
+pub fn refused(frame: &Frame, tables: Tables, service: &Service) -> Outcome {
+    if destination(frame).is_some_and(Mac::is_group) {
+        // A host discards a datagram to a unicast address in a link-layer broadcast (RFC 1122 §3.3.6); Linux does so only by
+        // `drop_unicast_in_l2_multicast`. Every balancer on the segment has this frame: none forwards it. In observe mode it
+        // reaches this host's own socket as it would without the program.
+        return match service.observes() && service.forward == FORWARD_LOCAL {
+            true => Outcome::Delivered {
+                service: service.index,
+                reason: Reason::Unsupported.into(),
+                delivery: Delivery::Host,
+            },
+            false => Outcome::refused(frame, (service.index, service.id), Reason::Unsupported),
+        };
+    }
+    match entry(frame, tables, Mac::OTHERS) {
+        Some(others) if others.passes != 0 => Outcome::NotOurs,
+        // Passed on, it would be the host's for as long as its address has changed and the daemon has not said so.
+        Some(_) => Outcome::Misdirected,
+        // The daemon has not said what addresses the interface has.
+        None => Outcome::refused(frame, (service.index, service.id), Reason::Internal),
+    }
+}
+
+#[inline(always)]
+fn destination(frame: &Frame) -> Option<Mac> {
+    frame.start().read(0).map(Mac::of_frame)
+}
+
+#[inline(always)]
+fn entry(frame: &Frame, tables: Tables, mac: Mac) -> Option<&'static MacEntry> {
+    let ifindex = frame.ingress();
+    let bucket = MACS.get(tables.half * MAC_BUCKETS + mac.bucket(ifindex, tables.seed))?;
+    bucket.iter().find(|entry| entry.mac == mac && entry.ifindex == ifindex)
+}
