@@ -35,6 +35,7 @@ mod verdict;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
     live::{Live, Tables},
+    nat::Owner,
     reason::Reason,
     service::{FORWARD_LOCAL, FORWARD_NAT, Service},
 };
@@ -86,7 +87,7 @@ fn decide(frame: &Frame) -> Outcome {
                 Ok((reason, way)) => (service, reason, way),
                 Err(reason) => return Outcome::refused(frame, (service.index, service.id), reason),
             },
-            None => return translate::answer(frame, &packet),
+            None => return translate::answer(frame, &packet, tables),
         },
         Err(Unread::Icmp { ip, v6 }) => match icmp::error(frame, (ip, v6), tables) {
             Ok((service, way)) => (service, Reason::IcmpError.into(), way),
@@ -157,7 +158,8 @@ fn observed(frame: &Frame, packet: &Packet, tables: Tables, service: &Service) -
     }
     let backend = balance::for_client(tables, service, &packet.from)?;
     let ip = (packet.ip, packet.from.v6);
-    forward::untouched(frame, ip, service, packet.from.address, false, backend)
+    let owner = Owner::source(service.id, packet.from.address);
+    forward::untouched(frame, ip, service, owner, false, backend)
 }
 
 /// The licence that lets a program call the kernel's GPL-only helpers.
