@@ -27,7 +27,7 @@ pub const fn spread(session: u64) -> u32 {
 ///
 /// Sessions are chosen by issuers that hold the key, so the mix need not be keyed.
 #[inline(always)]
-const fn mix(session: u64) -> u64 {
+pub const fn mix(session: u64) -> u64 {
     let mut x = session;
     x ^= x >> 33;
     x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use lb_common::nat::Ports;
+use lb_common::nat::{PER_SESSION_DEFAULT, Ports};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -83,6 +83,8 @@ pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
     let sessions = fields.or(report, "sessions", values::sessions, lb_common::maps::SESSIONS_DEFAULT);
     let hmac_budget = fields.or(report, "hmac_budget", values::hmac_budget, HMAC_BUDGET);
     let nat_ports = fields.or(report, "nat_ports", values::nat_ports, NAT_PORTS);
+    let nat_ports_per_session =
+        fields.or(report, "nat_ports_per_session", values::nat_ports_per_session, PER_SESSION_DEFAULT);
     let tunnel_sources = fields.optional(report, "tunnel_sources", values::tunnel_sources);
     let virtual_macs = fields.or(report, "virtual_macs", values::virtual_macs, Vec::new());
     let tables = fields.tables(report, "service", "service.");
@@ -104,6 +106,7 @@ pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
         hmac_budget,
         nat_ports,
         virtual_macs,
+        nat_ports_per_session,
         tunnel_sources: tunnel_sources.map_or_else(Vec::new, Spanned::into_inner),
         services: drafts.into_iter().map(ServiceDraft::into_service).collect::<Option<_>>()?,
         warnings: Vec::new(),

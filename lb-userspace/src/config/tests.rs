@@ -147,6 +147,7 @@ fn what_is_absent_has_a_default() {
     assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/tollgate"));
     assert_eq!((config.sessions, config.hmac_budget), (262_144, 200_000));
     assert_eq!(config.nat_ports, Ports { first: 40_000, last: 59_999 });
+    assert_eq!(config.nat_ports_per_session, 8);
     assert_eq!((config.tunnel_sources.as_slice(), config.ports_of_nat()), (&[][..], None));
     assert!(config.virtual_macs.is_empty());
     let service = &config.services[0];
@@ -295,6 +296,11 @@ fn the_top_level_is_checked() {
         ("nat_ports = \"1000-2000\"", "has ports of system services; begin at 1024 or above"),
         ("nat_ports = \"40000-40006\"", "has too few ports; at least 8"),
         ("nat_ports = \"40000-39999\"", "has too few ports"),
+        (
+            "nat_ports_per_session = 0",
+            "`nat_ports_per_session` = 0 is out of range; it is a whole number, 1 to 16",
+        ),
+        ("nat_ports_per_session = 17", "is out of range"),
         ("tunnel_sources = \"10.9.0.0/24\"", "`tunnel_sources` is \"10.9.0.0/24\", not a list"),
         ("tunnel_sources = [\"10.9.0.0\"]", "\"10.9.0.0\" is not a prefix"),
         (

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::nat::Ports;
+use lb_common::nat::{PROBES, Ports};
 use toml::de::DeValue;
 
 use super::{
@@ -338,6 +338,10 @@ pub(super) fn nat_ports(path: &str, value: &DeValue<'_>) -> Read<Ports> {
         return wrong(format!("`{path}` = {given:?} has too few ports"), mend);
     }
     Ok(ports)
+}
+
+pub(super) fn nat_ports_per_session(path: &str, value: &DeValue<'_>) -> Read<u32> {
+    narrowed(path, value, 1..=u64::from(PROBES))
 }
 
 pub(super) fn tunnel_sources(path: &str, value: &DeValue<'_>) -> Read<Vec<Prefix>> {

@@ -6,7 +6,7 @@ use aya::util::KernelVersion;
 use lb_common::{
     balance::MaglevTable,
     maps,
-    nat::Ports,
+    nat::{Ports, Translation},
     rate::RateTable,
     session::{Session, TrackedSession},
 };
@@ -132,7 +132,7 @@ fn memory(options: &Options) -> Check {
         (maps::SESSIONS, 48 + 16 + size_of::<Session>() + 16),
         (maps::TRACKED, 48 + 16 + size_of::<TrackedSession>() + 16),
         (maps::FLOWS, 48 + 24 + 32 + 16),
-        (maps::TRANSLATIONS, 48 + 24 + 96 + 16),
+        (maps::TRANSLATIONS, 48 + 24 + size_of::<Translation>() + 16),
     ]
     .iter()
     .map(|(map, entry)| u64::from(options.entries(map).unwrap_or_default()) * *entry as u64)
