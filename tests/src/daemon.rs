@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    env,
+    fs::{self, Permissions},
     io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
@@ -19,7 +21,8 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
-    leftovers::{self, FILES, PINS},
+    bpffs::Bpffs,
+    leftovers::{self, FILES},
     netns::Namespace,
     topology::{Family, INTERFACE},
 };
@@ -33,22 +36,28 @@ pub const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9477);
 pub struct Place {
     directory: PathBuf,
     bpffs: PathBuf,
+    /// The file system that `bpffs` is a directory of; `None` once it is being removed.
+    mounted: Option<Bpffs>,
     /// Whom its daemons become; `None`: they stay root.
     user: Option<String>,
 }
 
 impl Place {
-    /// An empty one, with its files under `/run/NAME` and its pins under `/sys/fs/bpf/NAME`. `TOLLGATE_USER` says whom its
-    /// daemons become.
+    /// An empty one, with its files under `/run/NAME`, among them a BPF file system. `TOLLGATE_USER` says whom its daemons
+    /// become.
     ///
     /// # Errors
     /// If no directory can be made, as where there is one of this name.
     pub fn new(name: &str) -> Result<Self> {
         leftovers::hold_if_interrupted();
-        let (directory, bpffs) = (Path::new(FILES).join(name), Path::new(PINS).join(name));
-        let place = Self { directory, bpffs, user: env::var("TOLLGATE_USER").ok() };
+        let directory = Path::new(FILES).join(name);
+        let (bpf, user) = (directory.join("bpf"), env::var("TOLLGATE_USER").ok());
+        let mut place = Self { directory, bpffs: bpf.join("tollgate"), mounted: None, user };
         fs::create_dir(&place.directory)
             .with_context(|| format!("cannot make {}", place.directory.display()))?;
+        // The daemon's user has to get to it, whatever the umask is.
+        fs::set_permissions(&place.directory, Permissions::from_mode(0o755))?;
+        place.mounted = Some(Bpffs::mount(&bpf)?);
         Ok(place)
     }
 
@@ -129,13 +138,12 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         // Removing a link's pin takes the program off its interface.
-        for path in [&self.bpffs, &self.directory] {
-            if let Err(error) = fs::remove_dir_all(path)
-                && error.kind() != ErrorKind::NotFound
-                && !leftovers::interrupted()
-            {
-                eprintln!("{} is left behind: {error}", path.display());
-            }
+        self.mounted = None;
+        if let Err(error) = fs::remove_dir_all(&self.directory)
+            && error.kind() != ErrorKind::NotFound
+            && !leftovers::interrupted()
+        {
+            eprintln!("{} is left behind: {error}", self.directory.display());
         }
     }
 }

@@ -9,27 +9,13 @@ use std::{
 
 use anyhow::{Result, bail};
 
+pub use crate::options::Forward;
 use crate::{
     daemon::{Place, said, wait_for},
     leftovers,
     netns::Namespace,
     topology::{Family, INTERFACE, Topology},
 };
-
-/// A service's `forward`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forward {
-    /// To the balancer's own stack.
-    Local,
-    /// Another MAC address.
-    L2,
-    /// In another IP packet.
-    Ipip,
-    /// In a UDP datagram.
-    Gue,
-    /// To another address and port.
-    Nat,
-}
 
 impl Forward {
     /// All, in the order they are declared in.

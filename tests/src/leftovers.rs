@@ -1,13 +1,22 @@
 //! Removes what a harness makes on this machine: when it is interrupted, and when an earlier run was killed.
 //!
-//! Everything has a name that begins with its owner's, in three directories; daemons are found by their namespace.
+//! Everything has a name that begins with its owner's, in two directories. Daemons are found by the files that they are
+//! started with, and by their namespace: mounts of a killed run, with them the names of its namespaces, may have been in a
+//! mount namespace that is gone.
 
 use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
     fs,
     io::{self, Write as _},
     os::{
         fd::{AsRawFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            fs::MetadataExt as _,
+            net::{SocketAddr, UnixDatagram},
+        },
     },
     path::{Path, PathBuf},
     process::{self, Command},
@@ -21,18 +30,90 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nix::{
-    sys::signal::{SigHandler, Signal, kill, signal},
+    sys::{
+        signal::{SigHandler, Signal, kill, signal},
+        stat::{Mode, umask},
+    },
     unistd::{Pid, pipe, read},
 };
 
-use crate::{daemon::PATIENCE, netns::run};
+use crate::{bpffs, daemon::PATIENCE, netns::run};
 
 /// Where network namespaces have their names.
 pub const NAMESPACES: &str = "/run/netns";
-/// Where programs and maps are pinned.
-pub const PINS: &str = "/sys/fs/bpf";
-/// Where daemons have their files.
+/// Where daemons have their files, and where the BPF file systems of the harness are mounted.
 pub const FILES: &str = "/run";
+
+/// One process that makes namespaces and files; their names begin with its prefix.
+pub struct Run {
+    prefix: String,
+    _claim: UnixDatagram,
+}
+
+impl Run {
+    /// Removes what killed runs of this owner have left. What this run makes will be removed if it is interrupted.
+    ///
+    /// # Errors
+    /// If something that is left cannot be removed.
+    pub fn start(owner: &'static str) -> Result<Self> {
+        // Other users read what tests write, whatever umask the tests are started with.
+        umask(Mode::from_bits_truncate(0o022));
+        let (prefix, claim) = loop {
+            // No process id: two runs may have the same, each in a PID namespace of its own.
+            let prefix = format!("{owner}-{:08x}", fastrand::u32(..));
+            if let Some(claim) = claim(&prefix)? {
+                break (prefix, claim);
+            }
+        };
+        remove_when_interrupted({
+            let prefix = prefix.clone();
+            move |name| is_below(&prefix, name)
+        })?;
+        for killed in runs(owner)? {
+            // Without the claim, that run is alive, or somebody else is removing what it has left.
+            if let Some(_claim) = self::claim(&killed)? {
+                remove(|name| is_below(&killed, name))?;
+            }
+        }
+        Ok(Self { prefix, _claim: claim })
+    }
+
+    /// What its names begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+}
+
+/// The prefixes of an owner's runs that have something.
+fn runs(owner: &str) -> Result<BTreeSet<String>> {
+    let prefix_of = |name: &str| {
+        let run = name.strip_prefix(owner)?.strip_prefix('-')?.get(..8)?;
+        run.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| format!("{owner}-{run}"))
+    };
+    let mut found = BTreeSet::new();
+    for directory in [NAMESPACES, FILES] {
+        let names = owned(directory, |name| prefix_of(name).is_some())?;
+        found.extend(names.iter().filter_map(|(_, name)| prefix_of(name)));
+    }
+    Ok(found)
+}
+
+fn is_below(prefix: &str, name: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
+
+/// Held as long as the value lives; `None` where another process holds it. An abstract socket leaves no file, ends with its
+/// process, and is seen from every PID and mount namespace.
+///
+/// # Errors
+/// If it cannot be told.
+pub fn claim(name: &str) -> Result<Option<UnixDatagram>> {
+    match UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?) {
+        Ok(claim) => Ok(Some(claim)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot bind the abstract socket {name}")),
+    }
+}
 
 /// Removes namespaces, the daemons in them, pins and files whose names are owned.
 ///
@@ -117,18 +198,16 @@ fn sweep_until_quiet(is_owned: impl Fn(&str) -> bool) -> Result<()> {
 
 /// Removes what is owned; returns how much there was.
 fn sweep(is_owned: &impl Fn(&str) -> bool) -> Result<usize> {
-    let mut found = 0;
-    for (namespace, name) in owned(NAMESPACES, is_owned)? {
+    let mut found = end_daemons(is_owned)?;
+    for (_, name) in owned(NAMESPACES, is_owned)? {
         found += 1;
-        end_daemons(&namespace)?;
         run(Command::new("ip").args(["netns", "delete", &name]))?;
     }
-    for directory in [PINS, FILES] {
-        for (path, _) in owned(directory, is_owned)? {
-            found += 1;
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.with_context(|| format!("cannot remove {}", path.display()))?;
-        }
+    for (path, _) in owned(FILES, is_owned)? {
+        found += 1;
+        bpffs::unmount_below(&path)?;
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(found)
 }
@@ -149,24 +228,38 @@ fn owned(directory: &str, is_owned: impl Fn(&str) -> bool) -> Result<Vec<(PathBu
     Ok(found)
 }
 
-/// Ends the daemons in a namespace; whatever else runs there is somebody's who looks around.
-fn end_daemons(namespace: &Path) -> Result<()> {
-    let Ok(of_namespace) = fs::metadata(namespace) else { return Ok(()) };
+/// Ends daemons that were started with an owned file, or are in an owned namespace; returns how many there were. Other
+/// programs in a namespace belong to somebody who looks around.
+fn end_daemons(is_owned: &impl Fn(&str) -> bool) -> Result<usize> {
+    let inode = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    let namespaces: Vec<_> =
+        owned(NAMESPACES, is_owned)?.iter().filter_map(|(namespace, _)| inode(namespace)).collect();
+    let mut ended = 0;
     for entry in fs::read_dir("/proc")?.flatten() {
         let process = entry.path();
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         // Processes come and go: those that cannot be read are gone.
-        let (Ok(net), Ok(program)) =
-            (fs::metadata(process.join("ns/net")), fs::read_link(process.join("exe")))
-        else {
-            continue;
-        };
+        let Ok(program) = fs::read_link(process.join("exe")) else { continue };
         let program = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let is_daemon = matches!(program, "tollgate" | "tollgate (deleted)");
-        if is_daemon && (net.dev(), net.ino()) == (of_namespace.dev(), of_namespace.ino()) {
+        if !matches!(program, "tollgate" | "tollgate (deleted)") {
+            continue;
+        }
+        let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
+        let has_owned_file =
+            || arguments.split(|&byte| byte == 0).any(|argument| is_owned_file(argument, is_owned));
+        let is_in_namespace = || inode(&process.join("ns/net")).is_some_and(|net| namespaces.contains(&net));
+        if has_owned_file() || is_in_namespace() {
+            ended += 1;
             // It may have ended in between, which is as good.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
-    Ok(())
+    Ok(ended)
+}
+
+/// Whether this is the path of a file whose first directory below [`FILES`] is owned.
+fn is_owned_file(argument: &[u8], is_owned: impl Fn(&str) -> bool) -> bool {
+    let below = Path::new(OsStr::from_bytes(argument)).strip_prefix(FILES);
+    let first = below.ok().and_then(|path| path.components().next());
+    first.and_then(|name| name.as_os_str().to_str()).is_some_and(is_owned)
 }

@@ -1,5 +1,6 @@
 //! The harness of Tollgate's tests: packets, the world they come into, and the program in the kernel.
 
+pub mod bpffs;
 pub mod case;
 pub mod daemon;
 pub mod forward;
@@ -8,6 +9,7 @@ pub mod issuer;
 pub mod leftovers;
 pub mod napi;
 pub mod netns;
+pub mod options;
 pub mod oracle;
 pub mod packet;
 pub mod program;

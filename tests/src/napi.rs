@@ -17,8 +17,8 @@ use nix::{
 pub fn own_sysfs() -> Result<()> {
     let none = None::<&str>;
     unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .context("cannot make mounts private")?;
+    // Not `/`, which is no mount point in a chroot: the mount that is covered decides where the new one shows.
+    mount(none, "/sys", none, MsFlags::MS_PRIVATE, none).context("cannot make /sys private")?;
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("cannot mount /sys")
 }
 

@@ -1,9 +1,10 @@
 //! Network namespaces: made for a test, gone with it.
 
 use std::{
-    fs::File,
+    env,
+    fs::{self, File},
     os::{fd::AsFd as _, unix::process::CommandExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     thread,
 };
@@ -13,7 +14,35 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::leftovers::{self, NAMESPACES};
 
-/// A network namespace with its loopback up.
+/// In the environment: sysctls that new namespaces have before [`RESET`], as `NAME=VALUE NAME=VALUE`. They stand for a host
+/// with these settings; its own are never written.
+pub const INHERITED: &str = "TOLLGATE_INHERITED_SYSCTLS";
+
+/// For all interfaces and new ones, what the kernel has where nobody has set anything. The kernel copies the IPv4 settings of
+/// the host's first namespace into each new one (`devinet_init_net`), and IPv6 is off where it was turned off at boot
+/// (`addrconf_init_net`).
+const RESET: [(&str, &str); 11] = [
+    ("net.ipv4.conf.rp_filter", "0"),
+    ("net.ipv4.conf.accept_local", "0"),
+    ("net.ipv4.conf.accept_redirects", "1"),
+    ("net.ipv4.conf.secure_redirects", "1"),
+    ("net.ipv4.conf.send_redirects", "1"),
+    ("net.ipv4.conf.arp_ignore", "0"),
+    ("net.ipv4.conf.arp_announce", "0"),
+    ("net.ipv4.conf.arp_filter", "0"),
+    ("net.ipv4.conf.arp_accept", "0"),
+    ("net.ipv4.conf.arp_notify", "0"),
+    ("net.ipv6.conf.disable_ipv6", "0"),
+];
+
+/// On where `br_netfilter` is loaded: the packet filter would look at what crosses a bridge.
+const BRIDGE: [&str; 3] = [
+    "net.bridge.bridge-nf-call-iptables",
+    "net.bridge.bridge-nf-call-ip6tables",
+    "net.bridge.bridge-nf-call-arptables",
+];
+
+/// A network namespace with its loopback up, and with the kernel's own settings, whatever the host's are.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
@@ -28,8 +57,31 @@ impl Namespace {
         leftovers::hold_if_interrupted();
         run(Command::new("ip").args(["netns", "add", name]))?;
         let namespace = Self { name: name.to_owned() };
+        namespace.reset()?;
         namespace.ip(&["link", "set", "lo", "up"])?;
         Ok(namespace)
+    }
+
+    /// Sets what a new namespace takes over from the host's.
+    fn reset(&self) -> Result<()> {
+        let write = |name: &str, value: &str| {
+            fs::write(sysctl_path(name), value).with_context(|| format!("cannot set {name} to {value}"))
+        };
+        self.enter(|| {
+            let inherited = env::var(INHERITED).unwrap_or_default();
+            for setting in inherited.split_whitespace() {
+                let (name, value) =
+                    setting.split_once('=').with_context(|| format!("{INHERITED}: {setting}"))?;
+                write(name, value)?;
+            }
+            write("net.ipv4.ip_forward", "0")?;
+            for (name, value) in RESET {
+                for of in ["all", "default"] {
+                    write(&name.replace("conf", &format!("conf.{of}")), value)?;
+                }
+            }
+            BRIDGE.into_iter().filter(|name| sysctl_path(name).exists()).try_for_each(|name| write(name, "0"))
+        })?
     }
 
     /// Its name.
@@ -50,11 +102,10 @@ impl Namespace {
     /// # Errors
     /// If there is none of this name.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        self.enter(|| std::fs::write(&path, value).with_context(|| format!("cannot set {name}")))?
+        self.enter(|| fs::write(sysctl_path(name), value).with_context(|| format!("cannot set {name}")))?
     }
 
-    /// A command that will run in it, with this host's own file systems: `ip netns exec` would hide bpffs.
+    /// A command that will run in it, with the file systems of this process: `ip netns exec` would hide some.
     ///
     /// # Errors
     /// If the namespace is gone.
@@ -95,6 +146,10 @@ impl Drop for Namespace {
             eprintln!("network namespace {} is left behind: {error:#}", self.name);
         }
     }
+}
+
+fn sysctl_path(name: &str) -> PathBuf {
+    Path::new("/proc/sys").join(name.replace('.', "/"))
 }
 
 /// Runs a command to its end.

@@ -22,9 +22,8 @@
 mod plan;
 
 use std::{
-    fs,
     net::{IpAddr, SocketAddr, UdpSocket},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -44,7 +43,8 @@ use self::plan::ROUTERS;
 pub use self::plan::{Network, PORT, Plan, Way};
 pub use crate::packet::Family;
 use crate::{
-    leftovers::{self, PINS},
+    bpffs::Bpffs,
+    leftovers::FILES,
     netns::{Namespace, run},
     vlan::Tagger,
 };
@@ -78,20 +78,7 @@ pub struct Topology {
     pub edge: Option<Namespace>,
     switch: Namespace,
     /// The programs that let the bridges' ends of the balancers' veths receive what XDP sends.
-    _passes: Vec<Pinned>,
-}
-
-/// A pin, gone with this value.
-struct Pinned(PathBuf);
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.0)
-            && !leftovers::interrupted()
-        {
-            eprintln!("{} is left behind: {error}", self.0.display());
-        }
-    }
+    _pins: Bpffs,
 }
 
 impl Topology {
@@ -102,16 +89,16 @@ impl Topology {
     pub fn new(prefix: &str, plan: impl Into<Plan>) -> Result<Self> {
         let plan = plan.into();
         let tagger = plan.tagged.then(Tagger::new).transpose()?;
-        let maker = Maker { prefix, plan, switch: Namespace::new(&format!("{prefix}-switch"))?, tagger };
+        let pins = Bpffs::mount(&Path::new(FILES).join(format!("{prefix}-pins")))?;
+        let maker =
+            Maker { prefix, plan, switch: Namespace::new(&format!("{prefix}-switch"))?, tagger, pins };
         for network in [Network::Clients, Network::Front, Network::Back] {
             maker.switch.ip(&["link", "add", network.bridge(), "type", "bridge", "mcast_snooping", "0"])?;
             maker.switch.ip(&["link", "set", network.bridge(), "up"])?;
         }
         let client = maker.client()?;
-        let mut passes = Vec::new();
-        let balancer = maker.balancer("lb", BALANCERS[0], &mut passes)?;
-        let second_balancer =
-            plan.two_balancers.then(|| maker.balancer("lb2", BALANCERS[1], &mut passes)).transpose()?;
+        let balancer = maker.balancer("lb", BALANCERS[0])?;
+        let second_balancer = plan.two_balancers.then(|| maker.balancer("lb2", BALANCERS[1])).transpose()?;
         let backends = (1..=plan.backends).map(|number| maker.backend(number)).collect::<Result<_>>()?;
         let routers = match plan.way {
             Way::Segment => 0,
@@ -120,8 +107,8 @@ impl Topology {
         };
         let routers = (0..routers).map(|index| maker.router(index)).collect::<Result<_>>()?;
         let edge = plan.edge.then(|| maker.edge()).transpose()?;
-        let switch = maker.switch;
-        Ok(Self { plan, client, balancer, second_balancer, backends, routers, edge, switch, _passes: passes })
+        let Maker { switch, pins, .. } = maker;
+        Ok(Self { plan, client, balancer, second_balancer, backends, routers, edge, switch, _pins: pins })
     }
 
     /// Takes a host off its bridge, or puts it back. `role` as in the namespace's name.
@@ -199,6 +186,7 @@ struct Maker<'a> {
     plan: Plan,
     switch: Namespace,
     tagger: Option<Tagger>,
+    pins: Bpffs,
 }
 
 impl Maker<'_> {
@@ -212,11 +200,11 @@ impl Maker<'_> {
         Ok(client)
     }
 
-    fn balancer(&self, role: &str, address: u8, passes: &mut Vec<Pinned>) -> Result<Namespace> {
+    fn balancer(&self, role: &str, address: u8) -> Result<Namespace> {
         let balancer = self.host(role)?;
         // Kept for `forward = "nat"`, as operators are told to.
         balancer.sysctl("net.ipv4.ip_local_reserved_ports", "40000-59999")?;
-        self.plug_balancer(&balancer, INTERFACE, role, Network::Front, address, passes)?;
+        self.plug_balancer(&balancer, INTERFACE, role, Network::Front, address)?;
         match self.plan.way {
             Way::Segment => {}
             Way::Routed => {
@@ -231,7 +219,7 @@ impl Maker<'_> {
             }
             Way::Cards => {
                 let port = format!("{role}-back");
-                self.plug_balancer(&balancer, BACK_INTERFACE, &port, Network::Back, address, passes)?;
+                self.plug_balancer(&balancer, BACK_INTERFACE, &port, Network::Back, address)?;
             }
         }
         if self.plan.edge {
@@ -248,16 +236,14 @@ impl Maker<'_> {
         port: &str,
         network: Network,
         address: u8,
-        passes: &mut Vec<Pinned>,
     ) -> Result<()> {
         self.plug(balancer, interface, port, network, address)?;
         if let Some(tagger) = &self.tagger {
-            let pin = Path::new(PINS).join(format!("{}-tag-{port}", self.prefix));
+            let pin = self.pins.path().join(format!("tag-{port}"));
             tagger.attach(balancer, interface, &pin)?;
             tagger.attach(&self.switch, port, &pin)?;
         }
-        passes.push(self.pass(port)?);
-        Ok(())
+        self.pass(port)
     }
 
     fn backend(&self, number: u8) -> Result<Namespace> {
@@ -359,8 +345,8 @@ impl Maker<'_> {
 
     /// A veth receives what XDP sends out of its peer only while it has an XDP program itself. It is pinned: a topology
     /// that is kept works on without this process.
-    fn pass(&self, port: &str) -> Result<Pinned> {
-        let pin = Path::new(PINS).join(format!("{}-pass-{port}", self.prefix));
+    fn pass(&self, port: &str) -> Result<()> {
+        let pin = self.pins.path().join(format!("pass-{port}"));
         self.switch.enter(|| {
             let mut ebpf = Ebpf::load(embedded_object()?).context("cannot load the program")?;
             let program: &mut Xdp =
@@ -369,7 +355,7 @@ impl Maker<'_> {
             let link = program.attach_to_if_index(if_nametoindex(port)?, XdpMode::Driver)?;
             let link: FdLink = program.take_link(link)?.try_into()?;
             link.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
-            Ok(Pinned(pin))
+            Ok(())
         })?
     }
 }

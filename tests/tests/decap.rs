@@ -5,12 +5,13 @@ use std::{
     net::{SocketAddr, UdpSocket},
     os::fd::{AsRawFd as _, OwnedFd},
     process::{Child, ChildStderr, Command, Stdio},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
-    leftovers,
+    leftovers::Run,
     netns::{Namespace, run},
     tunnel::{BACKEND_MAC, Kind, Tunnel, datagram},
 };
@@ -29,8 +30,6 @@ use nix::{
 
 /// Patience with what should happen at once.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Where the namespaces' names begin.
-const PREFIX: &str = "tgdecap";
 
 #[test]
 fn a_backend_gets_what_was_inside() -> Result<()> {
@@ -151,8 +150,10 @@ struct Lab {
 impl Lab {
     /// Packets must be complete on the veth: checksums are not left to a card.
     fn new(name: &str) -> Result<Self> {
-        let prefix = format!("{PREFIX}-{name}");
-        leftovers::remove(|found| found.starts_with(&prefix))?;
+        static RUN: OnceLock<Result<Run, String>> = OnceLock::new();
+        let names = RUN.get_or_init(|| Run::start("tgdecap").map_err(|error| format!("{error:#}")));
+        let names = names.as_ref().map_err(|error| anyhow::Error::msg(error.clone()))?;
+        let prefix = format!("{}-{name}", names.prefix());
         let balancer = Namespace::new(&format!("{prefix}-lb"))?;
         let backend = Namespace::new(&format!("{prefix}-be"))?;
         let mac = BACKEND_MAC.map(|byte| format!("{byte:02x}")).join(":");

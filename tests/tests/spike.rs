@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use lb_tests::{
-    leftovers,
+    leftovers::Run,
     spike::{Bench, Effort, Junk, MODERATE, lost_unsaturated},
 };
 
@@ -15,13 +15,8 @@ const TRIES: u32 = 5;
 
 #[test]
 fn nothing_is_lost_while_the_machine_is_not_saturated() -> Result<()> {
-    let prefix = format!("tgs-{}", std::process::id());
-    let is_ours = {
-        let prefix = prefix.clone();
-        move |name: &str| name.starts_with(&prefix)
-    };
-    leftovers::remove_when_interrupted(is_ours)?;
-    let mut bench = Bench::new(&prefix, 1)?;
+    let run = Run::start("tgspike")?;
+    let mut bench = Bench::new(run.prefix(), 1)?;
     Junk::ALL.into_iter().try_for_each(|junk| unsaturated(&mut bench, junk))
 }
 

@@ -7,7 +7,7 @@ use std::sync::Once;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command;
+use crate::{command, log};
 
 /// Those of the packages that are not installed.
 pub fn missing(packages: &[String]) -> Result<Vec<String>> {
@@ -39,7 +39,7 @@ pub fn install(packages: &[String]) -> Result<()> {
             packages.join(" ")
         );
     };
-    eprintln!("setup: installing {}", packages.join(" "));
+    log::say(format_args!("setup: installing {}", packages.join(" ")));
     refresh();
     command::run_aside(install.args(arguments).args(packages).stdin(Stdio::null())).context(
         "apt-get could not install what Tollgate needs\ntry: `apt-get update` by hand, and look at what it says",
@@ -66,7 +66,7 @@ pub fn closure(package: &str) -> Result<Vec<String>> {
 /// Downloads packages and unpacks them under `into`: nothing is installed, no service starts.
 pub fn unpack(packages: &[String], into: &Path) -> Result<()> {
     require_apt(packages)?;
-    eprintln!("setup: unpacking Debian's {} under {}", packages.join(" "), into.display());
+    log::say(format_args!("setup: unpacking Debian's {} under {}", packages.join(" "), into.display()));
     let downloads = into.join("download");
     fs::create_dir_all(&downloads).with_context(|| format!("cannot create {}", downloads.display()))?;
     refresh();
@@ -93,6 +93,36 @@ pub fn names(prefix: &str) -> Result<Vec<String>> {
     Ok(names.lines().map(str::to_owned).collect())
 }
 
+/// The version that would be installed, if there is one.
+pub fn candidate(package: &str) -> Result<Option<String>> {
+    refresh();
+    let policy = command::output(command::command("apt-cache").args(["policy", package]).env("LC_ALL", "C"))?;
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
+    Ok(version.filter(|version| *version != "(none)").map(str::to_owned))
+}
+
+/// Those of the packages of which no version can be installed.
+pub fn without_candidate(packages: &[String]) -> Result<Vec<String>> {
+    require_apt(packages)?;
+    let mut absent = Vec::new();
+    for package in packages {
+        if candidate(package)?.is_none() {
+            absent.push(package.clone());
+        }
+    }
+    Ok(absent)
+}
+
+/// Whether one of apt's sources is this suite, as its release file names it.
+pub fn has_suite(codename: &str) -> Result<bool> {
+    let policy = command::output(command::command("apt-cache").arg("policy").env("LC_ALL", "C"))?;
+    let wanted = format!("n={codename}");
+    // `release v=12,o=Debian,a=oldstable-security,n=bookworm-security,l=Debian-Security,c=main,b=amd64`
+    Ok(policy
+        .lines()
+        .any(|line| line.trim().trim_start_matches("release ").split(',').any(|field| field == wanted)))
+}
+
 /// What a package depends on directly; empty when it is unknown.
 pub fn dependencies(package: &str) -> Result<Vec<String>> {
     require_apt(&[package.to_owned()])?;
@@ -112,9 +142,9 @@ fn refresh() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let Some(mut update) = as_root("apt-get") else { return };
-        eprintln!("setup: reading the package lists");
+        log::say("setup: reading the package lists");
         if let Err(error) = command::run_aside(update.args(["update", "-qq"])) {
-            eprintln!("setup: {error}; going on with the lists that are there");
+            log::say(format_args!("setup: {error}; going on with the lists that are there"));
         }
     });
 }

@@ -5,14 +5,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::command;
-use crate::setup::{self, Tools};
+use crate::setup::{self, Needs};
 use crate::toolchain::Toolchain;
+use crate::{command, log};
 
 /// What was built, and with what.
 pub struct Built {
-    /// The tools that were found or made on the way.
-    pub tools: Tools,
     /// The BPF object.
     pub object: PathBuf,
     /// The `tollgate` that carries it.
@@ -20,23 +18,34 @@ pub struct Built {
     commit: Option<String>,
 }
 
+/// What building takes.
+pub const NEEDS: Needs = Needs {
+    subcommand: "build",
+    kernel: None,
+    parts: &[],
+    built: "release/tollgate",
+    minutes: 6,
+    gigabytes: 3,
+};
+
 /// `cargo xtask build`.
 pub fn show() -> Result<()> {
-    let built = run()?;
+    setup::check(&NEEDS)?;
+    let built = run(&NEEDS)?;
     println!("{}\n{}", built.object.display(), built.tollgate.display());
     Ok(())
 }
 
-/// Sets up and builds everything.
-pub fn run() -> Result<Built> {
-    let tools = setup::run()?;
-    eprintln!("build: the XDP program, with {}", tools.bpf);
-    command::run_aside(bpf_cargo(&tools.bpf, "build")?.arg("--release"))?;
+/// Sets up what the subcommand takes, and builds everything.
+pub fn run(needs: &Needs) -> Result<Built> {
+    let bpf = setup::run(needs)?;
+    log::say(format_args!("build: the XDP program, with {bpf}"));
+    command::run_aside(bpf_cargo(&bpf, "build")?.arg("--release"))?;
     let object = command::target().join("bpf/bpfel-unknown-none/release/tollgate-xdp");
     ensure!(object.is_file(), "cargo built no {}", object.display());
 
     let tollgate = command::target().join("release/tollgate");
-    let built = Built { tools, object, tollgate, commit: commit() };
+    let built = Built { object, tollgate, commit: commit() };
     command::run_aside(built.host_cargo("build").args(["--release", "--package", "lb-userspace"]))?;
     ensure!(built.tollgate.is_file(), "cargo built no {}", built.tollgate.display());
     Ok(built)
@@ -58,10 +67,7 @@ impl Built {
     }
 
     fn describe_to(&self, command: &mut Command) {
-        command
-            .env("TOLLGATE_BPF_OBJECT", &self.object)
-            .env("TOLLGATE_BIN", &self.tollgate)
-            .env("PROMTOOL", &self.tools.promtool);
+        command.env("TOLLGATE_BPF_OBJECT", &self.object).env("TOLLGATE_BIN", &self.tollgate);
         match &self.commit {
             Some(commit) => command.env("TOLLGATE_COMMIT", commit),
             None => command.env_remove("TOLLGATE_COMMIT"),

@@ -2,35 +2,44 @@
 
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
+use crate::report::{Counts, Report};
+use crate::setup::{self, Needs};
 use crate::toolchain::Toolchain;
-use crate::{build, command, setup};
+use crate::{build, command};
 
 /// Every crate but the one that only builds for BPF.
 const HOST_CRATES: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
 
+const NEEDS: Needs = Needs {
+    subcommand: "check",
+    kernel: None,
+    parts: &[],
+    built: "bpf/bpfel-unknown-none/debug",
+    minutes: 8,
+    gigabytes: 6,
+};
+
 /// Runs all checks; what any of them finds is an error.
-pub fn run() -> Result<()> {
-    let bpf = setup::run()?.bpf;
-    let mut checks = [
+pub fn run(verbose: bool) -> Result<()> {
+    setup::check(&NEEDS)?;
+    let mut report = Report::new(verbose);
+    let Some(bpf) = report.step("setup", || setup::run(&NEEDS)) else { return report.finish("checks") };
+    let checks = [
         ("formatting", formatting()),
         ("clippy, host crates", host_clippy()),
         ("clippy, lb-ebpf", bpf_clippy(&bpf)?),
         ("rustdoc, host crates", host_rustdoc()),
         ("rustdoc, lb-ebpf", bpf_rustdoc(&bpf)?),
     ];
-    let mut failed = Vec::new();
-    for (name, check) in &mut checks {
-        eprintln!("\ncheck: {name}");
-        if let Err(error) = command::run(check) {
-            eprintln!("{error}");
-            failed.push(*name);
-        }
+    for (name, mut check) in checks {
+        report.group(name, || {
+            command::run_aside(&mut check)?;
+            Ok(Counts::ONE)
+        });
     }
-    ensure!(failed.is_empty(), "these checks found something: {}", failed.join("; "));
-    println!("check: nothing found");
-    Ok(())
+    report.finish("checks")
 }
 
 fn formatting() -> Command {

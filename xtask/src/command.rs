@@ -1,14 +1,15 @@
 //! Child processes: with the environment every one of them gets, and with errors that show the command.
 
 use std::env;
-use std::ffi::OsStr;
-use std::io;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
+
+use crate::log;
 
 /// A command that starts at the workspace's root and never lets rustup download.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
@@ -34,17 +35,16 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// [`run`] with standard output on standard error, which keeps ours for the program the user asked for.
+/// [`run`], of something that is only a means: it prints on standard error, which keeps our standard output for the program
+/// that the user asked for, or into the log of the group that runs.
 pub fn run_aside(command: &mut Command) -> Result<()> {
-    run(command.stdout(Stdio::from(io::stderr())))
+    run(command.stdout(log::aside()?).stderr(log::aside()?))
 }
 
 /// Runs to the end and returns standard output.
 pub fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot start {}", shown(command)))?;
+    let output =
+        command.stderr(log::aside()?).output().with_context(|| format!("cannot start {}", shown(command)))?;
     ensure!(output.status.success(), "{} failed: {}", shown(command), output.status);
     String::from_utf8(output.stdout)
         .with_context(|| format!("{} printed bytes that are no text", shown(command)))
@@ -78,24 +78,24 @@ pub fn target() -> PathBuf {
     }
 }
 
+/// The arguments of the subcommand, as they were given.
+pub fn arguments() -> impl Iterator<Item = OsString> {
+    env::args_os().skip(2)
+}
+
 /// Whether this process may do everything.
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
-/// An error, with the next thing to try, where this process is not root.
-pub fn require_root(subcommand: &str, because: &str) -> Result<()> {
-    if !is_root() {
-        bail!(
-            "cargo xtask {subcommand} needs root: it {because}\n\
-             try: sudo --preserve-env=HOME,CARGO_HOME,RUSTUP_HOME env \"PATH=$PATH\" cargo xtask {subcommand}"
-        );
-    }
-    Ok(())
+/// An error with all its causes.
+pub fn causes(error: &anyhow::Error) -> String {
+    let causes: Vec<_> = error.chain().map(ToString::to_string).collect();
+    format!("error: {}", causes.join("\ncaused by: "))
 }
 
 /// The command as a shell would take it.
-fn shown(command: &Command) -> String {
+pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

@@ -1,15 +1,23 @@
 //! `cargo xtask demo`: builds and becomes the demo of `lb-tests`.
 
-use std::ffi::OsString;
-
 use anyhow::Result;
 
+use crate::setup::{self, Needs, Part};
 use crate::{build, command};
 
-/// Builds, then becomes the demo with these arguments: Ctrl-C reaches it, and it clears away what it made.
-pub fn run(args: &[OsString]) -> Result<()> {
-    command::require_root("demo", "makes network namespaces and loads an XDP program")?;
-    let built = build::run()?;
+const NEEDS: Needs = Needs {
+    subcommand: "demo",
+    kernel: Some("makes network namespaces and loads an XDP program"),
+    parts: &[Part::Namespaces],
+    built: "release/demo",
+    minutes: 6,
+    gigabytes: 4,
+};
+
+/// Builds, then becomes the demo with the arguments of this subcommand, which have been read once already: Ctrl-C reaches it, and it clears away what it made.
+pub fn run() -> Result<()> {
+    setup::check(&NEEDS)?;
+    let built = build::run(&NEEDS)?;
     let demo = built.test_executable(["--bin", "demo"])?;
-    command::become_program(built.test_program(demo).args(args))
+    command::become_program(built.test_program(demo).args(command::arguments()))
 }

@@ -2,13 +2,13 @@
 //! `tests/src/fuzz/`, the targets in `tests/fuzz/`.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::command;
+use crate::report::{Counts, Report};
+use crate::{command, log};
 
 /// The version that is built where none is found.
 const CARGO_FUZZ: &str = "0.13.2";
@@ -23,6 +23,7 @@ const LONGEST_RUN: u32 = 10;
 #[derive(clap::Args)]
 pub struct Options {
     /// One target; all of them if not given
+    #[arg(value_parser = target)]
     target: Option<String>,
     /// For how long, each
     #[arg(long, default_value_t = 60)]
@@ -37,7 +38,7 @@ pub fn run(options: &Options) -> Result<()> {
     let fuzzer = Fuzzer::make()?;
     let targets = match &options.target {
         Some(target) => vec![target.clone()],
-        None => fuzzer.targets()?,
+        None => targets()?,
     };
     let mut table = vec![format!("{:<16} {:>12} {:>10} {:>9}", "target", "executions", "edges", "features")];
     for target in targets {
@@ -52,8 +53,34 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 /// A few seconds of each target, with the same random numbers every time.
-pub fn run_briefly() -> Result<()> {
-    run(&Options { target: None, seconds: 5, seed: 1 })
+pub fn run_briefly(report: &mut Report) {
+    let made = || Ok((Fuzzer::make()?, targets()?));
+    let Some((fuzzer, targets)) = report.step("fuzz: setup", made) else { return };
+    for target in targets {
+        report.group(&format!("fuzz: {target}"), || {
+            fuzzer.run(&target, 5, 1)?;
+            Ok(Counts::ONE)
+        });
+    }
+}
+
+/// The names of all targets.
+fn targets() -> Result<Vec<String>> {
+    let directory = command::root().join("tests/fuzz/fuzz_targets");
+    let entries = fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry?.path().file_stem().map(|name| name.to_string_lossy().into_owned()));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// A target's name, from the command line.
+fn target(name: &str) -> Result<String> {
+    let targets = targets()?;
+    ensure!(targets.iter().any(|target| target == name), "take one of {}", targets.join(", "));
+    Ok(name.to_owned())
 }
 
 /// cargo-fuzz, and what it builds with.
@@ -82,11 +109,6 @@ impl Fuzzer {
         Ok(Self { cargo_fuzz, sanitizer })
     }
 
-    fn targets(&self) -> Result<Vec<String>> {
-        let names = command::output(&mut self.cargo_fuzz("list"))?;
-        Ok(names.lines().map(str::to_owned).collect())
-    }
-
     /// Runs a target and shows what it says. A finding is an error, and kept under target/.
     fn run(&self, target: &str, seconds: u32, seed: u32) -> Result<Figures> {
         let place = command::target().join("fuzz");
@@ -95,30 +117,21 @@ impl Fuzzer {
             fs::create_dir_all(directory)
                 .with_context(|| format!("cannot create {}", directory.display()))?;
         }
-        eprintln!("fuzz: {target} for {seconds} s, sanitizer: {}", self.sanitizer);
-        let mut fuzzer = self
-            .cargo_fuzz("run")
-            .args(["--sanitizer", self.sanitizer, "--target-dir"])
-            .arg(&place)
-            .arg(target)
-            // New cases go to the first.
-            .args([&found, &command::root().join("tests/fuzz/corpus").join(target)])
-            .arg("--")
-            .arg(format!("-artifact_prefix={}/", findings.display()))
-            .args([format!("-max_total_time={seconds}"), format!("-seed={seed}")])
-            .args([format!("-max_len={LONGEST_INPUT}"), format!("-timeout={LONGEST_RUN}")])
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.cargo_fuzz.display()))?;
-        let mut lines = BufReader::new(fuzzer.stderr.take().context("it is a pipe")?);
+        log::say(format_args!("fuzz: {target} for {seconds} s, sanitizer: {}", self.sanitizer));
+        let (text, status) = log::record(
+            self.cargo_fuzz("run")
+                .args(["--sanitizer", self.sanitizer, "--target-dir"])
+                .arg(&place)
+                .arg(target)
+                // New cases go to the first.
+                .args([&found, &command::root().join("tests/fuzz/corpus").join(target)])
+                .arg("--")
+                .arg(format!("-artifact_prefix={}/", findings.display()))
+                .args([format!("-max_total_time={seconds}"), format!("-seed={seed}")])
+                .args([format!("-max_len={LONGEST_INPUT}"), format!("-timeout={LONGEST_RUN}")]),
+        )?;
         let mut figures = Figures::default();
-        let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line)? > 0 {
-            std::io::stderr().write_all(&line)?;
-            figures.read(&String::from_utf8_lossy(&line));
-            line.clear();
-        }
-        let status = fuzzer.wait()?;
+        text.lines().for_each(|line| figures.read(line));
         ensure!(
             status.success() && figures.executions > 0,
             "fuzz: {target} ended with {status}\ntry: mend what it shows, and keep the input of {} as a case with a name \
@@ -146,7 +159,7 @@ fn make_cargo_fuzz() -> Result<PathBuf> {
     let place = command::target().join(format!("setup/cargo-fuzz-{CARGO_FUZZ}"));
     let made = place.join("bin/cargo-fuzz");
     if !made.is_file() {
-        eprintln!("setup: building cargo-fuzz {CARGO_FUZZ}");
+        log::say(format_args!("setup: building cargo-fuzz {CARGO_FUZZ}"));
         command::run_aside(
             command::cargo("install")
                 .args(["cargo-fuzz", "--version", CARGO_FUZZ, "--locked", "--root"])

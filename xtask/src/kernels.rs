@@ -2,7 +2,6 @@
 //! is emulated wholly, so that it runs everywhere.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,8 +9,9 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::build::{self, Built};
-use crate::command;
-use crate::setup::Tools;
+use crate::report::{Counts, Report};
+use crate::setup::{self, Needs, Part};
+use crate::{command, log};
 
 /// Seconds until a virtual machine that has not ended is ended. Booting and loading take about five.
 const LONGEST_RUN: &str = "1200";
@@ -43,23 +43,34 @@ const COUNTING: Machine = Machine {
     environment: "TESTS=timing:: TOLLGATE_TIME_IS_INSTRUCTIONS=1",
 };
 
-/// Builds, then runs the program's tests in Linux 6.1.
+const NEEDS: Needs = Needs {
+    subcommand: "kernels",
+    kernel: None,
+    parts: &[Part::Emulator],
+    built: "kernels",
+    minutes: 8,
+    gigabytes: 6,
+};
+
+/// Builds, then runs the program's tests in Linux 6.1 and shows them as they come.
 pub fn run() -> Result<()> {
-    run_tests(&build::run()?)
+    setup::check(&NEEDS)?;
+    let mut report = Report::new(true);
+    run_tests(&build::run(&NEEDS)?, &mut report);
+    report.finish("tests")
 }
 
 /// Runs the program's tests in Linux 6.1.
-pub fn run_tests(built: &Built) -> Result<()> {
-    let tests = built.test_executable(["--test", "program"])?;
-    let replay = built.object.with_file_name("replay-xdp");
-    let initramfs = pack(&[(&tests, "tests"), (&built.object, "tollgate-xdp"), (&replay, "replay-xdp")])?;
+pub fn run_tests(built: &Built, report: &mut Report) {
+    let initramfs = || {
+        let tests = built.test_executable(["--test", "program"])?;
+        let replay = built.object.with_file_name("replay-xdp");
+        pack(&[(&tests, "tests"), (&built.object, "tollgate-xdp"), (&replay, "replay-xdp")])
+    };
+    let Some(initramfs) = report.step("Linux 6.1: build", initramfs) else { return };
     for machine in [USUAL, COUNTING] {
-        let report = boot(&built.tools, &initramfs, &machine)?;
-        let passed = report.verdict("6.1.")?;
-        let kernel = report.kernel.unwrap_or_default();
-        println!("kernels: Linux {kernel}, {}: {passed} passed, 0 failed", machine.name);
+        report.group(&format!("Linux 6.1: {}", machine.name), || boot(&initramfs, &machine)?.verdict("6.1."));
     }
-    Ok(())
 }
 
 /// An initramfs with these files in its root directory, the libraries they need, and an init that runs those of `/tests`
@@ -84,7 +95,7 @@ fn pack(files: &[(&Path, &str)]) -> Result<PathBuf> {
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
 
     let initramfs = place.join("initramfs");
-    command::run(
+    command::run_aside(
         command::command("sh")
             .args(["-c", "find . | cpio --quiet --create --format=newc --owner=0:0 > \"$0\""])
             .arg(&initramfs)
@@ -102,7 +113,6 @@ fn init_script() -> String {
          mount -t devtmpfs devtmpfs /dev\n\
          mount -t proc proc /proc\n\
          mount -t sysfs sysfs /sys\n\
-         mount -t bpf bpf /sys/fs/bpf\n\
          echo 1 > /proc/sys/net/core/bpf_jit_enable\n\
          ifconfig lo up\n\
          echo \"{KERNEL}$(uname -r)\"\n\
@@ -135,78 +145,58 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// What the guest said before the machine ended.
-#[derive(Default)]
-struct Report {
-    /// `uname -r`, once init runs.
-    kernel: Option<String>,
-    /// The exit status of the tests, once they have ended.
-    exit_status: Option<String>,
-    /// The sum over all lines `test result: … N passed`.
-    passed: u64,
+struct Console {
+    text: String,
     /// Whether the machine was ended because it took too long.
     timed_out: bool,
 }
 
-/// Boots the kernel, shows what it prints and returns when the machine has ended.
-fn boot(tools: &Tools, initramfs: &Path, machine: &Machine) -> Result<Report> {
-    eprintln!("kernels: booting {} under emulation, with {}", tools.linux_6_1.display(), machine.name);
-    let mut qemu = command::command("timeout")
-        // In our process group: Ctrl-C ends the machine, too.
-        .args(["--foreground", "--kill-after=5", LONGEST_RUN])
-        .arg(&tools.qemu)
-        .args(["-accel", "tcg", "-cpu", "max", "-m", "2048"])
-        .args(machine.options)
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"])
-        .arg("-kernel")
-        .arg(&tools.linux_6_1)
-        .arg("-initrd")
-        .arg(initramfs)
-        // A panic ends the machine at once.
-        .arg("-append")
-        .arg(format!("console=ttyS0 quiet panic=-1 {}", machine.environment))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {} by timeout", tools.qemu.display()))?;
-    let mut report = Report::default();
-    let mut console = BufReader::new(qemu.stdout.take().context("the console is a pipe")?);
-    let mut line = Vec::new();
-    while console.read_until(b'\n', &mut line).context("cannot read the console")? > 0 {
-        std::io::stdout().write_all(&line)?;
-        report.read(String::from_utf8_lossy(&line).trim());
-        line.clear();
-    }
-    let status = qemu.wait().context("cannot wait for QEMU")?;
-    report.timed_out = status.code() == Some(124);
-    ensure!(status.success() || report.timed_out, "{} failed: {status}", tools.qemu.display());
-    Ok(report)
+/// Boots the kernel and returns when the machine has ended.
+fn boot(initramfs: &Path, machine: &Machine) -> Result<Console> {
+    let (qemu, kernel) = (setup::qemu()?, setup::linux_6_1()?);
+    log::say(format_args!("kernels: booting {} under emulation, with {}", kernel.display(), machine.name));
+    let (text, status) = log::record(
+        command::command("timeout")
+            // In our process group: Ctrl-C ends the machine, too.
+            .args(["--foreground", "--kill-after=5", LONGEST_RUN])
+            .arg(&qemu)
+            .args(["-accel", "tcg", "-cpu", "max", "-m", "2048"])
+            .args(machine.options)
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"])
+            .arg("-kernel")
+            .arg(&kernel)
+            .arg("-initrd")
+            .arg(initramfs)
+            // A panic ends the machine at once.
+            .arg("-append")
+            .arg(format!("console=ttyS0 quiet panic=-1 {}", machine.environment)),
+    )?;
+    let timed_out = status.code() == Some(124);
+    ensure!(status.success() || timed_out, "{} failed: {status}", qemu.display());
+    Ok(Console { text, timed_out })
 }
 
-impl Report {
-    fn read(&mut self, line: &str) {
-        if let Some(kernel) = line.strip_prefix(KERNEL) {
-            self.kernel = Some(kernel.to_owned());
-        } else if let Some(exit_status) = line.strip_prefix(EXIT_STATUS) {
-            self.exit_status = Some(exit_status.to_owned());
-        } else if let Some(result) = line.strip_prefix("test result: ") {
-            let passed = result.split("; ").next().and_then(|part| part.strip_suffix(" passed"));
-            let number = passed.and_then(|part| part.rsplit(' ').next()?.parse::<u64>().ok());
-            self.passed += number.unwrap_or_default();
-        }
+impl Console {
+    /// What follows this on a line.
+    fn said(&self, prefix: &str) -> Option<&str> {
+        self.text.lines().find_map(|line| line.trim().strip_prefix(prefix))
     }
 
     /// How many tests passed; silence, another kernel, an early end and an empty run are errors.
-    fn verdict(&self, kernel: &str) -> Result<u64> {
-        let Some(booted) = &self.kernel else {
+    fn verdict(&self, kernel: &str) -> Result<Counts> {
+        let Some(booted) = self.said(KERNEL) else {
             bail!("the guest did not come as far as its init{}", self.timeout_note());
         };
         ensure!(
             booted.starts_with(kernel),
             "the guest runs Linux {booted}, not {kernel}x\ntry: rm -r target/setup"
         );
-        match self.exit_status.as_deref() {
-            Some("0") if self.passed > 0 => Ok(self.passed),
-            Some("0") => bail!("the tests in Linux {booted} ended without one that ran"),
+        match self.said(EXIT_STATUS) {
+            Some("0") => {
+                let counts = Counts::of_libtest(&self.text)?;
+                ensure!(counts.passed > 0, "the tests in Linux {booted} ended without one that ran");
+                Ok(counts)
+            }
             Some(status) => bail!("the tests failed in Linux {booted} with exit status {status}"),
             None => bail!("Linux {booted} ended before the tests did{}", self.timeout_note()),
         }
@@ -222,9 +212,8 @@ mod tests {
     use super::*;
 
     fn verdict(console: &[&str], timed_out: bool) -> Result<u64, String> {
-        let mut report = Report { timed_out, ..Report::default() };
-        console.iter().for_each(|line| report.read(line));
-        report.verdict("6.1.").map_err(|error| error.to_string())
+        let verdict = Console { text: console.join("\r\n"), timed_out }.verdict("6.1.");
+        verdict.map(|counts| counts.passed).map_err(|error| error.to_string())
     }
 
     const BOOTED: &str = "tollgate-guest kernel 6.1.0-56-cloud-amd64";
@@ -236,7 +225,7 @@ mod tests {
         assert_eq!(verdict(&[BOOTED, PASSED, ENDED], false), Ok(12));
         let none = "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out";
         assert!(verdict(&[BOOTED, none, ENDED], false).unwrap_err().contains("without one that ran"));
-        assert!(verdict(&[BOOTED, ENDED], false).unwrap_err().contains("without one that ran"));
+        assert!(verdict(&[BOOTED, ENDED], false).unwrap_err().contains("without a result"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod apt;
+mod bare;
 mod bench;
 mod build;
 mod check;
@@ -15,6 +16,11 @@ mod command;
 mod demo;
 mod fuzz;
 mod kernels;
+mod log;
+#[path = "../../tests/src/options.rs"]
+mod options;
+mod preconditions;
+mod report;
 mod run;
 mod setup;
 mod spike;
@@ -43,30 +49,37 @@ enum Subcommands {
     /// All tests: on the host, in this kernel and in Linux 6.1 (needs root)
     ///
     /// Without root: `cargo test` runs the host's tests.
-    Test,
+    ///
+    /// A line for each group of tests; what a group printed where it failed, and under target/logs.
+    Test(Shown),
     /// The main job before your eyes: client, balancer, three backends, forged traffic, keys rotated (needs root)
     ///
-    /// Arguments go to the demo: `cargo xtask demo --forward nat --ipv6` takes another way to the backends, `--keep`
-    /// leaves the topology for looking around, `cargo xtask demo -- --help` shows them all.
-    Demo(PassedOn),
+    /// `cargo xtask demo --forward nat --ipv6` takes another way to the backends, `--keep` leaves the topology for looking
+    /// around.
+    Demo(options::Demo),
     /// Nanoseconds per packet, beside an empty program's (needs root)
-    ///
-    /// Arguments go to the benchmark: `cargo xtask bench --json FILE` also writes the table as JSON,
-    /// `cargo xtask bench -- --help` shows them all.
-    Bench(PassedOn),
+    Bench(options::Bench),
     /// Legitimate traffic beside floods of junk: what arrives, and how long it takes (needs root)
     ///
     /// Fails where a packet is lost while the machine is not saturated, or where delivery under a flood is worse than beside a
-    /// program that does nothing but drop it. Arguments go to the test: `cargo xtask spike --json FILE --quick`.
-    Spike(PassedOn),
+    /// program that does nothing but drop it.
+    Spike(options::Spike),
     /// Formatting, clippy and rustdoc, warnings as errors, for the host's crates and the BPF crate
-    Check,
+    Check(Shown),
     /// Fuzz every parser of bytes from outside
     ///
     /// What is found is kept under target/fuzz/findings; `cargo test` replays the corpus in tests/fuzz/corpus.
     Fuzz(fuzz::Options),
     /// Boot Debian's Linux 6.1 in QEMU and run the program's tests there
     Kernels,
+}
+
+/// How much is shown.
+#[derive(clap::Args)]
+struct Shown {
+    /// Show everything as it comes
+    #[arg(long)]
+    verbose: bool,
 }
 
 /// Arguments for the program that the subcommand starts.
@@ -81,8 +94,7 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let causes: Vec<_> = error.chain().map(ToString::to_string).collect();
-            eprintln!("error: {}", causes.join("\ncaused by: "));
+            eprintln!("{}", command::causes(&error));
             ExitCode::FAILURE
         }
     }
@@ -93,11 +105,11 @@ fn run(command: Subcommands) -> Result<()> {
         Subcommands::Setup => setup::show(),
         Subcommands::Build => build::show(),
         Subcommands::Run(passed_on) => run::run(&passed_on.args),
-        Subcommands::Test => test::run(),
-        Subcommands::Demo(passed_on) => demo::run(&passed_on.args),
-        Subcommands::Bench(passed_on) => bench::run(&passed_on.args),
-        Subcommands::Spike(passed_on) => spike::run(&passed_on.args),
-        Subcommands::Check => check::run(),
+        Subcommands::Test(shown) => test::run(shown.verbose),
+        Subcommands::Demo(_) => demo::run(),
+        Subcommands::Bench(_) => bench::run(),
+        Subcommands::Spike(_) => spike::run(),
+        Subcommands::Check(shown) => check::run(shown.verbose),
         Subcommands::Fuzz(options) => fuzz::run(&options),
         Subcommands::Kernels => kernels::run(),
     }

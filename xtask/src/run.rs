@@ -5,10 +5,11 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{build, command};
+use crate::{build, command, setup};
 
 /// Builds, then becomes `tollgate ARGS`.
 pub fn run(args: &[OsString]) -> Result<()> {
-    let built = build::run()?;
+    setup::check(&build::NEEDS)?;
+    let built = build::run(&build::NEEDS)?;
     command::become_program(Command::new(built.tollgate).args(args))
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: what building, testing, measuring and showing take, installed where it is missing.
+//! `cargo xtask setup`: what building, testing, measuring and showing take, checked first, then installed where it is missing.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,53 +7,142 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::toolchain::{self, Toolchain};
-use crate::{apt, command};
+use crate::{apt, command, preconditions};
 
-/// What the other subcommands work with.
-pub struct Tools {
-    /// Turns `lb-ebpf` into an object.
-    pub bpf: Toolchain,
+/// A set of tools beside the BPF toolchain, which everything takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// To make network namespaces.
+    Namespaces,
     /// Prometheus's checker of metrics pages.
-    pub promtool: PathBuf,
-    /// The machine that boots another Linux.
-    pub qemu: PathBuf,
-    /// Debian's Linux 6.1: the image that QEMU boots.
-    pub linux_6_1: PathBuf,
+    Metrics,
+    /// The machine that boots Debian's Linux 6.1.
+    Emulator,
 }
 
-/// Programs that tests, demo, bench and kernels start, and the Debian package of each.
-const PROGRAMS: [(&str, &str); 4] =
-    [("ip", "iproute2"), ("ethtool", "ethtool"), ("busybox", "busybox-static"), ("cpio", "cpio")];
+/// What a subcommand takes.
+pub struct Needs {
+    /// Its name.
+    pub subcommand: &'static str,
+    /// Why it needs root and this kernel; `None`: it needs neither.
+    pub kernel: Option<&'static str>,
+    /// Tools that it starts.
+    pub parts: &'static [Part],
+    /// What is below target/ once it has been built for this subcommand.
+    pub built: &'static str,
+    /// How long installing and building take where nothing is there, on two processors.
+    pub minutes: u32,
+    /// Space that they take below target/.
+    pub gigabytes: u64,
+}
+
+/// Programs that are started, the Debian package of each, and by what.
+const PROGRAMS: [(&str, &str, Part); 5] = [
+    ("ip", "iproute2", Part::Namespaces),
+    ("tc", "iproute2", Part::Namespaces),
+    ("ethtool", "ethtool", Part::Namespaces),
+    ("busybox", "busybox-static", Part::Emulator),
+    ("cpio", "cpio", Part::Emulator),
+];
+
+/// Everything that any subcommand takes.
+const ALL: Needs = Needs {
+    subcommand: "setup",
+    kernel: None,
+    parts: &[Part::Namespaces, Part::Metrics, Part::Emulator],
+    built: "setup",
+    minutes: 5,
+    gigabytes: 3,
+};
 
 /// `cargo xtask setup`.
 pub fn show() -> Result<()> {
-    let Tools { bpf, promtool, qemu, linux_6_1 } = run()?;
+    check(&ALL)?;
+    let bpf = run(&ALL)?;
     println!("BPF toolchain: {bpf}");
-    println!("promtool:      {}", promtool.display());
-    println!("QEMU:          {}", qemu.display());
-    println!("Linux 6.1:     {}", linux_6_1.display());
+    println!("promtool:      {}", promtool()?.display());
+    println!("QEMU:          {}", qemu()?.display());
+    println!("Linux 6.1:     {}", linux_6_1()?.display());
     println!("Nothing is missing. Next: cargo xtask demo");
     Ok(())
 }
 
-/// Finds everything, and installs what is missing.
-pub fn run() -> Result<Tools> {
-    let toolchain = toolchain::find();
-    let without = PROGRAMS.iter().filter(|(program, _)| command::find(program).is_none());
-    let mut packages: Vec<_> = without.map(|&(_, package)| package.to_owned()).collect();
-    if toolchain.is_none() {
-        packages.extend(toolchain::missing_packages()?);
+/// Looks whether the subcommand can do its work at all, before anything is installed or built; where it is the first, says
+/// how long it will take.
+pub fn check(needs: &Needs) -> Result<()> {
+    let missing = missing(needs)?;
+    let is_first = !missing.is_empty() || !command::target().join(needs.built).exists();
+    preconditions::check(needs, &missing, is_first)?;
+    if is_first {
+        eprintln!(
+            "{}: first run: installing and building take about {} minutes{}",
+            needs.subcommand,
+            needs.minutes,
+            if missing.is_empty() {
+                String::new()
+            } else {
+                format!("; Debian packages: {}", missing.join(" "))
+            }
+        );
     }
-    apt::install(&packages)?;
-    let bpf = match toolchain {
+    Ok(())
+}
+
+/// Finds all that the subcommand takes, and installs what is missing.
+pub fn run(needs: &Needs) -> Result<Toolchain> {
+    let packages = installed(needs)?;
+    if !packages.is_empty() {
+        apt::install(&packages)?;
+        // Some of it can be tried only now.
+        preconditions::check(needs, &[], false)?;
+    }
+    let bpf = match toolchain::find() {
         Some(bpf) => bpf,
         None => toolchain::make()?,
     };
-    Ok(Tools { bpf, promtool: promtool()?, qemu: qemu()?, linux_6_1: linux_6_1()? })
+    if needs.parts.contains(&Part::Metrics) {
+        promtool()?;
+    }
+    if needs.parts.contains(&Part::Emulator) {
+        qemu()?;
+        linux_6_1()?;
+    }
+    Ok(bpf)
+}
+
+/// Debian packages that are to be installed.
+fn installed(needs: &Needs) -> Result<Vec<String>> {
+    let without = PROGRAMS
+        .iter()
+        .filter(|(program, _, part)| needs.parts.contains(part) && command::find(program).is_none());
+    let mut packages: Vec<_> = without.map(|&(_, package, _)| package.to_owned()).collect();
+    packages.dedup();
+    if toolchain::find().is_none() {
+        packages.extend(toolchain::missing_packages()?);
+    }
+    Ok(packages)
+}
+
+/// Debian packages that are to be installed, or unpacked below target/.
+fn missing(needs: &Needs) -> Result<Vec<String>> {
+    let mut packages = installed(needs)?;
+    let is_kept = |name: &str| command::find(name).is_some() || kept(name).is_file();
+    if needs.parts.contains(&Part::Metrics) && !is_kept("promtool") {
+        packages.push("prometheus".into());
+    }
+    if needs.parts.contains(&Part::Emulator) {
+        if !is_kept("qemu-system-x86_64") {
+            packages.push("qemu-system-x86".into());
+        }
+        if !is_kept("vmlinuz-6.1") {
+            packages.push(newest_linux_6_1()?);
+        }
+    }
+    Ok(packages)
 }
 
 /// The one in PATH, or out of Debian's package without installing the server that it belongs to.
-fn promtool() -> Result<PathBuf> {
+pub fn promtool() -> Result<PathBuf> {
     match command::find("promtool") {
         Some(promtool) => Ok(promtool),
         None => keep_from_package(
@@ -66,14 +155,13 @@ fn promtool() -> Result<PathBuf> {
 
 /// The one in PATH, or Debian's with the libraries it needs, unpacked: installing it would remove the `qemu-utils` of
 /// another version, which may be what the user's own machines run on.
-fn qemu() -> Result<PathBuf> {
+pub fn qemu() -> Result<PathBuf> {
     if let Some(qemu) = command::find("qemu-system-x86_64") {
         return Ok(qemu);
     }
-    let setup = command::target().join("setup");
-    let start = setup.join("qemu-system-x86_64");
+    let start = kept("qemu-system-x86_64");
     if !start.is_file() {
-        let files = setup.join("qemu");
+        let files = kept("qemu");
         apt::unpack(&apt::closure("qemu-system-x86")?, &files)?;
         let program = files.join("usr/bin/qemu-system-x86_64");
         ensure!(program.is_file(), "the package has no {}", program.display());
@@ -90,19 +178,22 @@ fn qemu() -> Result<PathBuf> {
     Ok(start)
 }
 
-/// Debian's kernel for virtual machines: everything Tollgate needs is built in, so no module is kept.
-fn linux_6_1() -> Result<PathBuf> {
-    let newest_package = || {
-        let names = apt::names("linux-image-6.1.0-")?;
-        let numbered = names.into_iter().filter_map(|name| {
-            let number =
-                name.strip_prefix("linux-image-6.1.0-")?.strip_suffix("-cloud-amd64")?.parse::<u32>().ok()?;
-            Some((number, name))
-        });
-        let newest = numbered.max().map(|(_, name)| name);
-        newest.context("apt knows no linux-image-6.1.0-*-cloud-amd64\ntry: apt-get update, with Debian 12 among its sources")
-    };
-    keep_from_package("vmlinuz-6.1", newest_package, |files| {
+/// The package of Debian's kernel for virtual machines: everything Tollgate needs is built in, so no module is kept.
+fn newest_linux_6_1() -> Result<String> {
+    let numbered = apt::names("linux-image-6.1.0-")?.into_iter().filter_map(|name| {
+        let number =
+            name.strip_prefix("linux-image-6.1.0-")?.strip_suffix("-cloud-amd64")?.parse::<u32>().ok()?;
+        Some((number, name))
+    });
+    let newest = numbered.max().map(|(_, name)| name);
+    newest.context(
+        "apt knows no linux-image-6.1.0-*-cloud-amd64\ntry: apt-get update, with Debian 12 among its sources",
+    )
+}
+
+/// Its image.
+pub fn linux_6_1() -> Result<PathBuf> {
+    keep_from_package("vmlinuz-6.1", newest_linux_6_1, |files| {
         let boot = files.join("boot");
         let mut entries = fs::read_dir(&boot).with_context(|| format!("cannot read {}", boot.display()))?;
         let image = entries.find_map(|entry| {
@@ -113,16 +204,20 @@ fn linux_6_1() -> Result<PathBuf> {
     })
 }
 
+/// Where a file of a Debian package is kept.
+fn kept(name: &str) -> PathBuf {
+    command::target().join("setup").join(name)
+}
+
 /// `target/setup/NAME`, taken out of a Debian package if it is not there yet.
 fn keep_from_package(
     name: &str,
     package: impl FnOnce() -> Result<String>,
     file: impl FnOnce(&Path) -> Result<PathBuf>,
 ) -> Result<PathBuf> {
-    let setup = command::target().join("setup");
-    let kept = setup.join(name);
+    let kept = kept(name);
     if !kept.is_file() {
-        let files = setup.join(format!("{name}.package"));
+        let files = kept.with_file_name(format!("{name}.package"));
         apt::unpack(&[package()?], &files)?;
         let wanted = file(&files)?;
         ensure!(wanted.is_file(), "the package has no {}", wanted.display());

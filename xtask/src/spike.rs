@@ -1,15 +1,23 @@
 //! `cargo xtask spike`: builds and becomes the spike test of `lb-tests`.
 
-use std::ffi::OsString;
-
 use anyhow::Result;
 
+use crate::setup::{self, Needs, Part};
 use crate::{build, command};
 
-/// Builds, then becomes the spike test with these arguments: Ctrl-C reaches it, and it clears away what it made.
-pub fn run(args: &[OsString]) -> Result<()> {
-    command::require_root("spike", "makes network namespaces and loads XDP programs")?;
-    let built = build::run()?;
+const NEEDS: Needs = Needs {
+    subcommand: "spike",
+    kernel: Some("makes network namespaces and loads XDP programs"),
+    parts: &[Part::Namespaces],
+    built: "release/spike",
+    minutes: 6,
+    gigabytes: 4,
+};
+
+/// Builds, then becomes the spike test with the arguments of this subcommand, which have been read once already: Ctrl-C reaches it, and it clears away what it made.
+pub fn run() -> Result<()> {
+    setup::check(&NEEDS)?;
+    let built = build::run(&NEEDS)?;
     let spike = built.test_executable(["--bin", "spike"])?;
-    command::become_program(built.test_program(spike).args(args))
+    command::become_program(built.test_program(spike).args(command::arguments()))
 }

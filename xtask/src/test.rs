@@ -1,62 +1,125 @@
-//! `cargo xtask test`: every test there is, stage by stage, up to the first that fails.
+//! `cargo xtask test`: every test there is, stage by stage, up to the first stage that fails.
 
-use std::time::Instant;
+use std::path::PathBuf;
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::build::{self, Built};
-use crate::{command, fuzz, kernels};
+use crate::report::{Counts, Report, libtest};
+use crate::setup::{self, Needs, Part};
+use crate::{bare, command, fuzz, kernels, log};
 
-/// A part of the tests, and what runs it.
-type Stage = (&'static str, fn(&Built) -> Result<()>);
+/// What all tests take.
+const NEEDS: Needs = Needs {
+    subcommand: "test",
+    kernel: Some("loads XDP programs and makes network namespaces; `cargo test` alone does not"),
+    parts: &[Part::Namespaces, Part::Metrics, Part::Emulator],
+    built: "kernels",
+    minutes: 15,
+    gigabytes: 12,
+};
 
-const STAGES: [Stage; 4] = [
-    ("host tests", host_tests),
-    ("kernel tests", kernel_tests),
-    ("fuzzing", |_| fuzz::run_briefly()),
+/// A part of the tests, and what runs its groups.
+type Stage = (&'static str, fn(&Built, &mut Report));
+
+const STAGES: [Stage; 5] = [
+    ("host", host_tests),
+    ("kernel", kernel_tests),
+    ("demo and benchmark", demo_and_benchmark),
+    ("fuzz", |_, report| fuzz::run_briefly(report)),
     ("Linux 6.1", kernels::run_tests),
 ];
 
-/// Builds, then runs all stages; ends with a line for each.
-pub fn run() -> Result<()> {
-    command::require_root(
-        "test",
-        "loads XDP programs and makes network namespaces; `cargo test` alone does not",
-    )?;
-    let mut summary = Vec::new();
-    let start = Instant::now();
-    let built = build::run()?;
-    summary.push(format!("{:<14} passed  {:>4} s", "build", start.elapsed().as_secs()));
-
-    let mut outcome = Ok(());
-    for (name, stage) in STAGES {
-        if outcome.is_err() {
-            summary.push(format!("{name:<14} not run"));
-            continue;
+/// Builds, then runs all stages; the last line has the sums.
+pub fn run(verbose: bool) -> Result<()> {
+    setup::check(&NEEDS)?;
+    let mut report = Report::new(verbose);
+    if let Some(built) = report.step("build", || build::run(&NEEDS)) {
+        for (name, stage) in STAGES {
+            if report.has_failed() {
+                println!("{name:<32} not run");
+            } else {
+                stage(&built, &mut report);
+            }
         }
-        eprintln!("\ntest: {name}");
-        let start = Instant::now();
-        outcome = stage(&built);
-        let word = if outcome.is_ok() { "passed" } else { "FAILED" };
-        summary.push(format!("{name:<14} {word}  {:>4} s", start.elapsed().as_secs()));
     }
-    println!("\n{}", summary.join("\n"));
-    outcome
+    report.finish("tests")
 }
 
 /// What plain `cargo test` runs.
-fn host_tests(built: &Built) -> Result<()> {
-    command::run(&mut built.host_cargo("test"))
+fn host_tests(built: &Built, report: &mut Report) {
+    let binaries = || test_binaries(built.host_cargo("test").arg("--no-run"));
+    let Some(binaries) = report.step("host: build", binaries) else { return };
+    for binary in binaries {
+        report.group(&format!("host: {}", binary.name), || {
+            libtest(built.test_program(&binary.program).current_dir(&binary.directory))
+        });
+    }
+    report.group("host: documentation", || libtest(built.host_cargo("test").arg("--doc")));
 }
 
-/// What loads the program or makes namespaces. One test binary after the other, with release's artefacts.
-fn kernel_tests(built: &Built) -> Result<()> {
-    command::run(built.host_cargo("test").args([
-        "--release",
-        "--package",
-        "lb-tests",
-        "--features",
-        "kernel",
-        "--tests",
-    ]))
+/// What loads the program or makes namespaces: one test binary after the other, with release's artefacts, on a machine that
+/// nobody has prepared.
+fn kernel_tests(built: &Built, report: &mut Report) {
+    let mut cargo = built.host_cargo("test");
+    cargo.args(["--release", "--package", "lb-tests", "--features", "kernel", "--tests", "--no-run"]);
+    let Some(binaries) = report.step("kernel: build", || test_binaries(&mut cargo)) else { return };
+    for binary in binaries {
+        report.group(&format!("kernel: {}", binary.name), || {
+            let mut tests = bare::command(built, &binary.program);
+            libtest(tests.current_dir(&binary.directory).env("PROMTOOL", setup::promtool()?))
+        });
+    }
+}
+
+/// The programs that people run, there as well.
+fn demo_and_benchmark(built: &Built, report: &mut Report) {
+    for (name, selection, arguments) in
+        [("demo", ["--bin", "demo"], &[][..]), ("benchmark", ["--bench", "program"], &["--quick"])]
+    {
+        report.group(name, || {
+            let program = built.test_executable(selection)?;
+            let mut program = bare::command(built, &program);
+            let (_, status) = log::record(program.args(arguments))?;
+            anyhow::ensure!(status.success(), "{}: {status}", command::shown(&program));
+            Ok(Counts::ONE)
+        });
+    }
+}
+
+/// A program with tests.
+struct Binary {
+    name: String,
+    program: PathBuf,
+    /// Of its package, where cargo starts it.
+    directory: PathBuf,
+}
+
+/// Builds them; `cargo` is one that does not run them.
+fn test_binaries(cargo: &mut Command) -> Result<Vec<Binary>> {
+    let messages = command::output(cargo.arg("--message-format=json-render-diagnostics"))?;
+    let mut binaries = Vec::new();
+    for line in messages.lines() {
+        let message: serde_json::Value = serde_json::from_str(line).context("a message of cargo")?;
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        let is_test = message["profile"]["test"] == true;
+        let Some(program) = text(&message["executable"]).filter(|_| is_test).map(PathBuf::from) else {
+            continue;
+        };
+        let manifest = PathBuf::from(text(&message["manifest_path"]).context("a package has a manifest")?);
+        let directory = manifest.parent().context("a manifest is in a directory")?.to_owned();
+        let package = directory.file_name().context("a package has a directory")?.to_string_lossy();
+        let kind = text(&message["target"]["kind"][0]).context("a target is of a kind")?;
+        let name = match kind.as_str() {
+            "lib" => package.into_owned(),
+            _ => format!(
+                "{package}, {kind} {}",
+                text(&message["target"]["name"]).context("a target has a name")?
+            ),
+        };
+        binaries.push(Binary { name, program, directory });
+    }
+    anyhow::ensure!(!binaries.is_empty(), "cargo built no test");
+    Ok(binaries)
 }

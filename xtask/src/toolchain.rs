@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{apt, command};
+use crate::{apt, command, log};
 
 /// The version that is built where none is found. It knows the LLVM majors for which it has a feature `llvm-N`.
 const BPF_LINKER: &str = "0.13.0";
@@ -17,8 +17,11 @@ const BPF_LINKER: &str = "0.13.0";
 /// Where Debian's compiler is, which rustup's does not hide from us.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
+/// The package that it comes in.
+pub const DEBIAN_RUSTC_PACKAGE: &str = "rustc-web";
+
 /// What the workspace's `rust-version` asks for.
-const OLDEST_RUSTC: u32 = 95;
+pub const OLDEST_RUSTC: u32 = 95;
 
 /// A BPF toolchain.
 pub struct Toolchain {
@@ -49,8 +52,9 @@ pub fn find() -> Option<Toolchain> {
 
 /// The Debian packages that [`make`] takes and that are not there.
 pub fn missing_packages() -> Result<Vec<String>> {
-    let mut packages =
-        ["rustc-web", "rust-web-src", "rust-web-llvm", "rust-web-clippy"].map(str::to_owned).to_vec();
+    let mut packages = [DEBIAN_RUSTC_PACKAGE, "rust-web-src", "rust-web-llvm", "rust-web-clippy"]
+        .map(str::to_owned)
+        .to_vec();
     let Some(version) = debian_version() else {
         // Not filtered: an older compiler is there under the same names. Where apt cannot say yet which LLVM the new one
         // has, `make` asks for the rest.
@@ -59,6 +63,12 @@ pub fn missing_packages() -> Result<Vec<String>> {
     };
     packages.extend(llvm_packages(version.llvm));
     apt::missing(&packages)
+}
+
+/// Whether a Debian version of the compiler, such as `1.96.0+dfsg1-1~deb12u2`, is.
+pub fn is_new_enough(debian_version: &str) -> bool {
+    let mut numbers = debian_version.split('.').map(str::parse::<u32>);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(1)), Some(Ok(minor))) if minor >= OLDEST_RUSTC)
 }
 
 /// Builds what Debian has no package of, and returns the toolchain.
@@ -183,7 +193,7 @@ fn find_bpf_linker(llvm: u32) -> Option<PathBuf> {
 /// Builds bpf-linker against Debian's LLVM.
 fn make_bpf_linker(llvm: u32) -> Result<()> {
     apt::install(&apt::missing(&llvm_packages(llvm))?)?;
-    eprintln!("setup: building bpf-linker {BPF_LINKER} for LLVM {llvm}");
+    log::say(format_args!("setup: building bpf-linker {BPF_LINKER} for LLVM {llvm}"));
     let made = made_bpf_linker(llvm);
     let place = made.ancestors().nth(2).context("bpf-linker has a place of its own")?;
     command::run_aside(
@@ -267,5 +277,18 @@ impl Version {
 
     fn is_new_enough(&self) -> bool {
         self.minor >= OLDEST_RUSTC
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_new_enough;
+
+    #[test]
+    fn versions_of_debian() {
+        assert!(is_new_enough("1.96.0+dfsg1-1~deb12u2"));
+        assert!(is_new_enough("1.95.0"));
+        assert!(!is_new_enough("1.85.0+dfsg3-1~deb12u3"));
+        assert!(!is_new_enough("(none)"));
     }
 }

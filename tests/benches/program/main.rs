@@ -24,12 +24,11 @@ mod rows;
 mod veth;
 mod ways;
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use lb_common::maps::SESSIONS_DEFAULT;
 use lb_tests::{
+    options,
     program::{Program, pin_to_cpu, small},
     replay::Replay,
 };
@@ -39,16 +38,10 @@ use crate::report::Report;
 
 /// Measures Tollgate's XDP program on this machine.
 #[derive(Parser)]
+#[command(name = "cargo xtask bench")]
 struct Arguments {
-    /// Write the figures to this file, too.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Fewer and shorter runs: for a first impression.
-    #[arg(long)]
-    quick: bool,
-    /// What `cargo bench` says.
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    options: options::Bench,
 }
 
 /// How much is measured.
@@ -73,8 +66,8 @@ pub struct Programs {
 }
 
 fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    let effort = if arguments.quick { QUICK } else { FULL };
+    let Arguments { options } = Arguments::parse();
+    let effort = if options.quick { QUICK } else { FULL };
     // The last CPU: interrupts tend to come to the first.
     let cpus = aya::util::online_cpus().map_err(|(file, error)| error.context_of(file))?;
     let (first, last) = (cpus[0] as usize, cpus[cpus.len() - 1] as usize);
@@ -88,7 +81,7 @@ fn main() -> Result<()> {
 
     let report = Report::new(rows, rates);
     report.print();
-    if let Some(path) = arguments.json {
+    if let Some(path) = options.json {
         std::fs::write(&path, report.json()? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))?;
     }

@@ -1,20 +1,14 @@
 //! Legitimate traffic under floods of junk: what arrives, and how long it takes. `lb_tests::spike` says how.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use lb_tests::{
-    leftovers,
+    leftovers::{self, Run},
+    options,
     spike::{Bench, COMPARED, Effort, Junk, MODERATE, Report},
 };
-
-/// Names of all that it makes begin so.
-const NAMES: &str = "tgspike";
 
 const FULL: Effort = Effort { quiet: Duration::from_secs(1), flood: Duration::from_secs(3), rounds: 5 };
 const QUICK: Effort =
@@ -22,20 +16,14 @@ const QUICK: Effort =
 
 /// Floods Tollgate and a program that does nothing, and measures what clients notice.
 #[derive(Parser)]
+#[command(name = "cargo xtask spike")]
 struct Arguments {
-    /// Write the figures to this file, too
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Shorter and fewer floods: for a first impression
-    #[arg(long)]
-    quick: bool,
-    /// Where the junk's random numbers begin
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    #[command(flatten)]
+    options: options::Spike,
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(&Arguments::parse().options) {
         Ok(code) => code,
         Err(error) => {
             leftovers::hold_if_interrupted();
@@ -45,12 +33,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let is_ours = |name: &str| name.starts_with(NAMES);
-    leftovers::remove_when_interrupted(is_ours)?;
-    leftovers::remove(is_ours)?;
-    let effort = if arguments.quick { QUICK } else { FULL };
-    let mut bench = Bench::new(NAMES, arguments.seed)?;
+fn run(options: &options::Spike) -> Result<ExitCode> {
+    let names = Run::start("tgspike")?;
+    let effort = if options.quick { QUICK } else { FULL };
+    let mut bench = Bench::new(names.prefix(), options.seed)?;
     let mut report = Report::default();
     for junk in Junk::ALL {
         eprintln!("spike: {}", junk.name());
@@ -64,7 +50,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     println!("{}", report.tables());
-    if let Some(path) = &arguments.json {
+    if let Some(path) = &options.json {
         write(path, &report)?;
     }
     let missed = report.missed();

@@ -21,7 +21,7 @@ use lb_tests::{
     daemon::{Daemon, PATIENCE, Place, counters, http, said, service, wait_for},
     forward::{Decap, Forward},
     issuer::{Issuer, session},
-    leftovers,
+    leftovers::{self, Run},
     topology::{Family, INTERFACE, Plan, Topology},
 };
 use nix::{
@@ -38,24 +38,13 @@ pub const TTL: u32 = 300;
 /// A service `game`, forwarded by l2 and stripped, without automatic rotation.
 pub const L2: &str = "forward = \"l2\"\nkey_rotation = \"off\"";
 
-/// Names of all that tests make begin with it; then come the process and a number.
-const NAMES: &str = "tgt-";
-
-/// Removes what killed runs have left, and will remove what this one makes if it is interrupted.
-fn clean_up() -> Result<()> {
-    let run_of = |name: &str| name.strip_prefix(NAMES)?.split('-').next()?.parse::<u32>().ok();
-    let this = std::process::id();
-    leftovers::remove_when_interrupted(move |name| run_of(name) == Some(this))?;
-    leftovers::remove(|name| run_of(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()))
-}
-
 /// A name that nothing else has.
 pub fn new_name() -> Result<String> {
     static MADE: AtomicU32 = AtomicU32::new(0);
-    static CLEAN: OnceLock<Result<(), String>> = OnceLock::new();
-    let clean = CLEAN.get_or_init(|| clean_up().map_err(|error| format!("{error:#}")));
-    clean.clone().map_err(anyhow::Error::msg)?;
-    Ok(format!("{NAMES}{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed)))
+    static RUN: OnceLock<Result<Run, String>> = OnceLock::new();
+    let run = RUN.get_or_init(|| Run::start("tgtest").map_err(|error| format!("{error:#}")));
+    let run = run.as_ref().map_err(|error| anyhow::Error::msg(error.clone()))?;
+    Ok(format!("{}-{}", run.prefix(), MADE.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// A balancer with what is around it.

@@ -74,6 +74,26 @@ fn wrong_configurations() -> Result<()> {
 }
 
 #[test]
+fn without_a_bpf_file_system() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let config = lab.place.config();
+    let (pins, plain) =
+        (lab.place.bpffs().display().to_string(), lab.place.path("plain").display().to_string());
+    fs::write(&config, fs::read_to_string(&config)?.replace(&pins, &plain))?;
+    let expected =
+        [plain.as_str(), "not on a BPF file system", "`mount -t bpf bpf /sys/fs/bpf`", "set `bpffs`"];
+    refuses(&lab, &expected)?;
+    let check = lab.run(&["check", "-c", config.to_str().context("a path in UTF-8")?])?;
+    let found = said(&check);
+    ensure!(check.status.code() == Some(1), "{}: {found}", check.status);
+    for part in expected {
+        ensure!(found.contains(part), "`{part}` is not in: {found}");
+    }
+    ensure!(!lab.place.path("plain").exists(), "something was made");
+    Ok(())
+}
+
+#[test]
 fn an_interface_that_is_not_there() -> Result<()> {
     let lab = Lab::new(L2, 1)?;
     lab.place.configure_on(&["eth0", "eth7"], &lab.service(L2, 1))?;

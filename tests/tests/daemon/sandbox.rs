@@ -170,7 +170,7 @@ fn with_three_capabilities_from_the_start() -> Result<()> {
         fs::create_dir(lab.place.path(name))?;
         chown(lab.place.path(name), Some(uid.as_raw()), Some(uid.as_raw()))?;
     }
-    // The way to /sys/fs/bpf is root's alone: a file system of the daemon's own.
+    // A BPF file system is root's alone on most systems, so this user has one of its own.
     let bpf = own.join("bpf");
     let _mounted = Mounted::new("bpf", &bpf, "")?;
     chown(&bpf, Some(uid.as_raw()), Some(uid.as_raw()))?;
@@ -186,7 +186,7 @@ fn with_three_capabilities_from_the_start() -> Result<()> {
         const CAPS: &str = "+bpf,+net_admin,+perfmon";
         let mut command = lab.topology.balancer.command("setpriv")?;
         command
-            .args(["--reuid", NAME, "--regid", "60", "--clear-groups"])
+            .args(["--reuid", NAME, "--regid", NAME, "--clear-groups"])
             .args(["--inh-caps", &format!("-all,{CAPS}"), "--ambient-caps", CAPS])
             .args(["--bounding-set", &format!("-all,{CAPS}"), &binary()?, "run", "-c"])
             .arg(lab.place.config());

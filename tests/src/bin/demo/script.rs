@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Everything that is made has a name that begins with it.
-const NAME: &str = "tollgate-demo";
+pub const NAME: &str = "tollgate-demo";
 /// Backends.
 pub const BACKENDS: u8 = 3;
 /// Valid datagrams between two events. More flow during the events themselves.

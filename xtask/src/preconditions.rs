@@ -1,0 +1,181 @@
+//! What must be there before anything is installed or built. All that is missing is told at once. A linker and rustc are
+//! not looked for: this program was built with them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Result, bail};
+
+use crate::setup::Needs;
+use crate::{apt, command, toolchain};
+
+/// The oldest kernel that loads the program.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
+
+/// An error that names all that this machine lacks for the subcommand, with `packages` still to be installed, and, in the
+/// first run, all still to be built.
+pub fn check(needs: &Needs, packages: &[String], is_first: bool) -> Result<()> {
+    let mut lacks = Vec::new();
+    if let Some(because) = needs.kernel {
+        lacks.extend(kernel(needs.subcommand, because));
+    }
+    if is_first {
+        lacks.extend(space(needs.gigabytes));
+    }
+    if !packages.is_empty() {
+        lacks.extend(sources(packages)?);
+    }
+    if !lacks.is_empty() {
+        bail!("cargo xtask {} cannot work here:\n{}", needs.subcommand, lacks.join("\n"));
+    }
+    Ok(())
+}
+
+/// Root, a kernel that is new enough, and what it lets this process do.
+fn kernel(subcommand: &str, because: &str) -> Vec<String> {
+    let mut lacks = Vec::new();
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    if version(&release).is_none_or(|version| version < OLDEST_KERNEL) {
+        let (major, minor) = OLDEST_KERNEL;
+        lacks.push(format!(
+            "- this kernel is Linux {}, and {major}.{minor} is the oldest that works\n  try: a newer kernel, or a virtual \
+             machine that has one",
+            release.trim()
+        ));
+    }
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        lacks.push(
+            "- this kernel has no BTF: /sys/kernel/btf/vmlinux is missing\n  try: a kernel with CONFIG_DEBUG_INFO_BTF, \
+             such as Debian's; in a container or chroot, mount sysfs at /sys"
+                .to_owned(),
+        );
+    }
+    if !command::is_root() {
+        lacks.push(format!(
+            "- it needs root: it {because}\n  try: sudo --preserve-env=HOME,CARGO_HOME,RUSTUP_HOME env \"PATH=$PATH\" \
+             cargo xtask {subcommand}"
+        ));
+        return lacks; // The rest is only root's.
+    }
+    for (name, program, script) in [
+        ("make a network namespace", "unshare", "exec unshare --net true"),
+        (
+            "mount a BPF file system below /run",
+            "mount",
+            "at=$(mktemp --directory /run/tollgate-check-XXXXXX) && trap 'rmdir \"$at\"' EXIT && mount -t bpf bpf \"$at\" && \
+             umount \"$at\"",
+        ),
+        (
+            "make veth pairs and bridges",
+            "ip",
+            "exec unshare --net sh -c 'ip link add a type veth peer name b && ip link add c type bridge'",
+        ),
+    ] {
+        if command::find(program).is_none() {
+            continue; // It is to be installed, and this is tried again then.
+        }
+        let tried = command::command("sh").args(["-c", script]).stdin(Stdio::null()).output();
+        let said = match &tried {
+            Ok(output) if output.status.success() => continue,
+            Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            Err(error) => error.to_string(),
+        };
+        lacks.push(format!(
+            "- this process cannot {name}: {said}\n  try: outside of a container, or in one with all capabilities and \
+             without a seccomp filter \
+             (docker run --privileged); for what the kernel does not know, a kernel with it, such as Debian's"
+        ));
+    }
+    lacks
+}
+
+/// `6.1.0-53-amd64` is (6, 1).
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.trim().split(['.', '-']).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// Room below target/, with what is there already.
+fn space(gigabytes: u64) -> Option<String> {
+    let target = command::target();
+    let there = target.ancestors().find(|ancestor| ancestor.is_dir())?;
+    let figure = |program: &str, args: &[&str]| {
+        let text = command::output(command::command(program).args(args).arg(there)).ok()?;
+        text.lines().last()?.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    let free = figure("df", &["--block-size=1M", "--output=avail"])?;
+    let used = if target.is_dir() { figure("du", &["--summarize", "--block-size=1M"])? } else { 0 };
+    let wanted = (gigabytes * 1024).saturating_sub(used);
+    (free < wanted).then(|| {
+        format!(
+            "- {} has {free} MiB left, and building takes about {wanted} MiB more\n  try: make room, or set \
+             CARGO_TARGET_DIR to a directory that has it",
+            there.display()
+        )
+    })
+}
+
+/// Whether apt's sources have these packages, and a compiler that is new enough among them.
+fn sources(packages: &[String]) -> Result<Option<String>> {
+    let absent: Vec<_> = apt::without_candidate(packages)?;
+    let compiler = packages.iter().any(|package| package == toolchain::DEBIAN_RUSTC_PACKAGE);
+    let candidate = if compiler { apt::candidate(toolchain::DEBIAN_RUSTC_PACKAGE)? } else { None };
+    let is_old = compiler && !candidate.as_deref().is_some_and(toolchain::is_new_enough);
+    if !is_old && absent.is_empty() {
+        return Ok(None);
+    }
+    let found = match candidate {
+        _ if !is_old => format!("- apt's sources have no {}", absent.join(", no ")),
+        Some(candidate) => format!(
+            "- apt's sources have {} {candidate}, and the XDP program takes 1.{} or later",
+            toolchain::DEBIAN_RUSTC_PACKAGE,
+            toolchain::OLDEST_RUSTC
+        ),
+        None => format!("- apt's sources have no {}", toolchain::DEBIAN_RUSTC_PACKAGE),
+    };
+    let codename = codename();
+    let suite = format!("{codename}-security");
+    if codename != "bookworm" {
+        return Ok(Some(format!(
+            "{found}\n  try: Debian 12 (bookworm) with its suite bookworm-security; docs/adr/0005-toolchain-routes.md names \
+             another toolchain"
+        )));
+    }
+    if is_old && !apt::has_suite(&suite)? {
+        return Ok(Some(format!(
+            "{found}\n  cause: Debian's security archive is missing: no source has the suite {suite}\n  try: add this line to \
+             /etc/apt/sources.list, MIRROR being a host that has that archive, then apt-get update:\n    deb \
+             http://MIRROR/debian-security {suite} main"
+        )));
+    }
+    Ok(Some(format!(
+        "{found}\n  try: apt-get update, with the suites bookworm and {suite} among the sources"
+    )))
+}
+
+fn codename() -> String {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    name.unwrap_or_default().trim_matches('"').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_compared_by_number() {
+        assert_eq!(version("6.1.0-53-amd64\n"), Some((6, 1)));
+        assert_eq!(version("6.18.44"), Some((6, 18)));
+        assert_eq!(version("5.10-rc1"), Some((5, 10)));
+        assert_eq!(version("none"), None);
+        assert!(version("5.19.17") < Some(OLDEST_KERNEL) && version("10.0.1") > Some(OLDEST_KERNEL));
+    }
+
+    #[test]
+    fn a_disk_that_is_too_small_is_told() {
+        assert!(space(1 << 30).unwrap().contains("MiB left"));
+        assert_eq!(space(0), None);
+    }
+}
