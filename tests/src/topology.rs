@@ -204,8 +204,6 @@ impl Maker<'_> {
 
     fn balancer(&self, role: &str, address: u8, passes: &mut Vec<Pinned>) -> Result<Namespace> {
         let balancer = self.host(role)?;
-        // Kept for `forward = "nat"`, as operators are told to.
-        balancer.sysctl("net.ipv4.ip_local_reserved_ports", "40000-59999")?;
         self.plug_balancer(&balancer, INTERFACE, role, Network::Front, address, passes)?;
         match self.plan.way {
             Way::Segment => {}
