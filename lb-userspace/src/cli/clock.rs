@@ -1,6 +1,6 @@
 //! `tollgate clock`.
 
-use tollgate::api::messages::{ClockAccepted, ClockStatus};
+use tollgate::api::messages::{AcceptClockRequest, ClockAccepted, ClockStatus};
 
 use super::{
     Global,
@@ -23,7 +23,7 @@ pub fn run(global: &Global, command: Option<&Clock>) -> anyhow::Result<()> {
             output::print(global.output, &clock, lines)
         }
         Some(Clock::Accept) => {
-            let accepted: ClockAccepted = client.post("/v1/clock/accept", &())?;
+            let accepted: ClockAccepted = client.post("/v1/clock/accept", &AcceptClockRequest {})?;
             output::print(global.output, &accepted, |accepted| {
                 vec![
                     format!("the program's clock went back by {}", duration(accepted.seconds_back)),

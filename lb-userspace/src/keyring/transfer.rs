@@ -9,6 +9,7 @@ use super::{Key, KeyPolicy, KeyState, Keyring, KeyringError, LATE, slots::REST, 
 
 /// The keys of a service, as `keys export` prints and `keys import` reads them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Keyset {
     /// The service's name, for people.
     pub service: String,
@@ -20,6 +21,7 @@ pub struct Keyset {
 
 /// A key of a keyset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExportedKey {
     /// Its id.
     pub key_id: u32,

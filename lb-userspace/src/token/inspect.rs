@@ -17,6 +17,7 @@ use crate::{api::messages::TokenKind, revocation::Revocations};
 
 /// A token to look at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct InspectRequest {
     /// The header, in hex.
     pub token: String,

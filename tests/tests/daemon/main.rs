@@ -4,6 +4,7 @@ mod callers;
 mod clock;
 mod commands;
 mod disk;
+mod health;
 mod hops;
 mod keys;
 mod lab;

@@ -29,6 +29,7 @@ pub struct KeyStatus {
 
 /// `tollgate keys rotate`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RotateRequest {
     /// The service, by name or id; all services if not given.
     pub service: Option<String>,
@@ -51,6 +52,7 @@ pub struct Rotated {
 
 /// `tollgate keys revoke`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RevokeRequest {
     /// The key.
     pub key_id: u32,
@@ -71,6 +73,7 @@ pub struct Revoked {
 
 /// `tollgate keys export`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExportRequest {
     /// The service, by name or id.
     pub service: String,

@@ -18,7 +18,9 @@ pub use revocations::{
     RevokedBefore, UnrevokeSessionsRequest,
 };
 pub use sessions::{SessionList, SessionStatus};
-pub use status::{BackendStatus, ClockAccepted, ClockStatus, InterfaceStatus, ServiceStatus, Status};
+pub use status::{
+    AcceptClockRequest, BackendStatus, ClockAccepted, ClockStatus, InterfaceStatus, ServiceStatus, Status,
+};
 pub use tokens::{MintRequest, Minted, TokenKind};
 
 /// The largest request, bytes: a keyset of as many keys as there are slots has half of it.

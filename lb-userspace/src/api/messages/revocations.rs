@@ -32,6 +32,7 @@ pub struct RevocationStatus {
 
 /// `tollgate sessions revoke`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RevokeSessionsRequest {
     /// The service, by name or id.
     pub service: String,
@@ -43,6 +44,7 @@ pub struct RevokeSessionsRequest {
 
 /// `tollgate sessions unrevoke`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UnrevokeSessionsRequest {
     /// The service, by name or id.
     pub service: String,
@@ -52,6 +54,7 @@ pub struct UnrevokeSessionsRequest {
 
 /// `tollgate token revoke` and `tollgate token unrevoke`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RevokeTokenRequest {
     /// Its header, or the 40 bytes of its claims, in hex.
     pub token: String,
@@ -61,6 +64,7 @@ pub struct RevokeTokenRequest {
 
 /// `tollgate services revoke-before`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RevokeBeforeRequest {
     /// The service, by name or id.
     pub service: String,

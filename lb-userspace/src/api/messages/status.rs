@@ -164,6 +164,11 @@ pub struct ClockStatus {
     pub jumps_backward: u64,
 }
 
+/// `tollgate clock accept`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AcceptClockRequest {}
+
 /// What `clock accept` did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockAccepted {

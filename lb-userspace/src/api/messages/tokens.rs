@@ -6,6 +6,7 @@ use super::text;
 
 /// What a token is to say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MintRequest {
     /// The service, by name or id.
     pub service: String,
