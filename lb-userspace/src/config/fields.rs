@@ -23,7 +23,8 @@ const HMAC_BUDGET: u32 = lb_common::maps::HMACS_PER_SECOND_DEFAULT as u32;
 const MAX_TTL: Duration = Duration::from_hours(1);
 const KEY_ROTATION: Duration = Duration::from_hours(24);
 const WEIGHT: u32 = 100;
-const NAT_PORTS: Ports = Ports { first: 40_000, last: 59_999 };
+/// Below the ports that Linux gives to its own sockets by default, 32768 to 60999 (`ip_local_port_range`, ip(7)).
+const NAT_PORTS: Ports = Ports { first: 10_000, last: 29_999 };
 
 /// A service, and where its fields are.
 pub(super) struct ServiceDraft {

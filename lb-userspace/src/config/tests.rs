@@ -146,7 +146,7 @@ fn what_is_absent_has_a_default() {
     assert_eq!(config.metrics, Some(([127, 0, 0, 1], 9477).into()));
     assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/tollgate"));
     assert_eq!((config.sessions, config.hmac_budget), (262_144, 200_000));
-    assert_eq!(config.nat_ports, Ports { first: 40_000, last: 59_999 });
+    assert_eq!(config.nat_ports, Ports { first: 10_000, last: 29_999 });
     assert_eq!(config.nat_ports_per_session, 8);
     assert_eq!((config.tunnel_sources.as_slice(), config.ports_of_nat()), (&[][..], None));
     assert!(config.virtual_macs.is_empty());

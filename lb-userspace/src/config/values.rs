@@ -319,7 +319,7 @@ fn no_host(address: IpAddr) -> Option<&'static str> {
 const NAT_PORT_MIN: u16 = 1024;
 
 pub(super) fn nat_ports(path: &str, value: &DeValue<'_>) -> Read<Ports> {
-    const EXAMPLE: &str = "nat_ports = \"40000-59999\"";
+    const EXAMPLE: &str = "nat_ports = \"10000-29999\"";
     let given = text(path, value, EXAMPLE)?;
     let ports = given.split_once('-').and_then(|(first, last)| {
         Some(Ports { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? })

@@ -207,6 +207,19 @@ fn places_that_are_taken() -> Result<()> {
     Ok(())
 }
 
+/// The kernel's default range, which is that of a new namespace, is 32768 to 60999.
+#[test]
+fn nat_ports_that_the_host_gives_to_its_own_sockets() -> Result<()> {
+    let lab = Lab::new("forward = \"nat\"\nkey_rotation = \"off\"", 1)?;
+    let text = fs::read_to_string(lab.place.config())?;
+    fs::write(lab.place.config(), format!("nat_ports = \"32760-32768\"\n{text}"))?;
+    refuses(&lab, &["32768-60999", "ip_local_reserved_ports=32760-32768"])?;
+    nothing_is_pinned(&lab)?;
+    lab.topology.balancer.sysctl("net.ipv4.ip_local_reserved_ports", "32768")?;
+    let _daemon = lab.start()?;
+    Ok(())
+}
+
 #[test]
 fn an_interface_of_another_tollgate() -> Result<()> {
     let lab = Lab::new(L2, 1)?;
