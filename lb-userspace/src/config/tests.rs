@@ -210,7 +210,7 @@ fn every_wrong_value_is_named() {
         ("key_rotation = \"0s\"", "is out of range"),
         (
             "key_rotation = \"1s\"\nmax_ttl = \"2h\"",
-            "the services need up to 7203 keys at a time, and there are 4096",
+            "the services need up to 7269 key slots at a time, and there are 4096",
         ),
         (
             "rate = \"1000/s\"",
@@ -376,7 +376,7 @@ fn what_is_probably_not_meant_is_a_warning() {
         (with("forward = \"l2\""), "the service has no backend"),
         (with("forward = \"nat\""), "the service has no backend"),
         ("tunnel_sources = [\"10.9.0.0/24\"]\n".to_owned() + &with(""), "`tunnel_sources` is not used"),
-        (with("key_rotation = \"10m\""), "up to 9 keys verify at a time; a key_rotation of 10m is shorter"),
+        (with("key_rotation = \"10m\""), "the rotation needs 11 key slots; a key_rotation of 10m is shorter"),
     ];
     for (text, expected) in cases {
         let warnings = parse(&text).unwrap().warnings;

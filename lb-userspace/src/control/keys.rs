@@ -56,8 +56,7 @@ pub struct SlotReport {
 impl Keys {
     /// Of these services.
     pub fn new(services: &[config::Service]) -> Self {
-        let policies = services.iter().map(KeyPolicy::from).collect();
-        Self { policies, wanted: Wanted::default(), installed: BTreeSet::new() }
+        Self { policies: KeyPolicy::of(services), wanted: Wanted::default(), installed: BTreeSet::new() }
     }
 
     /// Whether the kernel verifies with a key.

@@ -1,4 +1,4 @@
-//! The state as a file: `{"format": 2, "sha256": of the content, "content": {"revision": N, "state": {..}}}`.
+//! The state as a file: `{"format": 3, "sha256": of the content, "content": {"revision": N, "state": {..}}}`.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 
 use super::{Snapshot, State, StoreError};
 
-/// Of this version, which reads 1 too: a state without revocations.
-pub(super) const FORMAT: u32 = 2;
+/// Written by this version, which also reads 1 (no revocations) and 2 (no store id, and no service of a key slot).
+pub(super) const FORMAT: u32 = 3;
 
 #[derive(Deserialize)]
 struct Format {

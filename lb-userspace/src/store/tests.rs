@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::{disk::Unsound, *};
 use crate::keyring::{KeyPolicy, Keyring};
 
-const POLICY: KeyPolicy = KeyPolicy { service_id: 42, max_ttl: 3600, rotation: None };
+const POLICY: KeyPolicy = KeyPolicy { service_id: 42, max_ttl: 3600, rotation: None, quota: 64 };
 
 /// A directory for a store, and what is to go into it.
 struct Place(TempDir);
@@ -316,7 +316,7 @@ fn a_store_of_the_version_before_is_read() {
     );
     assert_eq!(commit(&store, 2, state(3)).unwrap().revision, 3);
     drop(store);
-    assert!(fs::read_to_string(place.file("state.json")).unwrap().starts_with("{\"format\":2,"));
+    assert!(fs::read_to_string(place.file("state.json")).unwrap().starts_with("{\"format\":3,"));
     assert_eq!(fs::read_to_string(place.file("state.json.prev")).unwrap(), before);
     assert_eq!(*snapshot(&place.open()).state, state(3));
 }
@@ -324,11 +324,11 @@ fn a_store_of_the_version_before_is_read() {
 #[test]
 fn a_store_of_a_later_version_is_left_alone() {
     let place = Place::with_two_revisions();
-    let later = "{\"format\":3,\"checksum\":\"?\",\"parts\":[]}";
+    let later = "{\"format\":4,\"checksum\":\"?\",\"parts\":[]}";
     fs::write(place.file("state.json"), later).unwrap();
     let error = place.refused().to_string();
     assert!(
-        error.contains("has format 3, and this version knows 2; run the version that wrote it"),
+        error.contains("has format 4, and this version knows 3; run the version that wrote it"),
         "{error}"
     );
     assert_eq!(fs::read_to_string(place.file("state.json")).unwrap(), later);
@@ -337,7 +337,7 @@ fn a_store_of_a_later_version_is_left_alone() {
 #[test]
 fn a_store_of_a_version_that_never_was_is_left_alone() {
     let place = Place::with_two_revisions();
-    let never = fs::read_to_string(place.file("state.json")).unwrap().replacen(":2,", ":0,", 1);
+    let never = fs::read_to_string(place.file("state.json")).unwrap().replacen(":3,", ":0,", 1);
     fs::write(place.file("state.json"), &never).unwrap();
     let error = place.refused().to_string();
     assert!(error.contains("no version writes format 0") && error.contains("revision 1"), "{error}");
