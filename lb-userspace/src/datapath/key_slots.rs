@@ -152,11 +152,7 @@ impl<A: SlotArray> KeySlots<A> {
     }
 
     fn get(&self, slot: u32) -> Result<KeySlot, DatapathError> {
-        self.map.get(slot).map_err(|source| DatapathError::Map {
-            map: KEY_SLOTS,
-            action: "read it",
-            source,
-        })
+        self.map.get(slot).map_err(|source| DatapathError::Map { map: KEY_SLOTS, action: "read it", source })
     }
 
     fn set(&mut self, slot: u32, value: &KeySlot) -> Result<(), DatapathError> {

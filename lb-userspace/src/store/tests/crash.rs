@@ -174,11 +174,8 @@ fn a_power_failure_loses_what_is_not_synced() {
     let calls = recorded(&place, 1);
     let state_file = place.file("state.json");
     let remains = |without: &dyn Fn(&Path) -> bool| {
-        let kept: Vec<_> = calls
-            .iter()
-            .filter(|call| !matches!(call, Call::Sync(path) if without(path)))
-            .cloned()
-            .collect();
+        let kept: Vec<_> =
+            calls.iter().filter(|call| !matches!(call, Call::Sync(path) if without(path))).cloned().collect();
         Fragile::after(&kept, &place.directory()).remains()
     };
     let whole = fs::read(&state_file).unwrap();
