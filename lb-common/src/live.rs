@@ -79,4 +79,11 @@ mod tests {
             assert_eq!(Tables::from_word(tables.to_word()), tables);
         }
     }
+
+    /// At 500 ppm, a clock that nobody corrects is off by the skew after 4,000 s.
+    #[test]
+    fn an_offset_is_believed_until_it_may_be_off_by_the_skew() {
+        assert_eq!(OFFSET_STALE_NS, 4000 * SECOND_NS);
+        assert_eq!(OFFSET_STALE_NS / 1_000_000 * 500, SKEW_NS);
+    }
 }

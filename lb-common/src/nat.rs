@@ -151,4 +151,19 @@ mod tests {
             (0..10_000u64).map(|i| ports.candidate(i.wrapping_mul(0x9e37_79b9), 0)).collect();
         assert_eq!(found.len(), 100);
     }
+
+    #[test]
+    fn ports_end_where_they_say() {
+        let ports = Ports { first: 10_000, last: 29_999 };
+        for (port, among) in [(0, false), (9_999, false), (10_000, true), (29_999, true), (30_000, false)] {
+            assert_eq!(ports.contain(port), among, "{port}");
+        }
+        assert_eq!(Ports::from_word(0), None, "no translation");
+    }
+
+    /// RFC 4787 REQ-5.
+    #[test]
+    fn a_translation_lasts_five_minutes() {
+        assert_eq!(TIMEOUT_NS, 5 * 60 * 1_000_000_000);
+    }
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask build`: the XDP program first, then the host's crates with the program inside.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -89,6 +89,11 @@ impl Built {
 /// Cargo for `lb-ebpf` and the core library below it, in a target directory of its own so that host builds and these
 /// do not undo each other.
 pub fn bpf_cargo(toolchain: &Toolchain, subcommand: &str) -> Result<Command> {
+    bpf_cargo_into(toolchain, subcommand, &command::target().join("bpf"))
+}
+
+/// [`bpf_cargo`] with this target directory.
+pub fn bpf_cargo_into(toolchain: &Toolchain, subcommand: &str, target: &Path) -> Result<Command> {
     let mut cargo = command::command(&toolchain.cargo);
     cargo
         .arg(subcommand)
@@ -101,7 +106,7 @@ pub fn bpf_cargo(toolchain: &Toolchain, subcommand: &str) -> Result<Command> {
             "build-std=core",
             "--target-dir",
         ])
-        .arg(command::target().join("bpf"))
+        .arg(target)
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTDOC", toolchain.program("rustdoc"))
         // Debian's compiler is a stable one, and so may be cargo: this lets both take unstable options.

@@ -15,6 +15,7 @@ mod command;
 mod demo;
 mod fuzz;
 mod kernels;
+mod mutants;
 mod run;
 mod setup;
 mod spike;
@@ -65,6 +66,12 @@ enum Subcommands {
     ///
     /// What is found is kept under target/fuzz/findings; `cargo test` replays the corpus in tests/fuzz/corpus.
     Fuzz(fuzz::Options),
+    /// Put bugs into the code, one at a time, each of which a test must find (needs root)
+    ///
+    /// Two tables in tests/mutants/ name a change and the test that must fail for it; cargo-mutants changes the modules
+    /// that need no kernel in all ways that it knows. Everything happens in a copy under target/mutants. The whole of it
+    /// takes hours: `cargo xtask mutants --program` takes ten minutes.
+    Mutants(mutants::Options),
     /// Boot Debian's Linux 6.1 in QEMU and run the program's tests there
     Kernels,
 }
@@ -99,6 +106,7 @@ fn run(command: Subcommands) -> Result<()> {
         Subcommands::Spike(passed_on) => spike::run(&passed_on.args),
         Subcommands::Check => check::run(),
         Subcommands::Fuzz(options) => fuzz::run(&options),
+        Subcommands::Mutants(options) => mutants::run(&options),
         Subcommands::Kernels => kernels::run(),
     }
 }

@@ -5,14 +5,15 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::build::{self, Built};
-use crate::{command, fuzz, kernels};
+use crate::{command, fuzz, kernels, mutants};
 
 /// A part of the tests, and what runs it.
 type Stage = (&'static str, fn(&Built) -> Result<()>);
 
-const STAGES: [Stage; 4] = [
+const STAGES: [Stage; 5] = [
     ("host tests", host_tests),
     ("kernel tests", kernel_tests),
+    ("mutants", mutants::run_briefly),
     ("fuzzing", |_| fuzz::run_briefly()),
     ("Linux 6.1", kernels::run_tests),
 ];
