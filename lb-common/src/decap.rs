@@ -198,6 +198,13 @@ mod tests {
             for bit in 0..128 {
                 let other = address ^ 1 << (127 - bit);
                 assert_eq!(range.holds(6, words(other)), bit >= len, "bit {bit} of /{len}");
+                // The same difference in two words.
+                let other = other ^ 1 << ((127 - bit + 32) % 128);
+                assert_eq!(
+                    range.holds(6, words(other)),
+                    bit.min((bit + 96) % 128) >= len,
+                    "bit {bit} of /{len}"
+                );
             }
         }
     }
