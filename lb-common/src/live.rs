@@ -90,4 +90,11 @@ mod tests {
         let next = Tables { generation: (u32::MAX >> 1) + 1, ..Tables::default() };
         assert_eq!(Tables::from_word(next.to_word()), Tables::default());
     }
+
+    /// At 500 ppm, a clock that nobody corrects is off by the skew after 4,000 s.
+    #[test]
+    fn an_offset_is_believed_until_it_may_be_off_by_the_skew() {
+        assert_eq!(OFFSET_STALE_NS, 4000 * SECOND_NS);
+        assert_eq!(OFFSET_STALE_NS / 1_000_000 * 500, SKEW_NS);
+    }
 }

@@ -308,4 +308,19 @@ mod tests {
         assert_eq!(hashes.iter().collect::<std::collections::BTreeSet<_>>().len(), hashes.len());
         assert!(!Owner::session(42, 7).is(&Owner::source(42, 7)));
     }
+
+    #[test]
+    fn ports_end_where_they_say() {
+        let ports = Ports { first: 10_000, last: 29_999 };
+        for (port, among) in [(0, false), (9_999, false), (10_000, true), (29_999, true), (30_000, false)] {
+            assert_eq!(ports.contain(port), among, "{port}");
+        }
+        assert_eq!(Ports::from_word(0), None, "no translation");
+    }
+
+    /// RFC 4787 REQ-5.
+    #[test]
+    fn a_translation_lasts_five_minutes() {
+        assert_eq!(TIMEOUT_NS, 5 * 60 * 1_000_000_000);
+    }
 }

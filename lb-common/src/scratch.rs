@@ -176,4 +176,14 @@ mod tests {
         let over_a_second = (0..10_000).filter(|i| budget.take(start + i * SECOND_NS / 10_000, cost)).count();
         assert!((999..=1001).contains(&over_a_second), "{over_a_second}");
     }
+
+    /// As many messages a second as Linux sends in all.
+    #[test]
+    fn a_cpu_sends_a_thousand_icmp_messages_a_second() {
+        let mut budget = Budget::default();
+        let start = 7 * SECOND_NS;
+        let sent =
+            (0..100_000).filter(|i| budget.take(start + i * SECOND_NS / 100_000, ICMP_COST_NS)).count();
+        assert!((1099..=1101).contains(&sent), "{sent}: a thousand, and the burst");
+    }
 }

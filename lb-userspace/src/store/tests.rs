@@ -1,6 +1,8 @@
+mod crash;
+
 use std::{
     fs::{self, Permissions},
-    io::{self, BufRead, BufReader, Write},
+    io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Command, Stdio},
@@ -247,28 +249,6 @@ fn what_a_crash_leaves_is_the_old_state() {
     fs::copy(place.file("state.json"), place.file("state.json.prev")).unwrap();
     let store = place.open();
     assert_eq!(commit(&store, 2, state(3)).unwrap().revision, 3);
-}
-
-/// The write fails in the middle.
-#[test]
-fn a_full_or_read_only_disk_leaves_the_old_state() {
-    let place = Place::with_two_revisions();
-    let before = place.contents();
-    let cases = [
-        (libc::ENOSPC, "free some space and try again; what was stored is intact"),
-        (libc::EDQUOT, "free some space"),
-        (libc::EROFS, "make the file system writable, or set another `store`"),
-        (libc::EIO, "check the disk"),
-    ];
-    for (code, mend) in cases {
-        let error = disk::replace(&place.file("state.json"), |file| {
-            file.write_all(b"{\"format\":1,\"sha")?;
-            Err(io::Error::from_raw_os_error(code))
-        });
-        let error = error.unwrap_err().to_string();
-        assert!(error.contains("cannot write /") && error.contains(mend), "{error}");
-        assert_eq!(place.contents(), before, "and no temporary file is left");
-    }
 }
 
 #[test]

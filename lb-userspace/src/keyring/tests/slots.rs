@@ -90,6 +90,23 @@ fn a_slot_rests_before_it_is_used_again() {
     assert_eq!(id, KeyId::new(7, 10).unwrap());
 }
 
+/// Other nodes may verify with a key for a moment after this one has forgotten it.
+#[test]
+fn the_slot_of_a_key_that_ended_rests_before_it_is_used_again() {
+    let mut keyring = full(|slot| slot == 7, |slot| used(if slot == 7 { 9 } else { GENERATION_MAX }, 0));
+    let ended = KeyId::new(7, 9).unwrap();
+    let end = START + DAY;
+    assert_eq!(keyring.tick(end - 1, &[], &mut random(1)), []);
+    assert_eq!(keyring.tick(end, &[], &mut random(1)), [Event::Ended { service_id: 1, key_id: ended }]);
+    let mut keyring = restored(&stored(&keyring)).unwrap();
+    for now in [end, end + REST - 1] {
+        let error = keyring.rotate(&POLICY, now, &mut random(1)).unwrap_err();
+        assert_eq!(error, KeyringError::SlotsFull { next_free_at: Some(end + REST) });
+    }
+    let id = keyring.rotate(&POLICY, end + REST, &mut random(1)).unwrap().staged;
+    assert_eq!(id, KeyId::new(7, 10).unwrap());
+}
+
 #[test]
 fn a_full_table_is_helped_by_revoking() {
     let mut keyring = full(|_| true, |_| used(9, 0));
