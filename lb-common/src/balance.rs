@@ -27,7 +27,7 @@ pub const fn spread(session: u64) -> u32 {
 ///
 /// Sessions are chosen by issuers that hold the key, so the mix need not be keyed.
 #[inline(always)]
-const fn mix(session: u64) -> u64 {
+pub const fn mix(session: u64) -> u64 {
     let mut x = session;
     x ^= x >> 33;
     x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -49,5 +49,21 @@ mod tests {
         let (least, most) = (hits.iter().min().unwrap(), hits.iter().max().unwrap());
         assert!(*least > 16 && *most < 128, "64 expected at each, found {least}..{most}");
         assert!((position(u64::MAX) as usize) < TABLE_LEN);
+    }
+
+    /// Nodes of different versions send a session to the same backend: these numbers never change. The mix of 1 is that of
+    /// MurmurHash3's own tests.
+    #[test]
+    fn a_session_has_its_position_for_good() {
+        for (session, mixed, at) in [
+            (0, 0, 0),
+            (1, 0xb456_bcfc_34c2_cb2c, 11_539),
+            (2, 0x3abf_2a20_6506_83e7, 3759),
+            (7, 0x7407_29cb_e468_d1dd, 7424),
+            (0xdead_beef, 0xd24b_d59f_862a_1dac, 13_456),
+            (u64::MAX, 0x64b5_720b_4b82_5f21, 6444),
+        ] {
+            assert_eq!((mix(session), position(session), spread(session)), (mixed, at, mixed as u32));
+        }
     }
 }

@@ -132,6 +132,55 @@ mod tests {
             let same = |a: u16, b: u16| a == b || (a == 0 && b == 0xffff) || (a == 0xffff && b == 0);
             prop_assert!(same(ours.field().to_be(), expected), "{:04x} {:04x}", ours.field().to_be(), expected);
         }
+
+        /// Each way to add and to subtract, of as many words as a packet may have.
+        #[test]
+        fn what_is_added_and_subtracted_again_is_gone(
+            kept in proptest::collection::vec(any::<u32>(), 1..400),
+            a: u16, b: u32, c: u64,
+            all_ones: bool,
+        ) {
+            let kept = if all_ones { vec![u32::MAX; kept.len()] } else { kept };
+            let bytes: Vec<u8> = kept.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            let expected = Checksum::of_field(reference(&bytes).to_be()).field();
+            let sum = kept.iter().fold(Checksum::new(), |sum, word| sum.add_u32(*word));
+            prop_assert_eq!(sum.field(), expected);
+            let other = Checksum::new().add(a).add_u32(b).add_u64(c);
+            let same = |a: u16, b: u16| a == b || (a == 0 && b == 0xffff) || (a == 0xffff && b == 0);
+            for there_and_gone in [
+                sum.add(a).subtract(a),
+                sum.subtract(a).add(a),
+                sum.add_u32(b).subtract_u32(b),
+                sum.subtract_u32(b).add_u32(b),
+                sum.add_u64(c).subtract_u64(c),
+                sum.join(other).part(other),
+                sum.join(other).subtract(a).subtract_u32(b).subtract_u64(c),
+            ] {
+                prop_assert!(same(there_and_gone.field(), expected), "{:04x} {expected:04x}", there_and_gone.field());
+            }
+        }
+    }
+
+    /// Carries out of every part of the sum count.
+    #[test]
+    fn carries_come_round() {
+        for (sum, field) in [
+            (0, 0xffff),
+            (1, 0xfffe),
+            (0xffff, 0),
+            (0x1_0000, 0xfffe),
+            (0x1_ffff, 0xfffe),
+            (0xffff_ffff, 0),
+            (0x1_0000_0000, 0xfffe),
+            (0xffff_ffff_ffff, 0),
+            (0xffff_0001_0000, 0xfffe),
+            (0x0001_ffff_fffe_ffff, 0),
+            (0xffff_ffff_0000_0000, 0),
+            (0xffff_ffff_0000_0001, 0xfffe),
+            (u64::MAX, 0),
+        ] {
+            assert_eq!(Checksum(sum).field(), field, "{sum:x}");
+        }
     }
 
     #[test]

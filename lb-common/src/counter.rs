@@ -24,3 +24,30 @@ pub const fn counter_index(service_index: u32, reason: crate::reason::Reason) ->
 pub const fn numbered_index(service_index: u32, reason: u32) -> u32 {
     service_index * crate::reason::CAPACITY as u32 + reason % crate::reason::CAPACITY as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        maps::{COUNTERS_MAX, SERVICES_MAX},
+        reason::{CAPACITY, Reason},
+    };
+
+    /// Each service has its counters, one for each reason, and there is no place outside.
+    #[test]
+    fn each_reason_of_each_service_has_its_own_counter() {
+        let mut places = std::collections::BTreeSet::new();
+        for service in 0..SERVICES_MAX {
+            for reason in Reason::ALL {
+                let at = counter_index(service, *reason);
+                assert_eq!(at, numbered_index(service, reason.index()));
+                assert!(at < COUNTERS_MAX && at / CAPACITY as u32 == service);
+                assert!(places.insert(at), "{service} {}", reason.name());
+            }
+            // A number that no reason has stays with its service, too: the verifier must see that.
+            let beyond = numbered_index(service, u32::MAX);
+            assert_eq!(beyond / CAPACITY as u32, service);
+        }
+        assert_eq!(COUNTERS_MAX as usize, SERVICES_MAX as usize * CAPACITY);
+    }
+}

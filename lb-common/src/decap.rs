@@ -185,4 +185,43 @@ mod tests {
         assert!(!range.holds(4, be([10, 9, 1, 0])) && !range.holds(6, be([10, 9, 0, 0])));
         assert!(!Source::default().holds(4, be([0; 4])) && !Source::default().holds(6, be([0; 4])));
     }
+
+    /// The same as the RFCs have it: the first bits of two numbers.
+    #[test]
+    fn every_bit_of_an_address_counts() {
+        let words = |bits: u128| core::array::from_fn(|i| ((bits >> (96 - 32 * i)) as u32).to_be());
+        let address = 0x2001_0db8_8000_0001_7fff_fffe_5555_aaaa_u128;
+        for len in 0..=128 {
+            let mask = if len == 0 { 0 } else { u128::MAX << (128 - len) };
+            let range = Source { version: 6, address: words(address & mask), mask: words(mask) };
+            assert!(range.holds(6, words(address)) && !range.holds(4, words(address)));
+            for bit in 0..128 {
+                let other = address ^ 1 << (127 - bit);
+                assert_eq!(range.holds(6, words(other)), bit >= len, "bit {bit} of /{len}");
+                // The same difference in two words.
+                let other = other ^ 1 << ((127 - bit + 32) % 128);
+                assert_eq!(
+                    range.holds(6, words(other)),
+                    bit.min((bit + 96) % 128) >= len,
+                    "bit {bit} of /{len}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn outcomes_have_names_and_meanings() {
+        let names: std::collections::BTreeSet<_> =
+            Outcome::ALL.iter().map(|outcome| outcome.name()).collect();
+        assert_eq!(names.len(), Outcome::ALL.len());
+        assert!(names.iter().all(|name| name.len() > 2 && name.chars().all(|c| c.is_ascii_lowercase())));
+        let page = include_str!("../../docs/operations.md");
+        for outcome in Outcome::ALL {
+            assert!(page.contains(&format!("| `{}` |", outcome.name())), "docs/operations.md: {outcome:?}");
+        }
+        let meanings: std::collections::BTreeSet<_> =
+            Outcome::ALL.iter().map(|outcome| outcome.meaning()).collect();
+        assert_eq!(meanings.len(), Outcome::ALL.len());
+        assert!(meanings.iter().all(|meaning| meaning.contains(' ')));
+    }
 }

@@ -102,3 +102,54 @@ impl KeySlot {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::maps::KEY_SLOTS_MAX;
+
+    #[test]
+    fn an_id_is_a_slot_and_a_generation() {
+        for slot in [0, 1, 7, KEY_SLOTS_MAX - 1] {
+            for generation in [0, 1, 0xf_0f0f, GENERATION_MAX] {
+                let id = KeyId::new(slot, generation).unwrap();
+                assert_eq!((id.slot(), id.generation()), (slot, generation));
+                assert_eq!(id.0, generation * KEY_SLOTS_MAX + slot);
+            }
+        }
+        assert_eq!(KeyId::new(KEY_SLOTS_MAX - 1, GENERATION_MAX), Some(KeyId(u32::MAX)));
+        assert_eq!((KeyId::new(KEY_SLOTS_MAX, 1), KeyId::new(1, GENERATION_MAX + 1)), (None, None));
+    }
+
+    #[test]
+    fn a_slot_admits_its_key_for_its_service_in_its_time() {
+        let id = KeyId::new(5, 3).unwrap();
+        let slot = KeySlot {
+            key_id: id.0,
+            state: STATE_VERIFY,
+            service_id: 42,
+            not_before_ns: 100,
+            not_after_ns: 200,
+            ..KeySlot::default()
+        };
+        let inactive = Err(Reason::InactiveKey);
+        for (now, expected) in [(99, inactive), (100, Ok(())), (199, Ok(())), (200, inactive)] {
+            assert_eq!(slot.admits(id, 42, now), expected, "{now}");
+        }
+        assert_eq!(slot.admits(id, 43, 150), inactive);
+        assert_eq!(KeySlot { state: STATE_OFF, ..slot }.admits(id, 42, 150), inactive);
+        assert_eq!(KeySlot { state: 2, ..slot }.admits(id, 42, 150), inactive);
+        let unknown = Err(Reason::UnknownKey);
+        assert_eq!(slot.admits(KeyId::new(5, 4).unwrap(), 42, 150), unknown);
+        // A slot that never had a key.
+        assert_eq!(KeySlot { key_id: 0, ..slot }.admits(KeyId(0), 42, 150), unknown);
+    }
+
+    #[test]
+    fn no_key_is_printed() {
+        let secret = SipKey { k0: 0x1234_5678_9abc_def0, k1: 0x1234_5678_9abc_def0 };
+        let slot = KeySlot { key_id: 77, fast: secret, seal: secret, ..KeySlot::default() };
+        let shown = format!("{slot:?}");
+        assert!(shown.contains("key_id: 77") && !shown.contains("1311768467463790320"), "{shown}");
+    }
+}

@@ -33,6 +33,8 @@ pub const SCRATCH: &str = "scratch";
 pub const FLOWS: &str = "flows";
 /// `TranslationKey` → `Translation`. As large as the token cache.
 pub const TRANSLATIONS: &str = "translations";
+/// `FragmentKey` → `FragmentedAnswer`.
+pub const FRAGMENTS: &str = "fragments";
 /// Interface number → device: the interfaces that frames may be sent to.
 pub const EGRESS: &str = "egress";
 
@@ -42,7 +44,7 @@ pub const RATES: &str = "rates";
 pub const REVOCATIONS: &str = "revocations";
 
 /// Every map, for whoever pins, compares or removes them all.
-pub const ALL: [&str; 17] = [
+pub const ALL: [&str; 18] = [
     LIVE,
     SERVICES,
     MACS,
@@ -57,6 +59,7 @@ pub const ALL: [&str; 17] = [
     SCRATCH,
     FLOWS,
     TRANSLATIONS,
+    FRAGMENTS,
     EGRESS,
     RATES,
     REVOCATIONS,
@@ -74,6 +77,8 @@ pub const BACKENDS_MAX: u32 = 4096;
 pub const SESSIONS_DEFAULT: u32 = 262_144;
 /// Interfaces that frames may be sent to.
 pub const EGRESS_MAX: u32 = 256;
+/// Fragmented answers of backends whose later fragments are translated.
+pub const FRAGMENTS_MAX: u32 = 4096;
 /// Revocations in force at once.
 pub const REVOCATIONS_MAX: u32 = 65_536;
 /// Counters of all services.
@@ -89,5 +94,7 @@ pub const PROGRAM_CLOCK: &str = "clock";
 pub const HMAC_COST_NS: &str = "HMAC_COST_NS";
 /// The load-time global: the ports of `forward = "nat"` as `nat::Ports::to_word` puts them; 0 for none.
 pub const NAT_PORTS: &str = "NAT_PORTS";
+/// The load-time global: translations that a session holds towards one backend, at most.
+pub const NAT_PORTS_PER_SESSION: &str = "NAT_PORTS_PER_SESSION";
 /// HMACs that a CPU makes in a second where the configuration names no number: a sixth of its time.
 pub const HMACS_PER_SECOND_DEFAULT: u64 = 200_000;

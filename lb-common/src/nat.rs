@@ -1,9 +1,14 @@
 //! Translations of `forward = "nat"`: which client a port of this node stands for, towards one backend.
 //!
-//! There is one table, read both ways. A client's port follows from its address by a hash and a few probes, so that its
-//! datagrams find their translation without a second table, and every port serves every backend.
+//! There is one table, read both ways. The ports that a client may have follow from its session by a hash and a few probes, so
+//! that its datagrams find their translation without a second table, every port serves every backend, and a session finds
+//! all that it holds towards a backend.
 
-use crate::{backend::Tag, live::SECOND_NS};
+use crate::{
+    backend::Tag,
+    balance::mix,
+    live::{Live, SECOND_NS, Tables},
+};
 
 /// Key of the translations: the addresses of a backend's answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -15,6 +20,64 @@ pub struct TranslationKey {
     pub backend_port_be: u16,
     /// This node's UDP port, likewise.
     pub node_port_be: u16,
+}
+
+/// Who takes ports: each owner has its own candidates, and a limit of them towards one backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Owner {
+    /// The session's id, or the source address as in [`Source`](crate::token::Source).
+    pub of: u64,
+    /// The service's id.
+    pub service_id: u32,
+    /// `OWNER_*`.
+    pub kind: u32,
+}
+
+/// A session: its datagrams carry valid tokens.
+pub const OWNER_SESSION: u32 = 0;
+/// A source address (of IPv6, the first 64 bits), whose datagrams `mode = "observe"` delivers without a valid token. The
+/// kind keeps a forged source from using up the ports of the session whose id looks the same.
+pub const OWNER_SOURCE: u32 = 1;
+
+impl Owner {
+    /// A session of a service.
+    #[inline(always)]
+    pub const fn session(service_id: u32, session_id: u64) -> Self {
+        Self { of: session_id, service_id, kind: OWNER_SESSION }
+    }
+
+    /// A source address that sends to a service.
+    #[inline(always)]
+    pub const fn source(service_id: u32, address: u64) -> Self {
+        Self { of: address, service_id, kind: OWNER_SOURCE }
+    }
+
+    /// Whether the two are the same.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        self.of == other.of && self.service_id == other.service_id && self.kind == other.kind
+    }
+
+    /// What its candidates follow from. The hash has no key: session ids are the issuer's choice, not the client's, and
+    /// in `mode = "observe"` a sender of forged sources can take all ports anyway.
+    #[inline(always)]
+    pub const fn hash(&self) -> u64 {
+        // Not the mix of the Maglev position: a backend's sessions would then have only a part of the ports.
+        mix(self.of ^ 0x9e37_79b9_7f4a_7c15 ^ (self.service_id as u64) << 32 ^ self.kind as u64)
+    }
+}
+
+/// What an owner holds among its candidates, while a port is looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Held {
+    /// When the translation that was used longest ago was last used, by the kernel's clock, nanoseconds.
+    pub used_at_ns: u64,
+    /// Translations that are not over.
+    pub count: u32,
+    /// The probe at which the one is that was used longest ago.
+    pub oldest: u32,
 }
 
 /// Who is behind a port of this node, and the way back.
@@ -43,28 +106,90 @@ pub struct Translation {
     pub addresses_be: [u32; 3],
     /// Their tags, the outermost first.
     pub tags: [Tag; 2],
-    /// The service's id.
-    pub service_id: u32,
+    /// Whose it is.
+    pub owner: Owner,
+    /// The [`checked`] at which an answer last found session and backend good; 0: never.
+    pub checked: u64,
+    /// The nonce of the client's last token, as loaded little-endian.
+    pub nonce: u64,
+    /// When that token was issued, unix seconds.
+    pub issued_at: u32,
+    /// Stands in the identification or flow label of what leaves, and so in what an ICMP error quotes: see [`COOKIE_MASK_V4`].
+    pub cookie: u32,
     /// The interface that leads to the backend: answers from elsewhere are forged.
     pub backend_ifindex: u32,
+    /// The backend's id.
+    pub backend_id: u16,
+    /// VLAN tags of frames to the backend.
+    pub backend_tag_count: u16,
+    /// Those tags, the outermost first: answers in another VLAN are forged.
+    pub backend_tags: [Tag; 2],
+}
+
+/// Key of the fragmented answers: what the fragments of one datagram have in common (RFC 791 §3.2, RFC 8200 §4.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// The backend's address, v4-mapped.
+    pub backend_be: [u32; 4],
+    /// This node's address.
+    pub node_be: [u32; 4],
+    /// The identification as its wire bytes lie in memory: 16 bits of IPv4, 32 of IPv6.
+    pub id_be: u32,
+}
+
+/// What the first fragment of a backend's answer tells of the others, which have no ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FragmentedAnswer {
+    /// When the first fragment came, by the kernel's clock, nanoseconds.
+    pub seen_at_ns: u64,
+    /// The backend's UDP port.
+    pub backend_port_be: u16,
+    /// This node's UDP port.
+    pub node_port_be: u16,
     /// Zero.
     pub reserved: u32,
 }
 
 const _: () = {
     assert!(size_of::<TranslationKey>() == 20 && align_of::<TranslationKey>() == 4);
-    assert!(size_of::<Translation>() == 104 && align_of::<Translation>() == 8);
+    assert!(size_of::<Translation>() == 144 && align_of::<Translation>() == 8);
     assert!(core::mem::offset_of!(Translation, tags) == 80);
+    assert!(core::mem::offset_of!(Translation, checked) == 104);
+    assert!(size_of::<FragmentKey>() == 36 && align_of::<FragmentKey>() == 4);
+    assert!(size_of::<FragmentedAnswer>() == 16 && align_of::<FragmentedAnswer>() == 8);
 };
-crate::map_value!(TranslationKey, Translation);
+crate::map_value!(TranslationKey, Translation, FragmentKey, FragmentedAnswer);
+
+/// How long after its first fragment the later ones of an answer are translated. A sender puts them on the wire back to
+/// back; the shorter, the less an identification that comes again can mix two datagrams up.
+pub const FRAGMENTS_TIMEOUT_NS: u64 = SECOND_NS;
+
+/// The bits of a cookie that an IPv4 packet has: its identification, where it may not be fragmented and the field means
+/// nothing (RFC 6864 §4.1).
+pub const COOKIE_MASK_V4: u32 = 0xffff;
+/// The bits of a cookie that an IPv6 packet has: its flow label (RFC 6437).
+pub const COOKIE_MASK_V6: u32 = 0xf_ffff;
+
+/// What an answer's session and backend were checked against: a publication of the tables, and the last addition to the
+/// revocations.
+#[inline(always)]
+pub const fn checked(tables: Tables, live: &Live) -> u64 {
+    (tables.generation as u64) << 32 | live.revocations as u32 as u64
+}
 
 /// How long a translation lasts after its client's last datagram (RFC 4787 REQ-5 recommends five minutes). Only the
 /// client's datagrams, which carry tokens, prolong it (REQ-6 allows that).
 pub const TIMEOUT_NS: u64 = 300 * SECOND_NS;
 
-/// Ports that are tried for a client before its datagram is dropped. With half of all ports taken, one client in 65,000
-/// finds none; with three quarters, one in a hundred.
+/// Ports that an owner may have towards a backend, which are tried before a datagram is dropped. With half of all ports taken,
+/// one session in 65,000 finds none; with three quarters, one in a hundred.
 pub const PROBES: u32 = 16;
+
+/// Translations that a session may hold towards one backend where the configuration names no number: clients behind a NAT that
+/// forgets them come from other ports.
+pub const PER_SESSION_DEFAULT: u32 = 8;
 
 /// The UDP ports that are kept for translations, in host order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,14 +221,16 @@ impl Ports {
         self.first <= port && port <= self.last
     }
 
-    /// The port that a client with this hash gets at a probe. Each client has a step of its own, so that taken ports do not
-    /// gather (double hashing: Knuth, TAOCP 3, §6.4).
+    /// The port that an owner with this hash has at a probe, which is taken modulo [`PROBES`]. Each probe has a sixteenth of
+    /// the ports for itself, so that an owner's are all different.
     #[inline(always)]
     pub const fn candidate(self, hash: u64, probe: u32) -> u16 {
         let count = self.last as u64 - self.first as u64 + 1;
-        let (start, step) = (hash as u32, (hash >> 32) as u32 | 1);
-        // Lemire's fast range.
-        self.first + ((start.wrapping_add(step.wrapping_mul(probe)) as u64 * count) >> 32) as u16
+        let (start, step, probe) = (hash as u32, (hash >> 32) as u32 | 1, (probe % PROBES) as u64);
+        let [from, to] = [probe * count / PROBES as u64, (probe + 1) * count / PROBES as u64];
+        // Double hashing (Knuth, TAOCP 3, §6.4) within the sixteenth, by Lemire's fast range.
+        let within = start.wrapping_add(step.wrapping_mul(probe as u32)) as u64;
+        self.first + (from + ((within * (to - from)) >> 32)) as u16
     }
 }
 
@@ -121,34 +248,79 @@ mod tests {
         }
     }
 
-    /// Clients with random hashes, each at its first free port, until half and three quarters of the ports are taken.
+    /// Sessions, each with one client, until half and three quarters of the ports are taken.
     #[test]
     fn few_find_no_port() {
         let ports = Ports { first: 40_000, last: 59_999 };
         let mut taken = std::collections::BTreeSet::new();
-        let mut hash = 1_u64;
         let mut refused = Vec::new();
-        for client in 1..=15_000 {
-            hash = hash.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-            let mixed = (hash ^ hash >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            if !(0..PROBES).any(|probe| taken.insert(ports.candidate(mixed ^ mixed >> 29, probe))) {
-                refused.push(client);
+        for session in 1..=15_000_u64 {
+            let hash = Owner::session(42, session).hash();
+            let first = session.wrapping_mul(0x9e37_79b9) as u32 >> 8;
+            if !(0..PROBES).any(|probe| taken.insert(ports.candidate(hash, first.wrapping_add(probe)))) {
+                refused.push(session);
             }
         }
         println!(
-            "{} of 15,000 clients found no port, the first was number {:?}",
+            "{} of 15,000 sessions found no port, the first was number {:?}",
             refused.len(),
             refused.first()
         );
-        assert!(refused.iter().all(|client| *client > 9_000), "{refused:?}");
+        assert!(refused.iter().all(|session| *session > 9_000), "{refused:?}");
         assert!(refused.len() < 100, "{}", refused.len());
     }
 
     #[test]
-    fn every_port_is_somebodys_first() {
+    fn candidates_are_all_different() {
+        for count in [16, 17, 100, 20_000] {
+            let ports = Ports { first: 40_000, last: 40_000 + count - 1 };
+            for session in 0..1000 {
+                let hash = Owner::session(42, session).hash();
+                let found: std::collections::BTreeSet<u16> =
+                    (0..PROBES).map(|probe| ports.candidate(hash, probe)).collect();
+                assert_eq!(found.len(), 16, "{count} ports, session {session}: {found:?}");
+            }
+        }
+    }
+
+    /// Also of the sessions whose Maglev position is one backend's.
+    #[test]
+    fn every_port_is_somebodys() {
         let ports = Ports { first: 40_000, last: 40_099 };
-        let found: std::collections::BTreeSet<u16> =
-            (0..10_000u64).map(|i| ports.candidate(i.wrapping_mul(0x9e37_79b9), 0)).collect();
-        assert_eq!(found.len(), 100);
+        let of_one_backend = (0..100_000_u64).filter(|session| crate::balance::position(*session) < 1000);
+        let mut owners = std::collections::BTreeMap::<u16, u32>::new();
+        for (session, probe) in of_one_backend.zip(0_u32..) {
+            *owners.entry(ports.candidate(Owner::session(42, session).hash(), probe)).or_default() += 1;
+        }
+        assert_eq!(owners.len(), 100);
+        let (least, most) = (owners.values().min(), owners.values().max());
+        assert!(least > Some(&20) && most < Some(&120), "61 expected at each, found {least:?}..{most:?}");
+    }
+
+    #[test]
+    fn owners_have_ports_of_their_own() {
+        let hashes = [
+            Owner::session(42, 7).hash(),
+            Owner::session(43, 7).hash(),
+            Owner::session(42, 8).hash(),
+            Owner::source(42, 7).hash(),
+        ];
+        assert_eq!(hashes.iter().collect::<std::collections::BTreeSet<_>>().len(), hashes.len());
+        assert!(!Owner::session(42, 7).is(&Owner::source(42, 7)));
+    }
+
+    #[test]
+    fn ports_end_where_they_say() {
+        let ports = Ports { first: 10_000, last: 29_999 };
+        for (port, among) in [(0, false), (9_999, false), (10_000, true), (29_999, true), (30_000, false)] {
+            assert_eq!(ports.contain(port), among, "{port}");
+        }
+        assert_eq!(Ports::from_word(0), None, "no translation");
+    }
+
+    /// RFC 4787 REQ-5.
+    #[test]
+    fn a_translation_lasts_five_minutes() {
+        assert_eq!(TIMEOUT_NS, 5 * 60 * 1_000_000_000);
     }
 }

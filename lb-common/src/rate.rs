@@ -74,4 +74,12 @@ mod tests {
     fn the_kernels_clock_may_have_run_for_ages() {
         assert_eq!(passing(Rate::new(1, u32::MAX), std::iter::repeat_n(u64::MAX / 2, 10)), 10);
     }
+
+    #[test]
+    fn exactly_the_debt_is_not_too_much() {
+        let rate = Rate { cost_ns: 10, debt_ns: 30 };
+        assert_eq!(GcraState(130).after(100, rate), Some(GcraState(140)));
+        assert_eq!(GcraState(131).after(100, rate), None);
+        assert_eq!(GcraState(90).after(100, rate), Some(GcraState(110)), "what is in the past is no debt");
+    }
 }

@@ -184,4 +184,25 @@ mod tests {
         assert_eq!(names.len(), Reason::ALL.len());
         assert!(names.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_')));
     }
+
+    /// What observe mode never delivers: what cannot be read, what has nowhere to go, and what is no datagram with a token.
+    #[test]
+    fn observe_mode_delivers_what_only_enforce_refuses() {
+        let refused = [
+            Reason::Forwarded,
+            Reason::NotOurs,
+            Reason::Malformed,
+            Reason::NoBackend,
+            Reason::TooBig,
+            Reason::Internal,
+            Reason::Reply,
+            Reason::IcmpError,
+            Reason::NatPorts,
+            Reason::HopLimit,
+        ];
+        assert!(refused.iter().all(|reason| !reason.delivered_in_observe()));
+        let delivered =
+            [Reason::NoToken, Reason::BadFastTag, Reason::Expired, Reason::Revoked, Reason::RateLimited];
+        assert!(delivered.iter().all(|reason| reason.delivered_in_observe()));
+    }
 }

@@ -3,7 +3,7 @@
 use crate::{
     flow::{Flow, FlowKey},
     live::SECOND_NS,
-    nat::{Translation, TranslationKey},
+    nat::{FragmentKey, FragmentedAnswer, Held, Owner, Translation, TranslationKey},
     rate::{GcraState, Rate},
     revocation::RevocationKey,
     service::ServiceKey,
@@ -19,6 +19,8 @@ pub struct Scratch {
     pub budget: Budget,
     /// ICMP messages this CPU may still send.
     pub icmp: Budget,
+    /// ICMP errors with a wrong cookie that this CPU may still look at.
+    pub wrong_cookies: Budget,
     /// HMACs this CPU has made.
     pub hmacs: u64,
     /// The binding of the token under its full check: its address,
@@ -42,13 +44,19 @@ pub struct Scratch {
     /// The flow that a datagram's session claims,
     pub flow: Flow,
     /// and the one that its client has.
-    pub held: Flow,
+    pub held_flow: Flow,
     /// The translation in the making: its key,
     pub translation_key: TranslationKey,
     /// The number of the reason under which `mode = "observe"` delivers a packet.
     pub observed: u32,
     /// and its value.
     pub translation: Translation,
+    /// What its owner holds besides.
+    pub held: Held,
+    /// The fragmented answer at hand: its key,
+    pub fragment_key: FragmentKey,
+    /// and its value.
+    pub fragment: FragmentedAnswer,
 }
 
 /// A datagram whose token is verified, for what its session has to say to it.
@@ -112,14 +120,13 @@ pub struct Load {
     pub v6: u16,
     /// 1 if its transport is known and has a checksum, else 0.
     pub summed: u16,
-    /// The service's id.
-    pub service_id: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Whose it is.
+    pub owner: Owner,
 }
 
 const _: () = assert!(
-    size_of::<Scratch>() == 8 + 8 + 8 + 16 + 16 + 256 + 48 + 16 + 288 + 32 + 40 + 32 + 32 + 24 + 104
+    size_of::<Scratch>()
+        == 8 * 4 + 16 + 16 + 256 + 48 + 16 + 288 + 40 + 40 + 32 + 32 + 24 + 144 + 16 + 36 + 16 + 4
         && align_of::<Scratch>() == 8
 );
 crate::map_value!(Scratch);
@@ -132,6 +139,10 @@ pub struct Budget(GcraState);
 /// What one ICMP message costs of a CPU's budget: a thousand a second, as many as Linux sends in all
 /// (net.ipv4.icmp_msgs_per_sec).
 pub const ICMP_COST_NS: u64 = SECOND_NS / 1000;
+
+/// What one ICMP error with a wrong cookie costs of a CPU's budget: a hundred a second. A blind sender that guesses the 16
+/// bits of IPv4 then hits one live translation in eleven minutes, for each CPU of this node.
+pub const WRONG_COOKIE_COST_NS: u64 = SECOND_NS / 100;
 
 /// How much unused budget a CPU may save up.
 pub const BURST_NS: u64 = SECOND_NS / 10;
@@ -164,5 +175,15 @@ mod tests {
         assert_eq!(at_once, 100, "a tenth of a second");
         let over_a_second = (0..10_000).filter(|i| budget.take(start + i * SECOND_NS / 10_000, cost)).count();
         assert!((999..=1001).contains(&over_a_second), "{over_a_second}");
+    }
+
+    /// As many messages a second as Linux sends in all.
+    #[test]
+    fn a_cpu_sends_a_thousand_icmp_messages_a_second() {
+        let mut budget = Budget::default();
+        let start = 7 * SECOND_NS;
+        let sent =
+            (0..100_000).filter(|i| budget.take(start + i * SECOND_NS / 100_000, ICMP_COST_NS)).count();
+        assert!((1099..=1101).contains(&sent), "{sent}: a thousand, and the burst");
     }
 }

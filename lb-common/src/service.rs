@@ -149,3 +149,88 @@ impl Service {
         matches!(kind, Kind::Proof) || self.flags & FLAG_RATED != 0 || self.max_sources != 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keys of which any two differ in any bit (splitmix64, Steele et al., OOPSLA 2014).
+    fn keys() -> impl Iterator<Item = ServiceKey> {
+        let mut seed = 1_u64;
+        let mut random = move || {
+            seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            (z ^ (z >> 27)) as u32
+        };
+        (0..400).map(move |_| ServiceKey {
+            address_be: [random(), random(), random(), random()],
+            port_be: random() & 0xffff,
+        })
+    }
+
+    fn flipped(key: &ServiceKey, bit: usize) -> ServiceKey {
+        let mut other = *key;
+        match other.address_be.get_mut(bit / 32) {
+            Some(word) => *word ^= 1 << (bit % 32),
+            None => other.port_be ^= 1 << (bit % 32),
+        }
+        other
+    }
+
+    #[test]
+    fn a_key_is_itself_and_no_other() {
+        for key in keys().take(20) {
+            assert!(key.is(&key));
+            for bit in 0..4 * 32 + 16 {
+                assert!(!key.is(&flipped(&key, bit)) && !flipped(&key, bit).is(&key), "bit {bit}");
+            }
+        }
+    }
+
+    /// Whatever two services differ in, there is a seed that puts them into different buckets: here nearly each does.
+    #[test]
+    fn every_bit_of_a_key_and_of_the_seed_moves_it() {
+        const SEED: u32 = 0x5bd1_e995;
+        let moved = |other: &dyn Fn(&ServiceKey) -> u32| {
+            let at = keys().map(|key| (key.bucket(SEED), other(&key)));
+            at.inspect(|(a, b)| assert!(*a < BUCKETS && *b < BUCKETS)).filter(|(a, b)| a != b).count()
+        };
+        for bit in 0..4 * 32 + 16 {
+            let moved = moved(&|key| flipped(key, bit).bucket(SEED));
+            assert!(moved > 380, "bit {bit} moves {moved} of 400 keys");
+        }
+        for bit in 0..32 {
+            let moved = moved(&|key| key.bucket(SEED ^ 1 << bit));
+            assert!(moved > 380, "bit {bit} of the seed moves {moved} of 400 keys");
+        }
+    }
+
+    #[test]
+    fn services_fill_all_buckets() {
+        let mut hits = vec![0_u32; BUCKETS as usize];
+        for host in 0..=255 {
+            for port in 1000..1256_u16 {
+                let key = ServiceKey::v4(u32::from_ne_bytes([192, 0, 2, host]), port.to_be());
+                hits[key.bucket(7) as usize] += 1;
+            }
+        }
+        let (least, most) = (hits.iter().min().unwrap(), hits.iter().max().unwrap());
+        assert!(*least > 64 && *most < 256, "128 expected in each, found {least}..{most}");
+    }
+
+    #[test]
+    fn flags_are_bits_of_their_own() {
+        for (flags, bits) in
+            [(&[ACCEPT_BEARER, ACCEPT_PROOF][..], 2), (&[FLAG_STRIP, FLAG_OBSERVE, FLAG_RATED], 3)]
+        {
+            assert!(flags.iter().all(|flag| flag.is_power_of_two()));
+            assert_eq!(flags.iter().fold(0, |all, flag| all | flag).count_ones(), bits);
+        }
+        let service = Service { flags: FLAG_OBSERVE, ..Service::default() };
+        assert!(service.observes() && !service.strips() && !service.tracks(Kind::Bearer));
+        assert!(service.tracks(Kind::Proof));
+        let rated = Service { flags: FLAG_RATED, ..service };
+        let sourced = Service { max_sources: 1, ..service };
+        assert!(rated.tracks(Kind::Bearer) && sourced.tracks(Kind::Bearer) && !rated.observes());
+    }
+}

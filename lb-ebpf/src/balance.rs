@@ -58,8 +58,9 @@ fn hashed(tables: Tables, service: &Service, session: u64) -> Result<Chosen, Rea
     }
 }
 
+/// The backend of a service with this id.
 #[inline(always)]
-fn pinned(tables: Tables, service: &Service, backend_id: u16) -> Result<Chosen, Reason> {
+pub fn pinned(tables: Tables, service: &Service, backend_id: u16) -> Result<Chosen, Reason> {
     let key = PinnedKey { half: tables.half, service_index: service.index as u16, backend_id };
     // SAFETY: a word, copied out here and now.
     let place = *unsafe { PINNED.get(key) }.ok_or(Reason::NoBackend)?;

@@ -38,8 +38,8 @@ pub fn claim(frame: &Frame, scratch: &mut Scratch, now: Now, entry: *const Sessi
     scratch.flow = Flow { owner: scratch.token, tracked: tracked.into(), ..Flow::unowned(&admission) };
     // SAFETY: copied out here and now.
     if let Some(held) = unsafe { FLOWS.get(&*key) } {
-        scratch.held = *held;
-        let (held, flow) = (&scratch.held, &scratch.flow);
+        scratch.held_flow = *held;
+        let (held, flow) = (&scratch.held_flow, &scratch.flow);
         if held.session_id != flow.session_id {
             if is_in_use(held, scratch.arrival.seen, now, entry) {
                 return false;

@@ -1,6 +1,7 @@
 //! Step 10, its end: what of the packet leaves, and how. A file for each way to a backend.
 
 mod encapsulate;
+mod fragment;
 pub mod head;
 mod relay;
 mod requote;
@@ -10,12 +11,15 @@ use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     backend::Backend,
     balance,
+    live::Tables,
+    nat::Owner,
     reason::Reason,
     scratch::Load,
     service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_NAT, Service},
     token::header,
 };
 
+use self::translate::Unsent;
 use crate::{
     balance::Chosen,
     headers::{Ip, Ipv4, Ipv6, Udp},
@@ -86,14 +90,14 @@ pub fn to_backend(
     Ok(Way::Backend(backend))
 }
 
-/// The way of a packet to a backend as it is, whatever it is, of a session or for whatever stands in its place.
-/// `summed` if its transport is UDP or ICMP with a checksum.
+/// The way of a packet to a backend as it is, whatever it is, of a session or for whatever stands in its place, which owns
+/// its translation. `summed` if its transport is UDP or ICMP with a checksum.
 #[inline(always)]
 pub fn untouched(
     frame: &Frame,
     (ip, v6): (Cursor, bool),
     service: &Service,
-    session: u64,
+    owner: Owner,
     summed: bool,
     backend: Chosen,
 ) -> Result<Way, Reason> {
@@ -109,8 +113,8 @@ pub fn untouched(
     load.ip_at = ip.offset_in(frame) as u32;
     load.len = len;
     load.stripped = 0;
-    load.spread = balance::spread(session);
-    load.service_id = service.id;
+    load.spread = balance::spread(owner.of);
+    load.owner = owner;
     load.v6 = v6.into();
     load.summed = summed.into();
     Ok(Way::Backend(backend))
@@ -124,7 +128,7 @@ fn load_datagram(frame: &Frame, datagram: &Datagram, service: &Service, session:
     load.len = headers + u32::from(datagram.payload_len);
     load.stripped = if service.strips() { header::LEN as u32 } else { 0 };
     load.spread = balance::spread(session);
-    load.service_id = service.id;
+    load.owner = Owner::session(service.id, session);
     load.v6 = u16::from(datagram.ip_len == Ipv6::LEN as u16);
     load.summed = datagram.summed.into();
     Ok(())
@@ -162,7 +166,13 @@ pub fn send(frame: &Frame, way: Way, service: &Service) -> Result<Delivery, Reas
                 FORWARD_L2 => relay(ctx, place),
                 FORWARD_IPIP => ipip(ctx, place),
                 FORWARD_GUE => gue(ctx, place),
-                FORWARD_NAT => nat(ctx, place),
+                FORWARD_NAT => match nat(ctx, place, 0) {
+                    PORT_WANTED => match port_of_datagram(ctx, place) {
+                        0 => nat(ctx, place, 1),
+                        failed => failed,
+                    },
+                    code => code,
+                },
                 // A newer daemon's.
                 _ => return Err(Reason::NoBackend),
             })?;
@@ -200,8 +210,21 @@ extern "C" fn gue(ctx: *mut xdp_md, place: u32) -> u32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nat(ctx: *mut xdp_md, place: u32) -> u32 {
-    outline::code(with(ctx, place, translate::send))
+extern "C" fn nat(ctx: *mut xdp_md, place: u32, known: u32) -> u32 {
+    match with(ctx, place, |frame, load, backend| translate::send(frame, load, backend, known != 0)) {
+        Ok(true) => outline::code(Ok(())),
+        Ok(false) => PORT_WANTED,
+        Err(reason) => outline::code(Err(reason)),
+    }
+}
+
+/// What `nat` returns where the port is to be looked for: not within it, for its stack would exceed the limit.
+const PORT_WANTED: u32 = u32::MAX;
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn port_of_datagram(ctx: *mut xdp_md, place: u32) -> u32 {
+    outline::code(with(ctx, place, translate::port::of_datagram))
 }
 
 #[unsafe(no_mangle)]
@@ -218,23 +241,27 @@ extern "C" fn error_to_backend(ctx: *mut xdp_md, place: u32) -> u32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn requote_for_client(ctx: *mut xdp_md, ip_at: u32, v6: u32) -> u32 {
-    let Ok(load) = load() else { return translate::told(None) };
+extern "C" fn requote_for_client(ctx: *mut xdp_md, ip_at: u32, v6: u32, tables: u64) -> u32 {
+    let Ok(load) = load() else { return translate::told(Err(Unsent::Nobodys)) };
     (load.ip_at, load.stripped, load.v6) = (ip_at, 0, v6 as u16);
-    translate::told(requote::for_client(&Frame::at(ctx), load))
+    translate::told(requote::for_client(&Frame::at(ctx), load, Tables::from_word(tables)))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn error_to_client(ctx: *mut xdp_md) -> u32 {
-    let Ok(load) = load() else { return translate::told(None) };
+    let Ok(load) = load() else { return translate::told(Err(Unsent::Nobodys)) };
     translate::told(requote::to_client(&Frame::at(ctx), load))
 }
 
 /// Sends an ICMP error about what left a port of this node to the client whose it was.
 #[inline(always)]
-pub fn requoted_to_client(frame: &Frame, ip: Cursor, v6: bool) -> Outcome {
-    let told = match requote_for_client(frame.context(), ip.offset_in(frame) as u32, v6.into()) {
+pub fn requoted_to_client(frame: &Frame, (ip, v6): (Cursor, bool), tables: Tables) -> Outcome {
+    let ip_at = ip.offset_in(frame) as u32;
+    let requoted = translate::checked(tables, || {
+        requote_for_client(frame.context(), ip_at, v6.into(), tables.to_word())
+    });
+    let told = match requoted {
         translate::SENT => error_to_client(frame.context()),
         other => other,
     };
@@ -242,11 +269,11 @@ pub fn requoted_to_client(frame: &Frame, ip: Cursor, v6: bool) -> Outcome {
 }
 
 #[inline(always)]
-fn with(
+fn with<T>(
     ctx: *mut xdp_md,
     place: u32,
-    send: impl FnOnce(&Frame, &mut Load, &Backend) -> Result<(), Reason>,
-) -> Result<(), Reason> {
+    send: impl FnOnce(&Frame, &mut Load, &Backend) -> Result<T, Reason>,
+) -> Result<T, Reason> {
     let backend = BACKENDS.get(place).ok_or(Reason::NoBackend)?;
     send(&Frame::at(ctx), load()?, backend)
 }

@@ -3,7 +3,11 @@
 //! They are held in words. Copied in bytes, LLVM would keep pieces of them on the stack at any offset, and the verifier
 //! wants each where it is aligned.
 
-use lb_common::{checksum::Checksum, reason::Reason};
+use lb_common::{
+    checksum::Checksum,
+    nat::{COOKIE_MASK_V4, COOKIE_MASK_V6},
+    reason::Reason,
+};
 use network_types::{eth::EtherType, ip::IpProto};
 
 use crate::packet::Cursor;
@@ -70,6 +74,10 @@ pub trait Ip: Copy {
     fn age(&mut self) -> Result<(), Reason>;
     /// Its ECN becomes this, its DSCP stays (RFC 6040 §4.2).
     fn set_ecn(&mut self, ecn: u8);
+    /// What [`Ip::set_cookie`] has put there; `None` where it can put nothing.
+    fn cookie(&self) -> Option<u32>;
+    /// The field that means nothing to whoever gets it becomes this, as far as it has room, where there is one.
+    fn set_cookie(&mut self, cookie: u32);
     /// It gets other addresses.
     fn readdress(&mut self, addresses: [Address; 2]);
     /// The sum of its own bytes.
@@ -81,6 +89,12 @@ pub trait Ip: Copy {
 
 /// An address as its wire bytes lie in memory, an IPv4 address v4-mapped.
 pub type Address = [u32; 4];
+
+/// Whether two addresses are the same, word by word: BPF knows no `memcmp`.
+#[inline(always)]
+pub const fn same_address(a: &Address, b: &Address) -> bool {
+    a[3] == b[3] && a[0] == b[0] && a[1] == b[1] && a[2] == b[2]
+}
 
 /// A sum that covers two addresses, after they have changed.
 #[inline(always)]
@@ -112,6 +126,19 @@ impl Ipv4 {
         u16::from_be(halves(self.0[1])[1])
     }
 
+    /// Identification, as it lies in memory.
+    #[inline(always)]
+    pub const fn identification_be(&self) -> u16 {
+        halves(self.0[1])[0]
+    }
+
+    /// Whether it is no fragment and becomes none, so that its identification means nothing (RFC 6864 §4.1).
+    #[inline(always)]
+    const fn is_atomic(&self) -> bool {
+        const RESERVED: u16 = 1 << 15;
+        self.fragment() & !RESERVED == DONT_FRAGMENT
+    }
+
     /// Source address, in network order.
     #[inline(always)]
     pub const fn source_be(&self) -> u32 {
@@ -141,6 +168,8 @@ impl Ipv4 {
     }
 }
 
+/// An IPv4 header without options, as [`Ipv4::vihl`].
+pub const PLAIN: u8 = 0x45;
 /// Don't fragment, and more fragments, among [`Ipv4::fragment`].
 pub const DONT_FRAGMENT: u16 = 1 << 14;
 /// See [`DONT_FRAGMENT`].
@@ -215,6 +244,22 @@ impl Ip for Ipv4 {
         let class_new = class & !ECN | ecn;
         let [old, new] = [u16::from_ne_bytes([vihl, class]), u16::from_ne_bytes([vihl, class_new])];
         self.0[0] = word(new, u16::from_ne_bytes([c, d]));
+        self.sum(|sum| sum.subtract(old).add(new));
+    }
+
+    #[inline(always)]
+    fn cookie(&self) -> Option<u32> {
+        self.is_atomic().then_some(u16::from_be(halves(self.0[1])[0]).into())
+    }
+
+    #[inline(always)]
+    fn set_cookie(&mut self, cookie: u32) {
+        if !self.is_atomic() {
+            return;
+        }
+        let [old, fragment] = halves(self.0[1]);
+        let new = ((cookie & COOKIE_MASK_V4) as u16).to_be();
+        self.0[1] = word(new, fragment);
         self.sum(|sum| sum.subtract(old).add(new));
     }
 
@@ -317,6 +362,17 @@ impl Ip for Ipv6 {
     fn set_ecn(&mut self, ecn: u8) {
         let rest = u32::from_be(self.0[0]) & !(u32::from(ECN) << 20);
         self.0[0] = (rest | u32::from(ecn) << 20).to_be();
+    }
+
+    #[inline(always)]
+    fn cookie(&self) -> Option<u32> {
+        Some(u32::from_be(self.0[0]) & COOKIE_MASK_V6)
+    }
+
+    #[inline(always)]
+    fn set_cookie(&mut self, cookie: u32) {
+        let rest = u32::from_be(self.0[0]) & !COOKIE_MASK_V6;
+        self.0[0] = (rest | cookie & COOKIE_MASK_V6).to_be();
     }
 
     #[inline(always)]

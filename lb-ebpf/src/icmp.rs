@@ -7,7 +7,7 @@ use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     flow::{Flow, FlowKey},
     live::Tables,
-    nat::Ports,
+    nat::{Owner, Ports},
     scratch::Quote,
     service::{FORWARD_LOCAL, FORWARD_NAT, Service, ServiceKey},
 };
@@ -17,7 +17,7 @@ use crate::{
     admit::Admitted,
     balance,
     forward::{self, Way},
-    headers::{Ip, Ipv4, Ipv6, MORE_FRAGMENTS, v4_mapped},
+    headers::{Ip, Ipv4, Ipv6, MORE_FRAGMENTS, PLAIN, v4_mapped},
     maps::{FLOWS, NAT_PORTS, SCRATCH},
     packet::{Cursor, Frame},
     parse::IP_AT_MASK,
@@ -27,8 +27,6 @@ use crate::{
 
 /// Bytes of an ICMP header.
 const ICMP_LEN: usize = 8;
-/// An IPv4 header without options: version and header length.
-const PLAIN: u8 = 0x45;
 
 /// The service whose datagram an ICMP message quotes, and the message's way to the backend that sent it. If there is none,
 /// what becomes of it instead.
@@ -49,7 +47,7 @@ pub fn error(
     }
     match service::find(tables, &quote.from) {
         Some(service) => to_backend(frame, (ip, v6), tables, service, quote).ok_or(Outcome::NotOurs),
-        None => Err(to_client(frame, ip, v6)),
+        None => Err(to_client(frame, (ip, v6), tables)),
     }
 }
 
@@ -69,17 +67,18 @@ fn to_backend(
     let Flow { session_id, backend_id, .. } = *unsafe { FLOWS.get(&quote.to) }?;
     let session = Admitted { session_id, backend_id };
     let backend = balance::for_session(tables, service, session).ok()?;
-    let way = forward::untouched(frame, (ip, v6), service, session.session_id, false, backend).ok()?;
+    let owner = Owner::session(service.id, session.session_id);
+    let way = forward::untouched(frame, (ip, v6), service, owner, false, backend).ok()?;
     Some((service, if service.forward == FORWARD_NAT { Way::Requoted(backend) } else { way }))
 }
 
 /// An error about what left a port of this node, on a backend's side.
 #[inline(always)]
-fn to_client(frame: &Frame, ip: Cursor, v6: bool) -> Outcome {
+fn to_client(frame: &Frame, ip: (Cursor, bool), tables: Tables) -> Outcome {
     if Ports::from_word(NAT_PORTS.load()).is_none() {
         return Outcome::NotOurs;
     }
-    forward::requoted_to_client(frame, ip, v6)
+    forward::requoted_to_client(frame, ip, tables)
 }
 
 /// Reads what an ICMP error quotes into the scratch. Returns 1 if it quotes a datagram from the address that it came to.

@@ -36,6 +36,7 @@ mod verdict;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
     live::{Live, Tables},
+    nat::Owner,
     reason::Reason,
     service::{FORWARD_LOCAL, FORWARD_NAT, Service},
 };
@@ -160,7 +161,8 @@ fn observed(frame: &Frame, packet: &Packet, tables: Tables, service: &Service) -
     }
     let backend = balance::for_client(tables, service, &packet.from)?;
     let ip = (packet.ip, packet.from.v6);
-    forward::untouched(frame, ip, service, packet.from.address, false, backend)
+    let owner = Owner::source(service.id, packet.from.address);
+    forward::untouched(frame, ip, service, owner, false, backend)
 }
 
 /// The licence that lets a program call the kernel's GPL-only helpers.

@@ -17,10 +17,10 @@ use lb_common::{
     live::{Live, SECOND_NS},
     mac::{MAC_BUCKETS, MacBucket},
     maps::{
-        BACKENDS_MAX, COUNTERS_MAX, EGRESS_MAX, HALVES, HMACS_PER_SECOND_DEFAULT, KEY_SLOTS_MAX,
-        REVOCATIONS_MAX, SERVICES_MAX, SESSIONS_DEFAULT,
+        BACKENDS_MAX, COUNTERS_MAX, EGRESS_MAX, FRAGMENTS_MAX, HALVES, HMACS_PER_SECOND_DEFAULT,
+        KEY_SLOTS_MAX, REVOCATIONS_MAX, SERVICES_MAX, SESSIONS_DEFAULT,
     },
-    nat::{Translation, TranslationKey},
+    nat::{FragmentKey, FragmentedAnswer, PER_SESSION_DEFAULT, Translation, TranslationKey},
     rate::RateTable,
     revocation::RevocationKey,
     scratch::Scratch,
@@ -86,6 +86,10 @@ pub static FLOWS: LruHashMap<FlowKey, Flow, { SESSIONS_DEFAULT as usize }> = Lru
 pub static TRANSLATIONS: LruHashMap<TranslationKey, Translation, { SESSIONS_DEFAULT as usize }> =
     LruHashMap::new();
 
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentedAnswer, { FRAGMENTS_MAX as usize }> =
+    LruHashMap::new();
+
 #[btf_map(name = "egress")]
 pub static EGRESS: DevMapHash<{ EGRESS_MAX as usize }> = DevMapHash::new();
 
@@ -93,6 +97,10 @@ pub static EGRESS: DevMapHash<{ EGRESS_MAX as usize }> = DevMapHash::new();
 /// what only translations need.
 #[unsafe(no_mangle)]
 pub static NAT_PORTS: Global<u32> = Global::new(0);
+
+/// Translations that a session holds towards one backend, at most. Set at load time.
+#[unsafe(no_mangle)]
+pub static NAT_PORTS_PER_SESSION: Global<u32> = Global::new(PER_SESSION_DEFAULT);
 
 /// What one HMAC costs of a CPU's budget, nanoseconds: a second by `hmac_budget`. Set at load time.
 #[unsafe(no_mangle)]

@@ -205,6 +205,12 @@ impl Packet {
         self.refused.is_none()
     }
 
+    /// Whether it is a fragment.
+    #[inline(always)]
+    pub fn is_fragment(&self) -> bool {
+        self.refused == Some(Reason::Fragment)
+    }
+
     /// Its sender, in a word.
     #[inline(always)]
     pub fn seen(&self) -> Seen {

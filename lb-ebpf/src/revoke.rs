@@ -29,16 +29,22 @@ pub fn check(
     }
     // SAFETY: as above.
     let session_id = unsafe { (&raw const (*entry).admission.session_id).read_volatile() };
-    let mut holds = |kind, of| {
-        scratch.revocation = RevocationKey { service_id: scratch.arrival.service_id, kind, of };
-        // SAFETY: a word, copied out here and now.
-        unsafe { REVOCATIONS.get(&scratch.revocation) }.is_some_and(|until| now.unix_ns < *until)
-    };
-    if holds(REVOKED_SESSION, session_id) || holds(REVOKED_TOKEN, nonce) {
+    if is_listed(&mut scratch.revocation, now, scratch.arrival.service_id, session_id, nonce) {
         return Err(Reason::Revoked);
     }
     // SAFETY: an aligned word of the entry. If that has become another token's, it does not hold what was read, or its own
     // token was looked up as lately.
     unsafe { atomic::exchange_u32(&raw mut (*entry).checked, checked, additions) };
     Ok(())
+}
+
+/// Whether a session of a service or one token of it is on the list. `key` is room for what is looked for.
+#[inline(always)]
+pub fn is_listed(key: &mut RevocationKey, now: Now, service_id: u32, session_id: u64, nonce: u64) -> bool {
+    let mut holds = |kind, of| {
+        *key = RevocationKey { service_id, kind, of };
+        // SAFETY: a word, copied out here and now.
+        unsafe { REVOCATIONS.get(&*key) }.is_some_and(|until| now.unix_ns < *until)
+    };
+    holds(REVOKED_SESSION, session_id) || holds(REVOKED_TOKEN, nonce)
 }

@@ -3,7 +3,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    env, fs,
     net::SocketAddr,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -104,6 +106,24 @@ pub struct Program {
     used_slots: BTreeSet<u32>,
 }
 
+/// The variable that names another object to test than the one that was built with the tests: `cargo xtask mutants`
+/// runs the same tests on many.
+const OBJECT: &str = "TOLLGATE_TEST_OBJECT";
+
+/// The object under test.
+///
+/// # Errors
+/// If it was built without one, or the one that `TOLLGATE_TEST_OBJECT` names cannot be read.
+pub fn object() -> Result<&'static [u8]> {
+    static OTHER: OnceLock<Vec<u8>> = OnceLock::new();
+    let Some(path) = env::var_os(OBJECT) else { return Ok(embedded_object()?) };
+    if OTHER.get().is_none() {
+        let read = fs::read(&path).with_context(|| format!("cannot read {OBJECT} = {}", path.display()))?;
+        let _ = OTHER.set(read); // Another thread has read the same.
+    }
+    OTHER.get().map(Vec::as_slice).context("it was read")
+}
+
 impl Program {
     /// Loads it as the daemon does by default, but with a small token cache.
     ///
@@ -118,7 +138,7 @@ impl Program {
     /// # Errors
     /// If it was built without its object or the kernel refuses it.
     pub fn load_with(options: &Options) -> Result<Self> {
-        let datapath = Datapath::load(embedded_object()?, options)?;
+        let datapath = Datapath::load(object()?, options)?;
         let mut program = Self {
             key_slots: Map::Array(map_of(&datapath, maps::KEY_SLOTS)?).try_into()?,
             sessions: Map::LruHashMap(map_of(&datapath, maps::SESSIONS)?).try_into()?,
@@ -448,7 +468,7 @@ fn moved<K: Ord + Copy>(after: &BTreeMap<K, Counter>, before: &BTreeMap<K, Count
 
 /// So many of something that is cheap, or a fiftieth where the machine is emulated, which makes everything dear.
 pub fn at_scale(count: usize) -> usize {
-    let emulated = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("QEMU TCG"));
+    let emulated = fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("QEMU TCG"));
     if emulated { count / 50 } else { count }
 }
 

@@ -68,6 +68,26 @@ fn a_backend_gets_what_was_inside() -> Result<()> {
     Ok(())
 }
 
+/// A terminal that is closed sends SIGHUP.
+#[test]
+fn signals_that_do_not_end_it() -> Result<()> {
+    let lab = Lab::new("hup")?;
+    let mut decap = Tollgate::start(&lab, &["--from", "10.9.0.7", "-o", "json"])?;
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE] {
+        kill(Pid::from_raw(decap.child.id().cast_signed()), signal)?;
+    }
+    let mut log = String::new();
+    while !["SIGHUP: ", "SIGUSR1: ", "SIGUSR2: "].iter().all(|signal| log.contains(signal)) {
+        ensure!(decap.stderr.read_line(&mut log)? > 0, "it has ended: {log}");
+    }
+    lab.send(&Tunnel::new(4, Kind::Ipip, lab.datagram(4, 0, b"inner")).bytes())?;
+    ensure!(lab.receive(4)? == ["inner"]);
+    let report = decap.end(Signal::SIGQUIT)?;
+    ensure!(count(&report, "ipip")? == 1, "{report}");
+    ensure!(lab.program().is_none(), "the program is still on: {:?}", lab.program());
+    Ok(())
+}
+
 /// The kernel looks at the inner checksum: what was damaged on the way reaches nobody, also where the outer checksum was
 /// not looked at. What comes next does.
 #[test]

@@ -15,13 +15,13 @@ fn every_attack_has_its_test() {
         assert!(!names.is_empty(), "no test shows this:\n{row}");
         for name in names {
             let (file, test) =
-                name.split_once("::").unwrap_or_else(|| panic!("`{name}` names no test:\n{row}"));
+                name.rsplit_once("::").unwrap_or_else(|| panic!("`{name}` names no test:\n{row}"));
             let file = if file.contains('/') || file == "corpus" {
                 file.to_owned()
             } else {
                 format!("program/{file}")
             };
-            let path = tests.join(format!("{file}.rs"));
+            let path = tests.join(format!("{}.rs", file.replace("::", "/")));
             let text = std::fs::read_to_string(&path)
                 .unwrap_or_else(|error| panic!("{}: {error}, for:\n{row}", path.display()));
             let declared = text.contains(&format!("fn {test}("));

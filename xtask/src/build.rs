@@ -1,6 +1,6 @@
 //! `cargo xtask build`: the XDP program first, then the host's crates with the program inside.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,6 +11,8 @@ use crate::{command, log};
 
 /// What was built, and with what.
 pub struct Built {
+    /// What the BPF object was built with.
+    pub bpf: Toolchain,
     /// The BPF object.
     pub object: PathBuf,
     /// The `tollgate` that carries it.
@@ -45,7 +47,7 @@ pub fn run(needs: &Needs) -> Result<Built> {
     ensure!(object.is_file(), "cargo built no {}", object.display());
 
     let tollgate = command::target().join("release/tollgate");
-    let built = Built { object, tollgate, commit: commit() };
+    let built = Built { bpf, object, tollgate, commit: commit() };
     command::run_aside(built.host_cargo("build").args(["--release", "--package", "lb-userspace"]))?;
     ensure!(built.tollgate.is_file(), "cargo built no {}", built.tollgate.display());
     Ok(built)
@@ -95,6 +97,11 @@ impl Built {
 /// Cargo for `lb-ebpf` and the core library below it, in a target directory of its own so that host builds and these
 /// do not undo each other.
 pub fn bpf_cargo(toolchain: &Toolchain, subcommand: &str) -> Result<Command> {
+    bpf_cargo_into(toolchain, subcommand, &command::target().join("bpf"))
+}
+
+/// [`bpf_cargo`] with this target directory.
+pub fn bpf_cargo_into(toolchain: &Toolchain, subcommand: &str, target: &Path) -> Result<Command> {
     let mut cargo = command::command(&toolchain.cargo);
     cargo
         .arg(subcommand)
@@ -107,7 +114,7 @@ pub fn bpf_cargo(toolchain: &Toolchain, subcommand: &str) -> Result<Command> {
             "build-std=core",
             "--target-dir",
         ])
-        .arg(command::target().join("bpf"))
+        .arg(target)
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTDOC", toolchain.program("rustdoc"))
         // Debian's compiler is a stable one, and so may be cargo: this lets both take unstable options.

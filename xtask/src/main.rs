@@ -17,6 +17,7 @@ mod demo;
 mod fuzz;
 mod kernels;
 mod log;
+mod mutants;
 #[path = "../../tests/src/options.rs"]
 mod options;
 mod preconditions;
@@ -70,6 +71,12 @@ enum Subcommands {
     ///
     /// What is found is kept under target/fuzz/findings; `cargo test` replays the corpus in tests/fuzz/corpus.
     Fuzz(fuzz::Options),
+    /// Put bugs into the code, one at a time, each of which a test must find (needs root)
+    ///
+    /// Two tables in tests/mutants/ name a change and the test that must fail for it; cargo-mutants changes the modules
+    /// that need no kernel in all ways that it knows. Everything happens in a copy under target/mutants. The whole of it
+    /// takes hours: `cargo xtask mutants --program` takes ten minutes.
+    Mutants(mutants::Options),
     /// Boot Debian's Linux 6.1 in QEMU and run the program's tests there
     Kernels,
 }
@@ -111,6 +118,7 @@ fn run(command: Subcommands) -> Result<()> {
         Subcommands::Spike(_) => spike::run(),
         Subcommands::Check(shown) => check::run(shown.verbose),
         Subcommands::Fuzz(options) => fuzz::run(&options),
+        Subcommands::Mutants(options) => mutants::run(&options),
         Subcommands::Kernels => kernels::run(),
     }
 }

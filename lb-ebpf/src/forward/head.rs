@@ -14,7 +14,7 @@ use network_types::{eth::EthHdr, vlan::VlanHdr};
 use super::ip_at;
 use crate::{
     headers::{Ip, Udp},
-    packet::Frame,
+    packet::{Cursor, Frame},
 };
 
 /// Ethernet addresses and VLAN tags.
@@ -86,6 +86,17 @@ impl Link {
         self.count as u16
     }
 
+    /// Whether it has so many tags, of these VLANs. Priorities are not compared: switches change them (IEEE 802.1Q-2022
+    /// §6.9.3).
+    #[inline(always)]
+    pub fn is_in(&self, tags: &[Tag; TAGS_MAX], count: u16) -> bool {
+        const VLAN_ID: u16 = 0x0fff_u16.to_be();
+        const PRIORITY: u32 = !(0xffff | (VLAN_ID as u32) << 16);
+        let other = Self::new(self.addresses, tags, count.into());
+        let same = |tag: usize| self.tags[tag] | PRIORITY == other.tags[tag] | PRIORITY;
+        self.count == other.count && (self.count < 1 || same(0)) && (self.count < 2 || same(1))
+    }
+
     /// The way that it came.
     #[inline(always)]
     pub const fn back(self) -> Self {
@@ -134,6 +145,20 @@ pub fn write<const N: usize, I: Ip>(
     ip: I,
     udp: Udp,
 ) -> Result<(), Reason> {
+    let at = write_ip(frame, load, link, ether_type, outer, ip)?;
+    udp.write(at, 4 * N + I::LEN).ok_or(Reason::Internal)
+}
+
+/// The same of a packet in which what follows its own IP header stays as it is. Returns where the first IP header is.
+#[inline(always)]
+pub fn write_ip<const N: usize, I: Ip>(
+    frame: &Frame,
+    load: &Load,
+    link: &Link,
+    ether_type: u16,
+    outer: [u32; N],
+    ip: I,
+) -> Result<Cursor, Reason> {
     let len = link.len() + 4 * N;
     let frame = frame.take_off(ip_at(load) as i32 + load.stripped as i32 - len as i32)?;
     let start = frame.start();
@@ -145,7 +170,7 @@ pub fn write<const N: usize, I: Ip>(
     let at = start.skip(link.len());
     at.write_words(0, &outer).ok_or(Reason::Internal)?;
     ip.write(at, 4 * N).ok_or(Reason::Internal)?;
-    udp.write(at, 4 * N + I::LEN).ok_or(Reason::Internal)
+    Ok(at)
 }
 
 /// The packet's own headers, both shorter by the token where it is stripped, and both checksums changed by what goes

@@ -2,25 +2,28 @@
 //! backend's answers back to the client.
 //!
 //! The table of translations is an LRU: where it is full, the client that was quiet for longest gets another port. Which
-//! ports a client may have follows from its address, so that its translation is found without another table.
+//! ports a client may have follows from its session, so that its translation is found without another table.
 
-use aya_ebpf::bindings::{BPF_NOEXIST, xdp_md};
+mod check;
+pub mod port;
+
+use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     backend::Backend,
-    live::{SECOND_NS, Tables},
-    nat::{PROBES, Ports, TIMEOUT_NS, Translation, TranslationKey},
+    live::Tables,
+    nat::{self, Ports, TIMEOUT_NS, Translation, TranslationKey},
     reason::Reason,
     scratch::Load,
 };
 
 use super::{
-    Delivery, fits,
+    Delivery, fits, fragment,
     head::{self, Link},
     ip_at, load,
 };
 use crate::{
-    atomic, clock,
-    headers::{Address, Ip, Ipv4, Ipv6},
+    clock,
+    headers::{Address, Ip, Ipv4, Ipv6, same_address},
     mac,
     maps::{LIVE, NAT_PORTS, SCRATCH, TRANSLATIONS},
     packet::Frame,
@@ -28,131 +31,77 @@ use crate::{
     verdict::Outcome,
 };
 
-/// Sends a datagram to a backend from a port of this node.
+/// Sends a datagram to a backend from a port of this node: the one in the scratch if it is `known`, else its client's first, if
+/// the client has that. Returns whether it was sent; if not, the frame is as it was, and its port is to be looked for.
 #[inline(always)]
-pub fn send(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Reason> {
+pub fn send(frame: &Frame, load: &mut Load, backend: &Backend, known: bool) -> Result<bool, Reason> {
     fits(load, backend, 0)?;
     match load.v6 {
-        0 => translated::<Ipv4>(frame, load, backend),
-        _ => translated::<Ipv6>(frame, load, backend),
+        0 => translated::<Ipv4>(frame, load, backend, known),
+        _ => translated::<Ipv6>(frame, load, backend, known),
     }
 }
 
 #[inline(always)]
-fn translated<I: Ip>(frame: &Frame, load: &Load, backend: &Backend) -> Result<(), Reason> {
+fn translated<I: Ip>(frame: &Frame, load: &Load, backend: &Backend, known: bool) -> Result<bool, Reason> {
     let from = Link::of(frame, ip_at(load))?;
     let (mut ip, mut udp) = head::own::<I>(frame, load)?;
     ip.age()?;
-    let [client_be, service_be] = ip.addresses();
-    let [client_port_be, service_port_be] = udp.ports_be();
     let scratch = SCRATCH.get_ptr_mut(0).ok_or(Reason::Internal)?;
     // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
     let (key, wanted) = unsafe { (&mut (*scratch).translation_key, &mut (*scratch).translation) };
-    *wanted = Translation {
-        used_at_ns: now().ok_or(Reason::Internal)?,
-        client_be,
-        service_be,
-        node_be: backend.source_be,
-        client_port_be,
-        service_port_be,
-        service_index: backend.service_index,
-        tag_count: from.tag_count(),
-        ifindex: frame.ingress(),
-        addresses_be: from.addresses_back(),
-        tags: from.tags(),
-        service_id: load.service_id,
-        backend_ifindex: backend.ifindex,
-        reserved: 0,
-    };
-    let node_port_be = port_for(key, wanted, backend)?;
+    if !known {
+        port::wanted(key, wanted, load, backend, (ip, udp))?;
+        if !port::is_first(key, wanted) {
+            return Ok(false);
+        }
+    }
     let addresses = [backend.source_be, backend.address_be];
     udp.readdress(&ip.addresses(), &addresses);
-    udp.set_ports(node_port_be, backend.port_be);
+    udp.set_ports(key.node_port_be, backend.port_be);
     ip.readdress(addresses);
-    head::write(frame, load, &from.toward(frame, backend), I::ETHER_TYPE, head::NOTHING, ip, udp)
+    ip.set_cookie(wanted.cookie);
+    head::write(frame, load, &from.toward(frame, backend), I::ETHER_TYPE, head::NOTHING, ip, udp)?;
+    Ok(true)
 }
 
-/// The port that stands for the client of a translation towards a backend: the one it has, or a free one.
+/// Copies a translation that is not over, of this address of the node, for a frame that begins with `from` and comes from
+/// where its backend is: whoever is elsewhere may write a backend's address, and is not it.
 #[inline(always)]
-fn port_for(key: &mut TranslationKey, wanted: &Translation, backend: &Backend) -> Result<u16, Reason> {
-    match find(key, wanted, backend) {
-        None => {}
-        Some(found) => {
-            // SAFETY: the kernel's entry, which stays allocated. If it becomes another client's at this moment, that one's
-            // answers go astray until its next datagram.
-            let found = unsafe { &mut *found };
-            // Not at every datagram: answers on other CPUs read it.
-            if wanted.used_at_ns.wrapping_sub(found.used_at_ns) >= SECOND_NS {
-                *found = *wanted;
-            }
-            return Ok(key.node_port_be);
-        }
+pub fn read(
+    frame: &Frame,
+    from: &Link,
+    key: &TranslationKey,
+    node_be: &Address,
+    into: &mut Translation,
+) -> Result<(), Unsent> {
+    let found = TRANSLATIONS.get_ptr(key).ok_or(Unsent::Nobodys)?;
+    // SAFETY: the kernel's entry, which stays allocated.
+    unsafe { copy(found, into) };
+    let from_backend =
+        into.backend_ifindex == frame.ingress() && from.is_in(&into.backend_tags, into.backend_tag_count);
+    let own = same_address(&into.node_be, node_be);
+    if own && from_backend && !is_over(into.used_at_ns, now().ok_or(Unsent::Nobodys)?) {
+        Ok(())
+    } else {
+        Err(Unsent::Nobodys)
     }
-    let (ports, hash) = candidates(wanted).ok_or(Reason::NatPorts)?;
-    for probe in 0..PROBES {
-        key.node_port_be = ports.candidate(hash, probe).to_be();
-        if let Some(found) = TRANSLATIONS.get_ptr_mut(&*key) {
-            // SAFETY: as above; the word is changed by nobody but through `claim`, or to a later time.
-            let expired = unsafe {
-                let used_at_ns = (&raw const (*found).used_at_ns).read_volatile();
-                is_over(used_at_ns, wanted.used_at_ns)
-                    && atomic::replace_u64(&raw mut (*found).used_at_ns, used_at_ns, wanted.used_at_ns)
-            };
-            if !expired {
-                continue;
-            }
-            // Only one CPU comes here for an entry. If it is gone already, so much the better.
-            let _ = TRANSLATIONS.remove(&*key);
-        }
-        if TRANSLATIONS.insert(&*key, wanted, BPF_NOEXIST.into()).is_ok() {
-            return Ok(key.node_port_be);
-        }
+}
+
+/// Copies an entry word by word: LLVM would call a function that copies bytes.
+///
+/// # Safety
+/// Both are translations that stay allocated. Another CPU may write to the kernel's entry.
+#[inline(always)]
+unsafe fn copy(from: *const Translation, to: *mut Translation) {
+    const WORDS: usize = size_of::<Translation>() / size_of::<u64>();
+    let (from, to) = (from.cast::<u64>(), to.cast::<u64>());
+    let mut word = 0;
+    while word < WORDS {
+        // SAFETY: within both, and aligned as they are.
+        unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
+        word += 1;
     }
-    Err(Reason::NatPorts)
-}
-
-/// The port that stands for the client of a translation towards a backend, if it has one.
-#[inline(always)]
-pub fn port_of(key: &mut TranslationKey, wanted: &Translation, backend: &Backend) -> Option<u16> {
-    find(key, wanted, backend).map(|_| key.node_port_be)
-}
-
-/// The entry of the client of a translation towards a backend, and its key.
-#[inline(always)]
-fn find(key: &mut TranslationKey, wanted: &Translation, backend: &Backend) -> Option<*mut Translation> {
-    let (ports, hash) = candidates(wanted)?;
-    key.backend_be = backend.address_be;
-    key.backend_port_be = backend.port_be;
-    for probe in 0..PROBES {
-        key.node_port_be = ports.candidate(hash, probe).to_be();
-        if let Some(found) = TRANSLATIONS.get_ptr_mut(&*key) {
-            // SAFETY: the kernel's entry, which stays allocated.
-            if same_client(unsafe { &*found }, wanted) {
-                return Some(found);
-            }
-        }
-    }
-    None
-}
-
-#[inline(always)]
-fn candidates(wanted: &Translation) -> Option<(Ports, u64)> {
-    Some((Ports::from_word(NAT_PORTS.load())?, hash(wanted)))
-}
-
-/// Copies a translation that is not over, of this address of the node, for a frame that comes from where its backend is:
-/// whoever is elsewhere may write a backend's address, and is not it.
-#[inline(always)]
-pub fn read(frame: &Frame, key: &TranslationKey, node_be: &Address, into: &mut Translation) -> Option<()> {
-    // SAFETY: copied out here and now.
-    *into = *unsafe { TRANSLATIONS.get(key) }?;
-    let to_node = &into.node_be;
-    let own = to_node[3] == node_be[3]
-        && to_node[0] == node_be[0]
-        && to_node[1] == node_be[1]
-        && to_node[2] == node_be[2];
-    let from_backend = into.backend_ifindex == frame.ingress();
-    (own && from_backend && !is_over(into.used_at_ns, now()?)).then_some(())
 }
 
 /// The way to the client of a translation.
@@ -161,34 +110,15 @@ pub fn to_client(translation: &Translation) -> Link {
     Link::new(translation.addresses_be, &translation.tags, translation.tag_count.into())
 }
 
-#[inline(always)]
-fn same_client(one: &Translation, other: &Translation) -> bool {
-    let same = |a: &Address, b: &Address| a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
-    one.client_port_be == other.client_port_be
-        && one.service_port_be == other.service_port_be
-        && same(&one.client_be, &other.client_be)
-        && same(&one.service_be, &other.service_be)
-}
-
-/// Fibonacci hashing (Knuth, TAOCP 3, §6.4). Who can choose addresses to collide holds a token for each.
-#[inline(always)]
-fn hash(client: &Translation) -> u64 {
-    let [a, b, c, d] = client.client_be;
-    let ports = u32::from(client.client_port_be) << 16 | u32::from(client.service_port_be);
-    let high = u64::from(a ^ c.rotate_left(16)) << 32 | u64::from(b ^ d);
-    let mixed = (high ^ u64::from(ports) << 16).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mixed = (mixed ^ mixed >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed ^ mixed >> 32
-}
-
 /// Whether a translation that was used then is over now.
 #[inline(always)]
 const fn is_over(used_at_ns: u64, now_ns: u64) -> bool {
     now_ns.wrapping_sub(used_at_ns) >= TIMEOUT_NS && now_ns >= used_at_ns
 }
 
+/// The kernel's clock.
 #[inline(always)]
-fn now() -> Option<u64> {
+pub fn now() -> Option<u64> {
     LIVE.get(0).map(|live| clock::now(live).kernel_ns)
 }
 
@@ -198,14 +128,60 @@ pub fn answer(frame: &Frame, packet: &Packet, tables: Tables) -> Outcome {
     let Some(ports) = Ports::from_word(NAT_PORTS.load()) else {
         return Outcome::NotOurs;
     };
-    if !packet.is_plain() || !ports.contain(u16::from_be(packet.to.port_be as u16)) {
+    let to_port = u16::from_be(packet.to.port_be as u16);
+    let (ctx, ip_at, v6) = (frame.context(), packet.ip.offset_in(frame) as u32, packet.from.v6.into());
+    let whole = packet.is_plain() && ports.contain(to_port);
+    let part = packet.is_fragment() && (ports.contain(to_port) || to_port == 0);
+    if !(whole || part) || !mac::is_own(frame, tables) {
         return Outcome::NotOurs;
     }
-    if !mac::is_own(frame, tables) {
-        return Outcome::NotOurs;
+    let told = if whole {
+        checked(tables, || answered(ctx, ip_at, v6, tables.to_word()))
+    } else {
+        checked(tables, || fragment::answered_in_part(ctx, ip_at, v6, tables.to_word()))
+    };
+    outcome(frame, told, Reason::Reply)
+}
+
+/// Sends a packet for a client; where its translation is to be checked first, checks that and sends it then. Not one within
+/// the other: their stacks would not fit the limit.
+#[inline(always)]
+pub fn checked(tables: Tables, send: impl Fn() -> u32) -> u32 {
+    match send() {
+        UNCHECKED => match check::translation(tables) {
+            Ok(()) => send(),
+            Err(reason) => told(Err(reason.into())),
+        },
+        told => told,
     }
-    let answered = answered(frame.context(), packet.ip.offset_in(frame) as u32, packet.from.v6.into());
-    outcome(frame, answered, Reason::Reply)
+}
+
+/// Why a packet for a client has not been sent; the frame is as it was.
+#[derive(Clone, Copy)]
+pub enum Unsent {
+    /// There is no such translation.
+    Nobodys,
+    /// Something has changed since its translation was last checked.
+    Unchecked,
+    /// It is counted against the service.
+    Refused(Reason),
+}
+
+impl From<Reason> for Unsent {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::NotOurs => Self::Nobodys,
+            reason => Self::Refused(reason),
+        }
+    }
+}
+
+/// Whether the translation in the scratch was checked against what counts now.
+#[inline(always)]
+pub fn is_checked(translation: &Translation, tables: Tables) -> Result<(), Unsent> {
+    let live = LIVE.get(0).ok_or(Unsent::Nobodys)?;
+    if translation.checked == nat::checked(tables, live) { Ok(()) } else { Err(Unsent::Unchecked) }
 }
 
 /// What became of a packet for a client, by what such a function returned; the scratch has its translation.
@@ -214,13 +190,15 @@ pub fn outcome(frame: &Frame, told: u32, reason: Reason) -> Outcome {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return Outcome::NotOurs };
     // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
     let translation = unsafe { &(*scratch).translation };
-    let (service, id) = (translation.service_index.into(), translation.service_id);
+    let (service, id) = (translation.service_index.into(), translation.owner.service_id);
     match told {
         SENT => {
             let delivery = Delivery::Back { ifindex: translation.ifindex };
             Outcome::Delivered { service, reason: reason.into(), delivery }
         }
         OVER_ITS_HOP_LIMIT => Outcome::Refused { service, reason: Reason::HopLimit },
+        REVOKED => Outcome::Refused { service, reason: Reason::Revoked },
+        WITHOUT_BACKEND => Outcome::Refused { service, reason: Reason::NoBackend },
         FAILED => Outcome::refused(frame, (service, id), Reason::Internal),
         _ => Outcome::NotOurs,
     }
@@ -231,15 +209,21 @@ const NOT_TRANSLATED: u32 = 0;
 pub const SENT: u32 = 1;
 const OVER_ITS_HOP_LIMIT: u32 = 2;
 const FAILED: u32 = 3;
+const REVOKED: u32 = 4;
+const WITHOUT_BACKEND: u32 = 5;
+const UNCHECKED: u32 = 6;
 
-/// As a function that the linker names returns it; `None` where there is no translation, and the frame is as it was.
+/// As a function that the linker names returns it.
 #[inline(always)]
-pub const fn told(sent: Option<Result<(), Reason>>) -> u32 {
+pub const fn told(sent: Result<(), Unsent>) -> u32 {
     match sent {
-        None => NOT_TRANSLATED,
-        Some(Ok(())) => SENT,
-        Some(Err(Reason::HopLimit)) => OVER_ITS_HOP_LIMIT,
-        Some(Err(_)) => FAILED,
+        Ok(()) => SENT,
+        Err(Unsent::Nobodys) => NOT_TRANSLATED,
+        Err(Unsent::Unchecked) => UNCHECKED,
+        Err(Unsent::Refused(Reason::HopLimit)) => OVER_ITS_HOP_LIMIT,
+        Err(Unsent::Refused(Reason::Revoked)) => REVOKED,
+        Err(Unsent::Refused(Reason::NoBackend)) => WITHOUT_BACKEND,
+        Err(Unsent::Refused(_)) => FAILED,
     }
 }
 
@@ -247,34 +231,34 @@ pub const fn told(sent: Option<Result<(), Reason>>) -> u32 {
 /// once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn answered(ctx: *mut xdp_md, ip_at: u32, v6: u32) -> u32 {
+extern "C" fn answered(ctx: *mut xdp_md, ip_at: u32, v6: u32, tables: u64) -> u32 {
     let Ok(load) = load() else { return NOT_TRANSLATED };
     load.ip_at = ip_at;
     load.stripped = 0;
-    let frame = Frame::at(ctx);
+    let (frame, tables) = (Frame::at(ctx), Tables::from_word(tables));
     told(match v6 {
-        0 => answer_to_client::<Ipv4>(&frame, load),
-        _ => answer_to_client::<Ipv6>(&frame, load),
+        0 => answer_to_client::<Ipv4>(&frame, load, tables),
+        _ => answer_to_client::<Ipv6>(&frame, load, tables),
     })
 }
 
 #[inline(always)]
-fn answer_to_client<I: Ip>(frame: &Frame, load: &Load) -> Option<Result<(), Reason>> {
-    let (mut ip, mut udp) = head::own::<I>(frame, load).ok()?;
+fn answer_to_client<I: Ip>(frame: &Frame, load: &Load, tables: Tables) -> Result<(), Unsent> {
+    let from = Link::of(frame, ip_at(load)).map_err(|_| Unsent::Nobodys)?;
+    let (mut ip, mut udp) = head::own::<I>(frame, load).map_err(|_| Unsent::Nobodys)?;
     let [backend_be, node_be] = ip.addresses();
     let [backend_port_be, node_port_be] = udp.ports_be();
-    let scratch = SCRATCH.get_ptr_mut(0)?;
+    let scratch = SCRATCH.get_ptr_mut(0).ok_or(Unsent::Nobodys)?;
     // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
     let (key, translation) = unsafe { (&mut (*scratch).translation_key, &mut (*scratch).translation) };
     *key = TranslationKey { backend_be, backend_port_be, node_port_be };
-    read(frame, key, &node_be, translation)?;
-    if let Err(reason) = ip.age() {
-        return Some(Err(reason));
-    }
+    read(frame, &from, key, &node_be, translation)?;
+    is_checked(translation, tables)?;
+    ip.age()?;
     let link = to_client(translation);
     let to = [translation.service_be, translation.client_be];
     udp.readdress(&ip.addresses(), &to);
     udp.set_ports(translation.service_port_be, translation.client_port_be);
     ip.readdress(to);
-    Some(head::write(frame, load, &link, I::ETHER_TYPE, head::NOTHING, ip, udp))
+    Ok(head::write(frame, load, &link, I::ETHER_TYPE, head::NOTHING, ip, udp)?)
 }

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     hash::Hash,
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -21,7 +21,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
     sync::{oneshot, watch},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet, yield_now},
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
@@ -41,13 +41,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 const OWN: Limits = Limits { each: 64, all: 128 };
 /// Everybody else's, so that they leave descriptors and time for those.
 const OTHERS: Limits = Limits { each: 8, all: 64 };
-/// To the metrics port, by address.
-const METRICS: Limits = Limits { each: 16, all: 64 };
+/// To the metrics port.
+const METRICS: usize = 64;
 
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// Of one user or address.
+    /// Of one user.
     each: usize,
     /// Of all.
     all: usize,
@@ -92,9 +92,11 @@ pub async fn control(
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves the metrics port.
+/// Serves the metrics port. No connection is refused: where there are [`METRICS`], the oldest of the sender that has most
+/// is closed. So neither requests that are never finished nor answers that are never read keep another sender's probe
+/// from its answer, and many senders only those that take longer than it takes to connect so often.
 pub async fn metrics(listener: TcpListener, router: Router) {
-    let room = Room::new(METRICS);
+    let mut connections: Vec<(IpAddr, AbortHandle)> = Vec::new();
     let (_never, stopped) = watch::channel(());
     loop {
         let (stream, from) = match listener.accept().await {
@@ -104,17 +106,35 @@ pub async fn metrics(listener: TcpListener, router: Router) {
                 continue;
             }
         };
-        let from: IpAddr = from.ip();
-        let Some(place) = room.take(from) else {
-            debug!(%from, "too many connections to the metrics port");
-            continue;
-        };
+        let sender = sender(from.ip());
+        connections.retain(|(_, connection)| !connection.is_finished());
+        if connections.len() >= METRICS {
+            let senders: Vec<IpAddr> = connections.iter().map(|(sender, _)| *sender).collect();
+            let (busiest, oldest) = connections.remove(evicted(&senders));
+            debug!(%busiest, "too many connections to the metrics port");
+            oldest.abort();
+        }
         let (router, stopped) = (router.clone(), stopped.clone());
-        tokio::spawn(async move {
-            serve(stream, router, stopped).await;
-            drop(place);
-        });
+        let connection = tokio::spawn(async move { serve(stream, router, stopped).await });
+        connections.push((sender, connection.abort_handle()));
+        // A request that came with the connection is answered before others can take its place.
+        yield_now().await;
     }
+}
+
+/// Whose a connection is: an IPv4 address, or the /64 that an IPv6 host has all addresses of.
+fn sender(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
+}
+
+/// Of connections by age, with whose they are: the oldest of a sender that has most.
+fn evicted(senders: &[IpAddr]) -> usize {
+    let share = |sender: &IpAddr| senders.iter().filter(|other| *other == sender).count();
+    let most = senders.iter().map(share).max().unwrap_or(0);
+    senders.iter().position(|sender| share(sender) == most).unwrap_or(0)
 }
 
 /// A connection that has gone already, or no descriptor left.
@@ -194,6 +214,17 @@ impl<K: Eq + Hash> Drop for Place<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_busiest_sender_loses_its_oldest_connection() {
+        let senders = |text: &str| -> Vec<IpAddr> {
+            text.split(' ').map(|address| sender(address.parse().unwrap())).collect()
+        };
+        assert_eq!(evicted(&senders("10.0.0.1 10.0.0.2 10.0.0.2")), 1);
+        assert_eq!(evicted(&senders("10.0.0.1 10.0.0.2 ::ffff:10.0.0.1")), 0);
+        assert_eq!(evicted(&senders("10.0.0.1 2001:db8::1 10.0.0.2 2001:db8::2:0:0:0:2")), 1);
+        assert_eq!(evicted(&senders("10.0.0.1 2001:db8::1 10.0.0.2")), 0);
+    }
 
     #[test]
     fn places_are_counted_by_whose_they_are_and_given_back() {

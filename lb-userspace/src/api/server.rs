@@ -1,5 +1,7 @@
 //! What the two servers answer: requests in JSON on the control socket, metrics and health on TCP.
 
+use std::sync::Arc;
+
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, FromRequest, Query, Request, State},
@@ -11,7 +13,7 @@ use axum::{
 use hyper::body::Body as _;
 use lb_common::keyslot::KeyId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use super::{
     access::{self, Access},
@@ -163,8 +165,9 @@ impl<S: Send + Sync, I: Input> FromRequest<S> for Body<I> {
     type Rejection = (StatusCode, Json<Failure>);
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
-        if request.uri().query().is_some() {
-            let error = "this request takes its parameters from the body and has no query";
+        if let Some(query) = request.uri().query() {
+            let error =
+                format!("this request takes its parameters from the body and has no query: `{query}`");
             return Err((StatusCode::BAD_REQUEST, failure(error)));
         }
         // Whoever says so beforehand is told before all of it is sent.
@@ -223,15 +226,17 @@ fn failure(error: impl Into<String>) -> Json<Failure> {
 pub fn metrics(handle: Handle, readiness: watch::Receiver<Readiness>) -> Router {
     Router::new()
         .route("/metrics", get(scrape))
-        .with_state(handle)
+        .with_state(Arc::new(Mutex::new(handle)))
         // The process answers.
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(async move |Query(of): Query<ReadyOf>| ready(&readiness.borrow(), of)))
 }
 
-async fn scrape(State(to): State<Handle>, headers: HeaderMap) -> Response {
+/// One page at a time: a client that asks for many keeps no other request waiting for more than one.
+async fn scrape(State(to): State<Arc<Mutex<Handle>>>, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = metrics::Format::accepted(accept);
+    let to = to.lock().await;
     let page = match to.ask(Command::Metrics).await {
         Ok(report) => metrics::page(report, format),
         Err(error) => return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),

@@ -8,7 +8,7 @@ use std::{
 use anyhow::bail;
 use serde::Serialize;
 use tollgate::{
-    config::{Config, Forward, Service},
+    config::{Config, ConfigError, Forward, Problem, Service},
     control::{self, Accepted, StartError, desired},
     datapath::{
         DatapathError,
@@ -16,7 +16,10 @@ use tollgate::{
     },
 };
 
-use super::{Global, output};
+use super::{
+    Global,
+    output::{self, Format},
+};
 
 #[derive(Serialize)]
 struct Report {
@@ -33,8 +36,52 @@ struct Line {
     mend: String,
 }
 
-/// Checks, prints, and fails if something will not do.
-pub fn run(global: &Global) -> anyhow::Result<()> {
+/// Checks, prints, and fails if something will not do. What keeps it from looking at all is a failed check of the JSON
+/// report, too.
+pub fn run(global: &Global, enough_descriptors: anyhow::Result<()>) -> anyhow::Result<()> {
+    let (checks, error) = match enough_descriptors.and_then(|()| lines(global)) {
+        Ok(checks) => (checks, None),
+        Err(error) => (failures(global, &error), Some(error)),
+    };
+    let ok = checks.iter().all(|line| line.verdict != "failed");
+    if error.is_none() || global.output == Format::Json {
+        output::print(global.output, &Report { ok, checks }, |report| {
+            let row = |line: &Line| {
+                let found = match line.mend.as_str() {
+                    "" => line.found.clone(),
+                    mend => format!("{}; {mend}", line.found),
+                };
+                vec![line.name.clone(), line.verdict.to_owned(), found]
+            };
+            let rows: Vec<_> = report.checks.iter().map(row).collect();
+            output::columns(&["CHECK", "VERDICT", "FOUND"], &rows)
+        })?;
+    }
+    match error {
+        Some(error) => Err(error),
+        None if ok => Ok(()),
+        None => bail!("not everything will do: see the failed checks"),
+    }
+}
+
+/// What kept the checks from being made, for the JSON report: each problem of a configuration by itself.
+fn failures(global: &Global, error: &anyhow::Error) -> Vec<Line> {
+    let failed = |name: &str, found, mend| Line { name: name.to_owned(), verdict: "failed", found, mend };
+    match error.downcast_ref::<ConfigError>() {
+        Some(ConfigError::Invalid(invalid)) => {
+            let file = global.file().display();
+            let line = |problem: &Problem| {
+                let Problem { line, column, message, mend, .. } = problem;
+                failed("configuration", format!("{file}:{line}:{column}: {message}"), mend.clone())
+            };
+            invalid.problems.iter().map(line).collect()
+        }
+        Some(error) => vec![failed("configuration", error.to_string(), String::new())],
+        None => vec![failed("host", format!("{error:#}"), String::new())],
+    }
+}
+
+fn lines(global: &Global) -> anyhow::Result<Vec<Line>> {
     let config = global.load()?;
     let mut checks = vec![Line {
         name: "configuration".to_owned(),
@@ -61,21 +108,7 @@ pub fn run(global: &Global) -> anyhow::Result<()> {
     checks.extend(interfaces(&config)?);
     checks.extend(metrics(&config));
     checks.extend(config.services.iter().filter_map(local_address));
-    let ok = checks.iter().all(|line| line.verdict != "failed");
-    output::print(global.output, &Report { ok, checks }, |report| {
-        let row = |line: &Line| {
-            let found = match line.mend.as_str() {
-                "" => line.found.clone(),
-                mend => format!("{}; {mend}", line.found),
-            };
-            vec![line.name.clone(), line.verdict.to_owned(), found]
-        };
-        output::columns(&["CHECK", "VERDICT", "FOUND"], &report.checks.iter().map(row).collect::<Vec<_>>())
-    })?;
-    if !ok {
-        bail!("not everything will do: see the failed checks");
-    }
-    Ok(())
+    Ok(checks)
 }
 
 /// Whether the interfaces are there and free. What their drivers can is known only when the program is attached.

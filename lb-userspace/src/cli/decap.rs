@@ -9,10 +9,7 @@ use anyhow::{Context as _, bail};
 use lb_common::decap::Outcome;
 use nix::{ifaddrs::getifaddrs, net::if_::if_nametoindex};
 use serde::Serialize;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::interval,
-};
+use tokio::time::interval;
 use tollgate::datapath::{
     decap::{self, Balancers, Decap},
     preflight,
@@ -22,10 +19,14 @@ use tracing::info;
 use super::{
     Global,
     output::{self, columns},
+    signals::Signals,
 };
 
 /// How often the interface is looked at, and the counters are shown.
 const TICK: Duration = Duration::from_secs(1);
+
+/// What is logged at SIGHUP.
+const HANGUP: &str = "the program stays on the interface; SIGTERM or SIGINT takes it off";
 
 /// Where, and for whom.
 #[derive(clap::Args)]
@@ -65,8 +66,7 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
 
 async fn until_told(args: &Args) -> anyhow::Result<Report> {
     let interface = args.interface.as_str();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::take()?;
     let index = if_nametoindex(interface)
         .with_context(|| format!("there is no interface `{interface}`; `ip link` shows those there are"))?;
     let mut decap = Decap::load(decap::embedded_object()?, mac(interface)?, &args.from)?;
@@ -77,8 +77,7 @@ async fn until_told(args: &Args) -> anyhow::Result<Report> {
     let mut tick = interval(TICK);
     let ended = loop {
         tokio::select! {
-            _ = terminate.recv() => break Ok("SIGTERM"),
-            _ = interrupt.recv() => break Ok("SIGINT"),
+            signal = signals.end(HANGUP) => break Ok(signal),
             _ = tick.tick() => if let Err(error) = look(&mut decap, interface, index) { break Err(error) },
         }
     };

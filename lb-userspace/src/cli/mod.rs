@@ -13,6 +13,7 @@ mod output;
 mod run;
 mod services;
 mod sessions;
+mod signals;
 mod status;
 mod token;
 
@@ -29,6 +30,7 @@ use clap::{
 use tollgate::{
     api::client::{Client, ClientError},
     config::{Config, ConfigError},
+    datapath::preflight,
     sandbox,
 };
 use tracing_subscriber::filter::LevelFilter;
@@ -115,9 +117,12 @@ pub fn main() -> ExitCode {
         return ExitCode::from(FAILED);
     }
     let Cli { global, command } = Cli::parse();
+    // `check` prints its report also where this fails.
+    let enough_descriptors = preflight::raise_descriptor_limit().map_err(anyhow::Error::msg);
     let result = match command {
+        Command::Check => check::run(&global, enough_descriptors),
+        _ if enough_descriptors.is_err() => enough_descriptors,
         Command::Run(args) => run::run(&global, &args),
-        Command::Check => check::run(&global),
         Command::Detach => detach::run(&global),
         Command::Status => status::run(&global),
         Command::Counters(args) => counters::run(&global, &args),
@@ -205,6 +210,9 @@ impl Global {
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal())
             .with_target(false)
+            // A line that cannot be written, as to a closed terminal, is lost: to report that on the same closed
+            // standard error would be a panic.
+            .log_internal_errors(false)
             .init();
     }
 }

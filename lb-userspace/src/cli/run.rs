@@ -11,7 +11,6 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use tokio::{
-    signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
     time::timeout,
 };
@@ -28,13 +27,17 @@ use tollgate::{
 };
 use tracing::{info, warn};
 
-use super::Global;
+use super::{Global, signals::Signals};
 
 /// How long answers may take once the daemon ends.
 const ANSWERS_UNDER_WAY: Duration = Duration::from_secs(2);
 
 /// How often it is looked whether the loop still looks.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What is logged at SIGHUP.
+const HANGUP: &str = "a running daemon does not read its configuration again; restart it to apply a changed \
+                      configuration, no valid packet is lost";
 
 /// As whom.
 #[derive(clap::Args)]
@@ -109,8 +112,7 @@ fn preflight(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn daemon(config: Config, pins: Pins, doors: Doors, detach: String) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::take()?;
     let Doors { control, rules, metrics, socket } = doors;
     let control = tokio::net::UnixListener::from_std(control)?;
     let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
@@ -130,18 +132,21 @@ async fn daemon(config: Config, pins: Pins, doors: Doors, detach: String) -> any
     tokio::spawn(announce(readiness, node));
 
     tokio::select! {
-        _ = terminate.recv() => info!("SIGTERM: ending"),
-        _ = interrupt.recv() => info!("SIGINT: ending"),
+        signal = signals.end(HANGUP) => info!("{signal}: ending"),
         ended = &mut controller => {
             ended.context("the control loop ended by itself: please report it, and start it again")?;
         }
     }
     say_what_stays(&handle, &detach).await;
     notify("STOPPING=1");
-    // Answers under way are still given; whoever does not read them is not waited for.
+    // Answers under way are still given; whoever does not read them is not waited for, nor is anybody after a second
+    // signal.
     let _ = stop.send(());
-    if let Ok(ended) = timeout(ANSWERS_UNDER_WAY, control).await {
-        ended.context("the control socket's server")?;
+    tokio::select! {
+        ended = timeout(ANSWERS_UNDER_WAY, control) => if let Ok(ended) = ended {
+            ended.context("the control socket's server")?;
+        },
+        signal = signals.end(HANGUP) => info!("{signal} again: answers under way are not waited for"),
     }
     drop(socket);
     Ok(())

@@ -12,6 +12,8 @@ use lb_common::{
 };
 use toml::Spanned;
 
+use crate::keyring::slots_needed;
+
 use super::{
     Forward, Prefix,
     fields::{BackendDraft, ServiceDraft},
@@ -101,12 +103,9 @@ fn limits(report: &mut Report<'_>, services: &[ServiceDraft]) {
     }
 }
 
-/// Refuses rotations that would need more key slots than there are. A key verifies for two rotations and the life
-/// of a token, or less.
+/// Refuses rotations that would need more key slots than there are.
 fn slots(report: &mut Report<'_>, services: &[ServiceDraft]) {
-    let keys = |service: &ServiceDraft| {
-        service.key_rotation.map_or(3, |rotation| 3 + service.max_ttl.as_secs() / rotation.as_secs().max(1))
-    };
+    let keys = |service: &ServiceDraft| slots_needed(service.max_ttl, service.key_rotation);
     let most = u64::from(KEY_SLOTS_MAX);
     let needed: u64 = services.iter().map(keys).sum();
     let Some(worst) = services.iter().max_by_key(|service| keys(service)) else { return };
@@ -115,9 +114,7 @@ fn slots(report: &mut Report<'_>, services: &[ServiceDraft]) {
     let (rotation, max_ttl) = (shown(worst.key_rotation), shown(Some(worst.max_ttl)));
     if needed > most {
         let wrong = Wrong {
-            message: format!(
-                "the services need up to {needed} keys at a time, and there are {most} key slots"
-            ),
+            message: format!("the services need up to {needed} key slots at a time, and there are {most}"),
             mend: format!(
                 "rotate less often than every {rotation}, or let tokens live shorter than {max_ttl}"
             ),
@@ -128,7 +125,7 @@ fn slots(report: &mut Report<'_>, services: &[ServiceDraft]) {
     for service in services {
         if let Some(rotation) = service.key_rotation.filter(|rotation| *rotation < service.max_ttl) {
             let wrong = Wrong {
-                message: format!("up to {} keys verify at a time", keys(service)),
+                message: format!("the rotation needs {} key slots", keys(service)),
                 mend: format!(
                     "a key_rotation of {} is shorter than the max_ttl of {}",
                     shown(Some(rotation)),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use lb_common::nat::Ports;
+use lb_common::nat::{PER_SESSION_DEFAULT, Ports};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -23,7 +23,8 @@ const HMAC_BUDGET: u32 = lb_common::maps::HMACS_PER_SECOND_DEFAULT as u32;
 const MAX_TTL: Duration = Duration::from_hours(1);
 const KEY_ROTATION: Duration = Duration::from_hours(24);
 const WEIGHT: u32 = 100;
-const NAT_PORTS: Ports = Ports { first: 40_000, last: 59_999 };
+/// Below the ports that Linux gives to its own sockets by default, 32768 to 60999 (`ip_local_port_range`, ip(7)).
+const NAT_PORTS: Ports = Ports { first: 10_000, last: 29_999 };
 
 /// A service, and where its fields are.
 pub(super) struct ServiceDraft {
@@ -83,6 +84,8 @@ pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
     let sessions = fields.or(report, "sessions", values::sessions, lb_common::maps::SESSIONS_DEFAULT);
     let hmac_budget = fields.or(report, "hmac_budget", values::hmac_budget, HMAC_BUDGET);
     let nat_ports = fields.or(report, "nat_ports", values::nat_ports, NAT_PORTS);
+    let nat_ports_per_session =
+        fields.or(report, "nat_ports_per_session", values::nat_ports_per_session, PER_SESSION_DEFAULT);
     let tunnel_sources = fields.optional(report, "tunnel_sources", values::tunnel_sources);
     let virtual_macs = fields.or(report, "virtual_macs", values::virtual_macs, Vec::new());
     let tables = fields.tables(report, "service", "service.");
@@ -104,6 +107,7 @@ pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
         hmac_budget,
         nat_ports,
         virtual_macs,
+        nat_ports_per_session,
         tunnel_sources: tunnel_sources.map_or_else(Vec::new, Spanned::into_inner),
         services: drafts.into_iter().map(ServiceDraft::into_service).collect::<Option<_>>()?,
         warnings: Vec::new(),

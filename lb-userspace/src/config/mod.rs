@@ -51,6 +51,8 @@ pub struct Config {
     pub hmac_budget: u32,
     /// The ports of this node that services with `forward = "nat"` use; see [`Config::ports_of_nat`].
     pub nat_ports: Ports,
+    /// How many of these ports a session holds towards one backend at most: 1 to [`nat::PROBES`](lb_common::nat::PROBES).
+    pub nat_ports_per_session: u32,
     /// Where the outer packets of `ipip` and `gue` come from, at most one prefix of each family. Without one of a
     /// family, they come from this node's address.
     pub tunnel_sources: Vec<Prefix>,

@@ -146,7 +146,8 @@ fn what_is_absent_has_a_default() {
     assert_eq!(config.metrics, Some(([127, 0, 0, 1], 9477).into()));
     assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/tollgate"));
     assert_eq!((config.sessions, config.hmac_budget), (262_144, 200_000));
-    assert_eq!(config.nat_ports, Ports { first: 40_000, last: 59_999 });
+    assert_eq!(config.nat_ports, Ports { first: 10_000, last: 29_999 });
+    assert_eq!(config.nat_ports_per_session, 8);
     assert_eq!((config.tunnel_sources.as_slice(), config.ports_of_nat()), (&[][..], None));
     assert!(config.virtual_macs.is_empty());
     let service = &config.services[0];
@@ -209,7 +210,7 @@ fn every_wrong_value_is_named() {
         ("key_rotation = \"0s\"", "is out of range"),
         (
             "key_rotation = \"1s\"\nmax_ttl = \"2h\"",
-            "the services need up to 7203 keys at a time, and there are 4096",
+            "the services need up to 7269 key slots at a time, and there are 4096",
         ),
         (
             "rate = \"1000/s\"",
@@ -295,6 +296,11 @@ fn the_top_level_is_checked() {
         ("nat_ports = \"1000-2000\"", "has ports of system services; begin at 1024 or above"),
         ("nat_ports = \"40000-40006\"", "has too few ports; at least 8"),
         ("nat_ports = \"40000-39999\"", "has too few ports"),
+        (
+            "nat_ports_per_session = 0",
+            "`nat_ports_per_session` = 0 is out of range; it is a whole number, 1 to 16",
+        ),
+        ("nat_ports_per_session = 17", "is out of range"),
         ("tunnel_sources = \"10.9.0.0/24\"", "`tunnel_sources` is \"10.9.0.0/24\", not a list"),
         ("tunnel_sources = [\"10.9.0.0\"]", "\"10.9.0.0\" is not a prefix"),
         (
@@ -370,7 +376,7 @@ fn what_is_probably_not_meant_is_a_warning() {
         (with("forward = \"l2\""), "the service has no backend"),
         (with("forward = \"nat\""), "the service has no backend"),
         ("tunnel_sources = [\"10.9.0.0/24\"]\n".to_owned() + &with(""), "`tunnel_sources` is not used"),
-        (with("key_rotation = \"10m\""), "up to 9 keys verify at a time; a key_rotation of 10m is shorter"),
+        (with("key_rotation = \"10m\""), "the rotation needs 11 key slots; a key_rotation of 10m is shorter"),
     ];
     for (text, expected) in cases {
         let warnings = parse(&text).unwrap().warnings;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::nat::Ports;
+use lb_common::nat::{PROBES, Ports};
 use toml::de::DeValue;
 
 use super::{
@@ -319,7 +319,7 @@ fn no_host(address: IpAddr) -> Option<&'static str> {
 const NAT_PORT_MIN: u16 = 1024;
 
 pub(super) fn nat_ports(path: &str, value: &DeValue<'_>) -> Read<Ports> {
-    const EXAMPLE: &str = "nat_ports = \"40000-59999\"";
+    const EXAMPLE: &str = "nat_ports = \"10000-29999\"";
     let given = text(path, value, EXAMPLE)?;
     let ports = given.split_once('-').and_then(|(first, last)| {
         Some(Ports { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? })
@@ -338,6 +338,10 @@ pub(super) fn nat_ports(path: &str, value: &DeValue<'_>) -> Read<Ports> {
         return wrong(format!("`{path}` = {given:?} has too few ports"), mend);
     }
     Ok(ports)
+}
+
+pub(super) fn nat_ports_per_session(path: &str, value: &DeValue<'_>) -> Read<u32> {
+    narrowed(path, value, 1..=u64::from(PROBES))
 }
 
 pub(super) fn tunnel_sources(path: &str, value: &DeValue<'_>) -> Read<Vec<Prefix>> {

@@ -40,6 +40,7 @@ pub fn options(config: &Config) -> Options {
         untracked: services.iter().any(|service| service.accept.bearer && !service.has_limits()),
         tracked: services.iter().any(|service| service.accept.proof || service.has_limits()),
         nat_ports: config.ports_of_nat(),
+        nat_ports_per_session: config.nat_ports_per_session,
         hmac_cost_ns: SECOND_NS / u64::from(config.hmac_budget).max(1),
         ..Options::default()
     }

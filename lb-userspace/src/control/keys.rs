@@ -56,8 +56,7 @@ pub struct SlotReport {
 impl Keys {
     /// Of these services.
     pub fn new(services: &[config::Service]) -> Self {
-        let policies = services.iter().map(KeyPolicy::from).collect();
-        Self { policies, wanted: Wanted::default(), installed: BTreeSet::new() }
+        Self { policies: KeyPolicy::of(services), wanted: Wanted::default(), installed: BTreeSet::new() }
     }
 
     /// Whether the kernel verifies with a key.
@@ -151,4 +150,49 @@ pub async fn change<T>(
             random_error.map_or(Ok(result), |error| Err(KeysError::Random(error)))
         })
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::FileStore;
+
+    const SERVICE: u32 = 42;
+
+    fn signer(stored: &Stored) -> Option<KeyId> {
+        stored.state().keyring.signer(SERVICE).map(|key| key.id)
+    }
+
+    /// The promise on which rotation rests, where the store and the kernel meet.
+    #[tokio::test]
+    async fn a_key_signs_only_once_the_kernel_has_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(FileStore::open(directory.path()).unwrap());
+        let mut stored = Stored::open(store).await.unwrap();
+        let policies = vec![KeyPolicy { service_id: SERVICE, max_ttl: 60, rotation: None, quota: 64 }];
+        let mut keys = Keys { policies, wanted: Wanted::default(), installed: BTreeSet::new() };
+        let events = keys.tick(&mut stored).await.unwrap();
+        let [Event::Staged { key_id: first, .. }] = events[..] else { panic!("{events:?}") };
+        for _ in 0..3 {
+            assert_eq!(keys.confirm(&mut stored).await.unwrap(), []);
+            assert_eq!(keys.tick(&mut stored).await.unwrap(), []);
+            assert_eq!(signer(&stored), None);
+        }
+        keys.installed.insert(first);
+        assert_eq!(keys.confirm(&mut stored).await.unwrap(), [first]);
+        assert_eq!(signer(&stored), Some(first));
+
+        let policy = keys.policy(SERVICE).unwrap();
+        let rotate = |keyring: &mut Keyring, now, random: &mut dyn FnMut(&mut [u8])| {
+            keyring.rotate(&policy, now, random)
+        };
+        let second = change(&mut stored, rotate).await.unwrap().staged;
+        assert_eq!(keys.confirm(&mut stored).await.unwrap(), [], "the kernel has another key of the service");
+        assert_eq!(signer(&stored), Some(first));
+        keys.installed.insert(second);
+        assert_eq!(keys.confirm(&mut stored).await.unwrap(), [second]);
+        assert_eq!(signer(&stored), Some(second));
+    }
 }

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{Array, IterableMap as _, Map, MapData};
+use aya::maps::{Array, IterableMap as _, Map, MapData, MapError};
 use lb_common::{
     keyslot::{KeyId, KeySlot, STATE_OFF, STATE_VERIFY},
     maps::{KEY_SLOTS, KEY_SLOTS_MAX},
@@ -19,9 +19,34 @@ use lb_common::{
 
 use super::{DatapathError, batch};
 
+/// The values of the slots: the kernel's map, or in a test one that judges each write.
+pub trait SlotArray {
+    /// The value of a slot.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn get(&self, slot: u32) -> Result<KeySlot, MapError>;
+
+    /// Writes the value of a slot.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn set(&mut self, slot: u32, value: &KeySlot) -> Result<(), MapError>;
+}
+
+impl SlotArray for Array<MapData, KeySlot> {
+    fn get(&self, slot: u32) -> Result<KeySlot, MapError> {
+        Self::get(self, &slot, 0)
+    }
+
+    fn set(&mut self, slot: u32, value: &KeySlot) -> Result<(), MapError> {
+        Self::set(self, slot, value, 0)
+    }
+}
+
 /// The map of key slots.
-pub struct KeySlots {
-    map: Array<MapData, KeySlot>,
+pub struct KeySlots<A = Array<MapData, KeySlot>> {
+    map: A,
     grace: Duration,
     opened_at: Instant,
     /// The slots this process has stopped.
@@ -62,7 +87,7 @@ impl KeySlots {
             action: "open it",
             source,
         })?;
-        Ok(Self { map, grace, opened_at: Instant::now(), stopped_at: HashMap::new() })
+        Ok(Self::over(map, grace))
     }
 
     /// All slots, by their number.
@@ -75,6 +100,12 @@ impl KeySlots {
             action: "read it",
             source,
         })
+    }
+}
+
+impl<A: SlotArray> KeySlots<A> {
+    fn over(map: A, grace: Duration) -> Self {
+        Self { map, grace, opened_at: Instant::now(), stopped_at: HashMap::new() }
     }
 
     /// Makes a key verify; or, if it does so already, gives it another lifetime. `key.state` does not matter.
@@ -121,18 +152,129 @@ impl KeySlots {
     }
 
     fn get(&self, slot: u32) -> Result<KeySlot, DatapathError> {
-        self.map.get(&slot, 0).map_err(|source| DatapathError::Map {
-            map: KEY_SLOTS,
-            action: "read it",
-            source,
-        })
+        self.map.get(slot).map_err(|source| DatapathError::Map { map: KEY_SLOTS, action: "read it", source })
     }
 
     fn set(&mut self, slot: u32, value: &KeySlot) -> Result<(), DatapathError> {
-        self.map.set(slot, value, 0).map_err(|source| DatapathError::Map {
+        self.map.set(slot, value).map_err(|source| DatapathError::Map {
             map: KEY_SLOTS,
             action: "write it",
             source,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_millis(40);
+
+    /// Slots that take no write which a packet could see half of. A write is not atomic, so that two values that differ in
+    /// more than a word are safe only where neither verifies.
+    #[derive(Default)]
+    struct Strict {
+        slots: HashMap<u32, KeySlot>,
+        writes: usize,
+    }
+
+    impl SlotArray for Strict {
+        fn get(&self, slot: u32) -> Result<KeySlot, MapError> {
+            Ok(self.slots.get(&slot).copied().unwrap_or_default())
+        }
+
+        fn set(&mut self, slot: u32, value: &KeySlot) -> Result<(), MapError> {
+            let found = self.get(slot)?;
+            let both_off = found.state == STATE_OFF && value.state == STATE_OFF;
+            let only_state = KeySlot { state: value.state, ..found } == *value;
+            let lifetimes =
+                KeySlot { not_before_ns: value.not_before_ns, not_after_ns: value.not_after_ns, ..found };
+            assert!(both_off || only_state || lifetimes == *value, "{found:?} is written over by {value:?}");
+            self.slots.insert(slot, *value);
+            self.writes += 1;
+            Ok(())
+        }
+    }
+
+    fn slots() -> KeySlots<Strict> {
+        KeySlots::over(Strict::default(), GRACE)
+    }
+
+    /// A key of slot 5.
+    fn key(generation: u32) -> KeySlot {
+        let seed = u64::from(generation);
+        KeySlot {
+            key_id: KeyId::new(5, generation).unwrap().0,
+            state: STATE_VERIFY,
+            service_id: 42,
+            not_after_ns: u64::MAX,
+            fast: lb_common::siphash::SipKey { k0: seed, k1: !seed },
+            ..KeySlot::default()
+        }
+    }
+
+    /// How long a key of slot 5 has to wait.
+    fn waits(slots: &mut KeySlots<Strict>, key: &KeySlot) -> Option<Duration> {
+        match slots.install(key) {
+            Ok(()) => None,
+            Err(DatapathError::Grace(left)) => Some(left),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn a_slot_verifies_only_once_all_of_it_is_written() {
+        let mut slots = slots();
+        slots.install(&key(1)).unwrap();
+        assert_eq!((slots.map.get(5).unwrap(), slots.map.writes), (key(1), 2));
+        slots.install(&key(1)).unwrap();
+        assert_eq!(slots.map.writes, 2, "what is there is not written again");
+        let ending = KeySlot { not_after_ns: 7, ..key(1) };
+        slots.install(&ending).unwrap();
+        assert_eq!(slots.map.get(5).unwrap(), ending);
+        slots.install(&KeySlot { state: STATE_OFF, ..key(1) }).unwrap();
+        assert_eq!(slots.map.get(5).unwrap(), key(1), "`state` does not matter");
+    }
+
+    #[test]
+    fn a_key_that_verifies_is_not_written_over() {
+        let mut slots = slots();
+        slots.install(&key(1)).unwrap();
+        let error = slots.install(&key(2)).unwrap_err();
+        assert!(matches!(error, DatapathError::SlotInUse { slot: 5, .. }), "{error}");
+        assert_eq!(slots.map.get(5).unwrap(), key(1));
+    }
+
+    /// A packet may be between two reads of the slot.
+    #[test]
+    fn a_stopped_slot_waits_for_its_grace() {
+        let mut slots = slots();
+        slots.install(&key(1)).unwrap();
+        slots.stop(5).unwrap();
+        assert_eq!(slots.map.get(5).unwrap(), KeySlot { state: STATE_OFF, ..key(1) });
+        let stopped_at = slots.stopped_at[&5];
+        while let Some(left) = waits(&mut slots, &key(2)) {
+            assert!(left <= GRACE);
+            assert_eq!(slots.map.get(5).unwrap().key_id, key(1).key_id);
+            std::thread::sleep(left);
+        }
+        assert!(stopped_at.elapsed() >= GRACE, "after {:?}", stopped_at.elapsed());
+        assert_eq!(slots.map.get(5).unwrap(), key(2));
+        slots.stop(6).unwrap();
+        assert!(!slots.stopped_at.contains_key(&6), "a slot that is off was not stopped");
+    }
+
+    /// It may have been stopped by the process before this one, a moment ago.
+    #[test]
+    fn a_slot_found_off_waits_for_its_grace() {
+        let mut map = Strict::default();
+        map.set(5, &KeySlot { state: STATE_OFF, ..key(1) }).unwrap();
+        let mut slots = KeySlots::over(map, GRACE);
+        let opened_at = slots.opened_at;
+        while let Some(left) = waits(&mut slots, &key(2)) {
+            assert!(left <= GRACE);
+            std::thread::sleep(left);
+        }
+        assert!(opened_at.elapsed() >= GRACE, "after {:?}", opened_at.elapsed());
     }
 }

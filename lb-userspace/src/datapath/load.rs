@@ -11,7 +11,7 @@ use aya_log::EbpfLogger;
 use lb_common::{
     live::{ClockReading, SECOND_NS},
     maps,
-    nat::Ports,
+    nat::{PER_SESSION_DEFAULT, Ports},
 };
 
 use super::{
@@ -37,6 +37,8 @@ pub struct Options {
     pub grace: Duration,
     /// The ports of `forward = "nat"`; `None`: nothing is translated.
     pub nat_ports: Option<Ports>,
+    /// Translations that a session holds towards one backend, at most.
+    pub nat_ports_per_session: u32,
     /// Where the maps are pinned; `None`: private to this process.
     pub pins: Option<Pins>,
 }
@@ -65,6 +67,7 @@ impl Default for Options {
             hmac_cost_ns: SECOND_NS / maps::HMACS_PER_SECOND_DEFAULT,
             grace: GRACE,
             nat_ports: None,
+            nat_ports_per_session: PER_SESSION_DEFAULT,
             pins: None,
         }
     }
@@ -124,11 +127,10 @@ impl Datapath {
         let nat_ports = options.nat_ports.map_or(0, Ports::to_word);
         let mut made_anew = Vec::new();
         let mut loader = EbpfLoader::new();
-        loader.override_global(maps::HMAC_COST_NS, &options.hmac_cost_ns, true).override_global(
-            maps::NAT_PORTS,
-            &nat_ports,
-            true,
-        );
+        loader
+            .override_global(maps::HMAC_COST_NS, &options.hmac_cost_ns, true)
+            .override_global(maps::NAT_PORTS, &nat_ports, true)
+            .override_global(maps::NAT_PORTS_PER_SESSION, &options.nat_ports_per_session, true);
         for name in maps::ALL {
             if let Some(entries) = options.entries(name) {
                 loader.map_max_entries(name, entries);

@@ -6,7 +6,7 @@ use aya::util::KernelVersion;
 use lb_common::{
     balance::MaglevTable,
     maps,
-    nat::Ports,
+    nat::{Ports, Translation},
     rate::RateTable,
     session::{Session, TrackedSession},
 };
@@ -16,6 +16,14 @@ use super::{Options, Pins, embedded_object};
 
 /// The oldest kernel that has all that the program uses.
 const OLDEST_KERNEL: KernelVersion = KernelVersion::new(6, 1, 0);
+
+/// Descriptors of any command: its libraries' files, a socket, and what an asynchronous runtime opens.
+const DESCRIPTORS_OF_A_COMMAND: u64 = 32;
+/// Descriptors of a daemon that serves one caller at a time: maps and programs, netlink, the store, listeners.
+const DESCRIPTORS_OF_THE_DAEMON: u64 = 128;
+/// The same, with as many connections as it accepts.
+const DESCRIPTORS_OF_A_BUSY_DAEMON: u64 = 512;
+const MORE_DESCRIPTORS: &str = "raise it: `ulimit -n 1024`, or `LimitNOFILE=1024` in the systemd unit";
 
 /// What one check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +51,8 @@ pub enum Verdict {
 
 /// Looks at kernel, rights and memory for a data path that is loaded so and pinned below `bpffs`.
 pub fn checks(bpffs: &Path, options: &Options) -> Vec<Check> {
-    let mut checks = vec![program(), kernel(), rights(), btf(), jit(), pinning(bpffs), memory(options)];
+    let mut checks =
+        vec![program(), kernel(), rights(), btf(), jit(), pinning(bpffs), memory(options), descriptors()];
     checks.extend(options.nat_ports.map(kept_ports));
     checks
 }
@@ -55,6 +64,34 @@ pub fn raise_memlock_limit() {
     {
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard);
     }
+}
+
+/// Lets this process open as many files as it may.
+///
+/// # Errors
+/// If that is fewer than any command needs: with what to do about it.
+pub fn raise_descriptor_limit() -> Result<(), String> {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return Ok(()) };
+    if soft < hard {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    if hard < DESCRIPTORS_OF_A_COMMAND {
+        return Err(format!(
+            "this process may open {hard} files (RLIMIT_NOFILE), and needs {DESCRIPTORS_OF_A_COMMAND}; {MORE_DESCRIPTORS}"
+        ));
+    }
+    Ok(())
+}
+
+fn descriptors() -> Check {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    let (verdict, needed) = match limit {
+        ..DESCRIPTORS_OF_THE_DAEMON => (Verdict::Failed, DESCRIPTORS_OF_THE_DAEMON),
+        ..DESCRIPTORS_OF_A_BUSY_DAEMON => (Verdict::Warning, DESCRIPTORS_OF_A_BUSY_DAEMON),
+        _ => (Verdict::Good, DESCRIPTORS_OF_A_BUSY_DAEMON),
+    };
+    let found = format!("this process may open {limit} files (RLIMIT_NOFILE); the daemon needs {needed}");
+    Check { name: "descriptors", verdict, found, mend: MORE_DESCRIPTORS.into() }
 }
 
 fn check(name: &'static str, good: bool, found: String, mend: impl Into<Cow<'static, str>>) -> Check {
@@ -132,7 +169,7 @@ fn memory(options: &Options) -> Check {
         (maps::SESSIONS, 48 + 16 + size_of::<Session>() + 16),
         (maps::TRACKED, 48 + 16 + size_of::<TrackedSession>() + 16),
         (maps::FLOWS, 48 + 24 + 32 + 16),
-        (maps::TRANSLATIONS, 48 + 24 + 96 + 16),
+        (maps::TRANSLATIONS, 48 + 24 + size_of::<Translation>() + 16),
     ]
     .iter()
     .map(|(map, entry)| u64::from(options.entries(map).unwrap_or_default()) * *entry as u64)

@@ -220,7 +220,7 @@ impl Tables {
     /// # Errors
     /// If a map cannot be read.
     pub fn live(&self) -> Result<TableSet, DatapathError> {
-        let TablesWord { half, seed } = self.live.tables();
+        let TablesWord { half, seed, .. } = self.live.tables();
         self.read(half, seed)
     }
 
@@ -238,9 +238,10 @@ impl Tables {
         if !left.is_zero() {
             return Err(DatapathError::Grace(left));
         }
-        let half = (self.live.tables().half + 1) % HALVES;
+        let TablesWord { half, generation, .. } = self.live.tables();
+        let half = (half + 1) % HALVES;
         self.write(half, set)?;
-        self.live.set_tables(TablesWord { half, seed: set.seed });
+        self.live.set_tables(TablesWord { half, seed: set.seed, generation: generation.wrapping_add(1) });
         self.flipped_at = Instant::now();
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use lb_common::{keyslot::KeyId, maps::KEY_SLOTS_MAX};
 
-use super::KeyState;
+use super::{KeyState, slots::REST};
 
 /// Why a keyring did not do what it was asked for. It is as it was before.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +23,20 @@ pub enum KeyringError {
              `tollgate keys revoke`), rotate less often, or lower `max_ttl`", next_free(*next_free_at))]
     SlotsFull {
         /// The unix second at which the first is free by itself.
+        next_free_at: Option<u64>,
+    },
+    /// The service holds as many slots as it may.
+    #[error("service {service_id} holds {held} key slots, and its quota is {quota}, one of which only replaces a revoked \
+             key or takes an imported one{}; revoke its retiring keys that nobody needs (`tollgate keys list`, `tollgate \
+             keys revoke`: a slot is free {REST} s later), rotate less often, or lower `max_ttl`", next_free(*next_free_at))]
+    QuotaUsed {
+        /// The service.
+        service_id: u32,
+        /// The slots that it holds.
+        held: usize,
+        /// The slots that it may hold.
+        quota: u64,
+        /// The unix second at which the first of them is free by itself.
         next_free_at: Option<u64>,
     },
     /// A keyset of another service.

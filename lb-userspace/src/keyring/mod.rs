@@ -38,12 +38,14 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use lb_common::{
     keyslot::{KeyId, KeySlot, STATE_OFF, STATE_VERIFY},
     live::{SECOND_NS, SKEW_NS},
+    maps::KEY_SLOTS_MAX,
     token::keys::{DerivedKeys, MasterKey},
 };
 use serde::{Deserialize, Serialize};
 
 pub use error::KeyringError;
 use slots::Slots;
+pub use slots::{QUOTA_MAX, slots_needed};
 pub use transfer::{ExportedKey, Imported, Keyset, Skipped};
 
 /// Fills a buffer with random bytes; an argument, so that tests are repeatable.
@@ -64,19 +66,30 @@ pub struct KeyPolicy {
     pub max_ttl: u64,
     /// How often its key is replaced, seconds; `None`: by hand.
     pub rotation: Option<u64>,
-}
-
-impl From<&crate::config::Service> for KeyPolicy {
-    fn from(service: &crate::config::Service) -> Self {
-        Self {
-            service_id: service.id,
-            max_ttl: service.max_ttl.as_secs(),
-            rotation: service.key_rotation.map(|every| every.as_secs()),
-        }
-    }
+    /// The key slots that the service may hold at once.
+    pub quota: u64,
 }
 
 impl KeyPolicy {
+    /// The policies of all configured services. Each quota is the number of slots that the rotation of the service needs
+    /// and an equal share of the rest, up to [`QUOTA_MAX`]. The quotas of all services fit into the table, so no service
+    /// can keep another from rotating.
+    pub fn of(services: &[crate::config::Service]) -> Vec<Self> {
+        let of_one = |service: &crate::config::Service| Self {
+            service_id: service.id,
+            max_ttl: service.max_ttl.as_secs(),
+            rotation: service.key_rotation.map(|every| every.as_secs()),
+            quota: slots_needed(service.max_ttl, service.key_rotation),
+        };
+        let mut policies: Vec<_> = services.iter().map(of_one).collect();
+        let needed: u64 = policies.iter().map(|policy| policy.quota).sum();
+        let share = u64::from(KEY_SLOTS_MAX).saturating_sub(needed) / (policies.len() as u64).max(1);
+        for policy in &mut policies {
+            policy.quota = policy.quota.max(QUOTA_MAX.min(policy.quota + share));
+        }
+        policies
+    }
+
     /// How long an exported key may be signed with, seconds.
     fn horizon(&self) -> u64 {
         self.rotation.unwrap_or(HORIZON_BY_HAND.as_secs())
@@ -304,7 +317,7 @@ impl Keyring {
     /// Begins the replacement of a service's key, or joins one that has begun.
     ///
     /// # Errors
-    /// If no slot is free.
+    /// If no slot is free, or the service holds its quota of slots.
     pub fn rotate(
         &mut self,
         policy: &KeyPolicy,
@@ -365,7 +378,7 @@ impl Keyring {
     }
 
     fn stage(&mut self, policy: &KeyPolicy, now: u64, random: Random<'_>) -> Result<KeyId, KeyringError> {
-        let id = self.allocate(now, random)?;
+        let id = self.allocate(policy, now, random)?;
         let mut master = zeroize::Zeroizing::new([0; 32]);
         random(&mut *master);
         let key = Key {
@@ -385,7 +398,7 @@ impl Keyring {
     }
 
     fn insert(&mut self, key: Key) {
-        self.slots.occupy(key.id, &key.master);
+        self.slots.occupy(&key);
         self.keys.insert(key.id, key);
     }
 

@@ -5,7 +5,7 @@
 //! a key is chosen at random and begins with a random generation: keys of nodes that start without each other, and
 //! of a node that lost its store, then rarely share an id, and keysets can be imported both ways.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use lb_common::{
     keyslot::{GENERATION_MAX, KeyId},
@@ -15,10 +15,16 @@ use lb_common::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{KeyState, Keyring, KeyringError, Random};
+use super::{Key, KeyPolicy, KeyState, Keyring, KeyringError, LATE, Random};
 
 /// How long a slot rests after its key: until the last node has surely switched it off.
 pub(super) const REST: u64 = 60;
+/// The most slots that a service may hold unless its rotation needs more: an operator who rotates every minute for an
+/// hour stays below it.
+pub const QUOTA_MAX: u64 = 64;
+/// The slots of a service that its automatic rotation does not account for: the staged key, the active key, the two
+/// rotations for which a key that was exported is kept, and the slot that only replaces a revoked key.
+const QUOTA_MIN: u64 = 5;
 /// First generations are 1 to this: few enough to leave a slot nearly all of its generations.
 const FIRST_GENERATION_MAX: u32 = 0xffff;
 
@@ -33,6 +39,16 @@ pub(super) struct Used {
     pub(super) revoked: bool,
     /// When it may take another key; without meaning while a key is in it.
     pub(super) free_at: u64,
+    /// The service of that key; 0: an older version wrote it, which did not record the service.
+    #[serde(default)]
+    pub(super) service_id: u32,
+}
+
+/// The key slots that the rotation of a service holds at once: a key that was exported just before its rotation is
+/// kept for two rotations, the life of a token and the clock skew, and its slot rests after that.
+pub fn slots_needed(max_ttl: Duration, rotation: Option<Duration>) -> u64 {
+    let kept = max_ttl.as_secs() + LATE + REST;
+    QUOTA_MIN + rotation.map_or(0, |rotation| kept / rotation.as_secs().max(1))
 }
 
 /// Every slot that ever had a key.
@@ -44,10 +60,22 @@ impl Slots {
         self.0.get(&id.slot())
     }
 
-    pub(super) fn occupy(&mut self, id: KeyId, master: &MasterKey) {
-        let fingerprint = fingerprint(master);
-        let used = Used { generation: id.generation(), fingerprint, revoked: false, free_at: 0 };
-        self.0.insert(id.slot(), used);
+    pub(super) fn occupy(&mut self, key: &Key) {
+        let used = Used {
+            generation: key.id.generation(),
+            fingerprint: fingerprint(&key.master),
+            revoked: false,
+            free_at: 0,
+            service_id: key.service_id,
+        };
+        self.0.insert(key.id.slot(), used);
+    }
+
+    /// Records the service of a key's slot, which older versions did not.
+    pub(super) fn assign(&mut self, id: KeyId, service_id: u32) {
+        if let Some(used) = self.0.get_mut(&id.slot()) {
+            used.service_id = service_id;
+        }
     }
 
     pub(super) fn revoked(&mut self, id: KeyId) {
@@ -71,7 +99,15 @@ pub(super) fn fingerprint(master: &MasterKey) -> [u8; 8] {
 impl Keyring {
     /// The id of a new key: of a slot that never had one, else of the one that is free for longest, else of one whose
     /// revoked key is still listed.
-    pub(super) fn allocate(&mut self, now: u64, random: Random<'_>) -> Result<KeyId, KeyringError> {
+    pub(super) fn allocate(
+        &mut self,
+        policy: &KeyPolicy,
+        now: u64,
+        random: Random<'_>,
+    ) -> Result<KeyId, KeyringError> {
+        // One slot is kept for the key that replaces a revoked one: a service at its quota can sign again at once.
+        let kept = u64::from(self.signer(policy.service_id).is_some());
+        self.check_quota(policy, kept, now)?;
         if let Some(id) = self.fresh(random) {
             return Ok(id);
         }
@@ -86,7 +122,7 @@ impl Keyring {
             }
         });
         let Some((_, _, last)) = free.filter(|(_, free_at, _)| *free_at <= now).min() else {
-            return Err(KeyringError::SlotsFull { next_free_at: self.next_free_at(now) });
+            return Err(KeyringError::SlotsFull { next_free_at: self.next_free_at(now, |_| true) });
         };
         self.remove(last);
         Ok(KeyId(last.0 + (1 << lb_common::keyslot::SLOT_BITS)))
@@ -108,13 +144,31 @@ impl Keyring {
         KeyId::new(slot, 1 + draw() % FIRST_GENERATION_MAX)
     }
 
-    /// When the first slot will be free by itself.
-    fn next_free_at(&self, now: u64) -> Option<u64> {
-        let usable = self.slots.0.iter().filter(|(_, used)| used.generation < GENERATION_MAX);
-        let free_at = usable.filter_map(|(slot, used)| {
+    /// Refuses a key to a service that holds all slots of its quota but those that are `kept`.
+    pub(super) fn check_quota(&self, policy: &KeyPolicy, kept: u64, now: u64) -> Result<(), KeyringError> {
+        let service_id = policy.service_id;
+        let own = |used: &Used| used.service_id == service_id;
+        let held =
+            self.taken().filter(|(used, free_at)| own(used) && free_at.is_none_or(|at| at > now)).count();
+        if (held as u64).saturating_add(kept) < policy.quota {
+            return Ok(());
+        }
+        let next_free_at = self.next_free_at(now, own);
+        Err(KeyringError::QuotaUsed { service_id, held, quota: policy.quota, next_free_at })
+    }
+
+    /// When the first of these slots will be free by itself.
+    fn next_free_at(&self, now: u64, of: impl Fn(&Used) -> bool) -> Option<u64> {
+        let usable = self.taken().filter(|(used, _)| used.generation < GENERATION_MAX && of(used));
+        usable.filter_map(|(_, free_at)| free_at).filter(|at| *at > now).min()
+    }
+
+    /// Every slot that ever had a key, and when it is free; `None`: its key has no end yet.
+    fn taken(&self) -> impl Iterator<Item = (&Used, Option<u64>)> {
+        self.slots.0.iter().filter_map(|(slot, used)| {
             let id = KeyId::new(*slot, used.generation)?;
-            self.keys.get(&id).map_or(Some(used.free_at), |key| Some(key.not_after?.saturating_add(REST)))
-        });
-        free_at.filter(|at| *at > now).min()
+            let ends = |key: &Key| Some(key.not_after?.saturating_add(REST));
+            Some((used, self.keys.get(&id).map_or(Some(used.free_at), ends)))
+        })
     }
 }

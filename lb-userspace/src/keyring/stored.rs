@@ -47,7 +47,7 @@ impl TryFrom<Stored> for Keyring {
         if let Some((slot, _)) = stored.slots.iter().find(out_of_range) {
             return Err(Contradiction::Slot(*slot));
         }
-        let slots = Slots(stored.slots);
+        let mut slots = Slots(stored.slots);
         let mut keys = BTreeMap::new();
         let mut signers = BTreeMap::new();
         for key in stored.keys {
@@ -58,6 +58,7 @@ impl TryFrom<Stored> for Keyring {
             if id.0 == 0 || !slots.get(id).is_some_and(last) {
                 return Err(Contradiction::NotLast(id.0));
             }
+            slots.assign(id, service_id);
             let goes_on = matches!(state, KeyState::Staged | KeyState::Active);
             if goes_on != key.not_after.is_none() {
                 return Err(Contradiction::End(id.0, state));

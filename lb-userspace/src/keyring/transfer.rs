@@ -179,6 +179,7 @@ impl Keyring {
             imported.skipped.push((id, Skipped::Revoked));
             return Ok(());
         }
+        self.check_quota(policy, 0, now)?;
         let signs = self.signer(policy.service_id).is_some() || self.staged(policy.service_id).is_some();
         if theirs.state == KeyState::Active && !signs {
             key.state = KeyState::Staged;

@@ -1,4 +1,4 @@
-//! The state as a file: `{"format": 2, "sha256": of the content, "content": {"revision": N, "state": {..}}}`.
+//! The state as a file: `{"format": 3, "sha256": of the content, "content": {"revision": N, "state": {..}}}`.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 
 use super::{Snapshot, State, StoreError};
 
-/// Of this version, which reads 1 too: a state without revocations.
-pub(super) const FORMAT: u32 = 2;
+/// Written by this version, which also reads 1 (no revocations) and 2 (no store id, and no service of a key slot).
+pub(super) const FORMAT: u32 = 3;
 
 #[derive(Deserialize)]
 struct Format {
@@ -88,11 +88,40 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Snapshot, Unsound> {
     Ok(Snapshot { revision, state: Arc::new(state) })
 }
 
+/// The system calls that a commit depends on. A test records them, to reconstruct what a power failure after each of them
+/// may leave, or lets one of them fail.
+pub(super) trait Disk: Send + Sync {
+    /// Creates a file that only its owner can read, with these bytes.
+    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)
+    }
+
+    /// Makes the bytes of a file, or the entries of a directory, survive a power failure (fsync(2)).
+    fn sync(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    /// Replaces `to` by `from` (rename(2)).
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+}
+
+/// The disk of this host.
+pub(super) struct HostDisk;
+
+impl Disk for HostDisk {}
+
 /// Makes the directory, or checks that it can hold secrets.
-pub(super) fn directory(path: &Path) -> Result<(), StoreError> {
+pub(super) fn directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
+    let missing: Vec<_> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
     match fs::DirBuilder::new().recursive(true).mode(0o700).create(path) {
         Ok(()) => {}
         Err(source) => return Err(io_error("make", path, source)),
+    }
+    // The entry of a new directory survives a power failure only once the directory above it is synced, too.
+    for parent in missing.iter().filter_map(|made| made.parent()) {
+        sync(disk, parent)?;
     }
     let metadata = fs::metadata(path).map_err(|source| io_error("look at", path, source))?;
     let mode = metadata.mode() & 0o777;
@@ -134,30 +163,26 @@ pub(super) fn owned(path: &Path, owner: u32) -> Result<(), StoreError> {
 }
 
 /// Replaces a file as a whole: after a crash, or an error, there is either the old one or the new one.
-pub(super) fn replace(
-    path: &Path,
-    write: impl FnOnce(&mut File) -> io::Result<()>,
-) -> Result<(), StoreError> {
+pub(super) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let temporary = temporary(path);
     remove_leftover(path)?;
-    let written =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut file| {
-            write(&mut file)?;
-            file.sync_all()
-        });
-    if let Err(source) = written.and_then(|()| fs::rename(&temporary, path)) {
+    let replaced = disk
+        .write(&temporary, bytes)
+        // Before the rename: else a crash may leave the new name with none of the bytes.
+        .and_then(|()| disk.sync(&temporary))
+        .and_then(|()| disk.rename(&temporary, path));
+    if let Err(source) = replaced {
         // The error to tell is the first one; what is left over is removed at the next start at the latest.
         let _ = fs::remove_file(&temporary);
         return Err(io_error("write", path, source));
     }
-    let directory = path.parent().unwrap_or(path);
-    File::open(directory)
-        .and_then(|opened| opened.sync_all())
-        .map_err(|source| io_error("sync", directory, source))
+    sync(disk, path.parent().unwrap_or(path))
 }
 
-pub(super) fn write_all(bytes: &[u8]) -> impl FnOnce(&mut File) -> io::Result<()> {
-    |file| file.write_all(bytes)
+/// Syncs a directory. The parent of a relative path of one component is the working directory.
+fn sync(disk: &dyn Disk, directory: &Path) -> Result<(), StoreError> {
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    disk.sync(directory).map_err(|source| io_error("sync", directory, source))
 }
 
 /// Removes what a crash has left of a replacement.

@@ -12,13 +12,14 @@ use tokio::sync::watch;
 
 use super::{
     Snapshot, State, Store, StoreError, StoreFuture,
-    disk::{self, Unsound, io_error},
+    disk::{self, Disk, HostDisk, Unsound, io_error},
 };
 
 /// Keeps the state in a directory of this host. One process at a time.
 pub struct FileStore(Arc<Inner>);
 
 struct Inner {
+    disk: Box<dyn Disk>,
     state: PathBuf,
     previous: PathBuf,
     latest: watch::Sender<Snapshot>,
@@ -34,7 +35,12 @@ impl FileStore {
     /// # Errors
     /// If another process has it, if it cannot be read, or if it is not to be trusted. Nothing has changed then.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        disk::directory(directory)?;
+        Self::open_on(Box::new(HostDisk), directory)
+    }
+
+    /// [`FileStore::open`] that makes its system calls through `disk`.
+    pub(super) fn open_on(disk: Box<dyn Disk>, directory: &Path) -> Result<Self, StoreError> {
+        disk::directory(&*disk, directory)?;
         let lock = lock(directory)?;
         let state = directory.join("state.json");
         let previous = directory.join("state.json.prev");
@@ -49,7 +55,7 @@ impl FileStore {
             None => Snapshot::default(),
         };
         let latest = watch::Sender::new(snapshot);
-        Ok(Self(Arc::new(Inner { state, previous, latest, committing: Mutex::new(()), _lock: lock })))
+        Ok(Self(Arc::new(Inner { disk, state, previous, latest, committing: Mutex::new(()), _lock: lock })))
     }
 }
 
@@ -85,7 +91,7 @@ impl Inner {
         let revision = found.checked_add(1).ok_or(StoreError::LastRevision)?;
         self.keep_previous(found)?;
         let next = Snapshot { revision, state: Arc::new(state) };
-        disk::replace(&self.state, disk::write_all(&disk::encode(&next)))?;
+        disk::replace(&*self.disk, &self.state, &disk::encode(&next))?;
         self.latest.send_replace(next.clone());
         Ok(next)
     }
@@ -98,7 +104,7 @@ impl Inner {
             None => Err(changed()),
             Some(bytes) => match disk::decode(&bytes) {
                 Ok(stored) if stored == *self.latest.borrow() => {
-                    disk::replace(&self.previous, disk::write_all(&bytes))
+                    disk::replace(&*self.disk, &self.previous, &bytes)
                 }
                 _ => Err(changed()),
             },

@@ -36,6 +36,7 @@ fn node(config: &Config) {
     assert!(!config.interfaces.is_empty());
     assert!(all_different(&config.interfaces), "{:?}", config.interfaces);
     assert!(config.nat_ports.first <= config.nat_ports.last, "{:?}", config.nat_ports);
+    assert!((1..=16).contains(&config.nat_ports_per_session), "{}", config.nat_ports_per_session);
     let families = config.tunnel_sources.iter().map(|prefix| prefix.address().is_ipv4());
     assert!(all_different(families), "{:?}", config.tunnel_sources);
     let services = &config.services;

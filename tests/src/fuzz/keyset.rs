@@ -9,7 +9,8 @@ const NOW: u64 = 1_700_000_010;
 /// Any file.
 pub fn check(bytes: &[u8]) {
     let Ok(keyset) = serde_json::from_slice::<Keyset>(bytes) else { return };
-    let policy = KeyPolicy { service_id: keyset.service_id, max_ttl: 3600, rotation: Some(86_400) };
+    let policy =
+        KeyPolicy { service_id: keyset.service_id, max_ttl: 3600, rotation: Some(86_400), quota: 64 };
     let mut with_keys = Keyring::default();
     live_on(&mut with_keys, &policy, NOW - 100);
     for keyring in [Keyring::default(), with_keys] {

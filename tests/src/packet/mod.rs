@@ -225,6 +225,31 @@ impl Packet {
         self
     }
 
+    /// A datagram in fragments, whose UDP header is in the first and covers them all: each but the last carries `len` bytes
+    /// behind its IP header, a multiple of eight.
+    pub fn fragments(&self, len: usize) -> Vec<Self> {
+        let (first, rest) = self.payload.split_at(len - UDP_LEN);
+        let first = Self {
+            fragment: MORE_FRAGMENTS,
+            udp_len: Some((UDP_LEN + self.payload.len()) as u16),
+            udp_checksum: match self.udp_checksum {
+                UdpChecksum::None => UdpChecksum::None,
+                _ => UdpChecksum::Exactly(self.udp_checksum_field()),
+            },
+            payload: first.to_vec(),
+            ..self.clone()
+        };
+        let last = rest.len().div_ceil(len);
+        let later = rest.chunks(len).zip(1..).map(|(payload, number)| Self {
+            fragment: (number * len / 8) as u16 | if number < last { MORE_FRAGMENTS } else { 0 },
+            transport: Transport::Nothing,
+            protocol: Some(UDP),
+            payload: payload.to_vec(),
+            ..self.clone()
+        });
+        std::iter::once(first).chain(later).collect()
+    }
+
     /// This packet as the payload of an IP packet (RFC 2003, RFC 2473): DSCP and ECN copied (RFC 6040 §4.1), the rest as
     /// the program sends it.
     pub fn inside_ip(&self, from: IpAddr, to: IpAddr) -> Self {

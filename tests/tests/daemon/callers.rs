@@ -13,6 +13,7 @@ use lb_tests::{
     user::{self, NAME, STRANGER, become_user},
 };
 use nix::unistd::Group;
+use tollgate::api::{access::Access, server};
 
 use crate::lab::{L2, Lab};
 
@@ -146,6 +147,144 @@ fn nobody_keeps_root_waiting() -> Result<()> {
     }
     let (status, said) = says(&lab, STRANGER, &[readers], &["status"])?;
     ensure!(status == Some(0), "{said}");
+    Ok(())
+}
+
+/// A request on the control socket, as this user with these groups: status and body.
+fn request(lab: &Lab, uid: u32, gids: &[u32], method: &str, path: &str, body: &str) -> Result<(u16, String)> {
+    let control = lab.place.path("control.sock");
+    let connect = || {
+        let stream = UnixStream::connect(&control)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        anyhow::Ok(stream)
+    };
+    let mut stream = if uid == 0 { connect()? } else { become_user(uid, gids, connect)? };
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: tollgate\r\nContent-Type: application/json");
+    // Without a body, as curl and `tollgate` ask.
+    let length = if length == 0 { String::new() } else { format!("\r\nContent-Length: {length}") };
+    write!(stream, "{head}{length}\r\n\r\n{body}")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer: {answer:?}"))?;
+    Ok((head.split(' ').nth(1).context("a status")?.parse()?, body.to_owned()))
+}
+
+/// A misspelt field would have the request mean something else: without `service`, it is for all services.
+#[test]
+fn a_misspelt_field_rotates_nothing() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let before = lab.json(&["keys", "list"])?;
+    let (status, body) = request(&lab, 0, &[], "POST", "/v1/keys/rotate", "{\"sevice\": \"game\"}")?;
+    ensure!(status == 422 && body.contains("unknown field `sevice`"), "{status} {body}");
+    let (status, body) = request(&lab, 0, &[], "GET", "/v1/counters?sevice=game", "")?;
+    ensure!(status == 400 && body.contains("unknown field `sevice`"), "{status} {body}");
+    ensure!(lab.json(&["keys", "list"])? == before, "{before}");
+    Ok(())
+}
+
+/// What each route may be asked by, told here once more: a route that is new, or declared otherwise, is found.
+const READS: [(&str, &str); 9] = [
+    ("GET", "/v1/status"),
+    ("GET", "/v1/counters"),
+    ("GET", "/v1/backends"),
+    ("GET", "/v1/keys"),
+    ("GET", "/v1/sessions"),
+    ("GET", "/v1/sessions/revoked"),
+    ("GET", "/v1/services"),
+    ("GET", "/v1/clock"),
+    ("POST", "/v1/token/inspect"),
+];
+const CHANGES: [&str; 11] = [
+    "/v1/keys/rotate",
+    "/v1/keys/revoke",
+    "/v1/keys/export",
+    "/v1/keys/import",
+    "/v1/token/mint",
+    "/v1/token/revoke",
+    "/v1/token/unrevoke",
+    "/v1/sessions/revoke",
+    "/v1/sessions/unrevoke",
+    "/v1/services/revoke-before",
+    "/v1/clock/accept",
+];
+
+#[test]
+fn every_route_is_closed_to_strangers_and_refuses_what_it_does_not_know() -> Result<()> {
+    let (lab, daemon) = configured(&format!("control_group = \"{READERS}\"\nadmin_group = \"{ADMINS}\""))?;
+    let (readers, admins) = (gid(READERS)?, gid(ADMINS)?);
+    let routes: Vec<_> = server::routes()
+        .into_iter()
+        .map(|route| (route.method.to_string(), route.path, route.access))
+        .collect();
+    let expected = READS.map(|(method, path)| (method, path, Access::Read));
+    let expected = expected.into_iter().chain(CHANGES.map(|path| ("POST", path, Access::Change)));
+    for (method, path, access) in expected {
+        ensure!(routes.contains(&(method.to_owned(), path, access)), "{method} {path} is not {access:?}");
+    }
+    ensure!(routes.len() == READS.len() + CHANGES.len(), "a route is missing above: {routes:?}");
+
+    let keys = || lab.json(&["keys", "list"]);
+    let before = keys()?;
+    for (method, path, access) in &routes {
+        let unknown = match method.as_str() {
+            "GET" => (format!("{path}?colour=3"), ""),
+            _ => ((*path).to_owned(), "{\"colour\":3}"),
+        };
+        let body_or_query = match method.as_str() {
+            "GET" => ((*path).to_owned(), "{}"),
+            _ => (format!("{path}?colour=3"), "{}"),
+        };
+        for (gids, may) in [
+            (&[STRANGER][..], Access::Nothing),
+            (&[readers], Access::Read),
+            (&[STRANGER, admins], Access::Change),
+        ] {
+            let ask =
+                |method: &str, path: &str, body: &str| request(&lab, STRANGER, gids, method, path, body);
+            for (path, body) in [&unknown, &body_or_query] {
+                let (status, answer) = ask(method, path, body)?;
+                let error: serde_json::Value = serde_json::from_str(&answer)?;
+                let error = error["error"].as_str().with_context(|| answer.clone())?;
+                let refused = if may < *access {
+                    status == 403 && error.contains("not allowed")
+                } else {
+                    [400, 422].contains(&status) && (error.contains("colour") || error.contains("no body"))
+                };
+                ensure!(refused, "{may:?}: {method} {path} {body}: {status} {answer}");
+            }
+            // Another method, and another content.
+            let other = if method == "GET" { "POST" } else { "GET" };
+            let (status, answer) = ask(other, path, "")?;
+            let expected = if may == Access::Nothing { 403 } else { 405 };
+            ensure!(
+                status == expected && answer.contains("\"error\""),
+                "{may:?}: {other} {path}: {status} {answer}"
+            );
+        }
+    }
+    let (status, answer) = request(&lab, STRANGER, &[STRANGER], "GET", "/v1/none", "")?;
+    ensure!(status == 403, "{answer}");
+    let (status, answer) = request(&lab, 0, &[], "GET", "/v1/none", "")?;
+    ensure!(status == 404 && answer.contains("another version"), "{answer}");
+    ensure!(keys()? == before, "something has changed");
+    ensure!(!daemon.log().contains("caller"), "something was done: {}", daemon.log());
+    Ok(())
+}
+
+#[test]
+fn a_body_that_says_it_is_no_json_is_refused() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let mut stream = UnixStream::connect(lab.place.path("control.sock"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let head =
+        "POST /v1/keys/rotate HTTP/1.1\r\nHost: tollgate\r\nContent-Type: text/plain\r\nContent-Length: 2";
+    write!(stream, "{head}\r\n\r\n{{}}")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 415") && answer.contains("\"error\""), "{answer}");
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::{
-    daemon::said,
+    daemon::{Daemon, said},
     topology::{Family, Network},
 };
 
@@ -88,6 +88,110 @@ fn exit_statuses() -> Result<()> {
     let _daemon = lab.start()?;
     let output = lab.run(&["token", "mint", "--service", "none", "--session", "7"])?;
     ensure!(output.status.code() == Some(1) && said(&output).contains("game"), "{}", said(&output));
+    Ok(())
+}
+
+/// Results are on standard output, errors on standard error; `check` alone reports its failures as a result.
+#[test]
+fn what_json_says_of_failures() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let config = lab.place.config();
+    let config = config.to_str().context("a path in UTF-8")?;
+    for args in [
+        &["status"][..],
+        &["counters"],
+        &["keys", "rotate", "--wait"],
+        &["keys", "revoke", "1"],
+        &["token", "mint", "--service", "game", "--session", "7"],
+        &["token", "inspect", "not hex"],
+        &["backends", "list"],
+        &["sessions", "list"],
+        &["services", "list"],
+        &["clock"],
+        &["detach", "-c", "/nowhere.toml"],
+        &["run", "-c", "/nowhere.toml"],
+        &["decap", "-i", "none", "--from", "10.0.0.1"],
+    ] {
+        let output = lab.run(&[args, &["-o", "json"]].concat())?;
+        ensure!(!output.status.success() && output.stdout.is_empty(), "{args:?}: {}", said(&output));
+        ensure!(output.stderr.starts_with(b"tollgate: "), "{args:?}: {}", said(&output));
+    }
+    let text = fs::read_to_string(config)?;
+    let check = |args: &[&str]| {
+        let output = lab.run(&[&["check", "-o", "json", "-c"][..], args].concat())?;
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{args:?}: no JSON: {}", said(&output)))?;
+        ensure!(output.status.code() == Some(1) && report["ok"] == false, "{}", said(&output));
+        ensure!(!output.stderr.is_empty(), "it fails in silence");
+        anyhow::Ok(report["checks"].as_array().context("checks")?.clone())
+    };
+    fs::write(config, text.replace("id = 42", "id = 0\nprot = 1"))?;
+    let checks = check(&[config])?;
+    ensure!(checks.len() == 2, "{checks:?}");
+    for (line, field) in checks.iter().zip(["`service.id` = 0", "`service.prot`"]) {
+        ensure!(line["name"] == "configuration" && line["verdict"] == "failed", "{line}");
+        ensure!(line["found"].as_str().is_some_and(|found| found.contains(field)), "{field}: {line}");
+        ensure!(line["mend"].as_str().is_some_and(|mend| !mend.is_empty()), "{line}");
+    }
+    fs::write(config, "[[service]\n")?;
+    ensure!(check(&[config])?.len() == 1);
+    let checks = check(&["/nowhere.toml"])?;
+    ensure!(checks[0]["found"].as_str().is_some_and(|found| found.contains("no such file")), "{checks:?}");
+    Ok(())
+}
+
+/// With few descriptors, a command works or says what to raise.
+#[test]
+fn with_few_descriptors() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let config = lab.place.config();
+    let config = config.to_str().context("a path in UTF-8")?;
+    let with = |limit: &str, args: &[&str]| {
+        let command = lab.place.tollgate(&lab.topology.balancer, args)?;
+        let mut limited = lab.topology.balancer.command("prlimit")?;
+        limited.arg(format!("--nofile={limit}")).arg(command.get_program()).args(command.get_args());
+        // What does not fail is stopped.
+        Ok::<_, anyhow::Error>(limited)
+    };
+    for limit in ["8", "12", "16", "31", "32", "64", "127"] {
+        for args in [
+            &["status"][..],
+            &["check", "-c", config],
+            &["check", "-c", config, "-o", "json"],
+            &["run", "-c", config],
+            &["detach", "-c", config],
+            &["token", "inspect", "00"],
+            &["decap", "-i", "none", "--from", "10.0.0.1"],
+        ] {
+            let output = with(limit, args)?.output()?;
+            let text = said(&output);
+            ensure!(!text.contains("panicked") && !text.contains("backtrace"), "{limit} {args:?}: {text}");
+            let told = text.contains("RLIMIT_NOFILE") && text.contains("ulimit -n");
+            let is_short = limit.parse::<u32>()? < 32 || ["check", "run"].contains(&args[0]);
+            ensure!(told || !is_short, "{limit} {args:?}: {text}");
+            ensure!(
+                !output.status.success() || args[0] == "detach" || args[0] == "token",
+                "{limit} {args:?}: {text}"
+            );
+            if args.contains(&"json") {
+                let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+                ensure!(report["ok"] == false, "{limit}: {report}");
+            }
+        }
+    }
+    // A low soft limit is raised.
+    let mut command = with("8:1024", &["run", "-c", config])?;
+    command.args(["--log", "debug"]);
+    let daemon = Daemon::spawn_as(&lab.place, command)?.until_ready(&lab.topology.balancer)?;
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid()))?;
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).context("the limit")?;
+    ensure!(files.split_whitespace().nth(3) == Some("1024"), "{files}");
+    daemon.terminate()?;
+    // With what the daemon needs at least, it starts, and says that it has little.
+    let daemon = Daemon::spawn_as(&lab.place, with("128", &["run", "-c", config])?)?;
+    let daemon = daemon.until_ready(&lab.topology.balancer)?;
+    ensure!(daemon.log().contains("may open 128 files"), "{}", daemon.log());
+    lab.json(&["keys", "rotate", "--wait"])?;
     Ok(())
 }
 

@@ -1,13 +1,20 @@
 //! Keys: rotation under traffic, revocation, export and import.
 
-use std::{fs, process::Stdio};
+use std::{
+    fs,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+    process::Stdio,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::reason::Reason;
+use aya::maps::MapData;
+use lb_common::{maps::KEY_SLOTS, reason::Reason};
 use lb_tests::{
-    daemon::{said, wait_for},
+    daemon::{http, said, wait_for},
     topology::Family,
 };
+use nix::{errno::Errno, libc};
 
 use crate::lab::{Flow, L2, Lab, over_both};
 
@@ -19,6 +26,7 @@ over_both!(
     keys_survive_without_pins,
     two_nodes_share_a_keyset,
     old_tokens_live_until_they_expire,
+    a_key_signs_only_once_the_kernel_has_it,
 );
 
 fn rotations_lose_nothing(family: Family) -> Result<()> {
@@ -192,4 +200,62 @@ fn old_tokens_live_until_they_expire(family: Family) -> Result<()> {
     let second = key(second)?.context("the exported key is listed")?;
     ensure!(second["state"] == "retiring" && second["installed"] == true, "{second}");
     Ok(())
+}
+
+/// Has the kernel refuse every write of a pinned map from now on (bpf(2), BPF_MAP_FREEZE).
+fn freeze(pin: &Path) -> Result<()> {
+    const BPF_MAP_FREEZE: libc::c_long = 22;
+    let map = MapData::from_pin(pin)?;
+    // `union bpf_attr`: `map_fd`, then what must be zero.
+    let attributes = [map.fd().as_fd().as_raw_fd(), 0, 0, 0];
+    let (at, len) = (attributes.as_ptr(), size_of_val(&attributes));
+    // SAFETY: the kernel reads so many bytes at that address, and the map is open.
+    Errno::result(unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_FREEZE, at, len) })?;
+    Ok(())
+}
+
+/// The promise on which rotation rests. The kernel takes no key here: the one that is being replaced signs on, for
+/// everybody who asks, until a kernel verifies with the next.
+fn a_key_signs_only_once_the_kernel_has_it(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
+    let daemon = lab.start()?;
+    let first = lab.issuer()?.active();
+    freeze(&lab.pin(KEY_SLOTS))?;
+    let rotated = lab.run(&["keys", "rotate"])?;
+    ensure!(rotated.status.code() == Some(1), "{}", said(&rotated));
+    ensure!(said(&rotated).contains("stored, but not in the kernel yet"), "{}", said(&rotated));
+
+    let staged = || {
+        let keys = lab.json(&["keys", "list"])?;
+        let keys = keys.as_array().context("a list")?;
+        ensure!(keys.len() == 2, "{keys:?}");
+        let of = |id: u32| keys.iter().find(|key| key["key_id"] == id).context("the first key is listed");
+        ensure!(of(first.0)?["state"] == "active" && of(first.0)?["installed"] == true, "{keys:?}");
+        let other = keys.iter().find(|key| key["key_id"] != first.0).context("the second key is listed")?;
+        ensure!(other["state"] == "staged" && other["installed"] == false, "{keys:?}");
+        other["key_id"].as_u64().context("a number")
+    };
+    let second = staged()?;
+    // The loop has tried again, and failed.
+    let (status, mut said_of_it) = (503, String::new());
+    wait_for("the loop to say that the kernel has no such key", || {
+        let (found, body) = http(&lab.topology.balancer, "/readyz")?;
+        said_of_it = body;
+        Ok(found == status && said_of_it.contains(&second.to_string()))
+    })
+    .with_context(|| format!("/readyz says {said_of_it}"))?;
+    ensure!(staged()? == second, "another key was made");
+    ensure!(lab.issuer()?.active() == first, "an issuer is told to sign with a key that no kernel has");
+    let minted = lab.mint(&[])?;
+    ensure!(minted.key_id() == first, "the daemon signed with key {}", minted.key_id().0);
+    lab.delivered(&minted)?;
+    lab.delivered(&lab.token(1)?)?;
+
+    // A new map takes both keys.
+    daemon.kill()?;
+    lab.remove_pins()?;
+    let _daemon = lab.start()?;
+    wait_for("the second key to sign", || Ok(u64::from(lab.issuer()?.active().0) == second))?;
+    lab.delivered(&lab.token(1)?)?;
+    lab.delivered(&minted).map(drop)
 }

@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::Write as _,
+    os::unix::net::UnixStream,
     panic::resume_unwind,
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
@@ -233,16 +236,92 @@ fn an_interface_that_goes_and_comes_back(family: Family) -> Result<()> {
 
 fn sigint_is_as_good_as_sigterm(family: Family) -> Result<()> {
     let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
-    let status = daemon.stop(Signal::SIGINT)?;
-    ensure!(status.success(), "SIGINT: {status}");
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        let daemon = lab.start()?;
+        let token = lab.token(1)?;
+        let status = daemon.stop(signal)?;
+        ensure!(status.success(), "{signal}: {status}");
+        ensure!(!lab.place.path("control.sock").exists(), "the control socket is left");
+        let log = fs::read_to_string(lab.place.path("log"))?;
+        ensure!(log.contains("the XDP program stays attached to eth0"), "{log}");
+        let detach = format!("`tollgate detach -c {}`", lab.place.config().display());
+        ensure!(log.contains(&detach), "the log does not name {detach}:\n{log}");
+        ensure!(log.contains(&format!("{signal}: ending")), "{log}");
+        lab.delivered(&token)?;
+    }
+    Ok(())
+}
+
+fn send_signal(daemon: &Daemon, signal: Signal) -> Result<()> {
+    Ok(kill(Pid::from_raw(daemon.pid().try_into()?), signal)?)
+}
+
+#[test]
+fn signals_that_do_not_end_it_are_logged() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let mut daemon = lab.start()?;
+    for (signal, text) in [
+        (Signal::SIGHUP, "SIGHUP: a running daemon does not read its configuration again; restart it"),
+        (Signal::SIGUSR1, "SIGUSR1: this signal has no meaning here"),
+        (Signal::SIGUSR2, "SIGUSR2: this signal has no meaning here"),
+        // The second SIGHUP is told like the first.
+        (Signal::SIGHUP, "SIGHUP"),
+    ] {
+        let before = daemon.log().matches(text).count();
+        send_signal(&daemon, signal)?;
+        wait_for(text, || {
+            ensure!(!daemon.has_ended()?, "{signal} ended the daemon: {}", daemon.log());
+            Ok(daemon.log().matches(text).count() == before + 1)
+        })?;
+    }
+    send_signal(&daemon, Signal::SIGPIPE)?;
+    lab.delivered(&lab.token(1)?)?;
+    ensure!(lab.json(&["status"])?["ready"] == true && !daemon.has_ended()?);
+    ensure!(daemon.terminate()?.success());
+    Ok(())
+}
+
+/// A pipe to a log reader that has ended, as a terminal that was closed: what cannot be logged ends nothing.
+#[test]
+fn a_log_that_nobody_reads_does_not_end_it() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let mut command = lab.place.tollgate(&lab.topology.balancer, &["run", "-c"])?;
+    let mut child = command.arg(lab.place.config()).stderr(Stdio::piped()).spawn()?;
+    drop(child.stderr.take());
+    let ready = wait_for("readiness", || {
+        ensure!(child.try_wait()?.is_none(), "it ended before it was ready");
+        Ok(http(&lab.topology.balancer, "/readyz").is_ok_and(|(status, _)| status == 200))
+    });
+    let rotated = ready.and_then(|()| lab.json(&["keys", "rotate", "--wait"]));
+    let delivered = rotated.and_then(|_| lab.delivered(&lab.token(1)?));
+    let alive = child.try_wait()?.is_none();
+    // What it logs at its end cannot be written, either.
+    kill(Pid::from_raw(child.id().try_into()?), Signal::SIGTERM)?;
+    let status = child.wait()?;
+    delivered?;
+    ensure!(alive && status.success(), "{status}");
+    Ok(())
+}
+
+/// Answers under way have two seconds. Whoever does not want to wait sends the signal again.
+#[test]
+fn a_second_sigterm_ends_it_at_once() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let mut daemon = lab.start()?;
+    let mut unfinished = UnixStream::connect(lab.place.path("control.sock"))?;
+    let head = "POST /v1/keys/rotate HTTP/1.1\r\nHost: tollgate\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n";
+    unfinished.write_all(head.as_bytes())?;
+    // It was accepted after the request before this one.
+    lab.json(&["status"])?;
+    let first = Instant::now();
+    send_signal(&daemon, Signal::SIGTERM)?;
+    wait_for("the first to be taken", || Ok(daemon.log().contains("SIGTERM: ending")))?;
+    ensure!(!daemon.has_ended()?, "it does not wait for the answer");
+    send_signal(&daemon, Signal::SIGTERM)?;
+    let status = daemon.ended()?;
+    ensure!(status.success(), "{status}");
+    ensure!(first.elapsed() < Duration::from_millis(1500), "{:?}", first.elapsed());
     ensure!(!lab.place.path("control.sock").exists(), "the control socket is left");
-    let log = fs::read_to_string(lab.place.path("log"))?;
-    ensure!(log.contains("the XDP program stays attached to eth0"), "{log}");
-    let detach = format!("`tollgate detach -c {}`", lab.place.config().display());
-    ensure!(log.contains(&detach), "the log does not name {detach}:\n{log}");
-    lab.delivered(&token)?;
     Ok(())
 }
 

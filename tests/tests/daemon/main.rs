@@ -6,6 +6,7 @@ mod clock;
 mod commands;
 mod disk;
 mod forged_icmp;
+mod health;
 mod hops;
 mod interfaces;
 mod keys;

@@ -1,17 +1,35 @@
 //! `forward = "nat"`: translations that last, ports that run out, and answers that nobody has asked for.
 
-use std::{fs, net::SocketAddr, slice};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    net::{SocketAddr, UdpSocket},
+    os::fd::FromRawFd as _,
+    slice,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::{
     daemon::wait_for,
-    topology::{Family, Network},
+    issuer::session,
+    packet::{Icmp, Packet},
+    topology::{Family, Network, PORT},
 };
+use nix::{errno::Errno, libc};
 
-use crate::lab::{Lab, over_both, receive};
+use crate::lab::{Lab, TTL, over_both, receive};
 
-over_both!(translations_outlive_the_daemon, ports_run_out, answers_to_nobody_are_the_hosts);
+over_both!(
+    translations_outlive_the_daemon,
+    ports_run_out,
+    a_session_has_so_many_ports,
+    answers_to_nobody_are_the_hosts,
+    answers_end_with_their_session,
+    answers_end_with_their_backend,
+    answers_come_in_fragments,
+    clients_learn_of_closed_ports_and_not_from_others,
+);
 
 const NAT: &str = "forward = \"nat\"\nkey_rotation = \"off\"";
 
@@ -53,11 +71,12 @@ fn ports_run_out(family: Family) -> Result<()> {
     const CLIENTS: u64 = 24;
     let lab = Lab::of(family, NAT, 1)?;
     let text = fs::read_to_string(lab.place.config())?;
-    fs::write(lab.place.config(), format!("nat_ports = \"50000-50007\"\n{text}"))?;
+    fs::write(lab.place.config(), format!("nat_ports = \"20000-20007\"\n{text}"))?;
     let _daemon = lab.start()?;
-    let token = lab.token(1)?.to_bytes();
+    let issuer = lab.issuer()?;
     let mut clients = Vec::new();
     for number in 0..CLIENTS {
+        let token = issuer.token(session(number, 0), TTL).to_bytes();
         let client = lab.topology.client_socket(family.service())?;
         client.send(&[&token[..], &number.to_be_bytes()].concat())?;
         clients.push(client);
@@ -71,7 +90,7 @@ fn ports_run_out(family: Family) -> Result<()> {
     // Those that have a port are none the worse.
     for _ in 0..forwarded {
         let question = receive(&lab.backends)?;
-        ensure!((50_000..=50_007).contains(&question.from.port()), "from {}", question.from);
+        ensure!((20_000..=20_007).contains(&question.from.port()), "from {}", question.from);
         lab.backends[0].send_to(b"answer", question.from)?;
         let number: [u8; 8] = question.bytes[..].try_into().context("a number")?;
         let client = &clients[u64::from_be_bytes(number) as usize];
@@ -90,4 +109,158 @@ fn answers_to_nobody_are_the_hosts(family: Family) -> Result<()> {
     ensure!(datagram.bytes == b"nobody has asked");
     ensure!(lab.counters()?.is_empty(), "{:?}", lab.counters()?);
     Ok(())
+}
+
+/// One token from many sockets has as many ports as the configuration says, and the next session has one of its own.
+fn a_session_has_so_many_ports(family: Family) -> Result<()> {
+    const LIMIT: usize = 5;
+    let lab = Lab::of(family, NAT, 1)?;
+    let text = fs::read_to_string(lab.place.config())?;
+    fs::write(lab.place.config(), format!("nat_ports_per_session = {LIMIT}\n{text}"))?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?.to_bytes();
+    let mut ports = BTreeSet::new();
+    for _ in 0..200 {
+        let client = lab.topology.client_socket(family.service())?;
+        client.send(&[&token[..], b"question"].concat())?;
+        ports.insert(receive(&lab.backends)?.from.port());
+    }
+    ensure!(ports.len() == LIMIT, "a session had {ports:?}");
+    lab.answered(&lab.token(2)?)?;
+    let counters = lab.counters()?;
+    ensure!(!counters.contains_key("nat_ports"), "{counters:?}");
+    Ok(())
+}
+
+/// Asks as a session, and returns the socket that asked, the backend that was asked, and where the question came from.
+fn asked(lab: &Lab, session_id: u64) -> Result<(UdpSocket, usize, SocketAddr)> {
+    let client = lab.topology.client_socket(lab.family.service())?;
+    client.send(&[&lab.token(session_id)?.to_bytes()[..], b"question"].concat())?;
+    let question = receive(&lab.backends)?;
+    ensure!(question.bytes == b"question");
+    Ok((client, question.index, question.from))
+}
+
+/// An answer that does not arrive, and is counted under this reason.
+fn answer_is_refused(
+    lab: &Lab,
+    (client, index, to): &(UdpSocket, usize, SocketAddr),
+    reason: Reason,
+) -> Result<()> {
+    let count = || anyhow::Ok(lab.counters()?.get(reason.name()).copied().unwrap_or(0));
+    let before = count()?;
+    lab.backends[*index].send_to(b"answer", to)?;
+    wait_for(reason.name(), || Ok(count()? == before + 1))
+        .with_context(|| format!("counted: {:?}", lab.counters()))?;
+    let answer = client.recv(&mut [0; 64]);
+    ensure!(answer.is_err(), "the client got it");
+    Ok(())
+}
+
+fn answers_end_with_their_session(family: Family) -> Result<()> {
+    let lab = Lab::of(family, NAT, 1)?;
+    let _daemon = lab.start()?;
+    let (revoked, other) = (asked(&lab, 7)?, asked(&lab, 8)?);
+    let answer = |(client, index, to): &(UdpSocket, usize, SocketAddr)| {
+        lab.backends[*index].send_to(b"answer", to)?;
+        ensure!(receive(slice::from_ref(client))?.bytes == b"answer");
+        Ok(())
+    };
+    answer(&revoked)?;
+    answer(&other)?;
+    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    answer_is_refused(&lab, &revoked, Reason::Revoked)?;
+    answer(&other)?;
+    answer_is_refused(&lab, &revoked, Reason::Revoked)
+}
+
+/// The first backend stays, and the second is removed from the configuration.
+fn answers_end_with_their_backend(family: Family) -> Result<()> {
+    let lab = Lab::of(family, NAT, 2)?;
+    let daemon = lab.start()?;
+    let sessions = (1..=32).map(|id| asked(&lab, id)).collect::<Result<Vec<_>>>()?;
+    let at = |index| sessions.iter().find(|(_, at, _)| *at == index).context("a session at each backend");
+    let (stays, goes) = (at(0)?, at(1)?);
+    let answer = |(client, index, to): &(UdpSocket, usize, SocketAddr)| {
+        lab.backends[*index].send_to(b"answer", to)?;
+        ensure!(receive(slice::from_ref(client))?.bytes == b"answer");
+        Ok(())
+    };
+    answer(stays)?;
+    answer(goes)?;
+    daemon.terminate()?;
+    lab.place.configure(&lab.service(NAT, 1))?;
+    let _daemon = lab.start()?;
+    answer(stays)?;
+    answer_is_refused(&lab, goes, Reason::NoBackend)?;
+    answer(stays)
+}
+
+/// A datagram that the backend's kernel takes apart comes together at the client.
+fn answers_come_in_fragments(family: Family) -> Result<()> {
+    let lab = Lab::of(family, NAT, 1)?;
+    let _daemon = lab.start()?;
+    let (client, index, to) = asked(&lab, 1)?;
+    for len in [1472, 1500, 4000, 30_000] {
+        let answer: Vec<u8> = (0..len).map(|byte: u32| byte as u8).collect();
+        lab.backends[index].send_to(&answer, to)?;
+        let arrived = receive(slice::from_ref(&client))
+            .with_context(|| format!("an answer of {len} bytes; counted: {:?}", lab.counters()))?;
+        ensure!(arrived.bytes == answer, "{len} bytes became {}", arrived.bytes.len());
+    }
+    let counters = lab.counters()?;
+    ensure!(counters.keys().all(|reason| ["forwarded", "reply"].contains(&&reason[..])), "{counters:?}");
+    ensure!(counters["reply"] > 24, "30,000 bytes are more fragments than {}", counters["reply"]);
+    Ok(())
+}
+
+/// A client is told that its backend's port is closed, by the backend, and by nobody who has not seen what was sent there.
+fn clients_learn_of_closed_ports_and_not_from_others(family: Family) -> Result<()> {
+    let mut lab = Lab::of(family, NAT, 1)?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?.to_bytes();
+    let (client, index, node) = asked(&lab, 1)?;
+    let backend = SocketAddr::new(lab.backends[index].local_addr()?.ip(), PORT);
+    let errors = lab.topology.backends[index].enter(|| raw_icmp(family))??;
+    for id in 0..500 {
+        let left =
+            Packet { from: node, to: backend, id, flow_label: id.into(), ..Packet::with_payload(vec![]) };
+        let (kind, code) = if family == Family::V4 { (3, 3) } else { (1, 4) };
+        let error = Packet {
+            from: backend,
+            to: node,
+            ..Packet::icmp_error(Icmp { kind, code, rest: [0; 4] }, &left.ip_packet(), usize::MAX)
+        };
+        errors.send_to(&error.ip_packet()[family.header_len()..], SocketAddr::new(node.ip(), 0))?;
+    }
+    // Behind the errors, on the same wire: the client has heard of none.
+    lab.backends[index].send_to(b"answer", node)?;
+    ensure!(receive(slice::from_ref(&client))?.bytes == b"answer");
+    ensure!(!lab.counters()?.contains_key("icmp_error"), "{:?}", lab.counters()?);
+
+    lab.backends.clear();
+    wait_for("the client to be told", || {
+        // Within this loop guesses are paid back; the kernel limits what it sends, too.
+        if client.send(&[&token[..], b"question"].concat()).is_err() {
+            return Ok(true);
+        }
+        let told = client.recv(&mut [0; 64]);
+        Ok(told.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+    })
+    .with_context(|| format!("counted: {:?}", lab.counters()))?;
+    ensure!(lab.counters()?.contains_key("icmp_error"), "{:?}", lab.counters()?);
+    Ok(())
+}
+
+/// A socket that sends ICMP messages as they are; of IPv6 the kernel makes the checksum.
+fn raw_icmp(family: Family) -> Result<UdpSocket> {
+    let (domain, protocol) = match family {
+        Family::V4 => (libc::AF_INET, libc::IPPROTO_ICMP),
+        Family::V6 => (libc::AF_INET6, libc::IPPROTO_ICMPV6),
+    };
+    // SAFETY: a new descriptor, owned by nobody else. `UdpSocket` sends on any socket that has addresses of the internet.
+    unsafe {
+        let socket = Errno::result(libc::socket(domain, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol))?;
+        Ok(UdpSocket::from_raw_fd(socket))
+    }
 }

@@ -160,9 +160,9 @@ fn stores_that_cannot_be_used() -> Result<()> {
     let (store, state) = (lab.place.path("store"), lab.place.path("store/state.json"));
     let sound = fs::read(&state)?;
 
-    let newer = String::from_utf8_lossy(&sound).replacen("\"format\":2", "\"format\":3", 1);
+    let newer = String::from_utf8_lossy(&sound).replacen("\"format\":3", "\"format\":4", 1);
     fs::write(&state, &newer)?;
-    refuses(&lab, &["state.json", "format 3", "newer"])?;
+    refuses(&lab, &["state.json", "format 4", "newer"])?;
     ensure!(fs::read(&state)? == newer.as_bytes(), "the newer file was changed");
     fs::write(&state, &sound)?;
 
@@ -203,6 +203,19 @@ fn places_that_are_taken() -> Result<()> {
     refuses(&lab, &["127.0.0.1:9477", "`metrics`"])?;
     nothing_is_pinned(&lab)?;
     drop(taken);
+    let _daemon = lab.start()?;
+    Ok(())
+}
+
+/// The kernel's default range, which is that of a new namespace, is 32768 to 60999.
+#[test]
+fn nat_ports_that_the_host_gives_to_its_own_sockets() -> Result<()> {
+    let lab = Lab::new("forward = \"nat\"\nkey_rotation = \"off\"", 1)?;
+    let text = fs::read_to_string(lab.place.config())?;
+    fs::write(lab.place.config(), format!("nat_ports = \"32760-32768\"\n{text}"))?;
+    refuses(&lab, &["32768-60999", "ip_local_reserved_ports=32760-32768"])?;
+    nothing_is_pinned(&lab)?;
+    lab.topology.balancer.sysctl("net.ipv4.ip_local_reserved_ports", "32768")?;
     let _daemon = lab.start()?;
     Ok(())
 }

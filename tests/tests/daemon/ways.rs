@@ -58,7 +58,7 @@ fn out_of_another_interface_in_generic_mode() -> Result<()> {
 }
 
 /// The ports that `nat` takes where the configuration names none.
-const NAT_PORTS: std::ops::RangeInclusive<u16> = 40_000..=59_999;
+const NAT_PORTS: std::ops::RangeInclusive<u16> = 10_000..=29_999;
 const SOURCES: [&str; 2] = ["10.9.0.0/24", "fd00:9::/64"];
 const MTU: usize = 1500;
 

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use lb_common::{
+    flow::Activity,
     keyslot::{KeyId, STATE_OFF},
     reason::Reason,
     scratch::BURST_NS,
@@ -32,9 +33,12 @@ fn forwarded(token: &Header, session: u64) -> Case {
 
 fn session_of(token: &Header, session_id: u64) -> Session {
     let class = world::grant().claims.class;
+    let claims = Session::kept(token.claims());
+    // The kernel's clock of these worlds stands at 0.
+    let active = Activity::at(0, claims[3]);
     Session {
-        claims: Session::kept(token.claims()),
-        admission: Admission { session_id, class, ..Admission::default() },
+        claims,
+        admission: Admission { session_id, class, active, ..Admission::default() },
         ..Session::default()
     }
 }

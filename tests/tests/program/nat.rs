@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
-    backend::{Backend, Tag},
+    backend::{Backend, TAGS_KEPT, Tag},
     live::SECOND_NS,
-    nat::{PROBES, Ports, TIMEOUT_NS, Translation, TranslationKey},
+    nat::{Owner, PROBES, Ports, TIMEOUT_NS, Translation, TranslationKey},
     reason::Reason,
     service::{FLAG_STRIP, FORWARD_NAT},
 };
@@ -22,50 +22,68 @@ use tollgate::datapath::Options;
 
 use crate::{matrix::Subject, ways::FLAGS};
 
+mod answers;
+mod forged;
+mod sessions;
+
 fn world(flags: u8, family: Family) -> World {
     world::sending(FORWARD_NAT, flags, world::backend_at(1, family))
 }
 
-/// The port that stands for a client towards the backend of this world, where there is a translation.
-fn port_of(program: &Program, world: &World, client: SocketAddr) -> Result<Option<u16>> {
+/// The port that stands for a client towards the backend of this world, and its translation, where there is one.
+fn found(program: &Program, world: &World, client: SocketAddr) -> Result<Option<(u16, Translation)>> {
     let backend = world.backends[0];
     for entry in &program.translations()? {
         let (key, translation): (TranslationKey, Translation) = entry?;
         let is_clients = translation.client_be == address_be(client.ip())
             && translation.client_port_be == client.port().to_be();
         if is_clients && key.backend_be == backend.address_be && key.backend_port_be == backend.port_be {
-            return Ok(Some(u16::from_be(key.node_port_be)));
+            return Ok(Some((u16::from_be(key.node_port_be), translation)));
         }
     }
     Ok(None)
 }
 
-/// What leaves from a port of this node.
-fn sent(name: impl Into<String>, world: &World, packet: &Packet, port: u16) -> Case {
+/// What leaves from a port of this node, whose translation has this cookie.
+fn sent(name: impl Into<String>, world: &World, packet: &Packet, port: u16, cookie: u32) -> Case {
     let (service, backend) = (world.services[0].1, world.backends[0]);
     let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
     let sent = way::leaving(&inner, &service, &backend, SESSION, Some(port));
+    let sent = with_cookie(sent, cookie);
     Case::sent(name, world.clone(), packet, &sent, &backend, Reason::Forwarded)
+}
+
+/// A packet with a cookie where it has room for one.
+fn with_cookie(packet: Packet, cookie: u32) -> Packet {
+    match packet.family() {
+        Family::V4 if packet.fragment == packet::DONT_FRAGMENT => Packet { id: cookie as u16, ..packet },
+        Family::V4 => packet,
+        Family::V6 => Packet { flow_label: cookie & 0xf_ffff, ..packet },
+    }
 }
 
 /// Runs the program on a client's datagram, and checks it with the port that its translation has.
 fn translated(program: &mut Program, name: &str, world: &World, packet: &Packet) -> Result<u16> {
     program.enter(world)?;
     let outcome = program.run(&packet.bytes())?;
-    let port = port_of(program, world, packet.from)?.with_context(|| format!("{name}: no translation"))?;
+    let (port, translation) =
+        found(program, world, packet.from)?.with_context(|| format!("{name}: no translation"))?;
     ensure!(NAT_PORTS.contain(port), "{name}: port {port}");
-    let case = sent(name, world, packet, port);
+    let case = sent(name, world, packet, port, translation.cookie);
     ensure!(outcome == case.expected.outcome, "{name}: {outcome:?} where {case:?} was expected");
     // Once more, now that there is a translation, with all counters.
     case.check(program)?;
-    ensure!(port_of(program, world, packet.from)? == Some(port), "{name}: another port the second time");
+    let again = found(program, world, packet.from)?.map(|(port, _)| port);
+    ensure!(again == Some(port), "{name}: {again:?} where {port} was the port before");
     Ok(port)
 }
 
 /// What the backend answers to a port of this node, and what the client gets.
 fn reply(world: &World, client: &Packet, port: u16) -> (Packet, Packet) {
     let backend = world.backends[0];
+    let to_backend = &way::leaving(client, &world.services[0].1, &backend, SESSION, Some(port));
     let reply = Packet {
+        tags: to_backend.tags.clone(),
         destination_mac: backend.source_mac,
         source_mac: backend.destination_mac,
         from: SocketAddr::new(way::address(backend.address_be), u16::from_be(backend.port_be)),
@@ -96,6 +114,12 @@ fn translation(world: &World, client: &Packet) -> Translation {
     for (tag, (identifier, control)) in tags.iter_mut().zip(&client.tags) {
         *tag = Tag { identifier_be: identifier.to_be(), control_be: control.to_be() };
     }
+    let kept = backend.tag_count == TAGS_KEPT;
+    let (backend_tag_count, backend_tags) = match kept {
+        true => (client.tags.len() as u16, tags),
+        false => (backend.tag_count.into(), backend.tags),
+    };
+    let grant = world::grant();
     Translation {
         used_at_ns: 0,
         client_be: address_be(client.from.ip()),
@@ -108,9 +132,15 @@ fn translation(world: &World, client: &Packet) -> Translation {
         ifindex: world::LOOPBACK,
         addresses_be,
         tags,
-        service_id: world::SERVICE_ID,
+        owner: Owner::session(world::SERVICE_ID, SESSION),
+        checked: 0,
+        nonce: u64::from_le_bytes(grant.nonce),
+        issued_at: grant.issued_at,
+        cookie: 0x000a_5eed,
         backend_ifindex: backend.ifindex,
-        reserved: 0,
+        backend_id: backend.backend_id,
+        backend_tag_count,
+        backend_tags,
     }
 }
 
@@ -137,10 +167,10 @@ fn one_port_cases() -> Vec<Case> {
                 for tags in 0..=2 {
                     let packet = Packet { udp_checksum, ..Packet::default() }.tagged(tags).over(family);
                     let world = world(flags, family);
-                    let known = (key(&world, port), translation(&world, &packet));
-                    let known = World { translations: vec![known], ..world };
+                    let translation = translation(&world, &packet);
+                    let known = World { translations: vec![(key(&world, port), translation)], ..world };
                     let name = format!("a client's datagram, {checksum} UDP checksum, {tags} tags, {strip}");
-                    cases.push(sent(name, &known, &packet, port));
+                    cases.push(sent(name, &known, &packet, port, translation.cookie));
                     let (answer, to_client) = reply(&known, &packet, port);
                     let answer = Packet { udp_checksum, ..answer };
                     let to_client = Packet { udp_checksum, ..to_client };
@@ -152,7 +182,8 @@ fn one_port_cases() -> Vec<Case> {
         let world = world(FLAG_STRIP, family);
         let client = Packet::default().over(family);
         let other = Packet { from: packet::client(1), ..Packet::default() }.over(family);
-        let taken = (key(&world, port), translation(&world, &other));
+        let owner = Owner::session(world::SERVICE_ID, 1);
+        let taken = (key(&world, port), Translation { owner, ..translation(&world, &other) });
         let taken = World { translations: vec![taken], ..world.clone() };
         let (answer, _) = reply(&world, &client, port);
         let last = Packet { ttl: 1, ..answer.clone() };
@@ -165,6 +196,9 @@ fn one_port_cases() -> Vec<Case> {
             let misdirected = Packet { destination_mac, ..answer.clone() };
             cases.push(Case::not_ours(name, known.clone(), &misdirected));
         }
+        let fragmentable = Packet { fragment: 0, ..client.clone() };
+        let name = "a datagram that routers may fragment, which keeps its identification";
+        cases.push(sent(name, &known, &fragmentable, port, translation(&world, &client).cookie));
         cases.extend([
             Case::refused("a client for whom no port is left", taken.clone(), &client, Reason::NatPorts),
             Case::refused("an answer with hop limit 1", taken, &last, Reason::HopLimit),
@@ -228,7 +262,6 @@ fn by_another_interface_with_tags() -> Result<()> {
             let packet = Packet { from: packet::client(tags), ..Packet::default() }.tagged(tags).over(family);
             let port = translated(&mut program, &name, &world, &packet)?;
             let (answer, to_client) = reply(&world, &packet, port);
-            let answer = Packet { tags: vec![(packet::TAG_8021Q, 12)], ..answer };
             // It comes in where the client's datagram did, and not where the backend is: it is forged.
             Case::not_ours(&name, world.clone(), &answer).check(&mut program)?;
             let mut translation = program.translations()?.get(&key(&world, port), 0)?;
@@ -265,7 +298,6 @@ fn answers_to_nobody() -> Result<()> {
             Packet { to: SocketAddr::new(client.from.ip(), port), ..answer.clone() },
         )?;
         pass("TCP", Packet { protocol: Some(6), ..answer.clone() })?;
-        pass("a fragment", Packet { fragment: packet::MORE_FRAGMENTS, ..answer.clone() })?;
         let last = Packet { ttl: 1, ..answer.clone() };
         Case::refused("hop limit 1", world.clone(), &last, Reason::HopLimit).check(&mut program)?;
         Case::answered("an answer", world.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
@@ -288,7 +320,9 @@ fn errors() -> Result<()> {
         let (answer, to_client) = reply(&world, &client, port);
         let backend = world.backends[0];
         let sent = if flags == FLAG_STRIP { client.clone().stripped() } else { client.clone() };
+        let (_, translation) = found(&program, &world, client.from)?.context("a translation")?;
         let left = Packet { from: answer.to, to: answer.from, ..sent.clone().hop() };
+        let left = with_cookie(left, translation.cookie);
         let no_port = |at: SocketAddr| SocketAddr::new(at.ip(), 0);
         for (kind, code) in if family == Family::V4 { [(3, 4), (11, 0)] } else { [(2, 0), (1, 4)] } {
             let message = packet::Icmp { kind, code, rest: [0, 0, 5, 0] };
@@ -307,7 +341,7 @@ fn errors() -> Result<()> {
                     from: no_port(client.to),
                     destination_mac: client.source_mac,
                     source_mac: client.destination_mac,
-                    ..error(&sent.clone().hop(), client.from).hop()
+                    ..error(&with_cookie(sent.clone().hop(), 0), client.from).hop()
                 };
                 Case::answered("about a datagram", world.clone(), &about_datagram, &told, Reason::IcmpError)
                     .check(&mut program)?;
@@ -388,7 +422,8 @@ fn many_clients() -> Result<()> {
         let world = world(FLAG_STRIP, family);
         let mut ports = std::collections::BTreeSet::new();
         for number in 0..30 {
-            let packet = Packet { from: packet::client(number), ..Packet::default() }.over(family);
+            let token = world::token_number(number.into());
+            let packet = Packet { from: packet::client(number), ..Packet::with_token(&token) }.over(family);
             ports.insert(translated(&mut program, &format!("client {number}"), &world, &packet)?);
         }
         ensure!(ports.len() == 30, "{ports:?}");

@@ -1,6 +1,6 @@
 //! What does not fit the way to a backend is dropped, and a client that can react is told by ICMP.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use etherparse::SlicedPacket;
@@ -39,6 +39,11 @@ pub fn subjects() -> Vec<Subject> {
             "too_big::clients_that_cannot_react",
             silent_cases(),
         ),
+        Subject::new(
+            "The same from an address that is not one host's",
+            "too_big::senders_that_are_not_one_host",
+            sender_cases(),
+        ),
     ]
 }
 
@@ -71,6 +76,66 @@ fn silent_cases() -> Vec<Case> {
                 let packet = Packet { fragment: 0, ..packet };
                 let name = format!("{more} bytes too many, {strip}, may be fragmented: {mode}");
                 cases.push(Case::refused(name, world.clone(), &packet, Reason::TooBig));
+            }
+        }
+    }
+    cases
+}
+
+#[test]
+fn senders_that_are_not_one_host() -> Result<()> {
+    crate::check_each(&sender_cases())
+}
+
+/// An answer to any of the first would go to many hosts or to none (RFC 1122 §3.2.2, RFC 4443 §2.4 (e.6)); the others
+/// are their neighbours in the number space.
+fn sender_cases() -> Vec<Case> {
+    let silent = [
+        "0.0.0.0",
+        "0.255.255.255",
+        "127.0.0.1",
+        "127.255.255.255",
+        "224.0.0.1",
+        "239.255.255.255",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "ff00::",
+        "ff02::1",
+        "ff0e::1:2",
+        "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+    ];
+    let answered = [
+        "1.0.0.0",
+        "126.255.255.255",
+        "128.0.0.1",
+        "223.255.255.255",
+        "::2",
+        "::1:0:0:1",
+        "0:0:1::1",
+        "1::",
+        "fe80::1",
+        "feff::1",
+        "2001:db8::1",
+    ];
+    let mut cases = Vec::new();
+    for (addresses, is_answered) in [(&silent[..], false), (&answered[..], true)] {
+        for address in addresses {
+            let address: IpAddr = address.parse().expect("an address");
+            let family = Family::of(address);
+            for forward in [FORWARD_IPIP, FORWARD_L2] {
+                let world = world(forward, 0, family);
+                let (room, mut packet) = packet(&world, family, 1);
+                packet.from.set_ip(address);
+                let name = format!("one byte more than fits, from {address}");
+                cases.push(if is_answered {
+                    let quoted = if family == Family::V4 { 544 } else { 1184 };
+                    let told = message(&packet, room, quoted);
+                    Case::answered(name, world, &packet, &told, Reason::TooBig)
+                } else {
+                    Case::refused(name, world, &packet, Reason::TooBig)
+                });
             }
         }
     }

@@ -241,3 +241,30 @@ fn nothing_prints_a_secret() {
     assert!(!shown.contains(&secret[..16]) && !shown.contains("7, 7, 7"), "{shown}");
     assert!(stored(&keyring).contains(&secret), "but it is stored");
 }
+
+/// The promise on which rotation rests: until every kernel has a key, nobody signs with it.
+#[test]
+fn a_staged_key_never_signs() {
+    let mut random = random(3);
+    let mut keyring = Keyring::default();
+    keyring.tick(START, &[POLICY], &mut random);
+    let staged = keyring.staged(42).unwrap().id;
+    // Neither time nor anything else that is asked of the keyring confirms it.
+    for now in [START, START + DAY, START + 10 * DAY] {
+        assert_eq!(keyring.tick(now, &[POLICY], &mut random), []);
+        assert!(keyring.rotate(&POLICY, now, &mut random).unwrap().joined);
+        assert_eq!(keyring.signer(42), None);
+        let exported = keyring.export("game", &POLICY, now);
+        assert_eq!(exported.keys.iter().map(|key| key.state).collect::<Vec<_>>(), [KeyState::Staged]);
+        assert_eq!(exported.keys[0].sign_until, 0, "nobody is told that it may be signed with");
+        keyring = restored(&stored(&keyring)).unwrap();
+    }
+    keyring.confirm_installed(staged, START).unwrap();
+    assert_eq!(keyring.signer(42).unwrap().id, staged);
+
+    // Beside a key that signs, that one signs on.
+    let next = keyring.rotate(&POLICY, START, &mut random).unwrap().staged;
+    keyring.tick(START + DAY, &[POLICY], &mut random);
+    assert_eq!(keyring.signer(42).unwrap().id, staged);
+    assert_eq!(state(&keyring, next), Some(KeyState::Staged));
+}

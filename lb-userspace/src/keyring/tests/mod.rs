@@ -7,7 +7,7 @@ use super::*;
 
 const START: u64 = 1_700_000_000;
 const DAY: u64 = 86_400;
-const POLICY: KeyPolicy = KeyPolicy { service_id: 42, max_ttl: 3600, rotation: Some(DAY) };
+const POLICY: KeyPolicy = KeyPolicy { service_id: 42, max_ttl: 3600, rotation: Some(DAY), quota: 64 };
 const BY_HAND: KeyPolicy = KeyPolicy { rotation: None, ..POLICY };
 
 /// The same bytes in every run (splitmix64, Steele et al., OOPSLA 2014).

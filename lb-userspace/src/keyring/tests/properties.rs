@@ -71,7 +71,7 @@ impl World {
         Self {
             now: START,
             nodes: Default::default(),
-            policies: [POLICY, KeyPolicy { service_id: 7, max_ttl: 60, rotation: None }],
+            policies: [POLICY, KeyPolicy { service_id: 7, max_ttl: 60, rotation: None, quota: 64 }],
             configured: [true; 2],
             random: Box::new(random(seed)),
             keysets: Vec::new(),

@@ -1,5 +1,7 @@
 //! Slots, generations, and the stored form.
 
+use std::time::Duration;
+
 use super::*;
 use crate::keyring::slots::{REST, Used, fingerprint};
 use lb_common::{keyslot::GENERATION_MAX, maps::KEY_SLOTS_MAX};
@@ -34,7 +36,13 @@ fn key(id: KeyId, state: KeyState, not_after: Option<u64>) -> Key {
 }
 
 fn used(generation: u32, free_at: u64) -> Used {
-    Used { generation, fingerprint: fingerprint(&MasterKey::from_bytes([3; 32])), revoked: false, free_at }
+    Used {
+        generation,
+        fingerprint: fingerprint(&MasterKey::from_bytes([3; 32])),
+        revoked: false,
+        free_at,
+        service_id: 1,
+    }
 }
 
 #[test]
@@ -82,6 +90,23 @@ fn a_slot_rests_before_it_is_used_again() {
     assert_eq!(id, KeyId::new(7, 10).unwrap());
 }
 
+/// Other nodes may verify with a key for a moment after this one has forgotten it.
+#[test]
+fn the_slot_of_a_key_that_ended_rests_before_it_is_used_again() {
+    let mut keyring = full(|slot| slot == 7, |slot| used(if slot == 7 { 9 } else { GENERATION_MAX }, 0));
+    let ended = KeyId::new(7, 9).unwrap();
+    let end = START + DAY;
+    assert_eq!(keyring.tick(end - 1, &[], &mut random(1)), []);
+    assert_eq!(keyring.tick(end, &[], &mut random(1)), [Event::Ended { service_id: 1, key_id: ended }]);
+    let mut keyring = restored(&stored(&keyring)).unwrap();
+    for now in [end, end + REST - 1] {
+        let error = keyring.rotate(&POLICY, now, &mut random(1)).unwrap_err();
+        assert_eq!(error, KeyringError::SlotsFull { next_free_at: Some(end + REST) });
+    }
+    let id = keyring.rotate(&POLICY, end + REST, &mut random(1)).unwrap().staged;
+    assert_eq!(id, KeyId::new(7, 10).unwrap());
+}
+
 #[test]
 fn a_full_table_is_helped_by_revoking() {
     let mut keyring = full(|_| true, |_| used(9, 0));
@@ -94,6 +119,122 @@ fn a_full_table_is_helped_by_revoking() {
     let id = keyring.rotate(&POLICY, START + REST, &mut random(1)).unwrap().staged;
     assert_eq!(id, KeyId::new(1234, 10).unwrap());
     assert_eq!(state(&keyring, revoked), None, "it made room");
+}
+
+fn services(count: u32, fields: &str) -> Vec<crate::config::Service> {
+    let one = |id: u32| {
+        format!(
+            "[[service]]\nid = {id}\nname = \"s{id}\"\naddress = \"10.0.0.1\"\nport = {id}\nforward = \"local\"\n{fields}\n"
+        )
+    };
+    let text: String = (1..=count).map(one).collect();
+    let text = format!("interfaces = [\"eth0\"]\n{text}");
+    crate::config::Config::parse(std::path::Path::new("tollgate.toml"), &text).unwrap().services
+}
+
+#[test]
+fn a_quota_is_what_rotation_needs_and_a_share_of_the_rest() {
+    let quotas = |count, fields| {
+        let policies = KeyPolicy::of(&services(count, fields));
+        assert!(policies.iter().map(|policy| policy.quota).sum::<u64>() <= u64::from(KEY_SLOTS_MAX));
+        policies[0].quota
+    };
+    assert_eq!(quotas(1, "key_rotation = \"off\""), 64);
+    assert_eq!(quotas(64, "key_rotation = \"off\""), 64);
+    assert_eq!(quotas(255, "key_rotation = \"off\""), 16);
+    assert_eq!(quotas(1, "key_rotation = \"1m\"\nmax_ttl = \"24h\""), 5 + 1441);
+    assert_eq!(slots_needed(Duration::from_secs(1), Some(Duration::from_secs(1))), 5 + 65);
+}
+
+/// A script that rotates in a loop, with tokens of an hour.
+#[test]
+fn a_service_at_its_quota_leaves_the_rest_to_others() {
+    let mut random = random(5);
+    let mut keyring = Keyring::default();
+    let mut policies = KeyPolicy::of(&services(255, "key_rotation = \"off\""));
+    let looping = policies.pop().unwrap();
+    let mut rotations = 0;
+    let error = loop {
+        match keyring.rotate(&looping, START + rotations, &mut random) {
+            Ok(rotation) => keyring.confirm_installed(rotation.staged, START + rotations).unwrap(),
+            Err(error) => break error,
+        };
+        rotations += 1;
+    };
+    assert_eq!(rotations, 15);
+    let next_free_at = Some(START + 1 + 3600 + LATE + REST);
+    assert_eq!(error, KeyringError::QuotaUsed { service_id: 255, held: 15, quota: 16, next_free_at });
+    let text = error.to_string();
+    assert!(text.contains("service 255 holds 15 key slots, and its quota is 16"), "{text}");
+    assert!(text.contains("the first is free at 2023-11-14T23:14:25Z"), "{text}");
+    for policy in &policies {
+        assert!(!keyring.rotate(policy, START + rotations, &mut random).unwrap().joined);
+    }
+
+    // A key that is revoked is replaced at once, and its slot is free after its rest.
+    let now = START + rotations;
+    let signer = keyring.signer(255).unwrap().id;
+    assert!(!keyring.revoke(signer, now).unwrap().signer_left);
+    let [Event::Staged { service_id: 255, key_id }] = keyring.tick(now, &[looping], &mut random)[..] else {
+        panic!("no new key")
+    };
+    keyring.confirm_installed(key_id, now).unwrap();
+    let retiring = keyring.keys().find(|key| key.service_id == 255 && key.state == KeyState::Retiring);
+    let retiring = retiring.unwrap().id;
+    keyring.revoke(retiring, now).unwrap();
+    let error = keyring.rotate(&looping, now + REST - 1, &mut random).unwrap_err();
+    assert!(error.to_string().contains("the first is free at"), "{error}");
+    keyring.rotate(&looping, now + REST, &mut random).unwrap();
+
+    // Slots that rest after their keys have ended count, also for a daemon that has just started.
+    let end = next_free_at.unwrap() - REST + 20;
+    keyring.tick(end, &[], &mut random);
+    let mut keyring = restored(&stored(&keyring)).unwrap();
+    assert_eq!(keyring.keys().filter(|key| key.service_id == 255).count(), 2);
+    let staged = keyring.staged(255).unwrap().id;
+    keyring.confirm_installed(staged, end).unwrap();
+    let held = |keyring: &Keyring| match keyring.check_quota(&looping, 16, end) {
+        Err(KeyringError::QuotaUsed { held, .. }) => held,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(held(&keyring), 15, "13 rest; the slots of the two revoked keys are free");
+    keyring.tick(end + REST, &[], &mut random);
+    keyring.rotate(&looping, end + REST, &mut random).unwrap();
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+    /// Whatever some services do with their keys, another one rotates.
+    #[test]
+    fn nobody_keeps_a_service_from_rotating(
+        seed: u64,
+        steps in proptest::collection::vec((0..3usize, 0..4usize, 0..40u64), 1..100),
+    ) {
+        let mut random = random(seed);
+        let mut keyring = full(|_| false, |slot| Used { service_id: 0, ..used(9, if slot < 20 { 0 } else { u64::MAX }) });
+        let policy = |service_id, max_ttl| KeyPolicy { service_id, max_ttl, rotation: None, quota: 5 };
+        let policies = [policy(1, 1), policy(2, 60), policy(3, 3600)];
+        let mut now = START;
+        for (service, action, seconds) in steps {
+            let policy = &policies[service];
+            match action {
+                0 => now += seconds,
+                1 => if let Some(id) = keyring.signer(policy.service_id).map(|key| key.id) {
+                    keyring.revoke(id, now).unwrap();
+                },
+                _ => if let Ok(rotation) = keyring.rotate(policy, now, &mut random) {
+                    keyring.confirm_installed(rotation.staged, now).unwrap();
+                },
+            }
+            keyring.tick(now, &[], &mut random);
+            let mut other = keyring.clone();
+            for _ in 0..4 {
+                let staged = other.rotate(&KeyPolicy { service_id: 4, ..policies[2] }, now, &mut random).unwrap().staged;
+                other.confirm_installed(staged, now).unwrap();
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,52 @@
+//! The signals of a command that runs until it is told to end: `tollgate run` and `tollgate decap`.
+
+use std::io;
+
+use tokio::{
+    select,
+    signal::unix::{Signal, SignalKind, signal},
+};
+use tracing::warn;
+
+/// The signals that end the command, and those that would end it if nobody took them. SIGPIPE is ignored by every Rust
+/// program.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    hangup: Signal,
+    user_1: Signal,
+    user_2: Signal,
+}
+
+impl Signals {
+    /// Takes them from here on, inside a tokio runtime.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn take() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            hangup: signal(SignalKind::hangup())?,
+            user_1: signal(SignalKind::user_defined1())?,
+            user_2: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// Waits for a signal that ends the command, and logs those that do not; `hangup` says what to do in place of
+    /// SIGHUP. Returns the signal's name.
+    pub async fn end(&mut self, hangup: &str) -> &'static str {
+        loop {
+            select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.quit.recv() => return "SIGQUIT",
+                _ = self.hangup.recv() => warn!("SIGHUP: {hangup}"),
+                _ = self.user_1.recv() => warn!("SIGUSR1: this signal has no meaning here and is ignored"),
+                _ = self.user_2.recv() => warn!("SIGUSR2: this signal has no meaning here and is ignored"),
+            }
+        }
+    }
+}

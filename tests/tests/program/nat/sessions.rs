@@ -1,0 +1,193 @@
+//! Whose ports they are: a session, or a source that is observed, holds so many and no more.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use anyhow::{Result, ensure};
+use lb_common::{
+    live::SECOND_NS,
+    nat::{Owner, PER_SESSION_DEFAULT, Ports},
+    reason::Reason,
+    service::{FLAG_OBSERVE, FLAG_STRIP},
+};
+use lb_tests::{
+    case::Case,
+    packet::{self, Family, Packet},
+    program::{Program, Verdict, at_scale, small},
+    world::{SESSION, World},
+};
+use tollgate::datapath::Options;
+
+use super::{key, reply, translated, world};
+
+/// Room for as many clients as an attacker has source ports.
+fn program(nat_ports_per_session: u32) -> Result<Program> {
+    let nat_ports = Some(Ports { first: 10_000, last: 29_999 });
+    Program::load_with(&Options { nat_ports, nat_ports_per_session, sessions: 65_536, ..small() })
+}
+
+/// How many ports each owner has.
+fn held(program: &Program) -> Result<BTreeMap<(u64, u32), u32>> {
+    let mut held = BTreeMap::new();
+    for entry in &program.translations()? {
+        let (_, translation) = entry?;
+        *held.entry((translation.owner.of, translation.owner.kind)).or_default() += 1;
+    }
+    Ok(held)
+}
+
+/// Sends a packet from 20,000 source ports; each must leave.
+fn from_every_port(program: &Program, packet: &Packet, mut host: impl FnMut(u16) -> IpAddr) -> Result<()> {
+    for port in 1..=at_scale(20_000) as u16 {
+        let from = SocketAddr::new(host(port), port);
+        let verdict = program.run(&Packet { from, ..packet.clone() }.bytes())?.verdict;
+        ensure!(verdict == Verdict::Transmit, "from port {port}: {verdict:?}");
+    }
+    Ok(())
+}
+
+/// One token from one address and 20,000 ports leaves the others' ports alone.
+#[test]
+fn a_session_has_so_many_ports() -> Result<()> {
+    for (family, limit) in Family::BOTH.into_iter().zip([PER_SESSION_DEFAULT, 3]) {
+        let mut program = program(limit)?;
+        let world = world(FLAG_STRIP, family);
+        program.enter(&world)?;
+        let packet = Packet::default().over(family);
+        from_every_port(&program, &packet, |_| packet.from.ip())?;
+        let of_session = Owner::session(world::SERVICE_ID, SESSION);
+        let only = BTreeMap::from([((of_session.of, of_session.kind), limit)]);
+        ensure!(held(&program)? == only, "{:?} where {only:?} was expected", held(&program)?);
+        for number in 1..=1000 {
+            let client = Packet::with_token(&world::token_number(number)).over(family);
+            ensure!(program.run(&client.bytes())?.verdict == Verdict::Transmit, "session {number}");
+        }
+        ensure!(held(&program)?.len() == 1001 && held(&program)?.values().sum::<u32>() == 1000 + limit);
+    }
+    Ok(())
+}
+
+/// What `mode = "observe"` delivers without a token is its source's: an address, over IPv6 the first half of one.
+#[test]
+fn a_source_that_is_observed_has_so_many_ports() -> Result<()> {
+    for family in Family::BOTH {
+        let mut program = program(PER_SESSION_DEFAULT)?;
+        let world = world(FLAG_OBSERVE, family);
+        program.enter(&world)?;
+        let packet = Packet::with_payload(b"no token".to_vec()).over(family);
+        from_every_port(&program, &packet, |port| match packet.from.ip() {
+            IpAddr::V6(address) => IpAddr::V6((u128::from(address) ^ u128::from(port)).into()),
+            address => address,
+        })?;
+        ensure!(held(&program)?.into_values().eq([PER_SESSION_DEFAULT]), "{:?}", held(&program)?);
+        for number in 0..1000 {
+            let other = Packet { from: packet::client(number), ..packet.clone() }.over(family);
+            ensure!(program.run(&other.bytes())?.verdict == Verdict::Transmit, "source {number}");
+        }
+        ensure!(held(&program)?.len() == 1001, "{family}: {:x?}", held(&program)?);
+        // A session's id is its own, also where it looks like an address.
+        let source = held(&program)?.into_keys().next().map_or(0, |(of, _)| of);
+        let before = held(&program)?;
+        let valid = Packet::with_token(&world::token_number(source)).over(family);
+        ensure!(program.run(&valid.bytes())?.verdict == Verdict::Transmit);
+        ensure!(held(&program)?.len() == before.len() + 1, "the session is taken for a source");
+    }
+    Ok(())
+}
+
+/// A session that has all it may have gives up the port that was used longest ago, and its other clients keep theirs.
+#[test]
+fn the_oldest_is_reused() -> Result<()> {
+    for family in Family::BOTH {
+        let mut program = program(PER_SESSION_DEFAULT)?;
+        let world = world(FLAG_STRIP, family);
+        program.enter(&world)?;
+        let now = program.start_clock(world.now_ns)?;
+        let client = |number| Packet { from: packet::client(number), ..Packet::default() }.over(family);
+        let mut ports = Vec::new();
+        for number in 0..PER_SESSION_DEFAULT as u16 {
+            let (port, mut entry) = run(&program, &world, &client(number))?;
+            // The fourth is the oldest, then the one after it, and so on around.
+            entry.used_at_ns = now - SECOND_NS * (10 - u64::from((number + 5) % 8));
+            program.translations()?.insert(key(&world, port), entry, 0)?;
+            ports.push(port);
+        }
+        for (number, oldest) in (100..103).zip([3, 4, 5]) {
+            let (port, _) = run(&program, &world, &client(number))?;
+            ensure!(port == ports[oldest], "{port} where {} was the oldest of {ports:?}", ports[oldest]);
+        }
+        for number in [6, 7, 0, 1, 2] {
+            let (port, _) = run(&program, &world, &client(number as u16))?;
+            ensure!(port == ports[number], "client {number} has moved from {} to {port}", ports[number]);
+        }
+    }
+    Ok(())
+}
+
+/// Runs the program on a datagram, which must leave; returns its client's port and translation.
+fn run(program: &Program, world: &World, packet: &Packet) -> Result<(u16, lb_common::nat::Translation)> {
+    ensure!(program.run(&packet.bytes())?.verdict == Verdict::Transmit);
+    let found = super::found(program, world, packet.from)?;
+    found.ok_or_else(|| anyhow::anyhow!("{} has no translation", packet.from))
+}
+
+/// Of a session whose ports are all taken by others but one, all clients share that one.
+#[test]
+fn the_last_port_is_shared_within_a_session() -> Result<()> {
+    let one_port = Ports { first: 40_000, last: 40_000 };
+    let mut program = Program::load_with(&Options { nat_ports: Some(one_port), ..small() })?;
+    for family in Family::BOTH {
+        let world = world(FLAG_STRIP, family);
+        program.enter(&world)?;
+        for number in 0..3 {
+            let packet = Packet { from: packet::client(number), ..Packet::default() }.over(family);
+            ensure!(run(&program, &world, &packet)?.0 == one_port.first);
+        }
+        let other = Packet::with_token(&world::token_number(1)).over(family);
+        Case::refused("another session", world, &other, Reason::NatPorts).check(&mut program)?;
+    }
+    Ok(())
+}
+
+/// A client that sends now and then keeps its translation for as long as it does, and five minutes more.
+#[test]
+fn what_is_used_lasts() -> Result<()> {
+    let mut program = Program::load()?;
+    for family in Family::BOTH {
+        let jiffies = program.jiffies()?;
+        let at = |seconds: u64| World {
+            // A tick that is longer by a nanosecond is four seconds and some of the kernel's clock.
+            tick_ns: (seconds + 1000) * SECOND_NS / jiffies + 1,
+            ..world(FLAG_STRIP, family)
+        };
+        let client = Packet::default().over(family);
+        let port = translated(&mut program, "the first datagram", &at(0), &client)?;
+        let (answer, to_client) = reply(&at(0), &client, port);
+        let answered = |world| Case::answered("an answer", world, &answer, &to_client, Reason::Reply);
+        for seconds in [200, 400, 600, 800] {
+            let name = format!("a datagram after {seconds} s");
+            ensure!(translated(&mut program, &name, &at(seconds), &client)? == port, "{name}");
+            answered(at(seconds + 150)).check(&mut program)?;
+        }
+        answered(at(800 + 290)).check(&mut program)?;
+        Case::not_ours("five minutes after the last", at(800 + 310), &answer).check(&mut program)?;
+    }
+    Ok(())
+}
+
+/// A token that is renewed within a session keeps its client's port.
+#[test]
+fn a_renewed_token_keeps_its_port() -> Result<()> {
+    let mut program = Program::load()?;
+    for family in Family::BOTH {
+        let world = world(FLAG_STRIP, family);
+        let client = Packet::default().over(family);
+        let port = translated(&mut program, "a token", &world, &client)?;
+        let grant = lb_common::token::mint::Grant { nonce: *b"another!", ..world::grant() };
+        let renewed = Packet::with_token(&world::key().bearer(&grant)).over(family);
+        ensure!(translated(&mut program, "another of its session", &world, &renewed)? == port);
+    }
+    Ok(())
+}
