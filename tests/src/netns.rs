@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::leftovers::{self, NAMESPACES};
 
-/// In the environment: sysctls that new namespaces have before [`RESET`], as `NAME=VALUE NAME=VALUE`. They stand for a host
+/// In the environment: sysctls that new namespaces have before the harness sets its own, as `NAME=VALUE NAME=VALUE`. They stand for a host
 /// with these settings; its own are never written.
 pub const INHERITED: &str = "TOLLGATE_INHERITED_SYSCTLS";
 
