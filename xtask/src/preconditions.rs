@@ -69,7 +69,7 @@ fn kernel(subcommand: &str, because: &str) -> Vec<String> {
         (
             "make veth pairs and bridges",
             "ip",
-            "exec unshare --net sh -c 'ip link add a type veth peer name b && ip link add c type bridge'",
+            "exec unshare --net sh -c 'ip link add name veth0 type veth peer name veth1 && ip link add name bridge0 type bridge'",
         ),
     ] {
         if command::find(program).is_none() {
