@@ -163,7 +163,8 @@ fn request(lab: &Lab, uid: u32, gids: &[u32], method: &str, path: &str, body: &s
     let head = format!("{method} {path} HTTP/1.1\r\nHost: tollgate\r\nContent-Type: application/json");
     // Without a body, as curl and `tollgate` ask.
     let length = if length == 0 { String::new() } else { format!("\r\nContent-Length: {length}") };
-    write!(stream, "{head}{length}\r\n\r\n{body}")?;
+    // In one piece: an answer may come before all of several has been sent.
+    stream.write_all(format!("{head}{length}\r\n\r\n{body}").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer: {answer:?}"))?;
