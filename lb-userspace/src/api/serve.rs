@@ -227,7 +227,7 @@ mod tests {
         };
         assert_eq!(evicted(&senders("10.0.0.1 10.0.0.2 10.0.0.2")), 1);
         assert_eq!(evicted(&senders("10.0.0.1 10.0.0.2 ::ffff:10.0.0.1")), 0);
-        assert_eq!(evicted(&senders("10.0.0.1 2001:db8::1 10.0.0.2 2001:db8::2:0:0:0:2")), 1);
+        assert_eq!(evicted(&senders("10.0.0.1 2001:db8::1 10.0.0.2 2001:db8::2:0:0:2")), 1);
         assert_eq!(evicted(&senders("10.0.0.1 2001:db8::1 10.0.0.2")), 0);
     }
 

@@ -151,9 +151,12 @@ impl<S: Send + Sync, I: Input> FromRequest<S> for Parameters<I> {
             let error = "this request takes its parameters from the query and has no body";
             return Err((StatusCode::BAD_REQUEST, failure(error)));
         }
+        let query = request.uri().query().unwrap_or_default().to_owned();
         match Query::from_request(request, state).await {
             Ok(Query(input)) => Ok(Self(input)),
-            Err(rejection) => Err((rejection.status(), failure(rejection.body_text()))),
+            Err(rejection) => {
+                Err((rejection.status(), failure(format!("{}: `{query}`", rejection.body_text()))))
+            }
         }
     }
 }
