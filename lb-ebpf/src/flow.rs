@@ -5,7 +5,7 @@ use lb_common::{
     flow::{Activity, Flow, FlowKey, is_bound},
     scratch::{Arrival, Scratch},
     service::FORWARD_LOCAL,
-    session::{Seen, Session},
+    session::{Seen, Session, TrackedSession},
 };
 
 use crate::{
@@ -60,7 +60,7 @@ pub fn claim(frame: &Frame, scratch: &mut Scratch, now: Now, entry: *const Sessi
 fn is_in_use(held: &Flow, client: Seen, now: Now, entry: *const Session) -> bool {
     let owner = match held.tracked {
         0 => SESSIONS.get_ptr_mut(&held.owner),
-        _ => TRACKED.get_ptr_mut(&held.owner).map(|entry| entry.cast()),
+        _ => TRACKED.get_ptr_mut(&held.owner).map(<*mut TrackedSession>::cast),
     };
     let Some(owner) = owner else { return false };
     // SAFETY: the kernel's entry, to memory that stays allocated; volatile, because it may be written to. If it becomes
