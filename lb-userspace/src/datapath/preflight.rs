@@ -87,7 +87,9 @@ fn descriptors() -> Check {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
     let (verdict, needed) = match limit {
         ..DESCRIPTORS_OF_THE_DAEMON => (Verdict::Failed, DESCRIPTORS_OF_THE_DAEMON),
-        ..DESCRIPTORS_OF_A_BUSY_DAEMON => (Verdict::Warning, DESCRIPTORS_OF_A_BUSY_DAEMON),
+        DESCRIPTORS_OF_THE_DAEMON..DESCRIPTORS_OF_A_BUSY_DAEMON => {
+            (Verdict::Warning, DESCRIPTORS_OF_A_BUSY_DAEMON)
+        }
         _ => (Verdict::Good, DESCRIPTORS_OF_A_BUSY_DAEMON),
     };
     let found = format!("this process may open {limit} files (RLIMIT_NOFILE); the daemon needs {needed}");
