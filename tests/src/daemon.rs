@@ -51,7 +51,7 @@ impl Place {
     pub fn new(name: &str) -> Result<Self> {
         leftovers::hold_if_interrupted();
         let directory = Path::new(FILES).join(name);
-        let (bpf, user) = (directory.join("bpf"), env::var("TOLLGATE_USER").ok());
+        let (bpf, user) = (directory.join("pins"), env::var("TOLLGATE_USER").ok());
         let mut place = Self { directory, bpffs: bpf.join("tollgate"), mounted: None, user };
         fs::create_dir(&place.directory)
             .with_context(|| format!("cannot make {}", place.directory.display()))?;

@@ -202,8 +202,8 @@ impl Maker<'_> {
 
     fn balancer(&self, role: &str, address: u8) -> Result<Namespace> {
         let balancer = self.host(role)?;
-        // Kept for `forward = "nat"`, as operators are told to.
-        balancer.sysctl("net.ipv4.ip_local_reserved_ports", "40000-59999")?;
+        // Linux's default, below which the ports of `forward = "nat"` are.
+        balancer.sysctl("net.ipv4.ip_local_port_range", "32768 60999")?;
         self.plug_balancer(&balancer, INTERFACE, role, Network::Front, address)?;
         match self.plan.way {
             Way::Segment => {}

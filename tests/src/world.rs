@@ -121,6 +121,17 @@ impl World {
         Self { now_ns, ..Self::default() }
     }
 
+    /// The same for a test run that is repeated: from the second on, a frame is what the run before it has sent to a backend.
+    pub fn repeated(mut self) -> Self {
+        let entry = |backend: &Backend| MacEntry {
+            mac: Mac::new(backend.destination_mac),
+            ifindex: LOOPBACK,
+            passes: 0,
+        };
+        self.macs.extend(self.backends.iter().map(entry));
+        self
+    }
+
     /// The places of a service's backends.
     pub fn places(&self, service_index: u32) -> Vec<u16> {
         let places = self.backends.iter().zip(0..);
@@ -187,7 +198,12 @@ impl World {
 
 /// The interface of test runs accepts these addresses; `switched`: frames for others are passed on.
 pub fn accepting(macs: &[[u8; 6]], switched: bool) -> BTreeSet<MacEntry> {
-    let entry = |mac, passes| MacEntry { mac, ifindex: LOOPBACK, passes };
+    accepting_on(LOOPBACK, macs, switched)
+}
+
+/// The same of any interface.
+pub fn accepting_on(ifindex: u32, macs: &[[u8; 6]], switched: bool) -> BTreeSet<MacEntry> {
+    let entry = |mac, passes| MacEntry { mac, ifindex, passes };
     let own = macs.iter().map(|octets| entry(Mac::new(*octets), 0));
     own.chain([entry(Mac::OTHERS, switched.into())]).collect()
 }

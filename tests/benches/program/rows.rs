@@ -126,7 +126,7 @@ fn world() -> World {
     world.services.push((proofs::at(), proofs::service()));
     world.keys.push(proofs::key().held(proofs::service().id));
     world.backends.push(proofs::backend());
-    world
+    world.repeated()
 }
 
 /// Fills the token caches in one order, and the table in another.

@@ -75,7 +75,8 @@ fn in_own_namespace(
     let receiver = make_pair()?;
     let backends = (1..=3).map(|id| Backend { ifindex: receiver, ..world::backend(id) }).collect();
     let packet = Packet::default();
-    program.enter(&World { backends, ..World::default() })?;
+    let macs = world::accepting_on(receiver, &[world::BALANCER_MAC], false);
+    program.enter(&World { macs, backends, ..World::default() })?;
     replay.write(0, &mix())?;
     replay.open(&Window::new(0..MIX.0), &packet.bytes())?;
     replay.program("discard")?.attach(SENDER, XdpMode::Driver).context("cannot attach to the sender")?;

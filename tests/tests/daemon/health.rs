@@ -9,8 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::daemon::{METRICS, http};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt::RcvBuf,
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt::RcvBuf,
+    },
 };
 
 use crate::lab::{L2, Lab};
@@ -30,6 +33,9 @@ fn connect_from(last: u8) -> Result<TcpStream> {
 
 /// So many connections from so many addresses that have sent this, and read nothing.
 fn crowd(lab: &Lab, connections: usize, addresses: u8, sent: &str) -> Result<Vec<TcpStream>> {
+    // More than this process may have open on a machine with strict limits.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most.min(8192), most)?;
     lab.topology.balancer.enter(|| {
         (0..connections)
             .map(|number| {

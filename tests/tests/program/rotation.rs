@@ -207,7 +207,7 @@ fn overwriting_a_live_slot_is_seen() -> Result<()> {
     // Stripped, the frame would be another in the second of many runs at once.
     let service = world::service();
     let service = Service { flags: service.flags & !FLAG_STRIP, ..service };
-    program.enter(&World { keys: vec![], ..World::with_service(service) })?;
+    program.enter(&World { keys: vec![], ..World::with_service(service) }.repeated())?;
     let mut sender = Sender::new(&mut program, Family::V4)?;
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
