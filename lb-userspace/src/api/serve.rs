@@ -92,7 +92,7 @@ pub async fn control(
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves the metrics port. No connection is refused: where there are [`METRICS`], the oldest of the sender that has most
+/// Serves the metrics port. No connection is refused: where there are 64, the oldest of the sender that has most
 /// is closed. So neither requests that are never finished nor answers that are never read keep another sender's probe
 /// from its answer, and many senders only those that take longer than it takes to connect so often.
 pub async fn metrics(listener: TcpListener, router: Router) {
