@@ -14,7 +14,7 @@ use crate::setup::{self, Needs, Part};
 use crate::{command, log};
 
 /// Seconds until a virtual machine that has not ended is ended. Booting and loading take about five.
-const LONGEST_RUN: &str = "1200";
+const LONGEST_RUN: &str = "2100";
 
 /// Begins the line with which the guest's init says what kernel it runs on.
 const KERNEL: &str = "tollgate-guest kernel ";
