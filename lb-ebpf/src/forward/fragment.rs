@@ -69,7 +69,10 @@ fn to_client<I: Ip>(frame: &Frame, load: &Load, tables: Tables) -> Result<(), Un
         None => {
             // SAFETY: copied out here and now.
             let first = unsafe { FRAGMENTS.get(&scratch.fragment_key) };
-            scratch.fragment = *first.ok_or(Unsent::Nobodys)?;
+            let FragmentedAnswer { seen_at_ns, backend_port_be, node_port_be, .. } =
+                *first.ok_or(Unsent::Nobodys)?;
+            // Field by field: copied whole, it is a call of `memmove`, whose frame the stack has no room for on Linux 6.1.
+            scratch.fragment = FragmentedAnswer { seen_at_ns, backend_port_be, node_port_be, reserved: 0 };
         }
     }
     let FragmentedAnswer { seen_at_ns, backend_port_be, node_port_be, .. } = scratch.fragment;
