@@ -16,9 +16,12 @@ pub struct Live {
     pub revocations: u64,
     /// When `offset_ns` was last found to be right (ticks * `tick_ns`).
     pub confirmed_ns: u64,
+    /// The generation of tables that the daemon began to write last, stored before the first write. It equals the
+    /// generation in `tables`, or is one ahead while the next generation is written.
+    pub begun: u64,
 }
 
-const _: () = assert!(size_of::<Live>() == 40 && align_of::<Live>() == 8);
+const _: () = assert!(size_of::<Live>() == 48 && align_of::<Live>() == 8);
 crate::map_value!(Live);
 
 /// Services, Maglev tables and backends are published together: each of their arrays has two halves, and one word
@@ -41,12 +44,24 @@ impl Tables {
         Self { half: word as u32 & 1, seed: (word >> 1) as u32, generation: (word >> 33) as u32 }
     }
 
+    /// Whether these tables may have been written to since they were read. `begun` is [`Live::begun`] after the last read.
+    ///
+    /// The next generation is written to the other half, the one after it to this half. The daemon waits for running
+    /// packets before it writes a half again, but a hypervisor can stop a CPU for longer than any wait.
+    #[inline(always)]
+    pub const fn may_be_overwritten(self, begun: u64) -> bool {
+        (begun as u32).wrapping_sub(self.generation) & GENERATION_MASK > 1
+    }
+
     /// As the word of [`Live`].
     #[inline(always)]
     pub const fn to_word(self) -> u64 {
         (self.generation as u64) << 33 | (self.seed as u64) << 1 | self.half as u64
     }
 }
+
+/// The bits of a generation that the word of [`Live`] holds.
+const GENERATION_MASK: u32 = u32::MAX >> 1;
 
 /// What the program `clock` writes over the start of a test run's packet: two readings of one moment, from which the
 /// daemon learns the offset to publish.
@@ -89,6 +104,18 @@ mod tests {
         // The count of publications begins again at 0.
         let next = Tables { generation: (u32::MAX >> 1) + 1, ..Tables::default() };
         assert_eq!(Tables::from_word(next.to_word()), Tables::default());
+    }
+
+    #[test]
+    fn tables_may_be_overwritten_from_the_second_generation_after_them_on() {
+        for generation in [0, 5, GENERATION_MASK - 1, GENERATION_MASK] {
+            let tables = Tables { generation, ..Tables::default() };
+            let begun = |later: u32| u64::from(generation.wrapping_add(later) & GENERATION_MASK);
+            assert!(!tables.may_be_overwritten(begun(0)));
+            assert!(!tables.may_be_overwritten(begun(1)));
+            assert!(tables.may_be_overwritten(begun(2)));
+            assert!(tables.may_be_overwritten(begun(1000)));
+        }
     }
 
     /// At 500 ppm, a clock that nobody corrects is off by the skew after 4,000 s.

@@ -1,7 +1,7 @@
 //! Every outcome a packet can have: numbered for good, named as in the metrics, explained to an operator.
 
 /// How many reasons the counters have room for. New reasons fill the gap; the maps need not change.
-pub const CAPACITY: usize = 32;
+pub const CAPACITY: usize = 64;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $number:literal $variant:ident $name:literal $meaning:literal $look:literal;)+) => {
@@ -99,6 +99,8 @@ reasons! {
     29 HopLimit "hop_limit" "its time to live or hop limit ends at this hop" "a routing loop, or a traceroute";
     /// Nobody has confirmed the clock for too long.
     30 StaleClock "stale_clock" "a new token, and nobody has confirmed the clock for over an hour" "`tollgate status`: does the daemon run, and was the wall clock set back?";
+    /// The tables were written twice while the packet was handled.
+    31 TablesChanged "tables_changed" "the CPU stood still while it handled the packet, and the tables were changed twice meanwhile" "steal time of the CPUs: `vmstat 1`, column `st`";
 }
 
 impl Reason {
@@ -148,7 +150,8 @@ impl Reason {
             | Self::Reply
             | Self::IcmpError
             | Self::NatPorts
-            | Self::HopLimit => false,
+            | Self::HopLimit
+            | Self::TablesChanged => false,
         }
     }
 }
@@ -199,6 +202,7 @@ mod tests {
             Reason::IcmpError,
             Reason::NatPorts,
             Reason::HopLimit,
+            Reason::TablesChanged,
         ];
         assert!(refused.iter().all(|reason| !reason.delivered_in_observe()));
         let delivered =

@@ -65,6 +65,8 @@ pub struct Scratch {
 pub struct Arrival {
     /// Where it came from.
     pub seen: Seen,
+    /// The tables that count for it, as [`Tables::to_word`](crate::live::Tables::to_word) puts them.
+    pub tables: u64,
     /// Its source address, as in [`Source`](crate::token::Source).
     pub source: u64,
     /// Where its token is in the frame.
@@ -126,7 +128,7 @@ pub struct Load {
 
 const _: () = assert!(
     size_of::<Scratch>()
-        == 8 * 4 + 16 + 16 + 256 + 48 + 16 + 288 + 40 + 40 + 32 + 32 + 24 + 144 + 16 + 36 + 16 + 4
+        == 8 * 4 + 16 + 16 + 256 + 56 + 16 + 288 + 40 + 40 + 32 + 32 + 24 + 144 + 16 + 36 + 16 + 4
         && align_of::<Scratch>() == 8
 );
 crate::map_value!(Scratch);

@@ -17,8 +17,8 @@ const TRIES: u32 = 8;
 
 /// Takes a packet out of its session's rate, and its source address into the session's sources.
 #[inline(always)]
-pub fn check(tables: Tables, arrival: &Arrival, now: Now, entry: *mut TrackedSession) -> Result<(), Reason> {
-    let rate = rate(tables, arrival, entry)?;
+pub fn check(arrival: &Arrival, now: Now, entry: *mut TrackedSession) -> Result<(), Reason> {
+    let rate = rate(arrival, entry)?;
     // SAFETY: as in `tracked::settled`.
     let state = unsafe { &raw mut (*entry).rate };
     if rate.cost_ns != 0 {
@@ -32,10 +32,11 @@ pub fn check(tables: Tables, arrival: &Arrival, now: Now, entry: *mut TrackedSes
 }
 
 #[inline(always)]
-fn rate(tables: Tables, arrival: &Arrival, entry: *mut TrackedSession) -> Result<Rate, Reason> {
+fn rate(arrival: &Arrival, entry: *mut TrackedSession) -> Result<Rate, Reason> {
     if arrival.flags & FLAG_RATED == 0 {
         return Ok(Rate::default());
     }
+    let tables = Tables::from_word(arrival.tables);
     let of_service = RATES.get(tables.half * SERVICES_MAX + arrival.service_index).ok_or(Reason::Internal)?;
     // SAFETY: as in `tracked::settled`.
     let class = unsafe { (&raw const (*entry).session.admission.class).read_volatile() };

@@ -57,8 +57,10 @@ use crate::{
 #[xdp(frags)]
 pub fn tollgate(ctx: XdpContext) -> u32 {
     let frame = Frame::of(&ctx);
-    let outcome = decide(&frame);
-    verdict::conclude(&ctx, frame.len(), outcome)
+    let Some(live) = LIVE.get(0) else { return xdp_action::XDP_ABORTED }; // An array of one has it.
+    let tables = Tables::from_word(live.tables);
+    let outcome = decide(&frame, live, tables);
+    verdict::conclude(&ctx, frame.len(), outcome, tables)
 }
 
 /// Passes everything: the far end of a test's veth pair, and the floor that a benchmark subtracts.
@@ -77,11 +79,7 @@ pub fn clock(ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn decide(frame: &Frame) -> Outcome {
-    let Some(live) = LIVE.get(0) else {
-        return Outcome::NotOurs;
-    };
-    let tables = Tables::from_word(live.tables);
+fn decide(frame: &Frame, live: &Live, tables: Tables) -> Outcome {
     let (service, reason, way) = match parse::packet(frame) {
         Ok(packet) => match service::find(tables, &packet.to) {
             Some(service) if !mac::is_own(frame, tables) => return mac::refused(frame, tables, service),
@@ -139,9 +137,9 @@ fn admitted(
     let datagram = packet.datagram(frame)?;
     let token = token::check(frame, &datagram, &packet.from, service, live)?;
     let session = if service.tracks(token.kind) {
-        tracked::of(frame, packet, &datagram, &token, live, service)?
+        tracked::of(frame, packet, &datagram, &token, (live, tables), service)?
     } else {
-        session::of(frame, packet, &datagram, &token, live, service)?
+        session::of(frame, packet, &datagram, &token, (live, tables), service)?
     };
     if service.forward == FORWARD_LOCAL {
         return forward::to_host(frame, &datagram, service);

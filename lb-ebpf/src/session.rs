@@ -4,7 +4,7 @@ use core::ptr;
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    live::Live,
+    live::{Live, Tables},
     reason::Reason,
     scratch::{Arrival, Scratch},
     service::Service,
@@ -31,7 +31,7 @@ pub fn of(
     packet: &Packet,
     datagram: &Datagram,
     token: &Token,
-    live: &Live,
+    (live, tables): (&Live, Tables),
     service: &Service,
 ) -> Result<Admitted, Reason> {
     let header = token.header()?;
@@ -47,7 +47,7 @@ pub fn of(
             return Ok(admitted); // Nothing has changed since its last datagram.
         }
     }
-    arrives(frame, packet, datagram, token, service)?;
+    arrives(frame, packet, datagram, token, tables, service)?;
     let (admitted, entry) = match known {
         Some(known) => known,
         None => (admit::in_full(frame, packet, token, live)?, ptr::null_mut()),
@@ -63,10 +63,12 @@ pub fn arrives(
     packet: &Packet,
     datagram: &Datagram,
     token: &Token,
+    tables: Tables,
     service: &Service,
 ) -> Result<(), Reason> {
     admit::scratch()?.arrival = Arrival {
         seen: packet.seen(),
+        tables: tables.to_word(),
         source: packet.from.address,
         token_at: token.at.offset_in(frame) as u32,
         ip_at: packet.ip.offset_in(frame) as u32,

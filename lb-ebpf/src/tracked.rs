@@ -30,10 +30,10 @@ pub fn of(
     packet: &Packet,
     datagram: &Datagram,
     token: &Token,
-    live: &Live,
+    (live, tables): (&Live, Tables),
     service: &Service,
 ) -> Result<Admitted, Reason> {
-    session::arrives(frame, packet, datagram, token, service)?;
+    session::arrives(frame, packet, datagram, token, tables, service)?;
     let header = token.header()?;
     let known = TRACKED
         .get_ptr_mut(TokenKey::of(&header))
@@ -82,7 +82,7 @@ fn settled(ctx: *mut xdp_md, entry: *mut TrackedSession) -> Result<(), Reason> {
     if header.kind() == Kind::Proof {
         proof::check(&frame, token, &header, &scratch.arrival, now, entry)?;
     }
-    limit::check(Tables::from_word(live.tables), &scratch.arrival, now, entry)?;
+    limit::check(&scratch.arrival, now, entry)?;
     scratch.token = TokenKey::of(&header);
     session::remember(&frame, scratch, now, session);
     Ok(())

@@ -3,13 +3,14 @@
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
     counter::{Counter, numbered_index},
+    live::Tables,
     reason::Reason,
 };
 
 use crate::{
     admit, events,
     forward::Delivery,
-    maps::{BACKEND_COUNTERS, COUNTERS, EGRESS},
+    maps::{BACKEND_COUNTERS, COUNTERS, EGRESS, LIVE},
     packet::Frame,
 };
 
@@ -79,32 +80,48 @@ impl Outcome {
 /// The index that counts what is for no service.
 const NO_SERVICE: u32 = 0;
 
-/// Counts a frame of `bytes` that came in, and gives the driver's action for it.
+/// No backend's counter.
+const NO_BACKEND: u32 = u32::MAX;
+
+/// Counts a frame of `bytes` that came in, and gives the driver's action for it. `tables` are those that it was judged by.
 #[inline(always)]
-pub fn conclude(ctx: &XdpContext, bytes: u64, outcome: Outcome) -> u32 {
-    let (service, Counted(reason), action) = match outcome {
-        Outcome::NotOurs => (NO_SERVICE, Reason::NotOurs.into(), xdp_action::XDP_PASS),
-        Outcome::Misdirected => (NO_SERVICE, Reason::NotOurs.into(), xdp_action::XDP_DROP),
-        Outcome::Buried => (NO_SERVICE, Reason::Unsupported.into(), xdp_action::XDP_DROP),
-        Outcome::Refused { service, reason } => (service, reason.into(), xdp_action::XDP_DROP),
+pub fn conclude(ctx: &XdpContext, bytes: u64, outcome: Outcome, tables: Tables) -> u32 {
+    let (mut service, Counted(mut reason), mut action, mut backend) = match outcome {
+        Outcome::NotOurs => (NO_SERVICE, Reason::NotOurs.into(), xdp_action::XDP_PASS, NO_BACKEND),
+        Outcome::Misdirected => (NO_SERVICE, Reason::NotOurs.into(), xdp_action::XDP_DROP, NO_BACKEND),
+        Outcome::Buried => (NO_SERVICE, Reason::Unsupported.into(), xdp_action::XDP_DROP, NO_BACKEND),
+        Outcome::Refused { service, reason } => (service, reason.into(), xdp_action::XDP_DROP, NO_BACKEND),
         Outcome::Delivered { service, reason, delivery: Delivery::Host } => {
-            (service, reason, xdp_action::XDP_PASS)
+            (service, reason, xdp_action::XDP_PASS, NO_BACKEND)
         }
         Outcome::Delivered { service, reason, delivery: Delivery::Send { ifindex, counter } } => {
             match send(ctx, ifindex) {
-                Some(action) => {
-                    count(BACKEND_COUNTERS.get_ptr_mut(counter), bytes);
-                    (service, reason, action)
-                }
-                None => (service, Reason::NoBackend.into(), xdp_action::XDP_DROP),
+                Some(action) => (service, reason, action, counter),
+                None => (service, Reason::NoBackend.into(), xdp_action::XDP_DROP, NO_BACKEND),
             }
         }
         Outcome::Delivered { service, reason, delivery: Delivery::Back { ifindex } } => {
-            (service, reason, send(ctx, ifindex).unwrap_or(xdp_action::XDP_DROP))
+            (service, reason, send(ctx, ifindex).unwrap_or(xdp_action::XDP_DROP), NO_BACKEND)
         }
     };
+    // Last, so that every table has been read.
+    if tables_changed(tables) {
+        (service, Counted(reason)) = (NO_SERVICE, Reason::TablesChanged.into());
+        (action, backend) = (xdp_action::XDP_DROP, NO_BACKEND);
+    }
+    if backend != NO_BACKEND {
+        count(BACKEND_COUNTERS.get_ptr_mut(backend), bytes);
+    }
     count(COUNTERS.get_ptr_mut(numbered_index(service, reason.into())), bytes);
     action
+}
+
+/// Whether these tables may have been written to since the packet came: nothing that they said holds then.
+#[inline(always)]
+fn tables_changed(tables: Tables) -> bool {
+    let Some(live) = LIVE.get(0) else { return true };
+    // SAFETY: an aligned word of the map's value, which the daemon stores to while the program runs.
+    tables.may_be_overwritten(unsafe { (&raw const live.begun).read_volatile() })
 }
 
 /// Out of an interface; `None` if the daemon has not made it one that may be sent out of.

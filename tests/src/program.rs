@@ -175,6 +175,8 @@ impl Program {
         if !self.world.same_tables(world) {
             self.publish(&TableSet::new(&world.snapshot())?)?;
         }
+        let generation = self.datapath.live.tables().generation;
+        self.datapath.live.set_begun(generation.wrapping_add(world.generations_begun));
         if self.world.egress != world.egress {
             self.write_egress(&world.egress)?;
         }

@@ -83,6 +83,8 @@ pub struct World {
     /// One more than the place that stands at every position of the Maglev tables; `None`: the places of a service's
     /// backends in turns.
     pub maglev: Option<u16>,
+    /// Generations of tables that have begun to be written since the current one.
+    pub generations_begun: u32,
 }
 
 impl Default for World {
@@ -101,6 +103,7 @@ impl Default for World {
             flows: vec![],
             translations: vec![],
             maglev: None,
+            generations_begun: 0,
         }
     }
 }

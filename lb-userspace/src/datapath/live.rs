@@ -32,6 +32,7 @@ const TICK: usize = std::mem::offset_of!(Live, tick_ns) / size_of::<u64>();
 const REVOCATIONS: usize = std::mem::offset_of!(Live, revocations) / size_of::<u64>();
 const CONFIRMED: usize = std::mem::offset_of!(Live, confirmed_ns) / size_of::<u64>();
 const TABLES: usize = std::mem::offset_of!(Live, tables) / size_of::<u64>();
+const BEGUN: usize = std::mem::offset_of!(Live, begun) / size_of::<u64>();
 
 impl LiveWords {
     pub(super) fn new(map: &MapData) -> Result<Self, DatapathError> {
@@ -93,9 +94,20 @@ impl LiveWords {
         Tables::from_word(self.words()[TABLES].load(Ordering::Acquire))
     }
 
-    /// Makes other tables count.
-    pub(super) fn set_tables(&self, tables: Tables) {
+    /// Makes the tables of one bank the ones that count. The daemon does so by [`Tables::publish`](super::Tables::publish),
+    /// once they are written.
+    pub fn set_tables(&self, tables: Tables) {
         self.words()[TABLES].store(tables.to_word(), Ordering::Release);
+    }
+
+    /// The generation of tables that began to be written last: see [`Live::begun`].
+    pub fn begun(&self) -> u32 {
+        self.words()[BEGUN].load(Ordering::SeqCst) as u32
+    }
+
+    /// Says that the tables of this generation are about to be written: see [`Live::begun`].
+    pub fn set_begun(&self, generation: u32) {
+        self.words()[BEGUN].store(generation.into(), Ordering::SeqCst);
     }
 
     fn words(&self) -> &[AtomicU64; WORDS] {

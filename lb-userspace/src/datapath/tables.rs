@@ -239,9 +239,10 @@ impl Tables {
             return Err(DatapathError::Grace(left));
         }
         let TablesWord { half, generation, .. } = self.live.tables();
-        let half = (half + 1) % HALVES;
+        let (half, generation) = ((half + 1) % HALVES, generation.wrapping_add(1));
+        self.live.set_begun(generation);
         self.write(half, set)?;
-        self.live.set_tables(TablesWord { half, seed: set.seed, generation: generation.wrapping_add(1) });
+        self.live.set_tables(TablesWord { half, seed: set.seed, generation });
         self.flipped_at = Instant::now();
         Ok(())
     }

@@ -10,10 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::Xdp;
+use aya::{TestRun as _, TestRunOptions, programs::Xdp};
 use lb_common::{
     reason::Reason,
-    service::{FLAG_RATED, Service},
+    service::{ACCEPT_BEARER, ACCEPT_PROOF, FLAG_RATED, Service},
 };
 use lb_tests::{
     daemon::wait_for,
@@ -285,4 +285,62 @@ fn rates_that_change() -> Result<()> {
         &before,
         &[(Reason::Forwarded, frames.len() * larger as usize), (Reason::RateLimited, limited)],
     )
+}
+
+/// A packet is judged by the service and by the rates of the same publication, however often the two banks change places
+/// while it is handled: the first bank admits the token without an effective rate, the second refuses its type. A packet
+/// that took the service from the first and the rates from the second would be counted as `rate_limited`.
+#[test]
+fn one_publication_for_each_packet() -> Result<()> {
+    const RUNS: u32 = 1000;
+    let _alone = alone();
+    let mut program = loaded()?;
+    let with = |accept, rate| {
+        let service = Service { accept, flags: FLAG_RATED, ..world::service() };
+        World { rates: vec![rate], ..World::with_service(service) }.repeated()
+    };
+    let admitting = with(ACCEPT_BEARER, ClassRate { class: 1, per_second: 1_000_000_000, burst: u32::MAX });
+    let refusing = with(ACCEPT_PROOF, ClassRate { class: 1, per_second: 1, burst: 1 });
+    for family in Family::BOTH {
+        program.enter(&admitting)?;
+        let first = program.datapath().live.tables();
+        program.enter(&refusing)?;
+        let second = program.datapath().live.tables();
+        ensure!(first.half != second.half);
+        program.forget()?;
+
+        let before = program.counts()?;
+        let sender = rotation::handle(&mut program)?;
+        let frame = Packet::default().over(family).bytes();
+        let cpus = cpus()?;
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| -> Result<()> {
+            let sending = scope.spawn(|| -> Result<()> {
+                pin_to_cpu(cpus[0])?;
+                for _ in 0..at_scale(100) {
+                    let options =
+                        TestRunOptions { data_in: Some(&frame), repeat: RUNS, ..TestRunOptions::default() };
+                    sender.test_run(options)?;
+                }
+                over.store(true, Ordering::Release);
+                Ok(())
+            });
+            let live = &program.datapath().live;
+            pin_to_cpu(*cpus.last().context("there is a CPU")?)?;
+            while !over.load(Ordering::Acquire) && !sending.is_finished() {
+                live.set_tables(first);
+                live.set_tables(second);
+            }
+            sending.join().ok().context("a thread has panicked")?
+        })?;
+        let moved = program.counts()?.since(&before);
+        let packets =
+            |reason| moved.reasons.get(&(SERVICE_INDEX, reason)).map_or(0, |counter| counter.packets);
+        ensure!(
+            packets(Reason::Forwarded) > 0 && packets(Reason::Policy) > 0,
+            "both publications judge packets: {moved:?}"
+        );
+        ensure!(moved.reasons.len() == 2, "{family}: a packet was judged by two publications: {moved:?}");
+    }
+    Ok(())
 }

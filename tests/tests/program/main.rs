@@ -23,6 +23,7 @@ mod parse;
 mod proof;
 mod revocation;
 mod rotation;
+mod tables;
 mod timing;
 mod token;
 mod too_big;

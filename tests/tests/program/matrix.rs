@@ -34,6 +34,7 @@ pub fn subjects() -> Vec<Subject> {
         crate::token::subjects(),
         crate::cache::subjects(),
         crate::clock::subjects(),
+        crate::tables::subjects(),
         crate::revocation::subjects(),
         crate::proof::subjects(),
         crate::limits::subjects(),

@@ -1,0 +1,103 @@
+//! Tables that are written while a packet is handled. The daemon waits before it writes a bank again, but a hypervisor can
+//! stop a CPU for longer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::reason::Reason;
+use lb_tests::{
+    case::{Case, both},
+    packet::Packet,
+    program::{Program, Verdict, small},
+    world::{self, SESSION, World},
+};
+
+use tollgate::datapath::TableSet;
+
+use crate::{matrix::Subject, proof::forwarded};
+
+#[test]
+fn generations() -> Result<()> {
+    crate::check_each(&both(&cases()))
+}
+
+/// What this module's cases are about.
+pub fn subjects() -> Vec<Subject> {
+    vec![Subject::new("Tables that change while a packet is handled", "tables::generations", both(&cases()))]
+}
+
+/// While a generation is written, [`Live::begun`](lb_common::live::Live::begun) names it: from before the first write, and
+/// until it counts.
+#[test]
+fn a_generation_is_announced_before_it_is_written() -> Result<()> {
+    let mut program = Program::load_with(&small())?;
+    let live = Arc::clone(&program.datapath().live);
+    let over = AtomicBool::new(false);
+    let generations = 20;
+    let worlds =
+        [0, 1].map(|number| World { backends: vec![world::backend(1 + number)], ..World::default() });
+    let tables =
+        worlds.map(|world| TableSet::new(&world.snapshot())).into_iter().collect::<Result<Vec<_>, _>>()?;
+    let announced: BTreeSet<u32> = thread::scope(|scope| -> Result<_> {
+        let watching = scope.spawn(|| {
+            let mut seen = BTreeMap::<u32, u32>::new();
+            while !over.load(Ordering::Acquire) {
+                let (generation, begun) = (live.tables().generation, live.begun());
+                // The generation was read first: what is begun may be one ahead of it, or two.
+                assert!(
+                    begun.wrapping_sub(generation) <= 2,
+                    "generation {generation} counts, {begun} has begun"
+                );
+                if begun != generation {
+                    *seen.entry(begun).or_default() += 1;
+                }
+            }
+            seen
+        });
+        for number in 0..generations {
+            program.datapath().tables.publish(&tables[number % 2])?;
+        }
+        over.store(true, Ordering::Release);
+        let seen = watching.join().ok().context("a thread has panicked")?;
+        // To write one takes milliseconds: who watches sees that many times, and not once by chance.
+        Ok(seen.into_iter().filter(|(_, times)| *times > 100).map(|(begun, _)| begun).collect())
+    })?;
+    ensure!(announced.len() * 2 > generations, "of {generations} generations, {announced:?} were announced");
+    Ok(())
+}
+
+fn cases() -> Vec<Case> {
+    let begun = |generations| World { generations_begun: generations, ..World::default() };
+    let junk = Packet::with_payload(vec![0; 99]);
+    let mut other = Packet::default();
+    other.to.set_port(world::SERVICE.port() + 1);
+    let mut cases = vec![
+        forwarded("the next generation is being written", SESSION, &Packet::default()).with_world(begun(1)),
+        Case::refused(
+            "no token, while the next generation is being written",
+            begun(1),
+            &junk,
+            Reason::NoToken,
+        ),
+        Case::not_ours("not for a service, while the next generation is being written", begun(1), &other),
+    ];
+    for generations in [2, 3, 1000, u32::MAX >> 1] {
+        for (name, packet) in
+            [("a valid token", &Packet::default()), ("no token", &junk), ("no service", &other)]
+        {
+            let name = format!("{name}, and {generations} generations began");
+            let mut case = Case::not_ours(name, begun(generations), packet);
+            case.expected.outcome.verdict = Verdict::Drop;
+            case.expected.reason = Reason::TablesChanged;
+            cases.push(case);
+        }
+    }
+    cases
+}
