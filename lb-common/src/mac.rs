@@ -53,7 +53,9 @@ pub struct MacEntry {
     pub ifindex: u32,
     /// For [`Mac::OTHERS`]: 1 if frames for other stations are passed on, because a switch of this host is behind the
     /// interface; 0 if they are dropped. For addresses 0.
-    pub passes: u32,
+    pub passes: u16,
+    /// For [`Mac::OTHERS`]: 1 if the program is attached to the interface in generic mode, else 0. For addresses 0.
+    pub generic: u16,
 }
 
 /// A bucket of the table, filled from the front.

@@ -101,6 +101,8 @@ reasons! {
     30 StaleClock "stale_clock" "a new token, and nobody has confirmed the clock for over an hour" "`tollgate status`: does the daemon run, and was the wall clock set back?";
     /// The tables were written twice while the packet was handled.
     31 TablesChanged "tables_changed" "the CPU stood still while it handled the packet, and the tables were changed twice meanwhile" "steal time of the CPUs: `vmstat 1`, column `st`";
+    /// A partial checksum that the kernel would spoil.
+    32 PartialChecksum "partial_checksum" "the sender left the checksum to a network card, and what leaves an interface in generic mode cannot be given one" "`xdp_mode = \"native\"`, or `ethtool -K IFACE tx off` at the sender";
 }
 
 impl Reason {
@@ -151,7 +153,8 @@ impl Reason {
             | Self::IcmpError
             | Self::NatPorts
             | Self::HopLimit
-            | Self::TablesChanged => false,
+            | Self::TablesChanged
+            | Self::PartialChecksum => false,
         }
     }
 }
@@ -203,6 +206,7 @@ mod tests {
             Reason::NatPorts,
             Reason::HopLimit,
             Reason::TablesChanged,
+            Reason::PartialChecksum,
         ];
         assert!(refused.iter().all(|reason| !reason.delivered_in_observe()));
         let delivered =

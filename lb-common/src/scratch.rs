@@ -57,6 +57,8 @@ pub struct Scratch {
     pub fragment_key: FragmentKey,
     /// and its value.
     pub fragment: FragmentedAnswer,
+    /// The part of a datagram that is being summed.
+    pub block: Block,
 }
 
 /// A datagram whose token is verified, for what its session has to say to it.
@@ -126,9 +128,40 @@ pub struct Load {
     pub owner: Owner,
 }
 
+/// As many bytes of a packet as the kernel sums in one call (`MAX_BPF_STACK`, include/linux/filter.h).
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Block(pub [u64; BLOCK_LEN / 8]);
+
+/// Bytes of a [`Block`].
+pub const BLOCK_LEN: usize = 512;
+
+impl Default for Block {
+    fn default() -> Self {
+        Self([0; BLOCK_LEN / 8])
+    }
+}
+
 const _: () = assert!(
     size_of::<Scratch>()
-        == 8 * 4 + 16 + 16 + 256 + 56 + 16 + 288 + 40 + 40 + 32 + 32 + 24 + 144 + 16 + 36 + 16 + 4
+        == 8 * 4
+            + 16
+            + 16
+            + 256
+            + 56
+            + 16
+            + 288
+            + 40
+            + 40
+            + 32
+            + 32
+            + 24
+            + 144
+            + 16
+            + 36
+            + 16
+            + 4
+            + BLOCK_LEN
         && align_of::<Scratch>() == 8
 );
 crate::map_value!(Scratch);

@@ -64,12 +64,9 @@ pub enum Way {
     HostStripped,
 }
 
-/// The way of a datagram with a valid token to this host.
+/// The way of a datagram with a valid token to this host, without it.
 #[inline(always)]
 pub fn to_host(frame: &Frame, datagram: &Datagram, service: &Service) -> Result<Way, Reason> {
-    if !service.strips() {
-        return Ok(Way::Host);
-    }
     load_datagram(frame, datagram, service, 0)?;
     Ok(Way::HostStripped)
 }

@@ -82,6 +82,8 @@ pub trait Ip: Copy {
     fn readdress(&mut self, addresses: [Address; 2]);
     /// The sum of its own bytes.
     fn sum_of_header(&self) -> Checksum;
+    /// The sum of the pseudo-header of its payload, a UDP datagram (RFC 768, RFC 8200 §8.1).
+    fn sum_of_pseudo_header(&self) -> Checksum;
     /// The sum of the whole packet, where its datagram's checksum is right: that of a datagram and its pseudo-header is
     /// then zero, so that the header tells all (as Linux has it, Documentation/networking/checksum-offloads.rst, LCO).
     fn sum_of_packet(&self) -> Checksum;
@@ -278,6 +280,15 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
+    fn sum_of_pseudo_header(&self) -> Checksum {
+        Checksum::new()
+            .add_u32(self.source_be())
+            .add_u32(self.destination_be())
+            .add(u16::from(UDP).to_be())
+            .add((self.packet_len() as u16 - Self::LEN as u16).to_be())
+    }
+
+    #[inline(always)]
     fn sum_of_packet(&self) -> Checksum {
         // The header's own sum is zero, too. ICMP has no pseudo-header (RFC 792).
         if self.protocol() != UDP {
@@ -386,6 +397,17 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
+    fn sum_of_pseudo_header(&self) -> Checksum {
+        let [_, len_next, addresses @ ..] = self.0;
+        let [len, _] = halves(len_next);
+        addresses
+            .iter()
+            .fold(Checksum::new(), |sum, word| sum.add_u32(*word))
+            .add(u16::from(UDP).to_be())
+            .add(len)
+    }
+
+    #[inline(always)]
     fn sum_of_packet(&self) -> Checksum {
         // Addresses and length stand in the header and in the pseudo-header (RFC 8200 §8.1): what is left.
         let [_, next_limit] = halves(self.0[1]);
@@ -424,7 +446,25 @@ impl Udp {
     /// Whether it has a checksum.
     #[inline(always)]
     pub const fn is_summed(&self) -> bool {
-        halves(self.0[1])[1] != 0
+        self.checksum_be() != 0
+    }
+
+    /// The checksum, in network order; 0: there is none.
+    #[inline(always)]
+    pub const fn checksum_be(&self) -> u16 {
+        halves(self.0[1])[1]
+    }
+
+    /// It gets this checksum, in network order.
+    #[inline(always)]
+    pub const fn set_checksum_be(&mut self, checksum_be: u16) {
+        self.0[1] = word(halves(self.0[1])[0], checksum_be);
+    }
+
+    /// Whether the checksum field has the sum of the pseudo-header alone: see `checksum` of the balancer's program.
+    #[inline(always)]
+    pub fn is_partial<I: Ip>(&self, ip: &I) -> bool {
+        self.checksum_be() == !ip.sum_of_pseudo_header().field()
     }
 
     /// The datagram loses this many bytes.

@@ -42,6 +42,12 @@ pub fn refused(frame: &Frame, tables: Tables, service: &Service) -> Outcome {
     }
 }
 
+/// Whether the program is attached to the frame's interface in generic mode.
+#[inline(always)]
+pub fn is_generic(frame: &Frame, tables: Tables) -> bool {
+    entry(frame, tables, Mac::OTHERS).is_some_and(|others| others.generic != 0)
+}
+
 #[inline(always)]
 fn destination(frame: &Frame) -> Option<Mac> {
     frame.start().read(0).map(Mac::of_frame)

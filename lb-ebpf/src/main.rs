@@ -14,6 +14,7 @@
 mod admit;
 mod atomic;
 mod balance;
+mod checksum;
 mod clock;
 mod events;
 mod flow;
@@ -141,9 +142,14 @@ fn admitted(
     } else {
         session::of(frame, packet, &datagram, &token, (live, tables), service)?
     };
+    if service.forward == FORWARD_LOCAL && !service.strips() {
+        return Ok(Way::Host);
+    }
     if service.forward == FORWARD_LOCAL {
+        checksum::complete(frame, &datagram, None)?;
         return forward::to_host(frame, &datagram, service);
     }
+    checksum::complete(frame, &datagram, Some(tables))?;
     let backend = balance::for_session(tables, service, session)?;
     forward::to_backend(frame, &datagram, service, session.session_id, backend)
 }
@@ -154,8 +160,11 @@ fn observed(frame: &Frame, packet: &Packet, tables: Tables, service: &Service) -
     if service.forward == FORWARD_LOCAL {
         return Ok(Way::Host);
     }
-    if service.forward == FORWARD_NAT {
-        packet.datagram(frame)?; // Whatever else it is, it has no ports to translate.
+    match packet.datagram(frame) {
+        Ok(datagram) => checksum::complete(frame, &datagram, Some(tables))?,
+        // Whatever else it is, it has no ports to translate.
+        Err(reason) if service.forward == FORWARD_NAT => return Err(reason),
+        Err(_) => {}
     }
     let backend = balance::for_client(tables, service, &packet.from)?;
     let ip = (packet.ip, packet.from.v6);

@@ -4,10 +4,16 @@ use core::{arch::asm, cell::Cell, ptr};
 
 use aya_ebpf::{
     bindings::xdp_md,
-    helpers::{bpf_csum_diff, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    helpers::{
+        bpf_csum_diff, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+    },
     programs::XdpContext,
 };
-use lb_common::{live::ClockReading, reason::Reason};
+use lb_common::{
+    live::ClockReading,
+    reason::Reason,
+    scratch::{BLOCK_LEN, Block},
+};
 use network_types::{eth::EthHdr, vlan::VlanHdr};
 
 /// What may be copied out of a packet and into it: types without padding, valid for every bit pattern.
@@ -104,6 +110,44 @@ impl Frame {
         Cursor { at: self.data + at, end: self.end }
     }
 
+    /// The sum (RFC 1071) of `len` bytes from `offset` on, whichever of its buffers they are in. `block` is room for them.
+    #[inline(always)]
+    pub fn sum(&self, offset: u32, len: u32, block: &mut Block) -> Result<u32, Reason> {
+        /// The longest datagram, in blocks.
+        const BLOCKS_MAX: usize = (u16::MAX as usize).div_ceil(BLOCK_LEN);
+        let (mut offset, mut left, mut sum) = (offset, len as usize, 0);
+        for _ in 0..BLOCKS_MAX {
+            if left < BLOCK_LEN {
+                break;
+            }
+            self.copy(offset, BLOCK_LEN, block)?;
+            sum = sum_of(block, sum)?;
+            (offset, left) = (offset + BLOCK_LEN as u32, left - BLOCK_LEN);
+        }
+        if left == 0 {
+            return Ok(sum);
+        }
+        // The same number, and the verifier sees that it is between 1 and the length of a block.
+        let left = opaque(left - 1) % BLOCK_LEN + 1;
+        for word in &mut block.0 {
+            // SAFETY: a word of the block. Volatile, so that LLVM does not call `memset`, which BPF does not have.
+            unsafe { ptr::from_mut(word).write_volatile(0) };
+        }
+        self.copy(offset, left, block)?;
+        sum_of(block, sum)
+    }
+
+    /// Copies bytes from `offset` on to the start of a block, which has room for them.
+    #[inline(always)]
+    fn copy(&self, offset: u32, len: usize, block: &mut Block) -> Result<(), Reason> {
+        let to = ptr::from_mut(block).cast();
+        // SAFETY: `ctx` is the context of this program run; the verifier compares `len` with the block.
+        match unsafe { bpf_xdp_load_bytes(self.ctx, offset, to, len as u32) } {
+            0 => Ok(()),
+            _ => Err(Reason::Internal),
+        }
+    }
+
     /// Takes `by` bytes off its start, or puts as many before it as `by` is below zero. Positions in it from before are
     /// void: the verifier refuses a program that uses one.
     #[inline(always)]
@@ -125,6 +169,15 @@ impl Frame {
     }
 }
 
+/// The sum of a block and of `before`.
+#[inline(always)]
+fn sum_of(block: &mut Block, before: u32) -> Result<u32, Reason> {
+    let words = ptr::from_mut(block).cast();
+    // SAFETY: all of the block.
+    let sum = unsafe { bpf_csum_diff(ptr::null_mut(), 0, words, BLOCK_LEN as u32, before) };
+    u32::try_from(sum).map_err(|_| Reason::Internal)
+}
+
 /// The same number, of which LLVM knows nothing: it then leaves a check in place that only the verifier needs.
 #[inline(always)]
 pub fn opaque(mut number: usize) -> usize {
@@ -133,8 +186,8 @@ pub fn opaque(mut number: usize) -> usize {
     number
 }
 
-/// What the kernel sums at once (`MAX_BPF_STACK`).
-pub const SUM_MAX: usize = 512;
+/// What the kernel sums at once.
+pub const SUM_MAX: usize = BLOCK_LEN;
 
 /// A position in a frame.
 #[derive(Clone, Copy)]

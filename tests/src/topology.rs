@@ -334,11 +334,11 @@ impl Maker<'_> {
             let nodad = if family == Family::V6 { &["nodad"][..] } else { &[] };
             host.ip(&[&["address", "add", &address, "dev", interface], nodad].concat())?;
         }
-        // Where checksums are left to a network card, XDP would see packets without them, and receivers would not check
-        // them; a veth is no card.
-        for (namespace, interface) in [(switch, port), (host, interface)] {
-            let mut ethtool = namespace.command("ethtool")?;
-            run(ethtool.args(["-K", interface, "tx", "off", "rx", "off"]))?;
+        if !self.plan.checksum_offload {
+            for (namespace, interface) in [(switch, port), (host, interface)] {
+                let mut ethtool = namespace.command("ethtool")?;
+                run(ethtool.args(["-K", interface, "tx", "off", "rx", "off"]))?;
+            }
         }
         host.ip(&["link", "set", interface, "up"])
     }

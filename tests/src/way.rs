@@ -24,6 +24,7 @@ pub fn leaving(
     session: u64,
     node_port: Option<u16>,
 ) -> Packet {
+    let packet = &packet.clone().completed();
     let spread = balance::spread(session);
     let (source, destination) = (source(backend, spread), address(backend.address_be));
     let mut sent = match service.forward {

@@ -130,6 +130,7 @@ impl World {
             mac: Mac::new(backend.destination_mac),
             ifindex: LOOPBACK,
             passes: 0,
+            generic: 0,
         };
         self.macs.extend(self.backends.iter().map(entry));
         self
@@ -206,7 +207,7 @@ pub fn accepting(macs: &[[u8; 6]], switched: bool) -> BTreeSet<MacEntry> {
 
 /// The same of any interface.
 pub fn accepting_on(ifindex: u32, macs: &[[u8; 6]], switched: bool) -> BTreeSet<MacEntry> {
-    let entry = |mac, passes| MacEntry { mac, ifindex, passes };
+    let entry = |mac, passes| MacEntry { mac, ifindex, passes, generic: 0 };
     let own = macs.iter().map(|octets| entry(Mac::new(*octets), 0));
     own.chain([entry(Mac::OTHERS, switched.into())]).collect()
 }

@@ -9,6 +9,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{command, log};
 
+/// Another apt may run: a new machine installs its security updates by itself (unattended-upgrades).
+const WAIT_FOR_LOCK: &str = "-oDPkg::Lock::Timeout=300";
+
 /// Those of the packages that are not installed.
 pub fn missing(packages: &[String]) -> Result<Vec<String>> {
     require_apt(packages)?;
@@ -31,7 +34,7 @@ pub fn install(packages: &[String]) -> Result<()> {
     }
     require_apt(packages)?;
     // Nothing of the user's is removed to make room for a package of ours.
-    let arguments = ["install", "--yes", "-qq", "--no-install-recommends", "--no-remove"];
+    let arguments = ["install", "--yes", "-qq", "--no-install-recommends", "--no-remove", WAIT_FOR_LOCK];
     let Some(mut install) = as_root("apt-get") else {
         bail!(
             "these Debian packages are missing, and only root may install them\ntry: sudo apt-get update && \

@@ -22,10 +22,11 @@ use super::{
     ip_at, load,
 };
 use crate::{
-    clock,
+    checksum, clock,
     headers::{Address, Ip, Ipv4, Ipv6, same_address},
     mac,
     maps::{LIVE, NAT_PORTS, SCRATCH, TRANSLATIONS},
+    outline,
     packet::Frame,
     parse::Packet,
     verdict::Outcome,
@@ -136,7 +137,15 @@ pub fn answer(frame: &Frame, packet: &Packet, tables: Tables) -> Outcome {
         return Outcome::NotOurs;
     }
     let told = if whole {
-        checked(tables, || answered(ctx, ip_at, v6, tables.to_word()))
+        let send = || answered(ctx, ip_at, v6, tables.to_word());
+        match checked(tables, send) {
+            INCOMPLETE => match checksum::complete_checksum(ctx, ip_at, v6, 1, tables.to_word()) {
+                0 => send(),
+                code if code == outline::code(Err(Reason::PartialChecksum)) => INCOMPLETE,
+                _ => NOT_TRANSLATED,
+            },
+            told => told,
+        }
     } else {
         checked(tables, || fragment::answered_in_part(ctx, ip_at, v6, tables.to_word()))
     };
@@ -163,6 +172,8 @@ pub enum Unsent {
     Nobodys,
     /// Something has changed since its translation was last checked.
     Unchecked,
+    /// Its checksum was left to a network card.
+    Incomplete,
     /// It is counted against the service.
     Refused(Reason),
 }
@@ -199,6 +210,7 @@ pub fn outcome(frame: &Frame, told: u32, reason: Reason) -> Outcome {
         OVER_ITS_HOP_LIMIT => Outcome::Refused { service, reason: Reason::HopLimit },
         REVOKED => Outcome::Refused { service, reason: Reason::Revoked },
         WITHOUT_BACKEND => Outcome::Refused { service, reason: Reason::NoBackend },
+        INCOMPLETE => Outcome::Refused { service, reason: Reason::PartialChecksum },
         FAILED => Outcome::refused(frame, (service, id), Reason::Internal),
         _ => Outcome::NotOurs,
     }
@@ -212,6 +224,7 @@ const FAILED: u32 = 3;
 const REVOKED: u32 = 4;
 const WITHOUT_BACKEND: u32 = 5;
 const UNCHECKED: u32 = 6;
+const INCOMPLETE: u32 = 7;
 
 /// As a function that the linker names returns it.
 #[inline(always)]
@@ -220,6 +233,7 @@ pub const fn told(sent: Result<(), Unsent>) -> u32 {
         Ok(()) => SENT,
         Err(Unsent::Nobodys) => NOT_TRANSLATED,
         Err(Unsent::Unchecked) => UNCHECKED,
+        Err(Unsent::Incomplete) => INCOMPLETE,
         Err(Unsent::Refused(Reason::HopLimit)) => OVER_ITS_HOP_LIMIT,
         Err(Unsent::Refused(Reason::Revoked)) => REVOKED,
         Err(Unsent::Refused(Reason::NoBackend)) => WITHOUT_BACKEND,
@@ -254,6 +268,9 @@ fn answer_to_client<I: Ip>(frame: &Frame, load: &Load, tables: Tables) -> Result
     *key = TranslationKey { backend_be, backend_port_be, node_port_be };
     read(frame, &from, key, &node_be, translation)?;
     is_checked(translation, tables)?;
+    if udp.is_partial(&ip) {
+        return Err(Unsent::Incomplete);
+    }
     ip.age()?;
     let link = to_client(translation);
     let to = [translation.service_be, translation.client_be];

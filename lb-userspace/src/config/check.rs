@@ -15,7 +15,7 @@ use toml::Spanned;
 use crate::keyring::slots_needed;
 
 use super::{
-    Forward, Prefix,
+    Forward, Prefix, XdpMode,
     fields::{BackendDraft, ServiceDraft},
     read::{Report, Wrong},
 };
@@ -36,6 +36,30 @@ pub(super) fn services(report: &mut Report<'_>, services: &[ServiceDraft]) {
     for service in services {
         forwarding(report, service);
         backends(report, service);
+    }
+}
+
+/// Generic mode can send no partial checksum: see `checksum.rs` of the XDP program.
+pub(super) fn generic_mode(
+    report: &mut Report<'_>,
+    services: &[ServiceDraft],
+    mode: Option<&Spanned<XdpMode>>,
+) {
+    let sends = |service: &ServiceDraft| {
+        service.forward.as_ref().is_some_and(|forward| *forward.get_ref() != Forward::Local)
+    };
+    let Some(mode) = mode.filter(|mode| *mode.get_ref() == XdpMode::Generic) else { return };
+    if services.iter().any(sends) {
+        let wrong = Wrong {
+            message:
+                "generic mode drops datagrams whose UDP checksum was left to a network card, as on a veth, \
+                      and counts them as `partial_checksum`; only forward = \"local\" delivers them"
+                    .to_owned(),
+            mend: "write \"native\", which a veth supports, or turn the sender's checksum offload off \
+                   (`ethtool -K IFACE tx off`)"
+                .to_owned(),
+        };
+        report.warn("xdp_mode", mode.span(), wrong);
     }
 }
 

@@ -74,7 +74,7 @@ pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
     let node = fields.optional(report, "node", values::name).map(Spanned::into_inner);
     let node = node.or_else(|| host_name(report));
     let interfaces = fields.required(report, "interfaces", values::interfaces, "interfaces = [\"eth0\"]");
-    let xdp_mode = fields.or(report, "xdp_mode", values::xdp_mode, XdpMode::Auto);
+    let xdp_mode = fields.optional(report, "xdp_mode", values::xdp_mode);
     let store = fields.or(report, "store", values::store, StoreLocation::File(STORE.into()));
     let control = fields.or(report, "control", values::control, CONTROL.into());
     let control_group = fields.optional(report, "control_group", values::group).map(Spanned::into_inner);
@@ -92,11 +92,12 @@ pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
     let drafts: Vec<_> = tables.into_iter().map(|table| service(report, table)).collect();
     fields.refuse_others(report);
     check::services(report, &drafts);
+    check::generic_mode(report, &drafts, xdp_mode.as_ref());
     check::addresses_of_node(report, &drafts, nat_ports, tunnel_sources.as_ref());
     Some(Config {
         node: node?,
         interfaces: interfaces?.into_inner(),
-        xdp_mode,
+        xdp_mode: xdp_mode.map_or(XdpMode::Auto, Spanned::into_inner),
         store,
         control,
         control_group,

@@ -376,6 +376,10 @@ fn what_is_probably_not_meant_is_a_warning() {
         (with("forward = \"l2\""), "the service has no backend"),
         (with("forward = \"nat\""), "the service has no backend"),
         ("tunnel_sources = [\"10.9.0.0/24\"]\n".to_owned() + &with(""), "`tunnel_sources` is not used"),
+        (
+            "xdp_mode = \"generic\"\n".to_owned() + &with("forward = \"l2\"") + backend,
+            "counts them as `partial_checksum`",
+        ),
         (with("key_rotation = \"10m\""), "the rotation needs 11 key slots; a key_rotation of 10m is shorter"),
     ];
     for (text, expected) in cases {

@@ -184,8 +184,9 @@ impl Attachments {
             if mode == Mode::Generic && self.mode == XdpMode::Auto {
                 warn!(
                     interface = name,
-                    "its driver has no native XDP, as that of a VLAN: generic mode is slower, and sees packets \
-                     after the kernel has put several together"
+                    "its driver has no native XDP, as that of a VLAN: generic mode is slower, sees packets after the \
+                     kernel has put several together, and drops as partial_checksum what is to leave this host with \
+                     a checksum that its sender left to a network card"
                 );
             }
         }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::mac::{self, MacEntry};
 
 use super::network::{Interface, Interfaces, Mac, Switch};
+use crate::datapath::attach::Mode;
 
 /// The frames that are an interface's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,9 +49,10 @@ pub fn entries(names: &[String], interfaces: &Interfaces, virtual_macs: &[Mac]) 
         let members = view.members(interface);
         for receiving in [interface].into_iter().chain(members) {
             let Some(accepted) = view.accepted(receiving, virtual_macs) else { continue };
-            let of = |mac, passes| MacEntry { mac, ifindex: receiving.index, passes };
-            entries.extend(accepted.macs.iter().map(|octets| of(mac::Mac::new(*octets), 0)));
-            entries.insert(of(mac::Mac::OTHERS, accepted.switched.into()));
+            let of = |mac, passes, generic| MacEntry { mac, ifindex: receiving.index, passes, generic };
+            let generic = matches!(receiving.xdp, Some((_, Mode::Generic)));
+            entries.extend(accepted.macs.iter().map(|octets| of(mac::Mac::new(*octets), 0, 0)));
+            entries.insert(of(mac::Mac::OTHERS, accepted.switched.into(), generic.into()));
         }
     }
     entries
@@ -211,8 +213,8 @@ mod tests {
         ];
         let interfaces = interfaces.map(|(name, one)| (name.to_owned(), one)).into();
         let entries = entries(&["eth0".to_owned(), "missing".to_owned()], &interfaces, &[]);
-        let of = |ifindex, last| MacEntry { mac: mac::Mac::new(mac(last)), ifindex, passes: 0 };
-        let others = |ifindex| MacEntry { mac: mac::Mac::OTHERS, ifindex, passes: 0 };
+        let of = |ifindex, last| MacEntry { mac: mac::Mac::new(mac(last)), ifindex, passes: 0, generic: 0 };
+        let others = |ifindex| MacEntry { mac: mac::Mac::OTHERS, ifindex, passes: 0, generic: 0 };
         assert_eq!(entries, [of(1, 1), of(1, 3), others(1), of(3, 3), others(3)].into());
     }
 

@@ -382,13 +382,13 @@ mod tests {
             let entry = |i: u32| {
                 let [.., high, low] = i.to_be_bytes();
                 let mac = Mac::new([2, 0, 0, 0, high, low]);
-                MacEntry { mac, ifindex: ifindex + i % 4, passes: 0 }
+                MacEntry { mac, ifindex: ifindex + i % 4, passes: 0, generic: 0 }
             };
             let macs: BTreeSet<_> = (0..MACS_MAX as u32).map(entry).collect();
             let set =
                 TableSet::new(&Snapshot { macs: macs.clone(), ..Snapshot::default() }).expect("they fit");
             assert_eq!(set.macs.as_flattened().iter().filter(|entry| entry.ifindex != 0).count(), MACS_MAX);
-            let one_more = MacEntry { mac: Mac::OTHERS, ifindex: 1, passes: 0 };
+            let one_more = MacEntry { mac: Mac::OTHERS, ifindex: 1, passes: 0, generic: 0 };
             let macs = macs.into_iter().chain([one_more]).collect();
             let refused = TableSet::new(&Snapshot { macs, ..Snapshot::default() });
             assert!(matches!(refused, Err(DatapathError::Full { .. })));
@@ -409,7 +409,7 @@ mod tests {
         let one = TableSet::new(&Snapshot { services: vec![rated], ..Snapshot::default() }).unwrap();
         let other = TableSet::new(&Snapshot {
             services: vec![rated],
-            macs: [MacEntry { mac: Mac::new([2, 0, 0, 0, 0, 1]), ifindex: 2, passes: 0 }].into(),
+            macs: [MacEntry { mac: Mac::new([2, 0, 0, 0, 0, 1]), ifindex: 2, passes: 0, generic: 0 }].into(),
             // The index of a service that has no rates.
             rates: [(1, Box::new([Rate::new(1, 1); CLASSES])), (2, unlimited())].into(),
             backends: vec![Backend { service_index: 1, backend_id: 4, ..Backend::default() }],

@@ -95,7 +95,8 @@ impl Model {
         match way {
             Err(reason) => expected(Verdict::Drop, frame.to_vec(), service.index, reason, None),
             Ok((None, _)) => {
-                let delivered = if service.strips() { parsed.stripped().bytes() } else { frame.to_vec() };
+                let delivered =
+                    if service.strips() { parsed.stripped().completed().bytes() } else { frame.to_vec() };
                 expected(Verdict::Pass, delivered, service.index, Reason::Forwarded, None)
             }
             Ok((Some(backend), session)) => {

@@ -252,10 +252,11 @@ impl<'a> Parsed<'a> {
             ..Packet::with_payload(payload.to_vec())
         };
         read_into(&mut packet, self.frame, self.ip_at);
-        packet
+        let partial = Packet { udp_checksum: UdpChecksum::Partial, ..packet.clone() };
+        if partial.udp_checksum_field() == packet.udp_checksum_field() { partial } else { packet }
     }
 
-    /// The same without its token: its checksum stays as right or wrong as it was.
+    /// The same without its token: its checksum stays as right or wrong as it was, or left to a network card.
     pub fn stripped(&self) -> Packet {
         let whole = self.whole();
         let udp_checksum = match whole.udp_checksum {

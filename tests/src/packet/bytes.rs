@@ -150,14 +150,13 @@ impl Packet {
         let true_len = u16::try_from(UDP_LEN + self.payload.len()).expect("a test frame");
         let len = self.udp_len.unwrap_or(true_len);
         let ports = [self.from.port().to_be_bytes(), self.to.port().to_be_bytes()].concat();
-        let sum = self
-            .pseudo_header(self.protocol.unwrap_or(UDP), len.into())
-            .add_slice(&ports)
-            .add_2bytes(len.to_be_bytes())
-            .add_slice(&self.payload);
+        let pseudo_header = self.pseudo_header(self.protocol.unwrap_or(UDP), len.into());
+        let sum =
+            pseudo_header.clone().add_slice(&ports).add_2bytes(len.to_be_bytes()).add_slice(&self.payload);
         let checksum = match self.udp_checksum {
             UdpChecksum::Right => sum.to_ones_complement_with_no_zero(),
             UdpChecksum::None => 0,
+            UdpChecksum::Partial => !pseudo_header.ones_complement(),
             UdpChecksum::Exactly(checksum) => checksum.to_be(),
             UdpChecksum::OffBy(summand) => {
                 sum.add_2bytes((!summand).to_be_bytes()).to_ones_complement_with_no_zero()

@@ -131,6 +131,8 @@ pub enum UdpChecksum {
     Right,
     /// Zero: there is none.
     None,
+    /// The sum of the pseudo-header, as a sender leaves it that has its network card compute the checksum.
+    Partial,
     /// Wrong by this one's-complement summand.
     OffBy(u16),
     /// This, in host order.
@@ -216,6 +218,14 @@ impl Packet {
     /// The same without the token that its payload begins with.
     pub fn stripped(mut self) -> Self {
         self.payload.drain(..header::LEN);
+        self
+    }
+
+    /// The same with its checksum computed, if that was left to a network card.
+    pub fn completed(mut self) -> Self {
+        if self.udp_checksum == UdpChecksum::Partial {
+            self.udp_checksum = UdpChecksum::Right;
+        }
         self
     }
 

@@ -111,6 +111,9 @@ pub struct Plan {
     pub way: Way,
     /// Whether all frames on a balancer's wires are in a VLAN that it does not know of.
     pub tagged: bool,
+    /// Whether hosts leave the checksums of what they send to their network cards, as they do by default. A veth has no
+    /// such card: the frame that XDP sees has the sum of the pseudo-header in place of a checksum.
+    pub checksum_offload: bool,
 }
 
 impl From<u8> for Plan {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{reason::Reason, token::Claims};
 use lb_tests::{
-    daemon::{Daemon, Place, counters, service_named},
+    daemon::{Daemon, Place, counters, said, service_named},
     forward::{Decap, Forward},
     issuer::Issuer,
     topology::{BACK_INTERFACE, Family, INTERFACE, Network, PORT, Plan, Topology, Way},
@@ -20,7 +20,7 @@ use nix::{
     sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
 };
 
-use crate::lab::{Datagram, TTL, new_name, receive, set_option};
+use crate::lab::{Datagram, Lab, TTL, new_name, receive, set_option};
 
 #[test]
 fn on_one_segment() -> Result<()> {
@@ -55,6 +55,48 @@ fn out_of_another_interface() -> Result<()> {
 #[test]
 fn out_of_another_interface_in_generic_mode() -> Result<()> {
     every_way(Plan { way: Way::Cards, ..Plan::default() }, "xdp_mode = \"generic\"\n")
+}
+
+#[test]
+fn with_checksums_left_to_network_cards() -> Result<()> {
+    every_way(Plan { checksum_offload: true, ..Plan::default() }, "")
+}
+
+#[test]
+fn with_checksums_left_to_network_cards_out_of_another_interface() -> Result<()> {
+    every_way(Plan { checksum_offload: true, way: Way::Cards, ..Plan::default() }, "")
+}
+
+#[test]
+fn with_checksums_left_to_network_cards_through_a_router() -> Result<()> {
+    every_way(Plan { checksum_offload: true, way: Way::Routed, ..Plan::default() }, "")
+}
+
+/// In generic mode only `local` can deliver them; the rest is counted under a reason of its own, as the log says.
+#[test]
+fn with_checksums_left_to_network_cards_in_generic_mode() -> Result<()> {
+    let plan = Plan { checksum_offload: true, ..Plan::default() };
+    for forward in Forward::ALL {
+        let fields = format!("forward = \"{}\"\nkey_rotation = \"off\"", forward.name());
+        let lab = Lab::of(Family::V4, &fields, Plan { backends: 1, ..plan })?;
+        let text = fs::read_to_string(lab.place.config())?;
+        fs::write(lab.place.config(), format!("xdp_mode = \"generic\"\n{text}"))?;
+        let daemon = lab.start()?;
+        let token = lab.token(1)?;
+        // The mode is published once the program is attached.
+        lab.ready_again()?;
+        if forward == Forward::Local {
+            lab.delivered(&token)?;
+        } else {
+            lab.refused_token(&token, Reason::PartialChecksum).context(forward.name())?;
+            let log = daemon.log();
+            ensure!(log.contains("partial_checksum") && log.contains("native"), "{log}");
+            let config = lab.place.config();
+            let checked = lab.run(&["check", "-c", config.to_str().context("a path of text")?])?;
+            ensure!(said(&checked).contains("partial_checksum"), "{}", said(&checked));
+        }
+    }
+    Ok(())
 }
 
 /// The ports that `nat` takes where the configuration names none.

@@ -62,6 +62,7 @@ fn forms() -> Vec<(String, Packet)> {
             ("right", UdpChecksum::Right),
             ("no", UdpChecksum::None),
             ("a wrong", UdpChecksum::OffBy(0x1234)),
+            ("a partial", UdpChecksum::Partial),
         ] {
             for (data, len) in [("no", 0), ("a byte of", 1), ("little", 15), ("much", 1200)] {
                 let payload = [&world::token().to_bytes()[..], &vec![0xd7; len]].concat();
@@ -91,12 +92,12 @@ fn without_strip() -> World {
 fn stripped(name: &str, packet: &Packet) -> Case {
     let world = World::default();
     let backend = world.picked(SESSION);
-    Case::sent(name, world, packet, &packet.clone().stripped(), &backend, Reason::Forwarded)
+    Case::sent(name, world, packet, &packet.clone().completed().stripped(), &backend, Reason::Forwarded)
 }
 
 fn unstripped(name: &str, packet: &Packet) -> Case {
     let backend = without_strip().picked(SESSION);
-    Case::sent(name, without_strip(), packet, packet, &backend, Reason::Forwarded)
+    Case::sent(name, without_strip(), packet, &packet.clone().completed(), &backend, Reason::Forwarded)
 }
 
 /// A checksum that comes to zero is sent as all ones: zero says that there is none (RFC 768).
@@ -121,18 +122,29 @@ fn a_udp_checksum_never_becomes_zero() -> Result<()> {
 /// Checksums by difference against checksums in full, over payloads of all lengths.
 #[test]
 fn checksums_of_many_payloads() -> Result<()> {
+    of_many_payloads(0..600, UdpChecksum::Right)
+}
+
+/// Checksums that are computed because they were left to a network card, over payloads of all lengths, block by block.
+#[test]
+fn checksums_left_to_a_network_card() -> Result<()> {
+    of_many_payloads(0..1100, UdpChecksum::Partial)
+}
+
+fn of_many_payloads(lengths: std::ops::Range<usize>, udp_checksum: UdpChecksum) -> Result<()> {
     let mut random = fastrand::Rng::with_seed(1);
-    let cases: Vec<_> = (0..600)
+    let cases: Vec<_> = lengths
         .map(|len| {
             let token = world::token_number(len as u64 % 40);
             let data: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(len).collect();
             let packet = Packet {
                 from: SocketAddr::new(Ipv4Addr::from_bits(random.u32(..)).into(), random.u16(..)),
+                udp_checksum,
                 ..Packet::with_payload([&token.to_bytes()[..], &data].concat())
             };
             let backend = World::default().picked(len as u64 % 40);
             let name = format!("{len} bytes of data");
-            let sent = packet.clone().stripped();
+            let sent = packet.clone().completed().stripped();
             Case::sent(name, World::default(), &packet, &sent, &backend, Reason::Forwarded)
         })
         .collect();
@@ -230,6 +242,19 @@ fn local_cases() -> Vec<Case> {
             Case::local(format!("local, {tags} tags"), world(0), &packet, &packet, Reason::Forwarded),
         ]);
     }
+    let partial = Packet { udp_checksum: UdpChecksum::Partial, ..Packet::default() };
+    let completed = partial.clone().completed().stripped();
+    cases.extend([
+        Case::local(
+            "local, stripped, a partial UDP checksum",
+            world(FLAG_STRIP),
+            &partial,
+            &completed,
+            Reason::Forwarded,
+        ),
+        // The kernel still knows that it is partial.
+        Case::local("local, a partial UDP checksum", world(0), &partial, &partial, Reason::Forwarded),
+    ]);
     cases.push(Case::local(
         "local, pinned to a backend",
         world(FLAG_STRIP),

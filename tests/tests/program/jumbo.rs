@@ -13,7 +13,7 @@ use lb_common::{
 };
 use lb_tests::{
     case::{Case, Expected, both},
-    packet::{Family, Packet},
+    packet::{Family, Packet, UdpChecksum},
     program::{Counts, FIRST_BUFFER_MAX, Outcome, Program, Verdict},
     way,
     world::{self, SESSION, World},
@@ -129,13 +129,19 @@ fn cases() -> Vec<Case> {
     ]);
     for (forward, mode) in [(FORWARD_L2, "l2"), (FORWARD_IPIP, "ipip"), (FORWARD_GUE, "gue")] {
         for (flags, strip) in [(FLAG_STRIP, "stripped"), (0, "unstripped")] {
-            for family in Family::BOTH {
-                let packet = packet.clone().over(family);
+            for (family, partial) in
+                Family::BOTH.into_iter().flat_map(|family| [(family, false), (family, true)])
+            {
+                let mut packet = packet.clone().over(family);
+                let mut name = format!("a valid token, {strip}: {mode}");
+                if partial {
+                    packet.udp_checksum = UdpChecksum::Partial;
+                    name = format!("a valid token, a partial UDP checksum, {strip}: {mode}");
+                }
                 let backend = Backend { mtu: 9000, ..world::backend_at(1, family) };
                 let world = world::sending(forward, flags, backend);
                 let inner = if flags == 0 { packet.clone() } else { packet.clone().stripped() };
                 let sent = way::leaving(&inner, &world.services[0].1, &backend, SESSION, None);
-                let name = format!("a valid token, {strip}: {mode}");
                 cases.push(Case::sent(name, world, &packet, &sent, &backend, Reason::Forwarded));
             }
         }

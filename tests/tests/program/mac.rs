@@ -112,7 +112,12 @@ fn other_station_cases() -> Vec<Case> {
         }
     }
     let mut elsewhere = World::default();
-    elsewhere.macs.insert(MacEntry { mac: Mac::new(OTHER_BALANCER), ifindex: OTHER_INTERFACE, passes: 0 });
+    elsewhere.macs.insert(MacEntry {
+        mac: Mac::new(OTHER_BALANCER),
+        ifindex: OTHER_INTERFACE,
+        passes: 0,
+        generic: 0,
+    });
     let packet = to(OTHER_BALANCER, Packet::default());
     cases.push(misdirected("a valid token for another interface of this host", elsewhere, &packet));
     // Any octet of the address counts.
@@ -181,8 +186,13 @@ fn neighbours_in_a_bucket_are_told_apart() -> Result<()> {
     let alike = alike.into_iter().find(|mac| Mac::new(*mac).bucket(LOOPBACK, 0) == bucket);
     let mut world = World::default();
     world.macs.extend([
-        MacEntry { mac: Mac::new(OTHER_BALANCER), ifindex: elsewhere.context("an interface")?, passes: 0 },
-        MacEntry { mac: Mac::new(alike.context("an address")?), ifindex: LOOPBACK, passes: 0 },
+        MacEntry {
+            mac: Mac::new(OTHER_BALANCER),
+            ifindex: elsewhere.context("an interface")?,
+            passes: 0,
+            generic: 0,
+        },
+        MacEntry { mac: Mac::new(alike.context("an address")?), ifindex: LOOPBACK, passes: 0, generic: 0 },
     ]);
     let packet = to(OTHER_BALANCER, Packet::default());
     misdirected("an address of its bucket", world, &packet).check(&mut program)
@@ -192,8 +202,8 @@ fn neighbours_in_a_bucket_are_told_apart() -> Result<()> {
 #[test]
 fn without_any_address_everything_is_dropped() -> Result<()> {
     let mut program = Program::load()?;
-    let elsewhere = MacEntry { mac: Mac::new(BALANCER_MAC), ifindex: OTHER_INTERFACE, passes: 0 };
-    let others = MacEntry { mac: Mac::OTHERS, passes: 1, ..elsewhere };
+    let elsewhere = MacEntry { mac: Mac::new(BALANCER_MAC), ifindex: OTHER_INTERFACE, passes: 0, generic: 0 };
+    let others = MacEntry { mac: Mac::OTHERS, passes: 1, generic: 0, ..elsewhere };
     for macs in [[].into(), [elsewhere, others].into()] {
         let mut cases = Vec::new();
         for (mode, world) in services() {
@@ -220,6 +230,7 @@ fn a_full_table() -> Result<()> {
         mac: Mac::new(address(number)),
         ifindex: u32::from(number) << 23 | 1,
         passes: 0,
+        generic: 0,
     });
     let macs = accepting(&here, false).into_iter().chain(elsewhere).collect();
     let world = World { macs, ..World::default() };

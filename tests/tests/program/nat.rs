@@ -173,7 +173,7 @@ fn one_port_cases() -> Vec<Case> {
                     cases.push(sent(name, &known, &packet, port, translation.cookie));
                     let (answer, to_client) = reply(&known, &packet, port);
                     let answer = Packet { udp_checksum, ..answer };
-                    let to_client = Packet { udp_checksum, ..to_client };
+                    let to_client = Packet { udp_checksum, ..to_client }.completed();
                     let name = format!("an answer to it, {checksum} UDP checksum, {tags} tags, {strip}");
                     cases.push(Case::answered(name, known, &answer, &to_client, Reason::Reply));
                 }
@@ -210,8 +210,12 @@ fn one_port_cases() -> Vec<Case> {
 
 /// The checksums that a family's datagrams may have, by name.
 fn checksums(family: Family) -> Vec<(&'static str, UdpChecksum)> {
-    let all =
-        [("a right", UdpChecksum::Right), ("a wrong", UdpChecksum::OffBy(0x1234)), ("no", UdpChecksum::None)];
+    let all = [
+        ("a right", UdpChecksum::Right),
+        ("a wrong", UdpChecksum::OffBy(0x1234)),
+        ("a partial", UdpChecksum::Partial),
+        ("no", UdpChecksum::None),
+    ];
     let may = |(_, checksum): &(_, UdpChecksum)| family == Family::V4 || *checksum != UdpChecksum::None;
     all.into_iter().filter(may).collect()
 }
@@ -232,7 +236,7 @@ fn there_and_back() -> Result<()> {
                 let port = translated(&mut program, &name, &world, &packet)?;
                 let (answer, to_client) = reply(&world, &packet, port);
                 let answer = Packet { udp_checksum, ..answer };
-                let to_client = Packet { udp_checksum, ..to_client };
+                let to_client = Packet { udp_checksum, ..to_client }.completed();
                 Case::answered(name, world, &answer, &to_client, Reason::Reply).check(&mut program)?;
             }
         }

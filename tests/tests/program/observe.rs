@@ -141,6 +141,10 @@ fn by_every_way() -> Result<()> {
             (Packet { fragment: MORE_FRAGMENTS, ..Packet::default() }, Reason::Fragment),
             (Packet { fragment: 99, padding: vec![0; 5], ..Packet::default() }, Reason::Fragment),
             (Packet::with_payload(vec![1; 64]).tagged(2), Reason::NoToken),
+            (
+                Packet { udp_checksum: UdpChecksum::Partial, ..Packet::with_payload(vec![1; 33]) },
+                Reason::NoToken,
+            ),
         ];
         let only_here = match family {
             Family::V4 => Packet { options: vec![1; 8], ..Packet::default() },

@@ -3,8 +3,9 @@
 use anyhow::Result;
 use lb_common::{
     backend::{Backend, TAGS_KEPT, Tag},
+    mac::{Mac, MacEntry},
     reason::Reason,
-    service::{FLAG_STRIP, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, Service},
+    service::{FLAG_OBSERVE, FLAG_STRIP, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, Service},
 };
 use lb_tests::{
     case::{Case, check_all},
@@ -44,7 +45,7 @@ fn sent(name: impl Into<String>, world: World, packet: &Packet) -> Case {
 #[test]
 fn checksums() -> Result<()> {
     let checksums = checksum_cases();
-    assert_eq!(checksums.len(), 2 * (5 * 3 + 3 * 2));
+    assert_eq!(checksums.len(), 2 * (5 * 4 + 3 * 3));
     crate::check_each(&checksums)
 }
 
@@ -67,6 +68,11 @@ fn what_outer_headers_copy() -> Result<()> {
 pub fn subjects() -> Vec<Subject> {
     vec![
         Subject::new("Checksums, by every way to a backend", "ways::checksums", checksum_cases()),
+        Subject::new(
+            "Partial checksums, on an interface in generic mode",
+            "ways::partial_checksums_in_generic_mode",
+            generic_cases(),
+        ),
         Subject::new("What outer headers copy", "ways::what_outer_headers_copy", copied_cases()),
         Subject::new("VLAN tags and interfaces", "ways::tags", tag_cases()),
         Subject::new("What no way takes", "ways::refused", refused_cases()),
@@ -81,6 +87,7 @@ fn checksum_cases() -> Vec<Case> {
                 ("a right", UdpChecksum::Right),
                 ("no", UdpChecksum::None),
                 ("a wrong", UdpChecksum::OffBy(0x1234)),
+                ("a partial", UdpChecksum::Partial),
             ] {
                 if family == Family::V6 && udp_checksum == UdpChecksum::None {
                     continue;
@@ -89,6 +96,50 @@ fn checksum_cases() -> Vec<Case> {
                 let world = world::sending(forward, flags, world::backend_at(1, backend));
                 cases.push(sent(format!("{checksum} UDP checksum, {strip}: {mode}"), world, &packet));
             }
+        }
+    }
+    cases
+}
+
+#[test]
+fn partial_checksums_in_generic_mode() -> Result<()> {
+    crate::check_each(&generic_cases())
+}
+
+/// What leaves the host is refused, in observe mode too; what stays has its checksum computed where it changes.
+fn generic_cases() -> Vec<Case> {
+    let in_generic_mode = |world: World| {
+        let others = |entry: MacEntry| MacEntry { generic: u16::from(entry.mac == Mac::OTHERS), ..entry };
+        World { macs: world.macs.into_iter().map(others).collect(), ..world }
+    };
+    let packet = |family| Packet { udp_checksum: UdpChecksum::Partial, ..Packet::default().over(family) };
+    let mut cases = Vec::new();
+    for (forward, mode, family, backend) in WAYS {
+        for (flags, strip) in FLAGS {
+            let world = in_generic_mode(world::sending(forward, flags, world::backend_at(1, backend)));
+            let name = |what: &str| format!("{what}, {strip}: {mode}");
+            let right = Packet::default().over(family);
+            cases.push(sent(name("a right UDP checksum"), world.clone(), &right));
+            let partial = packet(family);
+            cases.push(Case::refused(
+                name("a partial UDP checksum"),
+                world,
+                &partial,
+                Reason::PartialChecksum,
+            ));
+        }
+        let junk = Packet { payload: vec![1; 33], ..packet(family) };
+        let observing = world::sending(forward, FLAG_OBSERVE, world::backend_at(1, backend));
+        let name = format!("observed, a partial UDP checksum: {mode}");
+        cases.push(Case::refused(name, in_generic_mode(observing), &junk, Reason::PartialChecksum));
+    }
+    for family in Family::BOTH {
+        for (flags, strip) in FLAGS {
+            let local = in_generic_mode(world::sending(FORWARD_LOCAL, flags, world::backend(1)));
+            let partial = packet(family);
+            let delivered = if flags == 0 { partial.clone() } else { partial.clone().completed().stripped() };
+            let name = format!("a partial UDP checksum, {strip}: local");
+            cases.push(Case::local(name, local, &partial, &delivered, Reason::Forwarded));
         }
     }
     cases

@@ -17,7 +17,7 @@ use lb_common::{
     },
 };
 use lb_tests::{
-    packet::{Family, Icmp, Packet},
+    packet::{Family, Icmp, Packet, UdpChecksum},
     world::{self, ClassRate, Key, NOW, SERVICE, SERVICE_ID, World},
 };
 
@@ -139,7 +139,7 @@ impl Traffic {
 
     fn made(&mut self) -> (&'static str, Vec<u8>) {
         let mut packet = self.sent();
-        let what = match self.random.u8(..26) {
+        let what = match self.random.u8(..27) {
             0..=9 => "as its client sends it",
             10 => {
                 for _ in 0..=self.random.usize(..2) {
@@ -202,6 +202,10 @@ impl Traffic {
             22 => {
                 packet.payload.extend([0; 3]);
                 "longer"
+            }
+            25 => {
+                packet.udp_checksum = UdpChecksum::Partial;
+                "its checksum left to a network card"
             }
             24 => {
                 packet = self.error();
