@@ -12,8 +12,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::build::{self, Built};
-use crate::command;
+use crate::report::{Counts, Report};
 use crate::setup::{self, Needs, Part};
+use crate::{command, log};
 
 mod tree;
 
@@ -25,11 +26,14 @@ const CARGO_MUTANTS: &str = "27.1.0";
 /// Whose every function is changed: they decide without a kernel, by their own unit tests.
 const MODULES: [&str; 5] = ["keyring", "revocation", "store", "balancer", "config"];
 
+/// How many of each table `cargo xtask test` tries: other ones with each commit.
+const BRIEFLY: usize = 4;
+
 /// How long a mutant's test may run. A mutant that hangs is one that was noticed.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What to run; everything if nothing is chosen.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Options {
     /// The table of bugs in the XDP program
     #[arg(long)]
@@ -112,7 +116,9 @@ pub fn run(options: &Options) -> Result<()> {
         let built = build::run(&NEEDS)?;
         for (chosen, table) in [(options.program, "program"), (options.daemon, "daemon")] {
             if all || chosen {
-                outcomes.push(run_table(&built, table, options));
+                outcomes.push(run_table(&built, table, options).map(|count| {
+                    println!("all {count} mutants of tests/mutants/{table}.toml were found");
+                }));
             }
         }
     }
@@ -122,38 +128,56 @@ pub fn run(options: &Options) -> Result<()> {
     outcomes.into_iter().collect()
 }
 
-/// Tries the mutants of a table, and fails for those that no test found.
-fn run_table(built: &Built, table: &str, options: &Options) -> Result<()> {
+/// Tries a sample of each table.
+pub fn run_briefly(built: &Built, report: &mut Report) {
+    let options = Options { sample: Some(BRIEFLY), ..Options::default() };
+    for table in ["program", "daemon"] {
+        report.group(&format!("mutants: {BRIEFLY} of the {table}"), || {
+            let found = run_table(built, table, &options)?;
+            Ok(Counts { passed: found as u64, ..Counts::default() })
+        });
+    }
+}
+
+/// Tries the mutants of a table. Returns how many there were.
+///
+/// # Errors
+/// If a mutant was found by no test; names all of these.
+fn run_table(built: &Built, table: &str, options: &Options) -> Result<usize> {
     let mutants = chosen(read(table)?, options)?;
     let runner = Runner::new(built)?;
     let start = Instant::now();
     let tests: BTreeSet<_> = mutants.iter().map(|mutant| mutant.test.clone()).collect();
     runner.baseline(&tests)?;
-    eprintln!("mutants: {} tests pass without mutants ({} s)", tests.len(), start.elapsed().as_secs());
+    log::say(format_args!(
+        "mutants: {} tests pass without mutants ({} s)",
+        tests.len(),
+        start.elapsed().as_secs()
+    ));
     let mut failures = Vec::new();
     for mutant in &mutants {
         let start = Instant::now();
         let outcome = runner.try_mutant(mutant);
         let seconds = start.elapsed().as_secs();
         match outcome {
-            Ok(()) => eprintln!("found    {seconds:>4} s  {}: {}", mutant.file, mutant.what),
+            Ok(()) => log::say(format_args!("found    {seconds:>4} s  {}: {}", mutant.file, mutant.what)),
             Err(error) => {
-                eprintln!("ERROR    {seconds:>4} s  {}: {}: {error:#}", mutant.file, mutant.what);
+                log::say(format_args!(
+                    "ERROR    {seconds:>4} s  {}: {}: {error:#}",
+                    mutant.file, mutant.what
+                ));
                 failures.push(format!("{}: {}: {error:#}", mutant.file, mutant.what));
             }
         }
     }
-    println!(
-        "{} of {} mutants of tests/mutants/{table}.toml were found",
-        mutants.len() - failures.len(),
-        mutants.len()
-    );
     ensure!(
         failures.is_empty(),
-        "{}\ntry: write a test that fails with the mutant, or correct its entry in tests/mutants/{table}.toml",
+        "{} of {} mutants were not found:\n{}\ntry: write a test that fails with the mutant, or correct its entry in tests/mutants/{table}.toml",
+        failures.len(),
+        mutants.len(),
         failures.join("\n")
     );
-    Ok(())
+    Ok(mutants.len())
 }
 
 fn read(table: &str) -> Result<Vec<Mutant>> {
@@ -170,7 +194,7 @@ fn chosen(mut mutants: Vec<Mutant>, options: &Options) -> Result<Vec<Mutant>> {
     }
     if let Some(count) = options.sample.filter(|count| *count < mutants.len()) {
         let seed = options.seed.unwrap_or_else(seed_of_commit);
-        eprintln!("mutants: {count} of {}, chosen by --seed {seed}", mutants.len());
+        log::say(format_args!("mutants: {count} of {}, chosen by --seed {seed}", mutants.len()));
         mutants = sample(mutants, count, seed);
     }
     ensure!(!mutants.is_empty(), "the filter leaves no mutant");
