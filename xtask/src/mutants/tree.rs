@@ -125,8 +125,9 @@ pub fn run(command: &mut Command, patience: Option<Duration>) -> Result<(Option<
 
 /// Stops a process group: SIGTERM, at which tests remove what they have made.
 fn stop_group(leader: u32) -> Result<()> {
-    let status = Command::new("kill").args(["-TERM", "--", &format!("-{leader}")]).status();
-    ensure!(status.context("cannot start kill")?.success(), "cannot stop process group {leader}");
+    // The shell's own `kill`: the program is in procps, which minimal systems do not have.
+    let status = Command::new("sh").args(["-c", "kill -s TERM -- \"-$0\"", &leader.to_string()]).status();
+    ensure!(status.context("cannot start sh")?.success(), "cannot stop process group {leader}");
     Ok(())
 }
 
