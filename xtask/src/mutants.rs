@@ -101,7 +101,7 @@ struct Table {
 const NEEDS: Needs = Needs {
     subcommand: "mutants",
     kernel: Some("loads XDP programs and makes network namespaces"),
-    parts: &[Part::Namespaces, Part::Metrics],
+    parts: &[Part::Namespaces, Part::Checkers],
     built: "mutants",
     minutes: 10,
     gigabytes: 8,

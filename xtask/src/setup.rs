@@ -14,8 +14,8 @@ use crate::{apt, command, preconditions};
 pub enum Part {
     /// To make network namespaces.
     Namespaces,
-    /// Prometheus's checker of metrics pages.
-    Metrics,
+    /// Checkers of other projects: promtool for metrics pages, systemd-analyze for units.
+    Checkers,
     /// The machine that boots Debian's Linux 6.1.
     Emulator,
 }
@@ -49,7 +49,7 @@ const PROGRAMS: [(&str, &str, Part); 5] = [
 const ALL: Needs = Needs {
     subcommand: "setup",
     kernel: None,
-    parts: &[Part::Namespaces, Part::Metrics, Part::Emulator],
+    parts: &[Part::Namespaces, Part::Checkers, Part::Emulator],
     built: "setup",
     minutes: 5,
     gigabytes: 3,
@@ -61,6 +61,7 @@ pub fn show() -> Result<()> {
     let bpf = run(&ALL)?;
     println!("BPF toolchain: {bpf}");
     println!("promtool:      {}", promtool()?.display());
+    println!("systemd:       {}", systemd_analyze()?.display());
     println!("QEMU:          {}", qemu()?.display());
     println!("Linux 6.1:     {}", linux_6_1()?.display());
     println!("Nothing is missing. Next: cargo xtask demo");
@@ -100,8 +101,9 @@ pub fn run(needs: &Needs) -> Result<Toolchain> {
         Some(bpf) => bpf,
         None => toolchain::make()?,
     };
-    if needs.parts.contains(&Part::Metrics) {
+    if needs.parts.contains(&Part::Checkers) {
         promtool()?;
+        systemd_analyze()?;
     }
     if needs.parts.contains(&Part::Emulator) {
         qemu()?;
@@ -127,8 +129,13 @@ fn installed(needs: &Needs) -> Result<Vec<String>> {
 fn missing(needs: &Needs) -> Result<Vec<String>> {
     let mut packages = installed(needs)?;
     let is_kept = |name: &str| command::find(name).is_some() || kept(name).is_file();
-    if needs.parts.contains(&Part::Metrics) && !is_kept("promtool") {
-        packages.push("prometheus".into());
+    if needs.parts.contains(&Part::Checkers) {
+        if !is_kept("promtool") {
+            packages.push("prometheus".into());
+        }
+        if !is_kept("systemd-analyze") {
+            packages.push("systemd".into());
+        }
     }
     if needs.parts.contains(&Part::Emulator) {
         if !is_kept("qemu-system-x86_64") {
@@ -153,24 +160,50 @@ pub fn promtool() -> Result<PathBuf> {
     }
 }
 
-/// The one in PATH, or Debian's with the libraries it needs, unpacked: installing it would remove the `qemu-utils` of
-/// another version, which may be what the user's own machines run on.
+/// The one in PATH, or Debian's with systemd's own units, which it reads. Installing that package would install an init
+/// system.
+pub fn systemd_analyze() -> Result<PathBuf> {
+    let settings = "LD_LIBRARY_PATH=\"$LD_LIBRARY_PATH:$files/usr/lib/x86_64-linux-gnu/systemd\"\n\
+        export SYSTEMD_UNIT_PATH=\"$files/lib/systemd/system\"\n";
+    start_unpacked("systemd-analyze", "systemd", settings, |files| {
+        // Aliases: their absolute targets lead out of `files`, and systemd-analyze warns about each.
+        let units = files.join("lib/systemd/system");
+        command::run_aside(command::command("find").arg(units).args(["-type", "l", "-delete"]))
+    })
+}
+
+/// The one in PATH, or Debian's: installing that package would remove the `qemu-utils` of another version, which the
+/// user's virtual machines may need. It finds its firmware relative to itself.
 pub fn qemu() -> Result<PathBuf> {
-    if let Some(qemu) = command::find("qemu-system-x86_64") {
-        return Ok(qemu);
+    start_unpacked("qemu-system-x86_64", "qemu-system-x86", "", |_| Ok(()))
+}
+
+/// The program in PATH, or a script in target/setup that starts Debian's, which is unpacked there with the libraries that it
+/// needs. `settings` are lines of that script; `prepare` changes the unpacked files.
+fn start_unpacked(
+    name: &str,
+    package: &str,
+    settings: &str,
+    prepare: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    if let Some(program) = command::find(name) {
+        return Ok(program);
     }
-    let start = kept("qemu-system-x86_64");
+    let start = kept(name);
     if !start.is_file() {
-        let files = kept("qemu");
-        apt::unpack(&apt::closure("qemu-system-x86")?, &files)?;
-        let program = files.join("usr/bin/qemu-system-x86_64");
+        let files = start.with_file_name(format!("{name}.files"));
+        apt::unpack(&apt::closure(package)?, &files)?;
+        let program = files.join("usr/bin").join(name);
         ensure!(program.is_file(), "the package has no {}", program.display());
-        // It finds its firmware beside itself. The script is there only once everything that it starts is.
-        let script = "#!/bin/sh\n\
-            qemu=\"$(dirname \"$0\")/qemu\"\n\
-            LD_LIBRARY_PATH=\"$qemu/lib/x86_64-linux-gnu:$qemu/usr/lib/x86_64-linux-gnu\"\n\
-            export LD_LIBRARY_PATH\n\
-            exec \"$qemu/usr/bin/qemu-system-x86_64\" \"$@\"\n";
+        prepare(&files)?;
+        // Written last: an interrupted setup begins again.
+        let script = format!(
+            "#!/bin/sh\n\
+             files=\"$(dirname \"$0\")/{name}.files\"\n\
+             export LD_LIBRARY_PATH=\"$files/lib/x86_64-linux-gnu:$files/usr/lib/x86_64-linux-gnu\"\n\
+             {settings}\
+             exec \"$files/usr/bin/{name}\" \"$@\"\n"
+        );
         fs::write(&start, script)
             .and_then(|()| fs::set_permissions(&start, fs::Permissions::from_mode(0o755)))
             .with_context(|| format!("cannot write {}", start.display()))?;

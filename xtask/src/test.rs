@@ -14,7 +14,7 @@ use crate::{bare, command, fuzz, kernels, log, mutants};
 const NEEDS: Needs = Needs {
     subcommand: "test",
     kernel: Some("loads XDP programs and makes network namespaces; `cargo test` alone does not"),
-    parts: &[Part::Namespaces, Part::Metrics, Part::Emulator],
+    parts: &[Part::Namespaces, Part::Checkers, Part::Emulator],
     built: "kernels",
     minutes: 15,
     gigabytes: 12,
@@ -69,7 +69,8 @@ fn kernel_tests(built: &Built, report: &mut Report) {
     for binary in binaries {
         report.group(&format!("kernel: {}", binary.name), || {
             let mut tests = bare::command(built, &binary.program);
-            libtest(tests.current_dir(&binary.directory).env("PROMTOOL", setup::promtool()?))
+            tests.env("PROMTOOL", setup::promtool()?).env("SYSTEMD_ANALYZE", setup::systemd_analyze()?);
+            libtest(tests.current_dir(&binary.directory))
         });
     }
 }

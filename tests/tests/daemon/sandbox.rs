@@ -2,8 +2,7 @@
 //! starts it, with three capabilities.
 
 use std::{
-    fs,
-    io::ErrorKind,
+    env, fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink},
     path::Path,
     process::Command,
@@ -217,14 +216,12 @@ fn systemd_takes_the_unit() -> Result<()> {
     let place = Place::new(&new_name()?)?;
     let unit = place.path("tollgate.service");
     fs::write(&unit, text.replace("/usr/local/sbin/tollgate", &binary()?))?;
-    let analyze = |args: &[&str]| Command::new("systemd-analyze").args(args).arg(&unit).output();
-    let verified = match analyze(&["verify"]) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            eprintln!("SKIPPED: no systemd-analyze here, so nobody has looked at the unit");
-            return Ok(());
-        }
-        verified => verified?,
+    let program =
+        env::var("SYSTEMD_ANALYZE").context("SYSTEMD_ANALYZE does not say where systemd-analyze is")?;
+    let analyze = |args: &[&str]| {
+        Command::new(&program).args(args).arg(&unit).output().context("cannot start systemd-analyze")
     };
+    let verified = analyze(&["verify"])?;
     ensure!(verified.status.success() && said(&verified).trim().is_empty(), "{}", said(&verified));
     // In tenths: what is left is being started as root, and the capabilities.
     let security = analyze(&["security", "--offline=true", "--threshold=35"])?;
