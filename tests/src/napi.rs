@@ -25,6 +25,9 @@ pub fn own_sysfs() -> Result<()> {
 /// Lets an interface, which polls only while it has an XDP program, poll in kernel threads on this CPU. Returns them. The
 /// calling thread has the sysfs of the interface's namespace.
 ///
+/// A process in a PID namespace of its own, as in a container, sees no kernel threads and cannot choose their CPU. There
+/// the interface polls where it usually does, in the softirq of whoever sends to it, and none is returned.
+///
 /// # Errors
 /// If it does not poll.
 pub fn poll_on(interface: &str, cpu: usize) -> Result<Vec<Pid>> {
@@ -45,7 +48,15 @@ pub fn poll_on(interface: &str, cpu: usize) -> Result<Vec<Pid>> {
         }
     }
     if threads.is_empty() {
-        bail!("the kernel polls {interface} in no thread of its own");
+        if sees_kernel_threads() {
+            bail!("the kernel polls {interface} in no thread of its own");
+        }
+        fs::write(&threaded, "0").with_context(|| format!("cannot write {threaded}"))?;
     }
     Ok(threads)
+}
+
+/// Whether this PID namespace is the kernel's own, where process 2 starts all kernel threads (`kthreadd`).
+fn sees_kernel_threads() -> bool {
+    fs::read_to_string("/proc/2/comm").is_ok_and(|comm| comm.trim() == "kthreadd")
 }
