@@ -162,8 +162,16 @@ impl Daemon {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(place: &Place, namespace: &Namespace) -> Result<Self> {
+        Self::spawn_with(place, namespace, &[])
+    }
+
+    /// Starts it with these options of `tollgate run` and does not wait.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn_with(place: &Place, namespace: &Namespace, options: &[&str]) -> Result<Self> {
         let mut command = place.tollgate(namespace, &["run", "-c"])?;
-        command.arg(place.config());
+        command.arg(place.config()).args(options);
         if let Some(user) = &place.user {
             command.args(["--user", user]);
         }

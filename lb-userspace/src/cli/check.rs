@@ -1,6 +1,7 @@
 //! `tollgate check`: the configuration and this host.
 
 use std::{
+    io::ErrorKind,
     net::{TcpListener, UdpSocket},
     os::unix::net::UnixStream,
 };
@@ -8,12 +9,13 @@ use std::{
 use anyhow::bail;
 use serde::Serialize;
 use tollgate::{
-    config::{Config, ConfigError, Forward, Problem, Service},
+    config::{Config, ConfigError, Forward, Problem, Service, StoreLocation},
     control::{self, Accepted, StartError, desired},
     datapath::{
         DatapathError,
         preflight::{self, Verdict},
     },
+    store::{Commit, StoreError},
 };
 
 use super::{
@@ -105,6 +107,7 @@ fn lines(global: &Global) -> anyhow::Result<Vec<Line>> {
         let mend = if check.verdict == Verdict::Good { String::new() } else { check.mend.into_owned() };
         Line { name: check.name.to_owned(), verdict, found: check.found, mend }
     }));
+    checks.push(store(&config));
     checks.extend(interfaces(&config)?);
     checks.extend(metrics(&config));
     checks.extend(config.services.iter().filter_map(local_address));
@@ -146,10 +149,39 @@ fn interfaces(config: &Config) -> anyhow::Result<Vec<Line>> {
     })
 }
 
+/// Whether the daemon could use the store. While it runs, it does.
+fn store(config: &Config) -> Line {
+    let StoreLocation::File(directory) = &config.store;
+    let directory = directory.display();
+    let (verdict, found) = if is_running(config) {
+        ("good", format!("{directory}, in use by a running daemon"))
+    } else {
+        match control::check_store(config) {
+            Ok(Commit { revision: 0, .. }) => ("good", format!("{directory}, which is empty")),
+            Ok(Commit { revision, .. }) => ("good", format!("{directory}, at revision {revision}")),
+            Err(StartError::Store(StoreError::Io { action, path, source }))
+                if source.kind() == ErrorKind::PermissionDenied =>
+            {
+                ("warning", format!("this user cannot {action} {}: {source}", path.display()))
+            }
+            Err(StartError::Datapath(error)) if !matches!(error, DatapathError::Layout { .. }) => (
+                "warning",
+                format!("{directory}; whether it continues from the kernel state is not known: {error}"),
+            ),
+            Err(error) => ("failed", error.to_string()),
+        }
+    };
+    Line { name: "store".to_owned(), verdict, found, mend: String::new() }
+}
+
+fn is_running(config: &Config) -> bool {
+    UnixStream::connect(&config.control).is_ok()
+}
+
 /// Whether metrics can be served. While the daemon runs, they are, by it.
 fn metrics(config: &Config) -> Option<Line> {
     let address = config.metrics?;
-    let running = UnixStream::connect(&config.control).is_ok();
+    let running = is_running(config);
     let (verdict, found, mend) = match TcpListener::bind(address) {
         Ok(_) => ("good", format!("{address}, which is free"), ""),
         Err(_) if running => ("good", format!("{address}, while a daemon runs"), ""),

@@ -45,6 +45,10 @@ pub struct Args {
     /// Become this user once everything is open that takes root, and own the store and the pins as it
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+    /// Use a store that is older than the kernel state, empty or another one, if it is at this revision; what the kernel has
+    /// revoked stays revoked
+    #[arg(long, value_name = "REVISION")]
+    accept_store: Option<u64>,
 }
 
 /// Runs until it is told to end.
@@ -68,7 +72,7 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
     // Before the first thread: what is given up is given up by those that come after.
     sandbox::enter(account.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(daemon(config, pins, doors, global.detach_command()))
+    runtime.block_on(daemon(config, pins, doors, args.accept_store, global.detach_command()))
 }
 
 /// What others reach the daemon by.
@@ -111,7 +115,13 @@ fn preflight(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn daemon(config: Config, pins: Pins, doors: Doors, detach: String) -> anyhow::Result<()> {
+async fn daemon(
+    config: Config,
+    pins: Pins,
+    doors: Doors,
+    accept_store: Option<u64>,
+    detach: String,
+) -> anyhow::Result<()> {
     let mut signals = Signals::take()?;
     let Doors { control, rules, metrics, socket } = doors;
     let control = tokio::net::UnixListener::from_std(control)?;
@@ -119,7 +129,7 @@ async fn daemon(config: Config, pins: Pins, doors: Doors, detach: String) -> any
     let store = store::open(&config.store)?;
     let node = config.node.clone();
 
-    let controller = Controller::start(config, store, pins).await?;
+    let controller = Controller::start(config, store, pins, accept_store).await?;
     let readiness = controller.readiness();
     let (handle, commands) = Handle::new();
     let mut controller = tokio::spawn(controller.run(commands));

@@ -157,7 +157,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::store::FileStore;
+    use crate::{control::stored::tests::Told, store::FileStore};
 
     const SERVICE: u32 = 42;
 
@@ -170,7 +170,7 @@ mod tests {
     async fn a_key_signs_only_once_the_kernel_has_it() {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(FileStore::open(directory.path()).unwrap());
-        let mut stored = Stored::open(store).await.unwrap();
+        let mut stored = Stored::open(store, Box::new(Told::of(directory.path()))).await.unwrap();
         let policies = vec![KeyPolicy { service_id: SERVICE, max_ttl: 60, rotation: None, quota: 64 }];
         let mut keys = Keys { policies, wanted: Wanted::default(), installed: BTreeSet::new() };
         let events = keys.tick(&mut stored).await.unwrap();

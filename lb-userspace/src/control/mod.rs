@@ -1,12 +1,15 @@
 //! The loop that makes the kernel equal to the desired state, again and again: at start, on every change, every second.
 
+mod accept;
 mod attachment;
 pub mod backends;
 mod clock;
 mod commands;
 pub mod desired;
+mod error;
 mod indices;
 mod keys;
+mod lineage;
 mod links;
 mod macs;
 mod neighbours;
@@ -32,6 +35,8 @@ use tracing::{Instrument as _, debug, info, warn};
 
 pub use attachment::Remaining;
 pub use commands::{Asked, Command, Handle, Reply, RequestError};
+pub use error::StartError;
+pub use lineage::{Mismatch, check_store};
 pub use macs::Accepted;
 pub use readiness::Readiness;
 pub use redirects::Redirects;
@@ -40,10 +45,11 @@ pub use report::MetricsReport;
 use crate::{
     config::{Config, Forward, Service},
     datapath::{
-        BackendOwner, Datapath, DatapathError, Lost, Options, PinLock, Pins, attach, embedded_object,
+        BackendOwner, Datapath, DatapathError, LastCommit, Lost, Options, PinLock, Pins, attach,
+        embedded_object,
     },
     keyring::Event,
-    store::{Store, StoreError},
+    store::Store,
 };
 use attachment::Attachments;
 use backends::Backends;
@@ -62,23 +68,6 @@ const EVERY: Duration = Duration::from_secs(1);
 const FIRST_ANSWERS: Duration = Duration::from_secs(1);
 /// How long changes of the network are collected.
 const SETTLE: Duration = Duration::from_millis(50);
-
-/// Why the daemon could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The data path.
-    #[error(transparent)]
-    Datapath(#[from] DatapathError),
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The keys.
-    #[error(transparent)]
-    Keys(#[from] KeysError),
-    /// The network.
-    #[error(transparent)]
-    Network(#[from] NetworkError),
-}
 
 /// Keeps the kernel equal to the desired state.
 pub struct Controller {
@@ -124,14 +113,20 @@ impl Outcome {
 
 impl Controller {
     /// Brings the data path up: clock, keys and tables first, then the program before the interfaces. If it fails,
-    /// what was attached before still is, and nothing else.
+    /// what was attached before still is, and nothing else. A store that the kernel state was not made from is refused, unless
+    /// it is at the revision `accept_store`.
     ///
     /// # Errors
     /// With the first thing that would not do.
-    pub async fn start(config: Config, store: Arc<dyn Store>, pins: Pins) -> Result<Self, StartError> {
+    pub async fn start(
+        config: Config,
+        store: Arc<dyn Store>,
+        pins: Pins,
+        accept_store: Option<u64>,
+    ) -> Result<Self, StartError> {
         let lock = pins.lock()?;
         let first_start = pins.is_empty()?;
-        let started = Self::bring_up(config, store, &pins, lock).await;
+        let started = Self::bring_up(config, store, &pins, lock, accept_store).await;
         if started.is_err() && first_start {
             pins.remove_all()?;
         }
@@ -143,7 +138,10 @@ impl Controller {
         store: Arc<dyn Store>,
         pins: &Pins,
         lock: PinLock,
+        accept_store: Option<u64>,
     ) -> Result<Self, StartError> {
+        // First: after a refusal, the kernel state is as it was.
+        let accepted = lineage::verify(&config, &store.snapshot().await?.commit, pins, accept_store)?;
         let network = Network::connect()?;
         let (interfaces, links) = network.interfaces().await?;
         let attachments = Attachments::new(&config, pins.clone());
@@ -158,7 +156,13 @@ impl Controller {
                 warn!(map, "begins empty, for it had another size before, or its pin was gone: {lost}");
             }
         }
-        let stored = Stored::open(store).await?;
+        let memory = LastCommit::open(Some(pins))?;
+        let mut stored = Stored::open(store, Box::new(memory)).await?;
+        // Before anything of the kernel state changes, and before it is forgotten what that was made from.
+        if let Some(mismatch) = accepted {
+            accept::accept(&mismatch, &mut stored, &datapath).await?;
+        }
+        stored.remember()?;
         let keys = Keys::new(&config.services);
         let backends = Backends::new(&config, &datapath.tables.live()?);
         let mut controller = Self {
@@ -266,6 +270,9 @@ impl Controller {
             outcome.errors.push(error.to_string());
         }
         self.sync_revocations(&mut outcome);
+        if let Err(error) = self.stored.remember() {
+            outcome.failed(vec!["the store's newest commit is not remembered".to_owned()], &error);
+        }
         match self.network.interfaces().await {
             Ok((interfaces, links)) => (self.interfaces, self.links) = (interfaces, links),
             Err(error) => outcome.errors.push(error.to_string()),

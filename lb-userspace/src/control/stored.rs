@@ -3,25 +3,48 @@
 
 use std::sync::Arc;
 
-use crate::store::{Snapshot, State, Store, StoreError};
+use tracing::warn;
+
+use crate::{
+    datapath::{DatapathError, LastCommit},
+    store::{Commit, Snapshot, State, Store, StoreError},
+};
 
 /// How often a commit is tried again when somebody else was faster.
 const ATTEMPTS: usize = 8;
+
+/// Where the newest commit is remembered outside the store.
+pub trait Memory: Send {
+    /// Remembers a commit in place of the one before.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn remember(&mut self, commit: &Commit) -> Result<(), DatapathError>;
+}
+
+impl Memory for LastCommit {
+    fn remember(&mut self, commit: &Commit) -> Result<(), DatapathError> {
+        self.write(commit)
+    }
+}
 
 /// The store, and what it held last.
 pub struct Stored {
     store: Arc<dyn Store>,
     snapshot: Snapshot,
+    memory: Box<dyn Memory>,
+    remembered: Commit,
 }
 
 impl Stored {
-    /// Reads the store.
+    /// Reads the store. Each commit from here on is remembered in `memory`; for the one that is there now, call
+    /// [`Stored::remember`].
     ///
     /// # Errors
     /// If it cannot be read.
-    pub async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+    pub async fn open(store: Arc<dyn Store>, memory: Box<dyn Memory>) -> Result<Self, StoreError> {
         let snapshot = store.snapshot().await?;
-        Ok(Self { store, snapshot })
+        Ok(Self { store, snapshot, memory, remembered: Commit::default() })
     }
 
     /// The state.
@@ -30,11 +53,24 @@ impl Stored {
     }
 
     /// Of the state.
-    pub const fn revision(&self) -> u64 {
-        self.snapshot.revision
+    pub fn revision(&self) -> u64 {
+        self.snapshot.commit.revision
     }
 
-    /// Changes the state and commits it.
+    /// Remembers the commit of the state, if it is not remembered yet. A store without a commit leaves the memory as it is.
+    ///
+    /// # Errors
+    /// If the memory cannot be written. The next call tries again.
+    pub fn remember(&mut self) -> Result<(), DatapathError> {
+        if self.remembered != self.snapshot.commit {
+            self.memory.remember(&self.snapshot.commit)?;
+            self.remembered = self.snapshot.commit;
+        }
+        Ok(())
+    }
+
+    /// Changes the state and commits it. The commit is remembered once it is durable: a crash in between leaves an older one
+    /// in the memory, never a newer one than the store has.
     ///
     /// # Errors
     /// If the change is refused, or not stored. Then nothing has changed.
@@ -50,9 +86,13 @@ impl Stored {
                 return Ok(result);
             }
             attempt += 1;
-            match self.store.commit(self.snapshot.revision, state).await {
+            match self.store.commit(self.snapshot.commit.revision, state).await {
                 Ok(snapshot) => {
                     self.snapshot = snapshot;
+                    if let Err(error) = self.remember() {
+                        // The change is made. The control loop tries again within a second, and reports it.
+                        warn!("the commit is stored, but not remembered in the kernel: {error}");
+                    }
                     return Ok(result);
                 }
                 Err(StoreError::Conflict { .. }) if attempt < ATTEMPTS => {
@@ -61,5 +101,96 @@ impl Stored {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::{path::PathBuf, sync::Mutex};
+
+    use super::*;
+    use crate::store::{self, FileStore};
+
+    /// A memory in this process. For each commit that it is told: what the file holds at that moment.
+    #[derive(Clone, Default)]
+    pub struct Told(Arc<Mutex<Vec<(Commit, Commit)>>>, PathBuf, Arc<Mutex<bool>>);
+
+    impl Memory for Told {
+        fn remember(&mut self, commit: &Commit) -> Result<(), DatapathError> {
+            if *self.2.lock().unwrap() {
+                return Err(DatapathError::NoObject);
+            }
+            let stored = store::inspect(&crate::config::StoreLocation::File(self.1.clone()));
+            self.0
+                .lock()
+                .unwrap()
+                .push((*commit, stored.map(|snapshot| snapshot.commit).unwrap_or_default()));
+            Ok(())
+        }
+    }
+
+    impl Told {
+        pub fn of(directory: &std::path::Path) -> Self {
+            Self(Arc::default(), directory.to_owned(), Arc::default())
+        }
+
+        fn commits(&self) -> Vec<Commit> {
+            self.0.lock().unwrap().iter().map(|(commit, _)| *commit).collect()
+        }
+    }
+
+    fn revoke_before(at: u32) -> impl FnMut(&mut State) -> Result<(), StoreError> {
+        move |state| {
+            state.revocations.revoke_before(42, at.into(), at.into()).expect("a moment in the past");
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_commit_is_remembered_once_it_is_stored() {
+        let directory = tempfile::tempdir().unwrap();
+        let told = Told::of(directory.path());
+        let store = Arc::new(FileStore::open(directory.path()).unwrap());
+        let mut stored = Stored::open(store, Box::new(told.clone())).await.unwrap();
+        stored.remember().unwrap();
+        assert_eq!(told.commits(), [], "there is none yet");
+        for at in 1..=3 {
+            stored.change(revoke_before(at)).await.unwrap();
+        }
+        stored.change(revoke_before(3)).await.unwrap();
+        stored.remember().unwrap();
+        let commits = told.commits();
+        assert_eq!(commits.iter().map(|commit| commit.revision).collect::<Vec<_>>(), [1, 2, 3]);
+        for (told, on_disk) in told.0.lock().unwrap().iter() {
+            assert_eq!(told, on_disk, "what is remembered is on the disk by then");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_stored_is_not_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let told = Told::of(directory.path());
+        let store = Arc::new(FileStore::open(directory.path()).unwrap());
+        let mut stored = Stored::open(store, Box::new(told.clone())).await.unwrap();
+        stored.change(revoke_before(1)).await.unwrap();
+        std::fs::create_dir(directory.path().join("state.json.tmp")).unwrap();
+        stored.change(revoke_before(2)).await.unwrap_err();
+        stored.remember().unwrap();
+        assert_eq!(told.commits().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_remembered_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let told = Told::of(directory.path());
+        let store = Arc::new(FileStore::open(directory.path()).unwrap());
+        let mut stored = Stored::open(store, Box::new(told.clone())).await.unwrap();
+        *told.2.lock().unwrap() = true;
+        stored.change(revoke_before(1)).await.unwrap();
+        assert!(stored.remember().is_err());
+        *told.2.lock().unwrap() = false;
+        stored.remember().unwrap();
+        stored.remember().unwrap();
+        assert_eq!(told.commits().iter().map(|commit| commit.revision).collect::<Vec<_>>(), [1]);
     }
 }

@@ -10,7 +10,7 @@ use aya::programs::{
 };
 use lb_common::maps;
 
-use super::{Datapath, DatapathError, HeldLink, Pins, error::chain};
+use super::{Datapath, DatapathError, HeldLink, LastCommit, Pins, error::chain};
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,9 @@ impl Datapath {
     pub fn pin_maps(&self, pins: &Pins) -> Result<Vec<&'static str>, DatapathError> {
         let pinned = self.pinned.iter().map(|(name, map)| (*name, map));
         let mut anew = Vec::new();
-        for (name, map) in pinned.chain(self.owners.maps()) {
+        for (name, map) in
+            pinned.chain(self.owners.maps()).chain([(LastCommit::NAME, self.last_commit.map())])
+        {
             let pin = pins.map(name);
             if !pin.exists() {
                 map.pin(&pin).map_err(|error| DatapathError::Pin {

@@ -15,8 +15,8 @@ use lb_common::{
 };
 
 use super::{
-    Counters, DatapathError, Egress, GRACE, KeySlots, LiveWords, Owners, Pins, Revocations, Tables,
-    error::chain, layout,
+    Counters, DatapathError, Egress, GRACE, KeySlots, LastCommit, LiveWords, Owners, Pins, Revocations,
+    Tables, error::chain, layout,
 };
 
 /// The least that an LRU works with, for what nobody needs.
@@ -90,6 +90,8 @@ pub struct Datapath {
     pub counters: Counters,
     /// Whose counters they are.
     pub owners: Owners,
+    /// Which commit of the store was the newest.
+    pub last_commit: LastCommit,
     /// Maps that begin empty although others of the same pins do not: they had another size, or no pin any more.
     pub made_anew: Vec<&'static str>,
     /// The maps that are pinned, to be pinned again.
@@ -181,6 +183,7 @@ impl Datapath {
             key_slots: KeySlots::new(key_slots, options.grace)?,
             counters: Counters::new(counters, cpus)?,
             owners: Owners::open(options.pins.as_ref())?,
+            last_commit: LastCommit::open(options.pins.as_ref())?,
             made_anew,
             // An object without log calls has no map for them.
             logger: EbpfLogger::init(&mut ebpf).ok(),

@@ -1,10 +1,10 @@
 //! Whose counters are whose: pinned beside the counters, so that both live equally long. The program knows nothing
 //! of these maps.
 
-use aya::maps::{Array, IterableMap as _, Map, MapData, MapType};
+use aya::maps::{Array, IterableMap as _, MapData};
 use lb_common::maps::{BACKENDS_MAX, SERVICES_MAX};
 
-use super::{DatapathError, Pins, batch, error::chain};
+use super::{DatapathError, Pins, batch, own_map};
 
 const SERVICE_OWNERS: &str = "service_owners";
 const BACKEND_OWNERS: &str = "backend_owners";
@@ -44,8 +44,8 @@ impl Owners {
     }
 
     pub(super) fn open(pins: Option<&Pins>) -> Result<Self, DatapathError> {
-        let services = open::<u32>(pins, SERVICE_OWNERS, SERVICES_MAX)?;
-        let backends = open::<u64>(pins, BACKEND_OWNERS, BACKENDS_MAX)?;
+        let services = own_map::open::<u32>(pins, SERVICE_OWNERS, SERVICES_MAX)?;
+        let backends = own_map::open::<u64>(pins, BACKEND_OWNERS, BACKENDS_MAX)?;
         Ok(Self { services, backends })
     }
 
@@ -97,45 +97,6 @@ impl Owners {
             source,
         })
     }
-}
-
-/// The pinned map, or a new one, which is then pinned.
-fn open<V: aya::Pod>(
-    pins: Option<&Pins>,
-    name: &'static str,
-    entries: u32,
-) -> Result<Array<MapData, V>, DatapathError> {
-    let failed = |action| move |source| DatapathError::Map { map: name, action, source };
-    let value_size = size_of::<V>() as u32;
-    let create = || {
-        let map = aya_obj::Map::new_from_params(MapType::Array as u32, 4, value_size, entries, 0);
-        MapData::create(map, name, None).map_err(failed("make it"))
-    };
-    let Some(pins) = pins else {
-        return Map::Array(create()?).try_into().map_err(failed("open it"));
-    };
-    let path = pins.map(name);
-    let map = if path.exists() {
-        let map = MapData::from_pin(&path).map_err(failed("open its pin"))?;
-        let info = map.info().map_err(failed("look at it"))?;
-        let found = (info.map_type().ok(), info.key_size(), info.value_size(), info.max_entries());
-        let wanted = (Some(MapType::Array), 4, value_size, entries);
-        if found != wanted {
-            let [found, wanted] = [found, wanted].map(|layout| format!("{layout:?}"));
-            return Err(DatapathError::Layout { path: pins.name(&path), found, wanted });
-        }
-        map
-    } else {
-        let map = create()?;
-        map.pin(&path).map_err(|error| DatapathError::Pin {
-            path: pins.name(&path),
-            action: "pin the map",
-            source: std::io::Error::other(chain(&error)),
-            mend: "run as root",
-        })?;
-        map
-    };
-    Map::Array(map).try_into().map_err(failed("open it"))
 }
 
 #[cfg(test)]

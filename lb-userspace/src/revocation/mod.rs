@@ -97,20 +97,34 @@ impl Revocations {
         if until <= now {
             return Err(RevocationError::NoTime);
         }
+        self.keep(keys.iter().map(|key| (*key, until)), now)?;
+        Ok(keys.iter().map(|key| (*key, self.named[key])).collect())
+    }
+
+    /// Revokes sessions or tokens, each until a moment of its own, all or none. What is revoked for longer stays so.
+    ///
+    /// # Errors
+    /// `Full` if they do not all fit.
+    pub fn keep(
+        &mut self,
+        revoked: impl IntoIterator<Item = (RevocationKey, u64)>,
+        now: u64,
+    ) -> Result<(), RevocationError> {
         let mut named = self.named.clone();
         named.retain(|_, until| *until > now);
         let held = named.len();
-        for key in keys {
-            let entry = named.entry(*key).or_default();
+        for (key, until) in revoked {
+            let entry = named.entry(key).or_default();
             *entry = until.max(*entry);
         }
         if named.len() > REVOCATIONS_MAX as usize {
             let wanted = named.len() - held;
-            let first_ends = self.in_force(now).map(|(_, until)| until).min().unwrap_or(until);
+            let ends = self.in_force(now).map(|(_, until)| until).min();
+            let first_ends = ends.or_else(|| named.values().copied().min()).unwrap_or(now);
             return Err(RevocationError::Full { held, wanted, first_ends });
         }
         self.named = named;
-        Ok(keys.iter().map(|key| (*key, self.named[key])).collect())
+        Ok(())
     }
 
     /// Lifts revocations, all or none. Returns until when each would have been in force.

@@ -40,6 +40,27 @@ fn a_revocation_ends_when_it_should_and_not_before() {
 }
 
 #[test]
+fn what_is_kept_has_ends_of_its_own() {
+    let mut revocations = Revocations::default();
+    revocations.revoke(&[session(7), session(8)], NOW + 100, NOW).unwrap();
+    revocations.keep([(session(7), NOW + 200), (session(8), NOW + 50), (token(9), NOW + 10)], NOW).unwrap();
+    let expected = [(session(7), NOW + 200), (session(8), NOW + 100), (token(9), NOW + 10)];
+    assert_eq!(revocations.in_force(NOW).collect::<Vec<_>>(), expected);
+    // All or none, and room is what is in force.
+    let mut full = full();
+    let before = full.clone();
+    let error = full.keep([(session(0), NOW + 200), (token(9), NOW + 50)], NOW).unwrap_err();
+    let room = REVOCATIONS_MAX as usize;
+    assert_eq!(error, RevocationError::Full { held: room, wanted: 1, first_ends: NOW + 100 });
+    assert_eq!(full, before);
+    full.keep([(token(9), NOW + 200)], NOW + 100).unwrap();
+    assert_eq!(full.in_force(NOW + 100).collect::<Vec<_>>(), [(token(9), NOW + 200)]);
+    let too_many = (0..=u64::from(REVOCATIONS_MAX)).map(|of| (token(of), NOW + 7 + of));
+    let error = Revocations::default().keep(too_many, NOW).unwrap_err();
+    assert_eq!(error, RevocationError::Full { held: 0, wanted: room + 1, first_ends: NOW + 7 });
+}
+
+#[test]
 fn a_revocation_is_lifted_or_shortened() {
     let mut revocations = Revocations::default();
     revocations.revoke(&[session(7), session(8), token(7)], NOW + 100, NOW).unwrap();

@@ -1,4 +1,4 @@
-//! The state as a file: `{"format": 3, "sha256": of the content, "content": {"revision": N, "state": {..}}}`.
+//! The state as a file: `{"format": 4, "sha256": of the content, "content": {"store_id": HEX, "revision": N, "state": {..}}}`.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -13,10 +13,10 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::{Snapshot, State, StoreError};
+use super::{Commit, Snapshot, State, StoreError, StoreId};
 
-/// Written by this version, which also reads 1 (no revocations) and 2 (no store id, and no service of a key slot).
-pub(super) const FORMAT: u32 = 3;
+/// Written by this version, which also reads 1 (no revocations), 2 (no service of a key slot) and 3 (no store id).
+pub(super) const FORMAT: u32 = 4;
 
 #[derive(Deserialize)]
 struct Format {
@@ -35,12 +35,15 @@ struct Envelope<'a> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Content {
+    #[serde(default)]
+    store_id: StoreId,
     revision: u64,
     state: State,
 }
 
 #[derive(Serialize)]
 struct ContentRef<'a> {
+    store_id: StoreId,
     revision: u64,
     state: &'a State,
 }
@@ -52,16 +55,19 @@ pub(super) enum Unsound {
     Newer(u32),
 }
 
-/// The bytes of the file.
-pub(super) fn encode(snapshot: &Snapshot) -> Zeroizing<Vec<u8>> {
-    let content = ContentRef { revision: snapshot.revision, state: &snapshot.state };
+/// The bytes of the file, and the commit that they are.
+pub(super) fn encode(store_id: StoreId, revision: u64, state: &State) -> (Commit, Zeroizing<Vec<u8>>) {
+    let content = ContentRef { store_id, revision, state };
     let content =
         Zeroizing::new(serde_json::to_string(&content).expect("the state has nothing that JSON has not"));
-    let sha256 = hex::encode(Sha256::digest(content.as_bytes()));
-    Zeroizing::new(
-        format!("{{\"format\":{FORMAT},\"sha256\":\"{sha256}\",\"content\":{}}}\n", content.as_str())
-            .into_bytes(),
-    )
+    let sum = Sha256::digest(content.as_bytes());
+    let sha256 = hex::encode(sum);
+    let file = format!("{{\"format\":{FORMAT},\"sha256\":\"{sha256}\",\"content\":{}}}\n", content.as_str());
+    (Commit { store: store_id, revision, digest: first_half(&sum) }, Zeroizing::new(file.into_bytes()))
+}
+
+fn first_half(sum: &[u8]) -> [u8; 16] {
+    sum[..16].try_into().expect("a SHA-256 has 32 bytes")
 }
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Snapshot, Unsound> {
@@ -80,12 +86,14 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Snapshot, Unsound> {
     }
     let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(not_json)?;
     let content = envelope.content.get();
-    if hex::encode(Sha256::digest(content.as_bytes())) != envelope.sha256 {
+    let sum = Sha256::digest(content.as_bytes());
+    if hex::encode(sum) != envelope.sha256 {
         return Err(damaged("its checksum does not match".to_owned()));
     }
-    let Content { revision, state } = serde_json::from_str(content)
+    let Content { store_id, revision, state } = serde_json::from_str(content)
         .map_err(|error| damaged(format!("its content is contradictory ({error})")))?;
-    Ok(Snapshot { revision, state: Arc::new(state) })
+    let commit = Commit { store: store_id, revision, digest: first_half(&sum) };
+    Ok(Snapshot { commit, state: Arc::new(state) })
 }
 
 /// The system calls that a commit depends on. A test records them, to reconstruct what a power failure after each of them
@@ -137,15 +145,26 @@ pub(super) fn directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> 
     Ok(())
 }
 
+/// Who may own a file that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// This process's user.
+    User,
+    /// Anyone if this is root, who only reports what is there.
+    AnyIfRoot,
+}
+
 /// Reads a file with secrets in it; `None` if there is none.
-pub(super) fn read_secret(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+pub(super) fn read_secret(path: &Path, owner: Owner) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
     let mut file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(io_error("open", path, source)),
     };
     let metadata = file.metadata().map_err(|source| io_error("look at", path, source))?;
-    owned(path, metadata.uid())?;
+    if owner == Owner::User || !nix::unistd::geteuid().is_root() {
+        owned(path, metadata.uid())?;
+    }
     let mode = metadata.mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(StoreError::Readable { path: path.to_owned(), mode });

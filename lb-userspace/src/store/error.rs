@@ -23,6 +23,9 @@ pub enum StoreError {
         "the store is at the last revision there is, which no commit of Tollgate's reaches: who wrote it? Go back to a copy of it"
     )]
     LastRevision,
+    /// There is no randomness for the ID of a new store.
+    #[error("the system gives no random bytes: {0}")]
+    Random(getrandom::Error),
     /// Another daemon has it.
     #[error(
         "{} is in use by {}; stop that daemon, or give this one another `store`",
@@ -115,11 +118,12 @@ fn go_back(path: &std::path::Path, previous: Option<u64>) -> String {
     match previous {
         Some(revision) => format!(
             "nothing was changed. To go back to revision {revision} and lose the last change: `mv {shown} \
-             {shown}.damaged && cp -p {shown}.prev {shown}`"
+             {shown}.damaged && cp -p {shown}.prev {shown}`, then start once with `tollgate run --accept-store {revision}`"
         ),
         None => format!(
             "nothing was changed, and there is no sound previous copy. Restore it from a backup, or begin with new keys: \
-             `mv {shown} {shown}.damaged` (issuers then need `tollgate keys export` again)"
+             `mv {shown} {shown}.damaged`, then start once with `tollgate run --accept-store 0` (issuers then need \
+             `tollgate keys export` again)"
         ),
     }
 }
@@ -127,9 +131,14 @@ fn go_back(path: &std::path::Path, previous: Option<u64>) -> String {
 fn start_anew(path: &std::path::Path, previous: Option<u64>) -> String {
     let shown = path.display();
     let back = previous.map_or_else(String::new, |revision| {
-        format!("to go back to its revision {revision}: `cp -p {shown}.prev {shown}`; ")
+        format!(
+            "to go back to its revision {revision}: `cp -p {shown}.prev {shown}`, then start once with `tollgate run \
+             --accept-store {revision}`; "
+        )
     });
-    format!("{back}to begin with new keys: `mv {shown}.prev {shown}.old`")
+    format!(
+        "{back}to begin with new keys: `mv {shown}.prev {shown}.old`, then start once with `tollgate run --accept-store 0`"
+    )
 }
 
 fn mend_of_io(error: &io::Error) -> &'static str {

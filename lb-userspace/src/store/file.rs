@@ -11,8 +11,8 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    Snapshot, State, Store, StoreError, StoreFuture,
-    disk::{self, Disk, HostDisk, Unsound, io_error},
+    Snapshot, State, Store, StoreError, StoreFuture, StoreId,
+    disk::{self, Disk, HostDisk, Owner, Unsound, io_error},
 };
 
 /// Keeps the state in a directory of this host. One process at a time.
@@ -42,20 +42,21 @@ impl FileStore {
     pub(super) fn open_on(disk: Box<dyn Disk>, directory: &Path) -> Result<Self, StoreError> {
         disk::directory(&*disk, directory)?;
         let lock = lock(directory)?;
-        let state = directory.join("state.json");
-        let previous = directory.join("state.json.prev");
+        let (state, previous) = files(directory);
         for path in [&state, &previous] {
             disk::remove_leftover(path)?;
         }
-        let snapshot = match disk::read_secret(&state)? {
-            Some(bytes) => disk::decode(&bytes).map_err(|unsound| refusal(&state, &previous, unsound))?,
-            None if previous.exists() => {
-                return Err(StoreError::Missing { path: state, previous: sound_revision(&previous) });
-            }
-            None => Snapshot::default(),
-        };
+        let snapshot = read(&state, &previous, Owner::User)?;
         let latest = watch::Sender::new(snapshot);
         Ok(Self(Arc::new(Inner { disk, state, previous, latest, committing: Mutex::new(()), _lock: lock })))
+    }
+}
+
+impl FileStore {
+    /// What is in the store of `directory`; see [`super::inspect`].
+    pub(super) fn inspect(directory: &Path) -> Result<Snapshot, StoreError> {
+        let (state, previous) = files(directory);
+        read(&state, &previous, Owner::AnyIfRoot)
     }
 }
 
@@ -84,14 +85,17 @@ impl Store for FileStore {
 impl Inner {
     fn commit(&self, expected: u64, state: State) -> Result<Snapshot, StoreError> {
         let _one_at_a_time = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = self.latest.borrow().revision;
+        let latest = self.latest.borrow().commit;
+        let found = latest.revision;
         if found != expected {
             return Err(StoreError::Conflict { expected, found });
         }
         let revision = found.checked_add(1).ok_or(StoreError::LastRevision)?;
         self.keep_previous(found)?;
-        let next = Snapshot { revision, state: Arc::new(state) };
-        disk::replace(&*self.disk, &self.state, &disk::encode(&next))?;
+        let store_id = if latest.store == StoreId::NONE { new_id()? } else { latest.store };
+        let (commit, file) = disk::encode(store_id, revision, &state);
+        disk::replace(&*self.disk, &self.state, &file)?;
+        let next = Snapshot { commit, state: Arc::new(state) };
         self.latest.send_replace(next.clone());
         Ok(next)
     }
@@ -99,7 +103,7 @@ impl Inner {
     /// Keeps a copy of what is about to be replaced, unless that is not what this process has written.
     fn keep_previous(&self, revision: u64) -> Result<(), StoreError> {
         let changed = || StoreError::Changed { path: self.state.clone() };
-        match disk::read_secret(&self.state)? {
+        match disk::read_secret(&self.state, Owner::User)? {
             None if revision == 0 => Ok(()),
             None => Err(changed()),
             Some(bytes) => match disk::decode(&bytes) {
@@ -110,6 +114,27 @@ impl Inner {
             },
         }
     }
+}
+
+/// The state and the copy before it.
+fn files(directory: &Path) -> (PathBuf, PathBuf) {
+    (directory.join("state.json"), directory.join("state.json.prev"))
+}
+
+fn read(state: &Path, previous: &Path, owner: Owner) -> Result<Snapshot, StoreError> {
+    match disk::read_secret(state, owner)? {
+        Some(bytes) => disk::decode(&bytes).map_err(|unsound| refusal(state, previous, owner, unsound)),
+        None if previous.exists() => {
+            Err(StoreError::Missing { path: state.to_owned(), previous: sound_revision(previous, owner) })
+        }
+        None => Ok(Snapshot::default()),
+    }
+}
+
+fn new_id() -> Result<StoreId, StoreError> {
+    let mut id = StoreId::NONE;
+    getrandom::fill(&mut id.0).map_err(StoreError::Random)?;
+    Ok(id)
 }
 
 fn lock(directory: &Path) -> Result<File, StoreError> {
@@ -140,16 +165,18 @@ fn lock(directory: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-fn refusal(state: &Path, previous: &Path, unsound: Unsound) -> StoreError {
+fn refusal(state: &Path, previous: &Path, owner: Owner, unsound: Unsound) -> StoreError {
     let path = state.to_owned();
     match unsound {
         Unsound::Newer(found) => StoreError::Newer { path, found },
-        Unsound::Damaged(what) => StoreError::Damaged { path, what, previous: sound_revision(previous) },
+        Unsound::Damaged(what) => {
+            StoreError::Damaged { path, what, previous: sound_revision(previous, owner) }
+        }
     }
 }
 
 /// The revision of the previous copy, if going back to it is worth a proposal.
-fn sound_revision(previous: &Path) -> Option<u64> {
-    let bytes = disk::read_secret(previous).ok().flatten()?;
-    Some(disk::decode(&bytes).ok()?.revision)
+fn sound_revision(previous: &Path, owner: Owner) -> Option<u64> {
+    let bytes = disk::read_secret(previous, owner).ok().flatten()?;
+    Some(disk::decode(&bytes).ok()?.commit.revision)
 }

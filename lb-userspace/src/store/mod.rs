@@ -1,6 +1,7 @@
 //! Where the desired state lives. One trait, whatever keeps it: a snapshot, a watch, and a commit that only succeeds
 //! if nobody else committed in between.
 
+mod commit;
 mod disk;
 mod error;
 mod file;
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::{config::StoreLocation, keyring::Keyring, revocation::Revocations};
 
+pub use commit::{Commit, StoreId};
 pub use error::StoreError;
 pub use file::FileStore;
 
@@ -26,11 +28,11 @@ pub struct State {
     pub revocations: Revocations,
 }
 
-/// The state at one revision.
+/// The state at one commit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Grows with every commit; 0 before the first.
-    pub revision: u64,
+    /// The commit.
+    pub commit: Commit,
     /// The state.
     pub state: Arc<State>,
 }
@@ -61,6 +63,17 @@ pub trait Store: Send + Sync {
 pub fn open(location: &StoreLocation) -> Result<Arc<dyn Store>, StoreError> {
     match location {
         StoreLocation::File(directory) => Ok(Arc::new(FileStore::open(directory)?)),
+    }
+}
+
+/// Reads the store of a configuration as it is now, also one that another user owns if this is root. Does not lock it, and
+/// changes nothing; a store that is not there is empty.
+///
+/// # Errors
+/// If it cannot be read, is damaged, or is too new.
+pub fn inspect(location: &StoreLocation) -> Result<Snapshot, StoreError> {
+    match location {
+        StoreLocation::File(directory) => FileStore::inspect(directory),
     }
 }
 

@@ -88,7 +88,7 @@ fn a_new_store_is_empty_and_remembers_what_is_committed() {
     let mut watch = store.watch();
     assert!(!watch.has_changed().unwrap());
     let first = commit(&store, 0, state(1)).unwrap();
-    assert_eq!((first.revision, &*first.state), (1, &state(1)));
+    assert_eq!((first.commit.revision, &*first.state), (1, &state(1)));
     assert_eq!(snapshot(&store), first);
     assert!(watch.has_changed().unwrap());
     assert_eq!(*watch.borrow_and_update(), first);
@@ -122,7 +122,7 @@ fn only_one_of_two_commits_on_a_revision_succeeds() {
         racers.into_iter().map(|racer| racer.join().unwrap()).filter(|won| *won).count()
     });
     assert_eq!(won, 1);
-    assert_eq!(snapshot(&store).revision, 3);
+    assert_eq!(snapshot(&store).commit.revision, 3);
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_lock_is_held_across_processes_and_ends_with_its_process() {
     assert_ne!(pid, std::process::id());
     drop(holder.stdin.take());
     holder.wait().unwrap();
-    assert_eq!(snapshot(&place.open()).revision, 2);
+    assert_eq!(snapshot(&place.open()).commit.revision, 2);
 }
 
 /// Whatever a crash, a disk or an editor leaves of the file: the state, or an error, and never an empty store.
@@ -218,12 +218,12 @@ fn a_truncated_file_is_never_taken_for_another_state() {
         assert_eq!(fs::read(place.file("state.json.prev")).unwrap(), previous);
     }
     fs::copy(place.file("state.json.prev"), place.file("state.json")).unwrap();
-    assert_eq!(snapshot(&place.open()).revision, 1, "the way back that the error names");
+    assert_eq!(snapshot(&place.open()).commit.revision, 1, "the way back that the error names");
 }
 
 #[test]
 fn every_flipped_byte_is_noticed() {
-    let whole = disk::encode(&Snapshot { revision: 7, state: Arc::new(state(1)) });
+    let (_, whole) = disk::encode(StoreId([5; 16]), 7, &state(1));
     let sound = disk::decode(&whole).unwrap();
     for at in 0..whole.len() {
         for bit in 0..8 {
@@ -248,7 +248,7 @@ fn what_a_crash_leaves_is_the_old_state() {
     // Between the two renames of a commit: the copy is the state itself.
     fs::copy(place.file("state.json"), place.file("state.json.prev")).unwrap();
     let store = place.open();
-    assert_eq!(commit(&store, 2, state(3)).unwrap().revision, 3);
+    assert_eq!(commit(&store, 2, state(3)).unwrap().commit.revision, 3);
 }
 
 #[test]
@@ -274,41 +274,87 @@ fn a_failed_commit_changes_nothing_and_can_be_repeated() {
     assert!(matches!(error, StoreError::Io { .. }), "{error}");
     assert_eq!(snapshot(&store), before);
     fs::remove_dir(place.file("state.json.tmp")).unwrap();
-    assert_eq!(commit(&store, 2, state(3)).unwrap().revision, 3);
+    assert_eq!(commit(&store, 2, state(3)).unwrap().commit.revision, 3);
 }
 
 #[test]
 fn a_store_of_the_version_before_is_read() {
-    let place = Place::with_two_revisions();
-    let text = fs::read_to_string(place.file("state.json")).unwrap();
-    let text = text.replace(",\"revocations\":{\"named\":[],\"before\":{}}", "");
-    let content = text.split_once("\"content\":").unwrap().1.trim_end().strip_suffix('}').unwrap();
-    let sum = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(content));
-    let before = format!("{{\"format\":1,\"sha256\":\"{sum}\",\"content\":{content}}}\n");
-    assert!(!before.contains("revocations"), "{before}");
-    fs::write(place.file("state.json"), &before).unwrap();
+    let no_id = format!("\"store_id\":\"{}\",", hex::encode([5; 16]));
+    let no_revocations = ",\"revocations\":{\"named\":[],\"before\":{}}";
+    for (format, without) in [(1, vec![no_id.as_str(), no_revocations]), (3, vec![&no_id])] {
+        let place = Place::with_two_revisions();
+        let (_, file) = disk::encode(StoreId([5; 16]), 2, &state(2));
+        let mut text = String::from_utf8(file.to_vec()).unwrap();
+        for part in without {
+            assert!(text.contains(part), "{part}: {text}");
+            text = text.replace(part, "");
+        }
+        let content = text.split_once("\"content\":").unwrap().1.trim_end().strip_suffix('}').unwrap();
+        let sum = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(content));
+        let before = format!("{{\"format\":{format},\"sha256\":\"{sum}\",\"content\":{content}}}\n");
+        fs::write(place.file("state.json"), &before).unwrap();
+        let store = place.open();
+        assert_eq!(*snapshot(&store).state, state(2));
+        assert_eq!(snapshot(&store).commit.store, StoreId::NONE);
+        assert_eq!(
+            fs::read_to_string(place.file("state.json")).unwrap(),
+            before,
+            "as it was, until something changes"
+        );
+        let next = commit(&store, 2, state(3)).unwrap().commit;
+        assert_eq!(next.revision, 3);
+        assert_ne!(next.store, StoreId::NONE, "the first commit gives it an ID");
+        drop(store);
+        assert!(fs::read_to_string(place.file("state.json")).unwrap().starts_with("{\"format\":4,"));
+        assert_eq!(fs::read_to_string(place.file("state.json.prev")).unwrap(), before);
+        assert_eq!(*snapshot(&place.open()).state, state(3));
+        assert_eq!(snapshot(&place.open()).commit, next);
+    }
+}
+
+#[test]
+fn commits_are_told_apart() {
+    let (place, other) = (Place::with_two_revisions(), Place::with_two_revisions());
+    let commits = |place: &Place| {
+        let previous = disk::decode(&fs::read(place.file("state.json.prev")).unwrap()).unwrap();
+        (previous.commit, snapshot(&place.open()).commit)
+    };
+    let (first, second) = commits(&place);
+    assert_eq!(first.store, second.store, "an ID is kept");
+    assert_ne!(first.store, commits(&other).0.store, "and is of one store alone");
+    // Back to the first revision, then on with another state.
+    fs::copy(place.file("state.json.prev"), place.file("state.json")).unwrap();
+    let fork = commit(&place.open(), 1, state(3)).unwrap().commit;
+    assert_eq!((fork.store, fork.revision), (second.store, second.revision));
+    assert_ne!(fork.digest, second.digest);
+}
+
+#[test]
+fn inspecting_a_store_changes_nothing() {
+    let place = Place::new();
+    let inspect = || FileStore::inspect(&place.directory());
+    assert_eq!(inspect().unwrap(), Snapshot::default());
+    assert!(!place.directory().exists());
     let store = place.open();
-    assert_eq!(*snapshot(&store).state, state(2));
-    assert_eq!(
-        fs::read_to_string(place.file("state.json")).unwrap(),
-        before,
-        "as it was, until something changes"
-    );
-    assert_eq!(commit(&store, 2, state(3)).unwrap().revision, 3);
-    drop(store);
-    assert!(fs::read_to_string(place.file("state.json")).unwrap().starts_with("{\"format\":3,"));
-    assert_eq!(fs::read_to_string(place.file("state.json.prev")).unwrap(), before);
-    assert_eq!(*snapshot(&place.open()).state, state(3));
+    commit(&store, 0, state(1)).unwrap();
+    let latest = commit(&store, 1, state(2)).unwrap();
+    assert_eq!(inspect().unwrap(), latest, "also while it is locked");
+    fs::write(place.file("state.json.tmp"), "left by a crash").unwrap();
+    let before = place.contents();
+    assert_eq!(inspect().unwrap(), latest);
+    assert_eq!(place.contents(), before);
+    fs::remove_file(place.file("state.json")).unwrap();
+    assert!(matches!(inspect().unwrap_err(), StoreError::Missing { previous: Some(1), .. }));
 }
 
 #[test]
 fn a_store_of_a_later_version_is_left_alone() {
     let place = Place::with_two_revisions();
-    let later = "{\"format\":4,\"checksum\":\"?\",\"parts\":[]}";
+    let later = "{\"format\":5,\"checksum\":\"?\",\"parts\":[]}";
     fs::write(place.file("state.json"), later).unwrap();
     let error = place.refused().to_string();
     assert!(
-        error.contains("has format 4, and this version knows 3; run the version that wrote it"),
+        error.contains("has format 5, and this version knows 4; run the version that wrote it"),
         "{error}"
     );
     assert_eq!(fs::read_to_string(place.file("state.json")).unwrap(), later);
@@ -317,7 +363,7 @@ fn a_store_of_a_later_version_is_left_alone() {
 #[test]
 fn a_store_of_a_version_that_never_was_is_left_alone() {
     let place = Place::with_two_revisions();
-    let never = fs::read_to_string(place.file("state.json")).unwrap().replacen(":3,", ":0,", 1);
+    let never = fs::read_to_string(place.file("state.json")).unwrap().replacen(":4,", ":0,", 1);
     fs::write(place.file("state.json"), &never).unwrap();
     let error = place.refused().to_string();
     assert!(error.contains("no version writes format 0") && error.contains("revision 1"), "{error}");
@@ -326,7 +372,7 @@ fn a_store_of_a_version_that_never_was_is_left_alone() {
 
 #[test]
 fn a_sound_checksum_over_nonsense_is_nonsense() {
-    let sound = disk::encode(&Snapshot { revision: 1, state: Arc::new(state(1)) });
+    let (_, sound) = disk::encode(StoreId([5; 16]), 1, &state(1));
     let text = std::str::from_utf8(&sound).unwrap();
     let content = text.split_once("\"content\":").unwrap().1.trim_end().strip_suffix('}').unwrap();
     let contradictory = content.replace("\"imported\":false", "\"imported\":false,\"colour\":3");
@@ -342,8 +388,8 @@ fn a_sound_checksum_over_nonsense_is_nonsense() {
 #[test]
 fn revisions_up_to_the_last_are_read() {
     for revision in [u64::MAX - 1, u64::MAX] {
-        let snapshot = Snapshot { revision, state: Arc::new(state(1)) };
-        assert_eq!(disk::decode(&disk::encode(&snapshot)), Ok(snapshot));
+        let (commit, file) = disk::encode(StoreId([5; 16]), revision, &state(1));
+        assert_eq!(disk::decode(&file), Ok(Snapshot { commit, state: Arc::new(state(1)) }));
     }
 }
 

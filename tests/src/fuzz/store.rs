@@ -18,7 +18,7 @@ pub fn check(bytes: &[u8]) {
         let sha256 = hex::encode(Sha256::digest(content));
         open(
             directory.path(),
-            format!("{{\"format\":2,\"sha256\":{},\"content\":{content}}}", json!(sha256)).as_bytes(),
+            format!("{{\"format\":4,\"sha256\":{},\"content\":{content}}}", json!(sha256)).as_bytes(),
         );
     }
 }
@@ -39,9 +39,9 @@ fn open(directory: &Path, file: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         let found = store.snapshot().await.expect("a snapshot");
-        let written = match store.commit(found.revision, (*found.state).clone()).await {
+        let written = match store.commit(found.commit.revision, (*found.state).clone()).await {
             Ok(written) => written,
-            Err(StoreError::LastRevision) if found.revision == u64::MAX => return,
+            Err(StoreError::LastRevision) if found.commit.revision == u64::MAX => return,
             Err(error) => panic!("{error}"),
         };
         drop(store);

@@ -22,6 +22,7 @@ mod pins;
 mod ready;
 mod refusals;
 mod revocation;
+mod rollback;
 mod sandbox;
 mod secrets;
 #[cfg(target_arch = "x86_64")]

@@ -160,9 +160,9 @@ fn stores_that_cannot_be_used() -> Result<()> {
     let (store, state) = (lab.place.path("store"), lab.place.path("store/state.json"));
     let sound = fs::read(&state)?;
 
-    let newer = String::from_utf8_lossy(&sound).replacen("\"format\":3", "\"format\":4", 1);
+    let newer = String::from_utf8_lossy(&sound).replacen("\"format\":4", "\"format\":5", 1);
     fs::write(&state, &newer)?;
-    refuses(&lab, &["state.json", "format 4", "newer"])?;
+    refuses(&lab, &["state.json", "format 5", "newer"])?;
     ensure!(fs::read(&state)? == newer.as_bytes(), "the newer file was changed");
     fs::write(&state, &sound)?;
 

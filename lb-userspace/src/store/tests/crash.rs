@@ -153,14 +153,21 @@ fn a_power_failure_at_any_moment_loses_no_commit() {
                 .unwrap_or_else(|error| panic!("power failed after call {at}, {last:?}: {error}"));
             let found = snapshot(&store);
             assert!(
-                (committed..=committed + 1).contains(&found.revision),
+                (committed..=committed + 1).contains(&found.commit.revision),
                 "power failed after call {at}, {last:?}: revision {} where {committed} was committed",
-                found.revision
+                found.commit.revision
             );
-            let wanted = if found.revision == 0 { State::default() } else { state(found.revision as u8) };
+            let wanted = if found.commit.revision == 0 {
+                State::default()
+            } else {
+                state(found.commit.revision as u8)
+            };
             assert_eq!(*found.state, wanted);
             // And the store can be written again.
-            assert_eq!(commit(&store, found.revision, state(9)).unwrap().revision, found.revision + 1);
+            assert_eq!(
+                commit(&store, found.commit.revision, state(9)).unwrap().commit.revision,
+                found.commit.revision + 1
+            );
             opened += 1;
         }
     }
@@ -212,7 +219,7 @@ fn a_call_that_fails_is_reported() {
         let before = snapshot(&store);
         let result = commit(&store, 2, state(3));
         let Some(call) = recorder.calls().get(failed).cloned() else {
-            assert_eq!(result.unwrap().revision, 3);
+            assert_eq!(result.unwrap().commit.revision, 3);
             break;
         };
         let error = result.expect_err(&format!("{call:?} failed, and the commit did not"));
@@ -226,7 +233,10 @@ fn a_call_that_fails_is_reported() {
         assert!(place.contents().iter().all(|(name, _)| !name.ends_with(".tmp")), "{call:?} left a file");
         drop(store);
         let after = snapshot(&place.open());
-        assert!(after == before || (after.revision, &*after.state) == (3, &state(3)), "{call:?}: {after:?}");
+        assert!(
+            after == before || (after.commit.revision, &*after.state) == (3, &state(3)),
+            "{call:?}: {after:?}"
+        );
         failed += 1;
     }
     assert_eq!(failed, 8, "two files, each written, synced and renamed, then their directory synced");

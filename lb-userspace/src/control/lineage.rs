@@ -1,0 +1,219 @@
+//! Whether the store is the one that this host's kernel state was made from, at the same commit or a later one.
+
+use std::path::{Path, PathBuf};
+
+use tracing::warn;
+
+use super::StartError;
+use crate::{
+    config::{Config, StoreLocation},
+    datapath::{DatapathError, LastCommit, Pins},
+    store::{self, Commit, StoreId},
+};
+
+/// A store that the kernel state was not made from.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}. {LOST} Filtering continues with the kernel state. {}", self.difference(), self.hint())]
+pub struct Mismatch {
+    cause: Cause,
+    store: PathBuf,
+    found: Commit,
+    remembered: Commit,
+}
+
+const LOST: &str = "Revocations, keys and key exports may be missing from it.";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    Empty,
+    OtherStore,
+    RolledBack,
+    Forked,
+}
+
+impl Mismatch {
+    /// What differs, without the consequences.
+    pub fn difference(&self) -> String {
+        let Self { cause, store, found, remembered } = self;
+        let (store, now, before) = (store.display(), found.revision, remembered.revision);
+        match cause {
+            Cause::Empty => format!(
+                "the store {store} is empty, but this host's kernel state was made from revision {before} of a store ({})",
+                remembered.store
+            ),
+            Cause::OtherStore => format!(
+                "the store {store} ({}, revision {now}) is not the one that this host's kernel state was made from ({}, \
+                 revision {before})",
+                found.store, remembered.store
+            ),
+            Cause::RolledBack => format!(
+                "the store {store} was rolled back: it is at revision {now}, but this host's kernel state was made from its \
+                 revision {before}"
+            ),
+            Cause::Forked => format!(
+                "the store {store} was rolled back and changed since: its revision {now} is not the revision {before} that \
+                 this host's kernel state was made from"
+            ),
+        }
+    }
+
+    fn hint(&self) -> String {
+        let restore = match self.cause {
+            Cause::Empty | Cause::OtherStore => "Is its file system mounted? If so, restore the newest store",
+            Cause::RolledBack | Cause::Forked => "Restore the newest store",
+        };
+        format!(
+            "{restore}, or, to use this one, start once with `tollgate run --accept-store {}`",
+            self.found.revision
+        )
+    }
+}
+
+/// Compares the store's commit with the newest one that was remembered.
+///
+/// # Errors
+/// If the store does not continue from that.
+pub fn compare(store: &Path, found: &Commit, remembered: &Commit) -> Result<(), Mismatch> {
+    // Before a store has an ID it has its revisions and digests.
+    let may_be_other = remembered.store != StoreId::NONE && remembered.store != found.store;
+    let cause = if remembered.revision == 0 {
+        return Ok(());
+    } else if found.revision == 0 {
+        Cause::Empty
+    } else if may_be_other {
+        Cause::OtherStore
+    } else if found.revision < remembered.revision {
+        Cause::RolledBack
+    } else if found.revision == remembered.revision && found.digest != remembered.digest {
+        Cause::Forked
+    } else {
+        return Ok(());
+    };
+    Err(Mismatch { cause, store: store.to_owned(), found: *found, remembered: *remembered })
+}
+
+/// Refuses a store that does not continue from what was remembered. Returns the mismatch if the revision of the store is
+/// `accept`.
+pub(super) fn verify(
+    config: &Config,
+    found: &Commit,
+    pins: &Pins,
+    accept: Option<u64>,
+) -> Result<Option<Mismatch>, StartError> {
+    let StoreLocation::File(directory) = &config.store;
+    let remembered = remembered(pins)?;
+    if remembered.is_none() && !pins.is_empty()? {
+        warn!(
+            "it is not known which commit of the store the kernel state was made from: a store that was rolled back would not \
+             be noticed"
+        );
+    }
+    match compare(directory, found, &remembered.unwrap_or_default()) {
+        Err(mismatch) if accept == Some(found.revision) => Ok(Some(mismatch)),
+        Err(mismatch) => Err(mismatch.into()),
+        Ok(()) => {
+            if accept.is_some() {
+                warn!(
+                    "`--accept-store` had no effect, because the store continues from the kernel state; remove it"
+                );
+            }
+            Ok(None)
+        }
+    }
+}
+
+/// The newest commit that was remembered beside the pins; `None` if there is none.
+fn remembered(pins: &Pins) -> Result<Option<Commit>, DatapathError> {
+    match LastCommit::find(pins)? {
+        Some(last) => last.read(),
+        None => Ok(None),
+    }
+}
+
+/// Compares the store of a configuration with what was remembered. Locks and changes nothing, so not to be used while a
+/// daemon runs.
+///
+/// # Errors
+/// If the store does not continue from what was remembered, or one of the two cannot be read.
+pub fn check_store(config: &Config) -> Result<Commit, StartError> {
+    let StoreLocation::File(directory) = &config.store;
+    let found = store::inspect(&config.store)?.commit;
+    // Without a BPF file system there is no memory.
+    if let Ok(pins) = Pins::new(&config.bpffs)
+        && let Some(remembered) = remembered(&pins)?
+    {
+        compare(directory, &found, &remembered)?;
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: StoreId = StoreId([1; 16]);
+    const B: StoreId = StoreId([2; 16]);
+
+    fn commit(store: StoreId, revision: u64, content: u8) -> Commit {
+        Commit { store, revision, digest: [content; 16] }
+    }
+
+    #[test]
+    fn a_store_continues_from_what_was_remembered() {
+        let (none, old) = (Commit::default(), StoreId::NONE);
+        for (found, remembered, cause) in [
+            // No memory: whatever the store holds.
+            (none, none, None),
+            (commit(A, 7, 1), none, None),
+            (commit(old, 7, 1), none, None),
+            // The same commit, or a later one.
+            (commit(A, 7, 1), commit(A, 7, 1), None),
+            (commit(A, 8, 2), commit(A, 7, 1), None),
+            (commit(A, u64::MAX, 2), commit(A, 1, 1), None),
+            (commit(A, 6, 1), commit(A, 7, 1), Some(Cause::RolledBack)),
+            (commit(A, 1, 1), commit(A, u64::MAX, 1), Some(Cause::RolledBack)),
+            (commit(A, 7, 2), commit(A, 7, 1), Some(Cause::Forked)),
+            // Another store, whatever its revision.
+            (commit(B, 6, 1), commit(A, 7, 1), Some(Cause::OtherStore)),
+            (commit(B, 7, 1), commit(A, 7, 1), Some(Cause::OtherStore)),
+            (commit(B, 8, 1), commit(A, 7, 1), Some(Cause::OtherStore)),
+            (none, commit(A, 7, 1), Some(Cause::Empty)),
+            // A version before format 4 wrote it: a copy from before it had an ID.
+            (commit(old, 9, 1), commit(A, 7, 1), Some(Cause::OtherStore)),
+            // It had no ID when it was remembered.
+            (commit(old, 7, 1), commit(old, 7, 1), None),
+            (commit(A, 8, 2), commit(old, 7, 1), None),
+            (commit(old, 6, 1), commit(old, 7, 1), Some(Cause::RolledBack)),
+            (commit(A, 6, 1), commit(old, 7, 1), Some(Cause::RolledBack)),
+            (commit(old, 7, 2), commit(old, 7, 1), Some(Cause::Forked)),
+            (none, commit(old, 7, 1), Some(Cause::Empty)),
+        ] {
+            let result = compare(Path::new("/store"), &found, &remembered);
+            assert_eq!(result.err().map(|mismatch| mismatch.cause), cause, "{found:?} after {remembered:?}");
+        }
+    }
+
+    #[test]
+    fn a_mismatch_says_what_to_do() {
+        let text = |found| compare(Path::new("/s"), &found, &commit(A, 7, 1)).unwrap_err().to_string();
+        let rolled_back = text(commit(A, 6, 1));
+        for part in [
+            "revision 6",
+            "revision 7",
+            "Filtering continues",
+            "Revocations",
+            "`tollgate run --accept-store 6`",
+        ] {
+            assert!(rolled_back.contains(part), "{part}: {rolled_back}");
+        }
+        let empty = text(Commit::default());
+        for part in ["/s is empty", &A.to_string(), "file system mounted", "--accept-store 0"] {
+            assert!(empty.contains(part), "{part}: {empty}");
+        }
+        let other = text(commit(B, 9, 1));
+        for part in [A.to_string(), B.to_string(), "revision 9".to_owned(), "--accept-store 9".to_owned()] {
+            assert!(other.contains(&part), "{part}: {other}");
+        }
+        assert!(text(commit(A, 7, 2)).contains("rolled back and changed since"));
+    }
+}
