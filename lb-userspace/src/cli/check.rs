@@ -1,19 +1,15 @@
 //! `tollgate check`: the configuration and this host.
 
-use std::{
-    io::ErrorKind,
-    net::{TcpListener, UdpSocket},
-    os::unix::net::UnixStream,
-};
+use std::{io::ErrorKind, net::TcpListener, os::unix::net::UnixStream};
 
 use anyhow::bail;
 use serde::Serialize;
 use tollgate::{
-    config::{Config, ConfigError, Forward, Problem, Service, StoreLocation},
+    config::{Config, ConfigError, Problem, StoreLocation},
     control::{self, Accepted, StartError, desired},
     datapath::{
         DatapathError,
-        preflight::{self, Verdict},
+        preflight::{self, Check, Verdict},
     },
     store::{Commit, StoreError},
 };
@@ -36,6 +32,18 @@ struct Line {
     found: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     mend: String,
+}
+
+impl From<Check> for Line {
+    fn from(check: Check) -> Self {
+        let verdict = match check.verdict {
+            Verdict::Good => "good",
+            Verdict::Warning => "warning",
+            Verdict::Failed => "failed",
+        };
+        let mend = if check.verdict == Verdict::Good { String::new() } else { check.mend.into_owned() };
+        Self { name: check.name.into_owned(), verdict, found: check.found, mend }
+    }
 }
 
 /// Checks, prints, and fails if something will not do. What keeps it from looking at all is a failed check of the JSON
@@ -98,24 +106,15 @@ fn lines(global: &Global) -> anyhow::Result<Vec<Line>> {
         mend: String::new(),
     }));
     let host = preflight::checks(&config.bpffs, &desired::options(&config));
-    checks.extend(host.into_iter().map(|check| {
-        let verdict = match check.verdict {
-            Verdict::Good => "good",
-            Verdict::Warning => "warning",
-            Verdict::Failed => "failed",
-        };
-        let mend = if check.verdict == Verdict::Good { String::new() } else { check.mend.into_owned() };
-        Line { name: check.name.to_owned(), verdict, found: check.found, mend }
-    }));
+    checks.extend(host.into_iter().map(Line::from));
     checks.push(store(&config));
-    checks.extend(interfaces(&config)?);
+    checks.extend(network(&config)?);
     checks.extend(metrics(&config));
-    checks.extend(config.services.iter().filter_map(local_address));
     Ok(checks)
 }
 
-/// Whether the interfaces are there and free. What their drivers can is known only when the program is attached.
-fn interfaces(config: &Config) -> anyhow::Result<Vec<Line>> {
+/// Whether the interfaces are there and free, what their drivers can do, and whether packets for the services pass the filter.
+fn network(config: &Config) -> anyhow::Result<Vec<Line>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let line = |name: String, result: Result<Accepted, DatapathError>| Line {
         name: format!("interface {name}"),
@@ -131,7 +130,7 @@ fn interfaces(config: &Config) -> anyhow::Result<Vec<Line>> {
         },
         mend: String::new(),
     };
-    Ok(match runtime.block_on(control::check_interfaces(config)) {
+    Ok(match runtime.block_on(control::check_host(config)) {
         Ok(checked) => {
             let redirects = checked.redirects.into_iter().map(|redirects| Line {
                 name: format!("interface {}", redirects.interface),
@@ -141,7 +140,9 @@ fn interfaces(config: &Config) -> anyhow::Result<Vec<Line>> {
                 mend: redirects.mend(),
             });
             let redirects: Vec<_> = redirects.collect();
-            checked.interfaces.into_iter().map(|(name, result)| line(name, result)).chain(redirects).collect()
+            let interfaces = checked.interfaces.into_iter().map(|(name, result)| line(name, result));
+            let others = checked.drivers.into_iter().chain(checked.services).map(Line::from);
+            interfaces.chain(redirects).chain(others).collect()
         }
         // Without bpffs, which is a line of its own, nobody can say whose program is on an interface.
         Err(StartError::Datapath(_)) => Vec::new(),
@@ -188,18 +189,4 @@ fn metrics(config: &Config) -> Option<Line> {
         Err(error) => ("failed", format!("{address}: {error}"), "see `ss -ltnp`, or set another `metrics`"),
     };
     Some(Line { name: "metrics".to_owned(), verdict, found, mend: mend.to_owned() })
-}
-
-/// A warning if packets of a local service would go to no socket of this host. Its address may still come.
-fn local_address(service: &Service) -> Option<Line> {
-    let address = service.address;
-    if service.forward != Forward::Local || UdpSocket::bind((address, 0)).is_ok() {
-        return None;
-    }
-    Some(Line {
-        name: format!("service {}", service.name),
-        verdict: "warning",
-        found: format!("forward = \"local\", and {address} is not an address of this host"),
-        mend: format!("`ip address add {address} dev` an interface of it"),
-    })
 }

@@ -29,6 +29,8 @@ pub struct Link {
     pub operstate: State,
     /// Whether it is administratively up (IFF_UP).
     pub admin_up: bool,
+    /// Whether its frames come from this host alone (IFF_LOOPBACK).
+    pub loopback: bool,
     /// Whether it is up and has a carrier (IFF_RUNNING).
     pub running: bool,
     /// IFLA_MTU, bytes.
@@ -53,6 +55,7 @@ impl Link {
             master: None,
             operstate: State::Unknown,
             admin_up: flags.contains(LinkFlags::Up),
+            loopback: flags.contains(LinkFlags::Loopback),
             running: flags.contains(LinkFlags::Up | LinkFlags::Running),
             mtu: 0,
         };
@@ -185,6 +188,7 @@ mod tests {
             master: None,
             operstate: State::Up,
             admin_up: true,
+            loopback: false,
             running: true,
             mtu: 1500,
         }

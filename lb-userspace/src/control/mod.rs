@@ -1,12 +1,16 @@
 //! The loop that makes the kernel equal to the desired state, again and again: at start, on every change, every second.
 
 mod accept;
+mod addresses;
 mod attachment;
 pub mod backends;
 mod clock;
 mod commands;
 pub mod desired;
+mod driver;
 mod error;
+mod exposure;
+mod host;
 mod indices;
 mod keys;
 mod lineage;
@@ -18,8 +22,10 @@ mod network;
 mod readiness;
 mod redirects;
 mod report;
+mod request;
 mod revocations;
 mod sessions;
+mod sockets;
 mod stored;
 mod tables;
 mod way;
@@ -36,6 +42,7 @@ use tracing::{Instrument as _, debug, info, warn};
 pub use attachment::Remaining;
 pub use commands::{Asked, Command, Handle, Reply, RequestError};
 pub use error::StartError;
+pub use host::{Checked, check_host};
 pub use lineage::{Mismatch, check_store};
 pub use macs::Accepted;
 pub use readiness::Readiness;
@@ -46,7 +53,7 @@ use crate::{
     config::{Config, Forward, Service},
     datapath::{
         BackendOwner, Datapath, DatapathError, LastCommit, Lost, Options, PinLock, Pins, attach,
-        embedded_object,
+        embedded_object, preflight::Check,
     },
     keyring::Event,
     store::Store,
@@ -194,6 +201,13 @@ impl Controller {
         attachments.attach_all(datapath, interfaces, links)?;
         for redirects in redirects::accepted(&attachments.names(), links) {
             warn!("interface {} takes ICMP redirects: {}", redirects.interface, redirects.mend());
+        }
+        let Self { config, network, .. } = &controller;
+        let filtered = controller.attachments.names();
+        for Check { name, found, mend, .. } in
+            exposure::warnings(&config.services, &filtered, network, &controller.links).await?
+        {
+            warn!("{name}: {found}; {mend}");
         }
         controller.round(true).await;
         Ok(controller)
@@ -443,34 +457,6 @@ pub fn detach(config: &Config) -> Result<Vec<String>, DatapathError> {
     let interfaces = pins.links()?.into_iter().map(|pin| pin.interface).collect();
     pins.remove_all()?;
     Ok(interfaces)
-}
-
-/// What [`check_interfaces`] found.
-pub struct Checked {
-    /// By interface: the frames that are its own, or why the program cannot be attached.
-    pub interfaces: Vec<(String, Result<Accepted, DatapathError>)>,
-    /// Interfaces that take ICMP redirects.
-    pub redirects: Vec<Redirects>,
-}
-
-/// Whether the program could be attached to each of the configured interfaces, as far as can be told without doing it, and
-/// the frames that it would then take there.
-///
-/// # Errors
-/// If the kernel cannot be asked.
-pub async fn check_interfaces(config: &Config) -> Result<Checked, StartError> {
-    let attachments = Attachments::new(config, Pins::new(&config.bpffs)?);
-    let (interfaces, links) = Network::connect()?.interfaces().await?;
-    let mut accepted = macs::accepted(&config.interfaces, &interfaces, &config.virtual_macs);
-    let results = attachments.check_each(&interfaces, &links).into_iter();
-    let interfaces = results.map(|(name, result)| {
-        let accepted = accepted.remove(&name).unwrap_or_default();
-        (name, result.map(|()| accepted))
-    });
-    Ok(Checked {
-        interfaces: interfaces.collect(),
-        redirects: redirects::accepted(&config.interfaces, &links),
-    })
 }
 
 /// What is lost with a map's content; `None` where it is written again from the store.

@@ -25,6 +25,7 @@ use tokio::{sync::Notify, time::sleep};
 use tracing::warn;
 
 use super::{
+    addresses::Address,
     links::{Link, Links},
     netlink,
 };
@@ -227,6 +228,16 @@ impl Network {
             }
         }
         Ok((interfaces, links))
+    }
+
+    /// The addresses of all interfaces.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub(super) async fn addresses(&self) -> Result<Vec<Address>, NetworkError> {
+        let failed = |source| NetworkError::Request { what: "addresses", source };
+        let messages: Vec<_> = self.handle.address().get().execute().try_collect().await.map_err(failed)?;
+        Ok(messages.iter().filter_map(Address::from_message).collect())
     }
 
     /// The route to an address as the routing tables have it; `None` if there is none.

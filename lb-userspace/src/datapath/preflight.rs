@@ -29,7 +29,7 @@ const MORE_DESCRIPTORS: &str = "raise it: `ulimit -n 1024`, or `LimitNOFILE=1024
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// What was looked at.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Whether it will do.
     pub verdict: Verdict,
     /// What was found.
@@ -93,12 +93,12 @@ fn descriptors() -> Check {
         _ => (Verdict::Good, DESCRIPTORS_OF_A_BUSY_DAEMON),
     };
     let found = format!("this process may open {limit} files (RLIMIT_NOFILE); the daemon needs {needed}");
-    Check { name: "descriptors", verdict, found, mend: MORE_DESCRIPTORS.into() }
+    Check { name: "descriptors".into(), verdict, found, mend: MORE_DESCRIPTORS.into() }
 }
 
 fn check(name: &'static str, good: bool, found: String, mend: impl Into<Cow<'static, str>>) -> Check {
     let verdict = if good { Verdict::Good } else { Verdict::Failed };
-    Check { name, verdict, found, mend: mend.into() }
+    Check { name: name.into(), verdict, found, mend: mend.into() }
 }
 
 fn program() -> Check {
@@ -151,7 +151,7 @@ fn jit() -> Check {
     let setting = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_else(|_| "1".into());
     let off = setting.trim() == "0";
     let verdict = if off { Verdict::Warning } else { Verdict::Good };
-    Check { name: "JIT", verdict, found: if off { "off" } else { "on" }.into(), mend: MEND.into() }
+    Check { name: "JIT".into(), verdict, found: if off { "off" } else { "on" }.into(), mend: MEND.into() }
 }
 
 fn pinning(bpffs: &Path) -> Check {
@@ -197,7 +197,7 @@ fn memory(options: &Options) -> Check {
     // The maps that a daemon before has pinned are among what is taken already.
     let fits = available.is_none_or(|available| needed < available);
     let verdict = if fits { Verdict::Good } else { Verdict::Warning };
-    Check { name: "memory", verdict, found, mend: "free memory, or make `sessions` smaller".into() }
+    Check { name: "memory".into(), verdict, found, mend: "free memory, or make `sessions` smaller".into() }
 }
 
 /// The ports of `forward = "nat"` against those that this host's own sockets are given.
