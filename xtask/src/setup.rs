@@ -37,10 +37,11 @@ pub struct Needs {
 }
 
 /// Programs that are started, the Debian package of each, and by what.
-const PROGRAMS: [(&str, &str, Part); 5] = [
+const PROGRAMS: [(&str, &str, Part); 6] = [
     ("ip", "iproute2", Part::Namespaces),
     ("tc", "iproute2", Part::Namespaces),
     ("ethtool", "ethtool", Part::Namespaces),
+    ("nft", "nftables", Part::Namespaces),
     ("busybox", "busybox-static", Part::Emulator),
     ("cpio", "cpio", Part::Emulator),
 ];

@@ -1,6 +1,7 @@
 //! The daemon and its command line, end to end: the real binary in network namespaces, real sockets.
 
 mod callers;
+mod checks;
 mod cleanup;
 mod clock;
 mod commands;

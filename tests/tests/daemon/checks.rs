@@ -1,0 +1,388 @@
+//! What `tollgate check` and the daemon's log say of this host's addresses, interfaces, drivers and sockets; and that the
+//! kernel does what they say.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lb_common::reason::Reason;
+use lb_tests::{
+    daemon::{Daemon, said, wait_for},
+    netns::{Namespace, run},
+    topology::{Family, INTERFACE, Network, PORT, Plan, Way},
+};
+use serde_json::Value;
+
+use crate::lab::{L2, Lab, over_both, receive};
+
+over_both!(
+    an_address_that_no_interface_has,
+    an_address_on_another_interface,
+    packets_that_arrive_on_another_interface,
+    an_application_that_listens_on_every_address,
+    an_application_on_another_address,
+);
+
+const LOCAL: &str = "forward = \"local\"\nkey_rotation = \"off\"";
+/// A second interface of the balancer, on a wire to the client.
+const SECOND: &str = "second";
+
+/// The warnings of `check` about one subject: what was found, and what to do.
+fn warnings(lab: &Lab, subject: &str) -> Result<Vec<(String, String)>> {
+    let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();
+    let warned = lines(lab, subject)?.into_iter().filter(|line| line["verdict"] == "warning");
+    Ok(warned.map(|line| (text(&line, "found"), text(&line, "mend"))).collect())
+}
+
+/// The lines of `check` about one subject.
+fn lines(lab: &Lab, subject: &str) -> Result<Vec<Value>> {
+    let config = lab.place.config();
+    let output = lab.run(&["check", "-o", "json", "-c", config.to_str().context("a path in UTF-8")?])?;
+    let report: Value = serde_json::from_slice(&output.stdout).with_context(|| said(&output))?;
+    let lines = report["checks"].as_array().context("checks")?.iter();
+    Ok(lines.filter(|line| line["name"] == subject).cloned().collect())
+}
+
+/// That there is one warning about the service, and that it and the daemon's log say all of this. Returns what to do.
+fn warned(lab: &Lab, parts: &[&str]) -> Result<String> {
+    let found = warnings(lab, "service game")?;
+    let [(text, hint)] = found.as_slice() else { bail!("not one warning: {found:?}") };
+    let daemon = lab.start()?;
+    let log = daemon.log();
+    for part in parts {
+        ensure!(text.contains(part), "`{part}` is not in: {text}");
+        ensure!(log.contains(part), "`{part}` is not in: {log}");
+    }
+    daemon.terminate()?;
+    lab.remove_pins()?;
+    Ok(hint.clone())
+}
+
+/// That neither `check` nor the daemon's log warns about the service.
+fn not_warned(lab: &Lab) -> Result<()> {
+    let found = warnings(lab, "service game")?;
+    ensure!(found.is_empty(), "{found:?}");
+    let daemon = lab.start()?;
+    ensure!(!daemon.log().contains("service game: "), "{}", daemon.log());
+    daemon.terminate()?;
+    lab.remove_pins()
+}
+
+/// Runs the first command in backquotes of a hint.
+fn follow(host: &Namespace, hint: &str) -> Result<()> {
+    let command = hint.split('`').nth(1).with_context(|| hint.to_owned())?;
+    run(host.command("sh")?.args(["-c", command]))
+}
+
+fn service_address(family: Family) -> String {
+    let address = family.service().ip();
+    format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })
+}
+
+fn take_address_off(lab: &Lab, interface: &str) -> Result<()> {
+    lab.topology.balancer.ip(&["address", "del", &service_address(lab.family), "dev", interface])
+}
+
+/// A wire from the client to another interface of the balancer.
+fn second_wire(lab: &Lab) -> Result<()> {
+    let (balancer, client) = (&lab.topology.balancer, &lab.topology.client);
+    let peer = ["peer", "name", SECOND, "netns", client.name()];
+    balancer.ip(&[&["link", "add", SECOND, "type", "veth"][..], &peer].concat())?;
+    for (host, number) in [(balancer, 1), (client, 2)] {
+        for address in [format!("10.99.0.{number}/24"), format!("fd99::{number}/64")] {
+            let nodad = if address.contains(':') { &["nodad"][..] } else { &[] };
+            host.ip(&[&["address", "add", &address, "dev", SECOND], nodad].concat())?;
+        }
+        run(host.command("ethtool")?.args(["-K", SECOND, "tx", "off", "rx", "off"]))?;
+        host.ip(&["link", "set", SECOND, "up"])?;
+    }
+    Ok(())
+}
+
+/// Whether the client gets an answer when it asks for the MAC address of the service.
+fn is_answered(lab: &Lab) -> Result<bool> {
+    let client = &lab.topology.client;
+    let (family, address) = (lab.family.option(), lab.family.service().ip().to_string());
+    let of = if lab.family == Family::V4 { "ipv4" } else { "ipv6" };
+    client.sysctl(&format!("net.{of}.neigh.{INTERFACE}.retrans_time_ms"), "20")?;
+    client.ip(&[family, "neighbour", "flush", "dev", INTERFACE])?;
+    let mut shown = String::new();
+    wait_for("the client's neighbour entry", || {
+        // Fails once the kernel knows that nobody answers.
+        let _ = lab.send(b"who has it?");
+        let show = [family, "neighbour", "show", address.as_str(), "dev", INTERFACE];
+        shown = said(&client.command("ip")?.args(show).output()?);
+        Ok(shown.contains("lladdr") || shown.contains("FAILED"))
+    })
+    .with_context(|| shown.clone())?;
+    Ok(shown.contains("lladdr"))
+}
+
+/// For every forwarding mode; also where any address can be bound to (`ip_nonlocal_bind`).
+fn an_address_that_no_interface_has(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
+    for setting in ["net.ipv4.ip_nonlocal_bind", "net.ipv6.ip_nonlocal_bind"] {
+        lab.topology.balancer.sysctl(setting, "1")?;
+    }
+    let protocol = if family == Family::V4 { "ARP" } else { "neighbour discovery" };
+    let address = family.service().ip().to_string();
+    for forward in ["local", "l2", "ipip", "gue", "nat"] {
+        let fields = format!("forward = \"{forward}\"\nkey_rotation = \"off\"");
+        let is_local = forward == "local";
+        lab.place.configure(&lab.service(&fields, if is_local { 0 } else { 1 }))?;
+        let found = warnings(&lab, "service game")?;
+        ensure!(found.is_empty(), "{forward}: {found:?}");
+        take_address_off(&lab, INTERFACE)?;
+        let found = warnings(&lab, "service game")?;
+        let [(text, hint)] = found.as_slice() else { bail!("{forward}: {found:?}") };
+        for part in [address.as_str(), "on no interface of this host", protocol, "router"] {
+            ensure!(text.contains(part), "{forward}: `{part}` is not in: {text}");
+        }
+        ensure!(text.contains("no socket") == is_local, "{forward}: {text}");
+        ensure!(hint.contains("unless a router has a route") != is_local, "{forward}: {hint}");
+        follow(&lab.topology.balancer, hint)?;
+    }
+    lab.place.configure(&lab.service(L2, 1))?;
+    not_warned(&lab)?;
+    ensure!(is_answered(&lab)?, "nobody answers for an address of the interface");
+    take_address_off(&lab, INTERFACE)?;
+    ensure!(!is_answered(&lab)?, "somebody answers for an address that nobody has");
+    warned(&lab, &["on no interface of this host", protocol])?;
+    Ok(())
+}
+
+/// IPv4 is answered for on all interfaces, unless `arp_ignore` is set; IPv6 on the one that has the address.
+fn an_address_on_another_interface(family: Family) -> Result<()> {
+    let lab = Lab::of(family, L2, 1)?;
+    second_wire(&lab)?;
+    let balancer = &lab.topology.balancer;
+    not_warned(&lab)?;
+    take_address_off(&lab, INTERFACE)?;
+    let add = |interface: &str| {
+        let nodad = if family == Family::V6 { &["nodad"][..] } else { &[] };
+        balancer.ip(&[&["address", "add", &service_address(family), "dev", interface], nodad].concat())
+    };
+    add("lo")?;
+    let on_lo = ["on lo and on no filtered interface", "does not answer"];
+    if family == Family::V4 {
+        ensure!(is_answered(&lab)?);
+        not_warned(&lab)?;
+        balancer.sysctl("net.ipv4.conf.eth0.arp_ignore", "1")?;
+    }
+    ensure!(!is_answered(&lab)?);
+    warned(&lab, &on_lo)?;
+    balancer.sysctl("net.ipv4.conf.eth0.arp_ignore", "0")?;
+    take_address_off(&lab, "lo")?;
+    add(SECOND)?;
+    let elsewhere = format!("an interface not in `interfaces` ({SECOND}) are neither checked nor forwarded");
+    if family == Family::V4 {
+        ensure!(is_answered(&lab)?);
+        warned(&lab, &[&elsewhere])?;
+    } else {
+        ensure!(!is_answered(&lab)?);
+        let found = warnings(&lab, "service game")?;
+        let on_second = format!("on {SECOND} and on no filtered interface");
+        ensure!(found.len() == 2 && found[0].0.contains(&on_second), "{found:?}");
+        ensure!(found[1].0.contains(&elsewhere), "{found:?}");
+    }
+    lab.place.configure_on(&[INTERFACE, SECOND], &lab.service(L2, 1))?;
+    not_warned(&lab)
+}
+
+/// An application's own address is reached through every interface of its host.
+fn packets_that_arrive_on_another_interface(family: Family) -> Result<()> {
+    let lab = Lab::of(family, LOCAL, 0)?;
+    let (balancer, client) = (&lab.topology.balancer, &lab.topology.client);
+    // Nothing comes in on an interface that is down.
+    balancer.ip(&["link", "add", "idle", "type", "bridge"])?;
+    not_warned(&lab)?;
+    second_wire(&lab)?;
+    let hint = warned(&lab, &[&format!("an interface not in `interfaces` ({SECOND}) are not filtered")])?;
+    ensure!(hint.contains("iifname { \"eth0\" }"), "{hint}");
+    let via = if family == Family::V4 { "10.99.0.1" } else { "fd99::1" };
+    client.ip(&[family.option(), "route", "add", &service_address(family), "via", via, "dev", SECOND])?;
+    let daemon = lab.start()?;
+    lab.send(b"no token")?;
+    ensure!(receive(&lab.backends)?.bytes == b"no token", "it was not delivered as it came");
+    follow(balancer, &hint[hint.find("`nft").context("a firewall rule")?..])?;
+    lab.send(b"no token")?;
+    lab.nothing_arrived()?;
+    run(balancer.command("nft")?.args(["delete", "table", "inet", "tollgate"]))?;
+    daemon.terminate()?;
+    lab.place.configure_on(&[INTERFACE, SECOND], &lab.service(LOCAL, 0))?;
+    let found = warnings(&lab, "service game")?;
+    ensure!(found.is_empty(), "{found:?}");
+    let daemon = lab.start()?;
+    ensure!(!daemon.log().contains("service game: "), "{}", daemon.log());
+    lab.refused(b"no token", Reason::NoToken)
+}
+
+/// A datagram from the client to an address of the balancer that no service has.
+fn past_the_filter(lab: &Lab, to: IpAddr, application: &UdpSocket) -> Result<bool> {
+    let to = SocketAddr::from((to, PORT));
+    let sender = lab.topology.client.enter(|| {
+        let any = if to.is_ipv4() { Family::V4.any() } else { Family::V6.any() };
+        UdpSocket::bind((any, 0))
+    })??;
+    sender.send_to(b"no token", to)?;
+    let mut buffer = [0; 64];
+    Ok(application.recv(&mut buffer).is_ok_and(|len| &buffer[..len] == b"no token"))
+}
+
+fn an_application_that_listens_on_every_address(family: Family) -> Result<()> {
+    let mut lab = Lab::of(family, LOCAL, 0)?;
+    let other = Network::Front.address(family, 1);
+    not_warned(&lab)?;
+    lab.backends.clear();
+    not_warned(&lab)?;
+    let listen = |address: IpAddr| lab.topology.local_socket((address, PORT).into());
+    // Elsewhere, or for nobody outside.
+    for address in [SocketAddr::new(family.any(), PORT + 1), ([127, 0, 0, 1], PORT).into()] {
+        let _socket = lab.topology.local_socket(address)?;
+        not_warned(&lab)?;
+    }
+    let socket = listen(family.any())?;
+    let every = format!("listens on every address of this host ({})", family.any());
+    let hint = warned(&lab, &[&every, &other.to_string()])?;
+    let daemon = lab.start()?;
+    ensure!(past_the_filter(&lab, other, &socket)?, "what the warning says is not so");
+    follow(&lab.topology.balancer, &hint)?;
+    ensure!(!past_the_filter(&lab, other, &socket)?, "the firewall rule lets it through");
+    lab.backends.push(socket);
+    lab.delivered(&lab.token(1)?)?;
+    lab.backends.clear();
+    run(lab.topology.balancer.command("nft")?.args(["delete", "table", "inet", "tollgate"]))?;
+    daemon.terminate()?;
+    lab.remove_pins()?;
+    // The standard library's sockets on `::` take IPv4, too (IPV6_V6ONLY is off).
+    let socket = listen(Family::V6.any())?;
+    for other in Family::BOTH.map(|family| Network::Front.address(family, 1)) {
+        warned(&lab, &["listens on every address of this host (::)", &other.to_string()])?;
+        ensure!(past_the_filter(&lab, other, &socket)?);
+    }
+    drop(socket);
+    lab.backends.push(listen(family.service().ip())?);
+    not_warned(&lab)
+}
+
+/// An application that binds each address by itself.
+fn an_application_on_another_address(family: Family) -> Result<()> {
+    let lab = Lab::of(family, LOCAL, 0)?;
+    let other = Network::Front.address(family, 1);
+    let socket = lab.topology.local_socket((other, PORT).into())?;
+    warned(&lab, &[&format!("on port {PORT} of {other}, which is not filtered")])?;
+    ensure!(past_the_filter(&lab, other, &socket)?, "what the warning says is not so");
+    // That of another service is filtered.
+    let game = lab.service(LOCAL, 0);
+    let chat = game
+        .replace("id = 42", "id = 43")
+        .replace("\"game\"", "\"chat\"")
+        .replace(&family.service().ip().to_string(), &other.to_string());
+    lab.place.configure(&format!("{game}\n{chat}"))?;
+    not_warned(&lab)?;
+    ensure!(warnings(&lab, "service chat")?.is_empty());
+    let _daemon = lab.start()?;
+    ensure!(!past_the_filter(&lab, other, &socket)?);
+    Ok(())
+}
+
+/// The kernel does not use an IPv6 address that another host on the segment has.
+#[test]
+fn an_address_that_another_host_has() -> Result<()> {
+    let lab = Lab::of(Family::V6, L2, 1)?;
+    let (balancer, client) = (&lab.topology.balancer, &lab.topology.client);
+    let address = service_address(Family::V6);
+    take_address_off(&lab, INTERFACE)?;
+    client.ip(&["address", "add", &address, "dev", INTERFACE, "nodad"])?;
+    balancer.sysctl("net.ipv6.conf.eth0.accept_dad", "1")?;
+    balancer.ip(&["address", "add", &address, "dev", INTERFACE])?;
+    wait_for("duplicate address detection", || {
+        let shown = balancer.command("ip")?.args(["-6", "address", "show", "dadfailed"]).output()?;
+        Ok(said(&shown).contains(&address))
+    })?;
+    warned(&lab, &["duplicate address detection failed"])?;
+    client.ip(&["address", "del", &address, "dev", INTERFACE])?;
+    take_address_off(&lab, INTERFACE)?;
+    balancer.ip(&["address", "add", &address, "dev", INTERFACE, "nodad"])?;
+    not_warned(&lab)
+}
+
+/// `check` says in which mode `run` attaches the program.
+#[test]
+fn drivers_with_native_xdp_and_without() -> Result<()> {
+    let lab = Lab::new(LOCAL, 0)?;
+    let balancer = &lab.topology.balancer;
+    balancer.ip(&["link", "add", "br0", "type", "bridge"])?;
+    balancer.ip(&["link", "set", "br0", "up"])?;
+    for (interface, mode, verdict, part, runs) in [
+        (INTERFACE, "auto", "good", "has native XDP", Some("native")),
+        (INTERFACE, "native", "good", "has native XDP", Some("native")),
+        (INTERFACE, "generic", "warning", "does not use it", Some("generic")),
+        ("br0", "auto", "warning", "generic mode is slow", Some("generic")),
+        ("br0", "native", "failed", "no native XDP", None),
+        ("br0", "generic", "good", "as configured", Some("generic")),
+    ] {
+        lab.place.configure_on(&[interface], &lab.service(LOCAL, 0))?;
+        let text = std::fs::read_to_string(lab.place.config())?;
+        std::fs::write(lab.place.config(), format!("xdp_mode = \"{mode}\"\n{text}"))?;
+        let about = || lines(&lab, &format!("interface {interface}"));
+        let is_there = |lines: &[Value], verdict: &str, part: &str| {
+            lines.iter().any(|line| {
+                line["verdict"] == verdict && line["found"].as_str().is_some_and(|found| found.contains(part))
+            })
+        };
+        let found = about()?;
+        ensure!(is_there(&found, verdict, part), "{interface} {mode}: {found:?}");
+        let ok = found.iter().all(|line| line["verdict"] != "failed");
+        ensure!(ok == runs.is_some(), "{interface} {mode}: {found:?}");
+        let Some(runs) = runs else {
+            let mut daemon = Daemon::spawn(&lab.place, balancer)?;
+            ensure!(!daemon.ended()?.success(), "{interface} {mode}: it started");
+            continue;
+        };
+        let daemon = Daemon::spawn(&lab.place, balancer)?;
+        wait_for("the program to be attached", || Ok(daemon.log().contains("program attached")))?;
+        ensure!(
+            lab.json(&["status"])?["interfaces"][0]["mode"] == runs,
+            "{interface} {mode}: {}",
+            daemon.log()
+        );
+        let found = about()?;
+        ensure!(
+            is_there(&found, "good", &format!("attached in {runs} mode")),
+            "{interface} {mode}: {found:?}"
+        );
+        daemon.terminate()?;
+        lab.remove_pins()?;
+    }
+    // A driver whose settings do not allow what it has: `auto` does not take generic mode then.
+    let queues = |count: u8| format!("numtxqueues {count} numrxqueues {count}");
+    let add = format!("link add many {} type veth peer name few {}", queues(4), queues(1));
+    balancer.ip(&add.split(' ').collect::<Vec<_>>())?;
+    lab.place.configure_on(&["few"], &lab.service(LOCAL, 0))?;
+    let found = warnings(&lab, "interface few")?;
+    ensure!(found.iter().any(|(text, _)| text.contains("number of queues")), "{found:?}");
+    ensure!(!Daemon::spawn(&lab.place, balancer)?.ended()?.success(), "it started");
+    Ok(())
+}
+
+/// A veth sends what XDP redirects while its peer has GRO on, or an XDP program.
+#[test]
+fn drivers_that_send_what_is_redirected_and_others() -> Result<()> {
+    let lab = Lab::of(Family::V4, L2, Plan { backends: 1, way: Way::Cards, ..Plan::default() })?;
+    let balancer = &lab.topology.balancer;
+    for interface in [INTERFACE, "eth1"] {
+        let found = warnings(&lab, &format!("interface {interface}"))?;
+        ensure!(found.iter().all(|(text, _)| !text.contains("redirects from")), "{found:?}");
+    }
+    second_wire(&lab)?;
+    let backend = lab.topology.plan.backend(Family::V4, 1).to_string();
+    balancer.ip(&["route", "replace", &backend, "dev", SECOND])?;
+    let found = warnings(&lab, &format!("interface {SECOND}"))?;
+    let [(text, hint)] = found.as_slice() else { bail!("{found:?}") };
+    ensure!(text.contains("sends no frames that XDP redirects"), "{text}");
+    ensure!(hint.contains("GRO"), "{hint}");
+    run(lab.topology.client.command("ethtool")?.args(["-K", SECOND, "gro", "on"]))?;
+    let found = warnings(&lab, &format!("interface {SECOND}"))?;
+    ensure!(found.is_empty(), "{found:?}");
+    Ok(())
+}
