@@ -61,7 +61,7 @@ pub fn tollgate(ctx: XdpContext) -> u32 {
     let Some(live) = LIVE.get(0) else { return xdp_action::XDP_ABORTED }; // An array of one has it.
     let tables = Tables::from_word(live.tables);
     let outcome = decide(&frame, live, tables);
-    verdict::conclude(&ctx, frame.len(), outcome, tables)
+    verdict::conclude(&ctx, frame.len(), outcome, (live, tables))
 }
 
 /// Passes everything: the far end of a test's veth pair, and the floor that a benchmark subtracts.

@@ -3,14 +3,14 @@
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
     counter::{Counter, numbered_index},
-    live::Tables,
+    live::{Live, Tables},
     reason::Reason,
 };
 
 use crate::{
     admit, events,
     forward::Delivery,
-    maps::{BACKEND_COUNTERS, COUNTERS, EGRESS, LIVE},
+    maps::{BACKEND_COUNTERS, COUNTERS, EGRESS},
     packet::Frame,
 };
 
@@ -85,7 +85,7 @@ const NO_BACKEND: u32 = u32::MAX;
 
 /// Counts a frame of `bytes` that came in, and gives the driver's action for it. `tables` are those that it was judged by.
 #[inline(always)]
-pub fn conclude(ctx: &XdpContext, bytes: u64, outcome: Outcome, tables: Tables) -> u32 {
+pub fn conclude(ctx: &XdpContext, bytes: u64, outcome: Outcome, (live, tables): (&Live, Tables)) -> u32 {
     let (mut service, Counted(mut reason), mut action, mut backend) = match outcome {
         Outcome::NotOurs => (NO_SERVICE, Reason::NotOurs.into(), xdp_action::XDP_PASS, NO_BACKEND),
         Outcome::Misdirected => (NO_SERVICE, Reason::NotOurs.into(), xdp_action::XDP_DROP, NO_BACKEND),
@@ -105,7 +105,7 @@ pub fn conclude(ctx: &XdpContext, bytes: u64, outcome: Outcome, tables: Tables) 
         }
     };
     // Last, so that every table has been read.
-    if tables_changed(tables) {
+    if tables_changed(live, tables) {
         (service, Counted(reason)) = (NO_SERVICE, Reason::TablesChanged.into());
         (action, backend) = (xdp_action::XDP_DROP, NO_BACKEND);
     }
@@ -118,8 +118,7 @@ pub fn conclude(ctx: &XdpContext, bytes: u64, outcome: Outcome, tables: Tables) 
 
 /// Whether these tables may have been written to since the packet came: nothing that they said holds then.
 #[inline(always)]
-fn tables_changed(tables: Tables) -> bool {
-    let Some(live) = LIVE.get(0) else { return true };
+fn tables_changed(live: &Live, tables: Tables) -> bool {
     // SAFETY: an aligned word of the map's value, which the daemon stores to while the program runs.
     tables.may_be_overwritten(unsafe { (&raw const live.begun).read_volatile() })
 }
