@@ -42,10 +42,13 @@ pub fn install(packages: &[String]) -> Result<()> {
             packages.join(" ")
         );
     };
-    log::say(format_args!("setup: installing {}", packages.join(" ")));
+    log::say(format_args!(
+        "setup: installing {}, with dependencies: one to three minutes",
+        packages.join(" ")
+    ));
     refresh();
-    command::run_aside(install.args(arguments).args(packages).stdin(Stdio::null())).context(
-        "apt-get could not install what Tollgate needs\ntry: `apt-get update` by hand, and look at what it says",
+    log::run_quietly("apt-get-install", install.args(arguments).args(packages)).context(
+        "apt-get could not install what Tollgate needs\ntry: run `apt-get update`, and read its errors",
     )
 }
 
@@ -69,11 +72,18 @@ pub fn closure(package: &str) -> Result<Vec<String>> {
 /// Downloads packages and unpacks them under `into`: nothing is installed, no service starts.
 pub fn unpack(packages: &[String], into: &Path) -> Result<()> {
     require_apt(packages)?;
-    log::say(format_args!("setup: unpacking Debian's {} under {}", packages.join(" "), into.display()));
+    // In apt's order: dependencies first.
+    let [others @ .., wanted] = packages else { return Ok(()) };
+    log::say(format_args!(
+        "setup: unpacking Debian's {wanted}{} under {}; it is not installed",
+        if others.is_empty() { String::new() } else { format!(" and {} dependencies", others.len()) },
+        into.display()
+    ));
     let downloads = into.join("download");
     fs::create_dir_all(&downloads).with_context(|| format!("cannot create {}", downloads.display()))?;
     refresh();
-    command::run_aside(
+    log::run_quietly(
+        "apt-get-download",
         command::command("apt-get")
             // Downloading as another user than root's would need a directory that this user may write.
             .args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
@@ -146,8 +156,10 @@ fn refresh() {
     ONCE.call_once(|| {
         let Some(mut update) = as_root("apt-get") else { return };
         log::say("setup: reading the package lists");
-        if let Err(error) = command::run_aside(update.args(["update", "-qq"])) {
-            log::say(format_args!("setup: {error}; going on with the lists that are there"));
+        if let Err(error) = log::run_quietly("apt-get-update", update.args(["update", "-qq"])) {
+            log::say(format_args!(
+                "setup: {error}\nsetup: continuing with the package lists of the last update"
+            ));
         }
     });
 }

@@ -160,7 +160,8 @@ fn make_cargo_fuzz() -> Result<PathBuf> {
     let made = place.join("bin/cargo-fuzz");
     if !made.is_file() {
         log::say(format_args!("setup: building cargo-fuzz {CARGO_FUZZ}"));
-        command::run_aside(
+        log::run_quietly(
+            "cargo-fuzz",
             command::cargo("install")
                 .args(["cargo-fuzz", "--version", CARGO_FUZZ, "--locked", "--root"])
                 .arg(&place)

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::command;
 
@@ -20,6 +20,9 @@ static CURRENT: Mutex<Option<PathBuf>> = Mutex::new(None);
 
 /// How often a log is read whose text is also shown.
 const SHOW_EVERY: Duration = Duration::from_millis(50);
+
+/// How many lines of a command that failed the error contains.
+const LINES_OF_A_FAILURE: usize = 40;
 
 /// From here to [`end`], everything goes to this group's log. Returns where that is.
 pub fn begin(group: &str) -> Result<PathBuf> {
@@ -77,6 +80,33 @@ pub fn record(command: &mut Command) -> Result<(String, ExitStatus)> {
     Ok((String::from_utf8_lossy(&text).into_owned(), status))
 }
 
+/// Runs a command whose output matters only if it fails. The output goes to the log of the group that runs, otherwise to
+/// `target/logs/NAME.log`; then the error contains its last lines.
+pub fn run_quietly(name: &str, command: &mut Command) -> Result<()> {
+    match current() {
+        Some(_) => command::run_aside(command),
+        None => run_into(&create(name)?, command),
+    }
+}
+
+fn run_into(path: &Path, command: &mut Command) -> Result<()> {
+    let log = append(path)?;
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let status = command.status().with_context(|| format!("cannot start {}", command::shown(command)))?;
+    if !status.success() {
+        let text = fs::read(path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text.lines().collect();
+        let last = lines[lines.len().saturating_sub(LINES_OF_A_FAILURE)..].join("\n");
+        bail!(
+            "{} failed: {status}\n{last}\nthe whole output is in {}",
+            command::shown(command),
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 fn current() -> Option<PathBuf> {
     CURRENT.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
@@ -91,4 +121,25 @@ fn create(name: &str) -> Result<PathBuf> {
 
 fn append(path: &Path) -> Result<File> {
     OpenOptions::new().append(true).open(path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_is_shown_only_on_failure() {
+        let path = create("test-of-run-quietly").unwrap();
+        let shell = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            run_into(&path, &mut command)
+        };
+        shell("seq 100; echo from standard error >&2").unwrap();
+        assert!(fs::read_to_string(&path).unwrap().contains("from standard error"));
+        let error = shell("echo early; seq 200 300; echo why >&2; exit 3").unwrap_err().to_string();
+        assert!(error.contains("\n300\nwhy\n") && error.contains("exit status: 3"), "{error}");
+        assert!(error.ends_with("test-of-run-quietly.log") && !error.contains("\n200\n"), "{error}");
+        fs::remove_file(&path).unwrap();
+    }
 }

@@ -424,7 +424,8 @@ fn make_cargo_mutants() -> Result<PathBuf> {
     let made = place.join("bin/cargo-mutants");
     if !made.is_file() {
         eprintln!("setup: building cargo-mutants {CARGO_MUTANTS}");
-        command::run_aside(
+        log::run_quietly(
+            "cargo-mutants",
             command::cargo("install")
                 .args(["cargo-mutants", "--version", CARGO_MUTANTS, "--locked", "--root"])
                 .arg(&place)

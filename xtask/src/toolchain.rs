@@ -193,10 +193,11 @@ fn find_bpf_linker(llvm: u32) -> Option<PathBuf> {
 /// Builds bpf-linker against Debian's LLVM.
 fn make_bpf_linker(llvm: u32) -> Result<()> {
     apt::install(&apt::missing(&llvm_packages(llvm))?)?;
-    log::say(format_args!("setup: building bpf-linker {BPF_LINKER} for LLVM {llvm}"));
+    log::say(format_args!("setup: building bpf-linker {BPF_LINKER} for LLVM {llvm}: about two minutes"));
     let made = made_bpf_linker(llvm);
     let place = made.ancestors().nth(2).context("bpf-linker has a place of its own")?;
-    command::run_aside(
+    log::run_quietly(
+        "bpf-linker",
         command::cargo("install")
             .args(["bpf-linker", "--version", BPF_LINKER, "--locked", "--force"])
             .args(["--no-default-features", "--features", &format!("llvm-{llvm}")])
@@ -208,8 +209,8 @@ fn make_bpf_linker(llvm: u32) -> Result<()> {
     )
     .with_context(|| {
         format!(
-            "bpf-linker {BPF_LINKER} could not be built for LLVM {llvm}\ntry: mend what cargo names above; where that is \
-             the feature llvm-{llvm}, a newer version may have it: BPF_LINKER in xtask/src/toolchain.rs"
+            "bpf-linker {BPF_LINKER} could not be built for LLVM {llvm}\ntry: fix what cargo reports below; if it is the \
+             feature llvm-{llvm}, a newer version may have it: BPF_LINKER in xtask/src/toolchain.rs"
         )
     })?;
     fs::remove_dir_all(place.join("target")).context("cannot remove what building bpf-linker left")?;
