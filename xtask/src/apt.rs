@@ -52,18 +52,16 @@ pub fn install(packages: &[String]) -> Result<()> {
     )
 }
 
-/// What installing the package would install: itself, and what it depends on and is not there.
-pub fn closure(package: &str) -> Result<Vec<String>> {
-    require_apt(&[package.to_owned()])?;
+/// What installing the packages would install: themselves, and the dependencies that are missing.
+pub fn closure(packages: &[String]) -> Result<Vec<String>> {
+    require_apt(packages)?;
     refresh();
-    let plan = command::output(command::command("apt-get").args([
-        "install",
-        "--simulate",
-        "-qq",
-        "--no-install-recommends",
-        package,
-    ]))
-    .with_context(|| format!("apt-get knows no way to {package}\ntry: sudo apt-get update"))?;
+    let plan = command::output(
+        command::command("apt-get")
+            .args(["install", "--simulate", "-qq", "--no-install-recommends"])
+            .args(packages),
+    )
+    .with_context(|| format!("apt-get cannot install {}\ntry: sudo apt-get update", packages.join(" ")))?;
     // `Inst seabios (1.16.2-1 Debian:12.15/oldstable [all])`
     let packages = plan.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
     Ok(packages.map(str::to_owned).collect())

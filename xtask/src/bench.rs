@@ -11,6 +11,7 @@ const NEEDS: Needs = Needs {
     parts: &[Part::Namespaces],
     built: "release",
     minutes: 6,
+    then: Some("the benchmark"),
     gigabytes: 4,
 };
 

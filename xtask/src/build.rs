@@ -27,6 +27,7 @@ pub const NEEDS: Needs = Needs {
     parts: &[],
     built: "release/tollgate",
     minutes: 6,
+    then: None,
     gigabytes: 3,
 };
 

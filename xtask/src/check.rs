@@ -18,6 +18,7 @@ const NEEDS: Needs = Needs {
     parts: &[],
     built: "bpf/bpfel-unknown-none/debug",
     minutes: 8,
+    then: Some("the checks"),
     gigabytes: 6,
 };
 

@@ -11,6 +11,7 @@ const NEEDS: Needs = Needs {
     parts: &[Part::Namespaces],
     built: "release/demo",
     minutes: 6,
+    then: Some("the demo for a few seconds"),
     gigabytes: 4,
 };
 

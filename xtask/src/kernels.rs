@@ -49,6 +49,7 @@ const NEEDS: Needs = Needs {
     parts: &[Part::Emulator],
     built: "kernels",
     minutes: 8,
+    then: Some("the tests"),
     gigabytes: 6,
 };
 

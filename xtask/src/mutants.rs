@@ -104,6 +104,7 @@ const NEEDS: Needs = Needs {
     parts: &[Part::Namespaces, Part::Checkers],
     built: "mutants",
     minutes: 10,
+    then: Some("the mutants, for hours if none are selected"),
     gigabytes: 8,
 };
 

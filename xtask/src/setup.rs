@@ -30,8 +30,10 @@ pub struct Needs {
     pub parts: &'static [Part],
     /// What is below target/ once it has been built for this subcommand.
     pub built: &'static str,
-    /// How long installing and building take where nothing is there, on two processors.
+    /// How long installing and building take where nothing is there, on two idle processors.
     pub minutes: u32,
+    /// What runs then, with how long it takes, such as "the tests for 20 minutes"; `None`: nothing.
+    pub then: Option<&'static str>,
     /// Space that they take below target/.
     pub gigabytes: u64,
 }
@@ -53,6 +55,7 @@ const ALL: Needs = Needs {
     parts: &[Part::Namespaces, Part::Checkers, Part::Emulator],
     built: "setup",
     minutes: 5,
+    then: None,
     gigabytes: 3,
 };
 
@@ -69,25 +72,34 @@ pub fn show() -> Result<()> {
     Ok(())
 }
 
-/// Looks whether the subcommand can do its work at all, before anything is installed or built; where it is the first, says
-/// how long it will take.
+/// Checks that the subcommand can do its work at all, before anything is installed or built. Announces how long a first run
+/// takes, and the packages that are missing.
 pub fn check(needs: &Needs) -> Result<()> {
-    let missing = missing(needs)?;
-    let is_first = !missing.is_empty() || !command::target().join(needs.built).exists();
-    preconditions::check(needs, &missing, is_first)?;
-    if is_first {
-        eprintln!(
-            "{}: first run: installing and building take about {} minutes{}",
-            needs.subcommand,
-            needs.minutes,
-            if missing.is_empty() {
-                String::new()
-            } else {
-                format!("; Debian packages: {}", missing.join(" "))
-            }
-        );
+    let (install, unpack) = (installed(needs)?, unpacked(needs)?);
+    let is_built = command::target().join(needs.built).exists();
+    let missing = [&install[..], &unpack[..]].concat();
+    preconditions::check(needs, &missing, !is_built || !missing.is_empty())?;
+    if !is_built {
+        eprintln!("{}", first_run(needs));
+    }
+    if !install.is_empty() {
+        // Without the number where apt cannot tell: it says why when it installs.
+        let all = apt::closure(&install).map_or_else(|_| String::new(), |all| format!("{} ", all.len()));
+        eprintln!("setup: installs {all}Debian packages: {}, and their dependencies", install.join(" "));
+    }
+    if !unpack.is_empty() {
+        eprintln!("setup: unpacks under target/setup, without installing them: {}", unpack.join(" "));
     }
     Ok(())
+}
+
+/// What a first run takes.
+fn first_run(needs: &Needs) -> String {
+    let then = needs.then.map(|then| format!(", then {then}")).unwrap_or_default();
+    format!(
+        "{}: first run, on 2 idle CPUs: about {} minutes to install and build{then}; up to {} GiB under target/",
+        needs.subcommand, needs.minutes, needs.gigabytes
+    )
 }
 
 /// Finds all that the subcommand takes, and installs what is missing.
@@ -126,9 +138,9 @@ fn installed(needs: &Needs) -> Result<Vec<String>> {
     Ok(packages)
 }
 
-/// Debian packages that are to be installed, or unpacked below target/.
-fn missing(needs: &Needs) -> Result<Vec<String>> {
-    let mut packages = installed(needs)?;
+/// Debian packages that are only to be unpacked, below target/.
+fn unpacked(needs: &Needs) -> Result<Vec<String>> {
+    let mut packages = Vec::new();
     let is_kept = |name: &str| command::find(name).is_some() || kept(name).is_file();
     if needs.parts.contains(&Part::Checkers) {
         if !is_kept("promtool") {
@@ -193,7 +205,7 @@ fn start_unpacked(
     let start = kept(name);
     if !start.is_file() {
         let files = start.with_file_name(format!("{name}.files"));
-        apt::unpack(&apt::closure(package)?, &files)?;
+        apt::unpack(&apt::closure(&[package.to_owned()])?, &files)?;
         let program = files.join("usr/bin").join(name);
         ensure!(program.is_file(), "the package has no {}", program.display());
         prepare(&files)?;
@@ -260,4 +272,20 @@ fn keep_from_package(
         fs::remove_dir_all(&files).with_context(|| format!("cannot remove {}", files.display()))?;
     }
     Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_run_is_announced_with_what_runs_after_the_build() {
+        let needs = Needs { subcommand: "test", minutes: 15, then: Some("the tests for 20 minutes"), ..ALL };
+        assert_eq!(
+            first_run(&needs),
+            "test: first run, on 2 idle CPUs: about 15 minutes to install and build, then the tests for 20 minutes; up to \
+             3 GiB under target/"
+        );
+        assert!(first_run(&ALL).contains("install and build; up to"));
+    }
 }

@@ -11,6 +11,7 @@ const NEEDS: Needs = Needs {
     parts: &[Part::Namespaces],
     built: "release/spike",
     minutes: 6,
+    then: Some("the load test"),
     gigabytes: 4,
 };
 

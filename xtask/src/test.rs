@@ -17,6 +17,7 @@ const NEEDS: Needs = Needs {
     parts: &[Part::Namespaces, Part::Checkers, Part::Emulator],
     built: "kernels",
     minutes: 15,
+    then: Some("the tests for about 20 minutes"),
     gigabytes: 12,
 };
 
