@@ -124,14 +124,26 @@ pub fn without_candidate(packages: &[String]) -> Result<Vec<String>> {
     Ok(absent)
 }
 
-/// Whether one of apt's sources is this suite, as its release file names it.
-pub fn has_suite(codename: &str) -> Result<bool> {
+/// The address of the first of apt's sources that has this suite of Debian, as its release file names it.
+pub fn archive(codename: &str) -> Result<Option<String>> {
     let policy = command::output(command::command("apt-cache").arg("policy").env("LC_ALL", "C"))?;
+    Ok(archive_in(&policy, codename))
+}
+
+/// [`archive`], in what `apt-cache policy` prints:
+///
+/// ```text
+///  500 http://HOST/debian bookworm/main amd64 Packages
+///      release v=12.15,o=Debian,a=oldstable,n=bookworm,l=Debian,c=main,b=amd64
+/// ```
+fn archive_in(policy: &str, codename: &str) -> Option<String> {
     let wanted = format!("n={codename}");
-    // `release v=12,o=Debian,a=oldstable-security,n=bookworm-security,l=Debian-Security,c=main,b=amd64`
-    Ok(policy
-        .lines()
-        .any(|line| line.trim().trim_start_matches("release ").split(',').any(|field| field == wanted)))
+    let lines: Vec<_> = policy.lines().map(str::trim).collect();
+    lines.windows(2).find_map(|pair| {
+        let fields: Vec<_> = pair[1].strip_prefix("release ")?.split(',').collect();
+        let is_it = fields.contains(&"o=Debian") && fields.contains(&wanted.as_str());
+        pair[0].split(' ').nth(1).filter(|_| is_it).map(str::to_owned)
+    })
 }
 
 /// What a package depends on directly; empty when it is unknown.
@@ -189,4 +201,30 @@ fn require_apt(packages: &[String]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn archives_are_found_by_suite() {
+        let policy = "\
+Package files:
+ 100 /var/lib/dpkg/status
+     release a=now
+ 500 https://other.example/repository bookworm/main amd64 Packages
+     release o=Other,a=bookworm,n=bookworm,c=main,b=amd64
+     origin other.example
+ 500 http://mirror.example/debian bookworm-updates/main amd64 Packages
+     release v=12-updates,o=Debian,a=oldstable-updates,n=bookworm-updates,l=Debian,c=main,b=amd64
+     origin mirror.example
+ 500 http://mirror.example/debian bookworm/main amd64 Packages
+     release v=12.15,o=Debian,a=oldstable,n=bookworm,l=Debian,c=main,b=amd64
+     origin mirror.example
+Pinned packages:
+";
+        assert_eq!(archive_in(policy, "bookworm").as_deref(), Some("http://mirror.example/debian"));
+        assert_eq!(archive_in(policy, "bookworm-security"), None);
+    }
 }

@@ -142,16 +142,31 @@ fn sources(packages: &[String]) -> Result<Option<String>> {
              another toolchain"
         )));
     }
-    if is_old && !apt::has_suite(&suite)? {
+    if is_old && apt::archive(&suite)?.is_none() {
         return Ok(Some(format!(
-            "{found}\n  cause: Debian's security archive is missing: no source has the suite {suite}\n  try: add this line to \
-             /etc/apt/sources.list, MIRROR being a host that has that archive, then apt-get update:\n    deb \
-             http://MIRROR/debian-security {suite} main"
+            "{found}\n  cause: apt has no source with the suite {suite} (Debian's security archive)\n{}",
+            security_hint(apt::archive(&codename)?.as_deref(), &suite)
         )));
     }
     Ok(Some(format!(
         "{found}\n  try: apt-get update, with the suites bookworm and {suite} among the sources"
     )))
+}
+
+/// How to add the suite to apt's sources. Mirrors have it in `debian-security`, beside `debian`, which is the archive that
+/// this host has.
+fn security_hint(archive: Option<&str>, suite: &str) -> String {
+    let file = "/etc/apt/sources.list.d/security.list";
+    match archive.and_then(|archive| archive.trim_end_matches('/').strip_suffix("/debian")) {
+        Some(mirror) => format!(
+            "  try, as root: echo 'deb {mirror}/debian-security {suite} main' >> {file} && apt-get update\n  if this mirror \
+             does not have the suite, apt-get update says so: name one that does in {file}"
+        ),
+        None => format!(
+            "  try: in {file}, add a line for {suite} like the one for bookworm in apt's sources, with the address at which \
+             your mirror has `debian-security`; then apt-get update"
+        ),
+    }
 }
 
 fn codename() -> String {
@@ -171,6 +186,19 @@ mod tests {
         assert_eq!(version("5.10-rc1"), Some((5, 10)));
         assert_eq!(version("none"), None);
         assert!(version("5.19.17") < Some(OLDEST_KERNEL) && version("10.0.1") > Some(OLDEST_KERNEL));
+    }
+
+    #[test]
+    fn the_security_archive_is_looked_for_on_the_mirror_of_this_host() {
+        for archive in ["http://mirror.example/debian", "http://mirror.example/debian/"] {
+            let hint = security_hint(Some(archive), "bookworm-security");
+            let line = "echo 'deb http://mirror.example/debian-security bookworm-security main' >> /etc/apt/";
+            assert!(hint.contains(line), "{hint}");
+        }
+        for archive in [None, Some("https://mirror.example/remote")] {
+            let hint = security_hint(archive, "bookworm-security");
+            assert!(!hint.contains("http") && hint.contains("a line for bookworm-security"), "{hint}");
+        }
     }
 
     #[test]
