@@ -31,5 +31,6 @@ fn over_line() -> &'static str {
 }
 
 fn line(sent: u64, arrived: u64) -> String {
-    format!("  {sent:>7} valid datagrams sent, {arrived:>7} arrived")
+    let in_flight = sent.saturating_sub(arrived);
+    format!("  {sent:>7} valid datagrams sent: {arrived:>7} arrived, {in_flight:>2} in flight")
 }
