@@ -53,10 +53,9 @@ enum Subcommands {
     ///
     /// A line for each group of tests; what a group printed where it failed, and under target/logs.
     Test(Shown),
-    /// The main job before your eyes: client, balancer, three backends, forged traffic, keys rotated (needs root)
+    /// Demonstration: client, balancer, three backends, forged traffic, keys rotated under load (needs root)
     ///
-    /// `cargo xtask demo --forward nat --ipv6` takes another way to the backends, `--keep` leaves the topology for looking
-    /// around.
+    /// `--forward nat` shows another forwarding mode, `--ipv6` uses IPv6, `--keep` keeps the network namespaces for inspection.
     Demo(options::Demo),
     /// Nanoseconds per packet, beside an empty program's (needs root)
     Bench(options::Bench),
