@@ -42,10 +42,7 @@ pub fn install(packages: &[String]) -> Result<()> {
             packages.join(" ")
         );
     };
-    log::say(format_args!(
-        "setup: installing {}, with dependencies: one to three minutes",
-        packages.join(" ")
-    ));
+    log::say("setup: installing packages: one to three minutes");
     refresh();
     log::run_quietly("apt-get-install", install.args(arguments).args(packages)).context(
         "apt-get could not install what Tollgate needs\ntry: run `apt-get update`, and read its errors",
