@@ -43,7 +43,7 @@ const PROGRAMS: [(&str, &str, Part); 6] = [
     ("ip", "iproute2", Part::Namespaces),
     ("tc", "iproute2", Part::Namespaces),
     ("ethtool", "ethtool", Part::Namespaces),
-    ("nft", "nftables", Part::Namespaces),
+    ("nft", "nftables", Part::Checkers),
     ("busybox", "busybox-static", Part::Emulator),
     ("cpio", "cpio", Part::Emulator),
 ];
