@@ -68,6 +68,14 @@ impl Checksum {
         self.add_u64(!word)
     }
 
+    /// Whether a field holds this very sum, not its complement. Neither is zero, and both are numbers modulo 65,535.
+    #[inline(always)]
+    pub const fn is_in(self, field: u16) -> bool {
+        const MODULUS: u64 = 0xffff;
+        // The multiple keeps the difference above zero. The compiler divides by one multiplication.
+        (self.0 + (MODULUS << 16) - field as u64).is_multiple_of(MODULUS)
+    }
+
     /// The checksum field.
     #[inline(always)]
     pub const fn field(self) -> u16 {
@@ -131,6 +139,14 @@ mod tests {
             // 0 and 0xffff are the same sum; by difference either may come out when the rest is all zeros.
             let same = |a: u16, b: u16| a == b || (a == 0 && b == 0xffff) || (a == 0xffff && b == 0);
             prop_assert!(same(ours.field().to_be(), expected), "{:04x} {:04x}", ours.field().to_be(), expected);
+        }
+
+        #[test]
+        fn a_field_with_the_sum_itself_is_recognised(words in proptest::collection::vec(1u32.., 1..12), field: u16) {
+            let sum = words.iter().fold(Checksum::new(), |sum, word| sum.add_u32(*word));
+            let same = !sum.field();
+            prop_assert!(sum.is_in(same), "{same:04x}");
+            prop_assert_eq!(sum.is_in(field), field % 0xffff == same % 0xffff, "{:04x} {:04x}", field, same);
         }
 
         /// Each way to add and to subtract, of as many words as a packet may have.

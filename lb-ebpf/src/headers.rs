@@ -464,7 +464,7 @@ impl Udp {
     /// Whether the checksum field has the sum of the pseudo-header alone: see `checksum` of the balancer's program.
     #[inline(always)]
     pub fn is_partial<I: Ip>(&self, ip: &I) -> bool {
-        self.checksum_be() == !ip.sum_of_pseudo_header().field()
+        self.is_summed() && ip.sum_of_pseudo_header().is_in(self.checksum_be())
     }
 
     /// The datagram loses this many bytes.
