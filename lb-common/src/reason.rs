@@ -100,9 +100,9 @@ reasons! {
     /// Nobody has confirmed the clock for too long.
     30 StaleClock "stale_clock" "a new token, and nobody has confirmed the clock for over an hour" "`tollgate status`: does the daemon run, and was the wall clock set back?";
     /// The tables were written twice while the packet was handled.
-    31 TablesChanged "tables_changed" "the CPU stood still while it handled the packet, and the tables were changed twice meanwhile" "steal time of the CPUs: `vmstat 1`, column `st`";
+    31 TablesChanged "tables_changed" "any packet, also one for no service: dropped because the tables were replaced twice while the CPU handled it" "whether the hypervisor stops this host's CPUs: `vmstat 1`, column `st`";
     /// A partial checksum that the kernel would spoil.
-    32 PartialChecksum "partial_checksum" "the sender left the checksum to a network card, and what leaves an interface in generic mode cannot be given one" "`xdp_mode = \"native\"`, or `ethtool -K IFACE tx off` at the sender";
+    32 PartialChecksum "partial_checksum" "the sender left the UDP checksum to its network card, and the interface is in generic XDP mode, which cannot forward such a packet" "`xdp_mode = \"native\"`, or `ethtool -K IFACE tx off` at the sender";
 }
 
 impl Reason {

@@ -94,6 +94,7 @@ fn traffic(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::
     let mut samples: Vec<(Labels<'_>, Count)> = vec![
         (nobodys("not_ours"), report.counters.not_ours),
         (nobodys("unsupported"), report.counters.buried),
+        (nobodys("tables_changed"), report.counters.tables_changed),
     ];
     for service in &report.counters.services {
         let of_service = |reason| vec![("service", service.service.as_str()), ("reason", reason)];

@@ -32,8 +32,10 @@ fn table(report: &CounterReport) -> Vec<String> {
         rows.extend(counted.map(|one| row(&service.service, &one.reason, &one.count)));
     }
     rows.push(row("-", "not_ours", &report.not_ours));
-    if report.buried.packets > 0 {
-        rows.push(row("-", "unsupported", &report.buried));
+    for (reason, count) in [("unsupported", &report.buried), ("tables_changed", &report.tables_changed)] {
+        if count.packets > 0 {
+            rows.push(row("-", reason, count));
+        }
     }
     columns(&["SERVICE", "REASON", "PACKETS", "BYTES"], &rows)
 }

@@ -63,7 +63,7 @@ impl Mismatch {
             Cause::RolledBack | Cause::Forked => "Restore the newest store",
         };
         format!(
-            "{restore}, or, to use this one, start once with `tollgate run --accept-store {}`",
+            "{restore}, or, to use this one, start the daemon once with its usual options and `--accept-store {}`",
             self.found.revision
         )
     }
@@ -197,13 +197,7 @@ mod tests {
     fn a_mismatch_says_what_to_do() {
         let text = |found| compare(Path::new("/s"), &found, &commit(A, 7, 1)).unwrap_err().to_string();
         let rolled_back = text(commit(A, 6, 1));
-        for part in [
-            "revision 6",
-            "revision 7",
-            "Filtering continues",
-            "Revocations",
-            "`tollgate run --accept-store 6`",
-        ] {
+        for part in ["revision 6", "revision 7", "Filtering continues", "Revocations", "`--accept-store 6`"] {
             assert!(rolled_back.contains(part), "{part}: {rolled_back}");
         }
         let empty = text(Commit::default());

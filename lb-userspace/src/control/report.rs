@@ -129,7 +129,8 @@ impl Controller {
         };
         let of_service = |service: &Service| {
             let index = self.indices.of_service(service.id);
-            let reasons = Reason::ALL.iter().filter(|reason| **reason != Reason::NotOurs);
+            let of_none = [Reason::NotOurs, Reason::TablesChanged];
+            let reasons = Reason::ALL.iter().filter(|reason| !of_none.contains(reason));
             let reasons = reasons.map(|reason| ReasonCount {
                 reason: reason.name().to_owned(),
                 count: index.map_or_else(Count::default, |index| count(index, *reason)),
@@ -143,6 +144,7 @@ impl Controller {
         Ok(CounterReport {
             not_ours: count(0, Reason::NotOurs),
             buried: count(0, Reason::Unsupported),
+            tables_changed: count(0, Reason::TablesChanged),
             services: selected.into_iter().map(of_service).collect(),
         })
     }

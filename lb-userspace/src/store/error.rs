@@ -118,12 +118,13 @@ fn go_back(path: &std::path::Path, previous: Option<u64>) -> String {
     match previous {
         Some(revision) => format!(
             "nothing was changed. To go back to revision {revision} and lose the last change: `mv {shown} \
-             {shown}.damaged && cp -p {shown}.prev {shown}`, then start once with `tollgate run --accept-store {revision}`"
+             {shown}.damaged && cp -p {shown}.prev {shown}`, then start the daemon once with its usual options \
+             and `--accept-store {revision}`"
         ),
         None => format!(
             "nothing was changed, and there is no sound previous copy. Restore it from a backup, or begin with new keys: \
-             `mv {shown} {shown}.damaged`, then start once with `tollgate run --accept-store 0` (issuers then need \
-             `tollgate keys export` again)"
+             `mv {shown} {shown}.damaged`, then start the daemon once with its usual options and \
+             `--accept-store 0` (issuers then need `tollgate keys export` again)"
         ),
     }
 }
@@ -132,12 +133,13 @@ fn start_anew(path: &std::path::Path, previous: Option<u64>) -> String {
     let shown = path.display();
     let back = previous.map_or_else(String::new, |revision| {
         format!(
-            "to go back to its revision {revision}: `cp -p {shown}.prev {shown}`, then start once with `tollgate run \
-             --accept-store {revision}`; "
+            "to go back to its revision {revision}: `cp -p {shown}.prev {shown}`, then start the daemon once with its usual \
+             options and `--accept-store {revision}`; "
         )
     });
     format!(
-        "{back}to begin with new keys: `mv {shown}.prev {shown}.old`, then start once with `tollgate run --accept-store 0`"
+        "{back}to begin with new keys: `mv {shown}.prev {shown}.old`, then start the daemon once with its \
+         usual options and `--accept-store 0`"
     )
 }
 

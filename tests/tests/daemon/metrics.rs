@@ -7,9 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::reason::Reason;
+use aya::maps::{Array, Map, MapData};
+use lb_common::{live::Live, maps, reason::Reason};
 use lb_tests::{
-    daemon::{http, said},
+    daemon::{http, said, wait_for},
     topology::Family,
 };
 
@@ -37,6 +38,28 @@ fn promtool_finds_nothing() -> Result<()> {
     let found = said(&output);
     ensure!(output.status.success() && found.trim().is_empty(), "{found}");
     Ok(())
+}
+
+/// A reason that no service has is shown as well. The tables did not change; the word says so that names the newest.
+#[test]
+fn what_is_dropped_for_no_service_is_shown() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let _daemon = lab.start()?;
+    let token = lab.token(1)?.to_bytes();
+    let pinned = Map::Array(MapData::from_pin(lab.pin(maps::LIVE))?);
+    let mut live: Array<_, Live> = pinned.try_into()?;
+    let value = live.get(&0, 0)?;
+    live.set(0, Live { begun: value.begun + 2, ..value }, 0)?;
+    lab.send(&token)?;
+    let shown = || anyhow::Ok(lab.json(&["counters"])?["tables_changed"]["packets"].as_u64().unwrap_or(0));
+    wait_for("tables_changed", || Ok(shown()? > 0))?;
+    let row = said(&lab.run(&["counters"])?);
+    ensure!(row.contains("tables_changed"), "{row}");
+    let (_, page) = http(&lab.topology.balancer, "/metrics")?;
+    let sample = "tollgate_packets_total{service=\"\",reason=\"tables_changed\"} ";
+    let sample = page.lines().find_map(|line| line.strip_prefix(sample)).context("no such sample")?;
+    ensure!(sample.parse::<u64>()? > 0, "{sample}");
+    lab.nothing_arrived()
 }
 
 #[test]

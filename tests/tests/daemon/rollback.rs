@@ -108,8 +108,7 @@ fn a_store_that_was_rolled_back(family: Family) -> Result<()> {
     ensure!(checked(&lab)?.0 == "good", "{:?}", checked(&lab)?);
 
     restore(&lab)?;
-    let (rolled_back, option) =
-        (format!("at revision {before}, but"), format!("`tollgate run --accept-store {before}`"));
+    let (rolled_back, option) = (format!("at revision {before}, but"), format!("`--accept-store {before}`"));
     let parts = ["was rolled back", &rolled_back, "Filtering continues", &option];
     for options in [&[][..], &[], &["--accept-store", &newest.revision.to_string()]] {
         refuses(&lab, options, &parts)?;
@@ -227,7 +226,7 @@ fn a_damaged_store_is_recovered_as_its_error_says() -> Result<()> {
     lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
     daemon.terminate()?;
     let (state, newest) = (store_of(&lab).join("state.json"), stored(&lab)?.revision);
-    let option = format!("start once with `tollgate run --accept-store {}`", newest - 1);
+    let option = format!("usual options and `--accept-store {}`", newest - 1);
     let sound = fs::read(&state)?;
     fs::write(&state, &sound[..sound.len() / 2])?;
     let (verdict, found) = checked(&lab)?;

@@ -11,6 +11,8 @@ pub struct CounterReport {
     pub not_ours: Count,
     /// Dropped as `unsupported` under so many VLAN tags that nobody can tell whose they were.
     pub buried: Count,
+    /// Dropped, for a service or for none, because the tables changed twice while a CPU handled the packet.
+    pub tables_changed: Count,
     /// By service.
     pub services: Vec<ServiceCounters>,
 }
@@ -22,7 +24,7 @@ pub struct ServiceCounters {
     pub service: String,
     /// Its id.
     pub service_id: u32,
-    /// By reason: all of them, in the order of their numbers, but `not_ours`.
+    /// By reason: all of them, in the order of their numbers, but `not_ours` and `tables_changed`.
     pub reasons: Vec<ReasonCount>,
 }
 
