@@ -54,18 +54,16 @@ fn is_partial<I: Ip>(ip: Cursor) -> bool {
 #[inline(never)]
 pub extern "C" fn complete_checksum(ctx: *mut xdp_md, ip_at: u32, v6: u32, leaves: u32, tables: u64) -> u32 {
     let frame = Frame::at(ctx);
-    if leaves != 0 && mac::is_generic(&frame, Tables::from_word(tables)) {
-        return outline::code(Err(Reason::PartialChecksum));
-    }
     let ip_at = ip_at as usize & IP_AT_MASK;
+    let may_change = leaves == 0 || !mac::is_generic(&frame, Tables::from_word(tables));
     outline::code(match v6 {
-        0 => completed::<Ipv4>(&frame, ip_at),
-        _ => completed::<Ipv6>(&frame, ip_at),
+        0 => completed::<Ipv4>(&frame, ip_at, may_change),
+        _ => completed::<Ipv6>(&frame, ip_at, may_change),
     })
 }
 
 #[inline(always)]
-fn completed<I: Ip>(frame: &Frame, ip_at: usize) -> Result<(), Reason> {
+fn completed<I: Ip>(frame: &Frame, ip_at: usize, may_change: bool) -> Result<(), Reason> {
     let at = frame.start().skip(ip_at);
     let ip = I::read(at).ok_or(Reason::Malformed)?;
     let mut udp = Udp::read(at, I::LEN).ok_or(Reason::Malformed)?;
@@ -73,10 +71,17 @@ fn completed<I: Ip>(frame: &Frame, ip_at: usize) -> Result<(), Reason> {
     if len < Udp::LEN as u32 || ip.packet_len() != I::LEN as u32 + len {
         return Err(Reason::Malformed);
     }
+    let found_be = udp.checksum_be();
     udp.set_checksum_be(0);
     let headers = ip.sum_of_pseudo_header().join(udp.sum_of_header());
     let block = &mut admit::scratch()?.block;
     let payload = frame.sum((ip_at + I::LEN + Udp::LEN) as u32, len - Udp::LEN as u32, block)?;
     udp.set_checksum_be(headers.add_u32(payload).udp_field());
+    if udp.checksum_be() == found_be {
+        return Ok(()); // It was complete, and looked partial by chance.
+    }
+    if !may_change {
+        return Err(Reason::PartialChecksum);
+    }
     udp.write(at, I::LEN).ok_or(Reason::Internal)
 }

@@ -124,6 +124,13 @@ impl World {
         Self { now_ns, ..Self::default() }
     }
 
+    /// The same on interfaces in generic mode.
+    pub fn in_generic_mode(mut self) -> Self {
+        let on = |entry: MacEntry| MacEntry { generic: u16::from(entry.mac == Mac::OTHERS), ..entry };
+        self.macs = self.macs.into_iter().map(on).collect();
+        self
+    }
+
     /// The same for a test run that is repeated: from the second on, a frame is what the run before it has sent to a backend.
     pub fn repeated(mut self) -> Self {
         let entry = |backend: &Backend| MacEntry {

@@ -137,10 +137,10 @@ pub fn answer(frame: &Frame, packet: &Packet, tables: Tables) -> Outcome {
         return Outcome::NotOurs;
     }
     let told = if whole {
-        let send = || answered(ctx, ip_at, v6, tables.to_word());
-        match checked(tables, send) {
+        let send = |complete| checked(tables, || answered(ctx, ip_at, v6, tables.to_word(), complete));
+        match send(0) {
             INCOMPLETE => match checksum::complete_checksum(ctx, ip_at, v6, 1, tables.to_word()) {
-                0 => send(),
+                0 => send(1),
                 code if code == outline::code(Err(Reason::PartialChecksum)) => INCOMPLETE,
                 _ => NOT_TRANSLATED,
             },
@@ -241,23 +241,23 @@ pub const fn told(sent: Result<(), Unsent>) -> u32 {
     }
 }
 
-/// Rewrites an answer, and leaves its translation in the scratch. With a name for the linker: looked at by the verifier
-/// once.
+/// Rewrites an answer, and leaves its translation in the scratch. `complete` is 1 once its checksum has been computed, which
+/// may still look partial, else 0. A global subprogram: the verifier looks at it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn answered(ctx: *mut xdp_md, ip_at: u32, v6: u32, tables: u64) -> u32 {
+extern "C" fn answered(ctx: *mut xdp_md, ip_at: u32, v6: u32, tables: u64, complete: u32) -> u32 {
     let Ok(load) = load() else { return NOT_TRANSLATED };
     load.ip_at = ip_at;
     load.stripped = 0;
     let (frame, tables) = (Frame::at(ctx), Tables::from_word(tables));
     told(match v6 {
-        0 => answer_to_client::<Ipv4>(&frame, load, tables),
-        _ => answer_to_client::<Ipv6>(&frame, load, tables),
+        0 => answer_to_client::<Ipv4>(&frame, load, tables, complete != 0),
+        _ => answer_to_client::<Ipv6>(&frame, load, tables, complete != 0),
     })
 }
 
 #[inline(always)]
-fn answer_to_client<I: Ip>(frame: &Frame, load: &Load, tables: Tables) -> Result<(), Unsent> {
+fn answer_to_client<I: Ip>(frame: &Frame, load: &Load, tables: Tables, complete: bool) -> Result<(), Unsent> {
     let from = Link::of(frame, ip_at(load)).map_err(|_| Unsent::Nobodys)?;
     let (mut ip, mut udp) = head::own::<I>(frame, load).map_err(|_| Unsent::Nobodys)?;
     let [backend_be, node_be] = ip.addresses();
@@ -268,7 +268,7 @@ fn answer_to_client<I: Ip>(frame: &Frame, load: &Load, tables: Tables) -> Result
     *key = TranslationKey { backend_be, backend_port_be, node_port_be };
     read(frame, &from, key, &node_be, translation)?;
     is_checked(translation, tables)?;
-    if udp.is_partial(&ip) {
+    if !complete && udp.is_partial(&ip) {
         return Err(Unsent::Incomplete);
     }
     ip.age()?;

@@ -221,6 +221,23 @@ impl Packet {
         self
     }
 
+    /// The same with two bytes more, with which its right checksum is also the sum of its pseudo-header.
+    ///
+    /// # Panics
+    /// If it is no UDP datagram.
+    pub fn as_if_partial(mut self) -> Self {
+        self.payload.extend([0; 2]);
+        let at = self.payload.len() - 2;
+        let partial = Self { udp_checksum: UdpChecksum::Partial, ..self.clone() }.udp_checksum_field();
+        for word in 0..=u16::MAX {
+            self.payload[at..].copy_from_slice(&word.to_be_bytes());
+            if self.udp_checksum_field() == partial {
+                return self;
+            }
+        }
+        panic!("one of all words makes a UDP checksum what it is to be");
+    }
+
     /// The same with its checksum computed, if that was left to a network card.
     pub fn completed(mut self) -> Self {
         if self.udp_checksum == UdpChecksum::Partial {

@@ -244,6 +244,42 @@ fn there_and_back() -> Result<()> {
     Ok(())
 }
 
+/// A right checksum is the sum of its pseudo-header once in 65,536 datagrams. It stays right, there and back, also in generic
+/// mode.
+#[test]
+fn checksums_that_look_partial() -> Result<()> {
+    let mut program = Program::load()?;
+    let mut clients = (0..).map(packet::client);
+    for (family, generic) in Family::BOTH.into_iter().flat_map(|family| [(family, false), (family, true)]) {
+        let name = format!("{family}, generic: {generic}");
+        let world = world(FLAG_STRIP, family);
+        let world = if generic { world.in_generic_mode() } else { world };
+        let from = clients.next().context("any number of clients")?;
+        let packet = Packet { from, ..Packet::default() }.over(family).as_if_partial();
+        let port = translated(&mut program, &name, &world, &packet)?;
+        let (answer, to_client) = reply(&world, &packet, port);
+        let answer = answer.as_if_partial();
+        let to_client = Packet { payload: answer.payload.clone(), ..to_client };
+        Case::answered(name, world, &answer, &to_client, Reason::Reply).check(&mut program)?;
+    }
+    Ok(())
+}
+
+/// An answer with a partial checksum, on an interface in generic mode.
+#[test]
+fn partial_answers_in_generic_mode() -> Result<()> {
+    let mut program = Program::load()?;
+    for family in Family::BOTH {
+        let world = world(FLAG_STRIP, family).in_generic_mode();
+        let packet = Packet::default().over(family);
+        let port = translated(&mut program, "a client's datagram", &world, &packet)?;
+        let (answer, _) = reply(&world, &packet, port);
+        let answer = Packet { udp_checksum: UdpChecksum::Partial, ..answer };
+        Case::refused("a partial answer", world, &answer, Reason::PartialChecksum).check(&mut program)?;
+    }
+    Ok(())
+}
+
 /// A backend behind tags of another interface: its answers come in there, and leave where the client's datagrams came
 /// in, which in a test run is the same.
 #[test]

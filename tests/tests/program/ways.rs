@@ -3,7 +3,6 @@
 use anyhow::Result;
 use lb_common::{
     backend::{Backend, TAGS_KEPT, Tag},
-    mac::{Mac, MacEntry},
     reason::Reason,
     service::{FLAG_OBSERVE, FLAG_STRIP, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, Service},
 };
@@ -31,6 +30,9 @@ pub const WAYS: [(u8, &str, Family, Family); 8] = [
 /// Without what encapsulates nothing.
 const TUNNELS: std::ops::Range<usize> = 2..WAYS.len();
 
+/// What one right checksum of 65,536 is by chance.
+pub const AS_IF_PARTIAL: &str = "a right UDP checksum that equals the sum of its pseudo-header";
+
 /// Flags of a service, by what they do to the token.
 pub const FLAGS: [(u8, &str); 2] = [(FLAG_STRIP, "stripped"), (0, "unstripped")];
 
@@ -45,7 +47,7 @@ fn sent(name: impl Into<String>, world: World, packet: &Packet) -> Case {
 #[test]
 fn checksums() -> Result<()> {
     let checksums = checksum_cases();
-    assert_eq!(checksums.len(), 2 * (5 * 4 + 3 * 3));
+    assert_eq!(checksums.len(), 2 * (5 * 5 + 3 * 4));
     crate::check_each(&checksums)
 }
 
@@ -96,6 +98,9 @@ fn checksum_cases() -> Vec<Case> {
                 let world = world::sending(forward, flags, world::backend_at(1, backend));
                 cases.push(sent(format!("{checksum} UDP checksum, {strip}: {mode}"), world, &packet));
             }
+            let packet = Packet::default().over(family).as_if_partial();
+            let world = world::sending(forward, flags, world::backend_at(1, backend));
+            cases.push(sent(format!("{AS_IF_PARTIAL}, {strip}: {mode}"), world, &packet));
         }
     }
     cases
@@ -108,18 +113,15 @@ fn partial_checksums_in_generic_mode() -> Result<()> {
 
 /// What leaves the host is refused, in observe mode too; what stays has its checksum computed where it changes.
 fn generic_cases() -> Vec<Case> {
-    let in_generic_mode = |world: World| {
-        let others = |entry: MacEntry| MacEntry { generic: u16::from(entry.mac == Mac::OTHERS), ..entry };
-        World { macs: world.macs.into_iter().map(others).collect(), ..world }
-    };
     let packet = |family| Packet { udp_checksum: UdpChecksum::Partial, ..Packet::default().over(family) };
     let mut cases = Vec::new();
     for (forward, mode, family, backend) in WAYS {
         for (flags, strip) in FLAGS {
-            let world = in_generic_mode(world::sending(forward, flags, world::backend_at(1, backend)));
+            let world = world::sending(forward, flags, world::backend_at(1, backend)).in_generic_mode();
             let name = |what: &str| format!("{what}, {strip}: {mode}");
             let right = Packet::default().over(family);
             cases.push(sent(name("a right UDP checksum"), world.clone(), &right));
+            cases.push(sent(name(AS_IF_PARTIAL), world.clone(), &right.as_if_partial()));
             let partial = packet(family);
             cases.push(Case::refused(
                 name("a partial UDP checksum"),
@@ -131,11 +133,11 @@ fn generic_cases() -> Vec<Case> {
         let junk = Packet { payload: vec![1; 33], ..packet(family) };
         let observing = world::sending(forward, FLAG_OBSERVE, world::backend_at(1, backend));
         let name = format!("observed, a partial UDP checksum: {mode}");
-        cases.push(Case::refused(name, in_generic_mode(observing), &junk, Reason::PartialChecksum));
+        cases.push(Case::refused(name, observing.in_generic_mode(), &junk, Reason::PartialChecksum));
     }
     for family in Family::BOTH {
         for (flags, strip) in FLAGS {
-            let local = in_generic_mode(world::sending(FORWARD_LOCAL, flags, world::backend(1)));
+            let local = world::sending(FORWARD_LOCAL, flags, world::backend(1)).in_generic_mode();
             let partial = packet(family);
             let delivered = if flags == 0 { partial.clone() } else { partial.clone().completed().stripped() };
             let name = format!("a partial UDP checksum, {strip}: local");
