@@ -111,7 +111,7 @@ fn the_page_and_the_command_agree(family: Family) -> Result<()> {
     }
     let report = lab.json(&["counters", "--service", "game"])?;
     let reasons = report["services"][0]["reasons"].as_array().context("the service's counters")?;
-    ensure!(reasons.len() == Reason::ALL.len() - 1, "all reasons, but `not_ours`: {report}");
+    ensure!(reasons.len() == Reason::ALL.len() - 2, "all reasons that a service can have: {report}");
     let mut bytes = 0;
     for reason in reasons {
         let name = reason["reason"].as_str().context("a name")?;
