@@ -4,7 +4,8 @@ use std::path::Path;
 
 #[test]
 fn every_attack_has_its_test() {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (tests, units) = (root.join("tests"), root.join("../lb-userspace/src"));
     let page = include_str!("../../docs/security.md");
     let (_, table) = page.split_once("## Attack, defence, test").expect("the page has its table");
     let rows: Vec<_> = table.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
@@ -21,7 +22,8 @@ fn every_attack_has_its_test() {
             } else {
                 format!("program/{file}")
             };
-            let path = tests.join(format!("{}.rs", file.replace("::", "/")));
+            let file = format!("{}.rs", file.replace("::", "/"));
+            let path = file.strip_prefix("unit/").map_or_else(|| tests.join(&file), |file| units.join(file));
             let text = std::fs::read_to_string(&path)
                 .unwrap_or_else(|error| panic!("{}: {error}, for:\n{row}", path.display()));
             let declared = text.contains(&format!("fn {test}("));

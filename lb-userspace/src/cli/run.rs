@@ -17,7 +17,7 @@ use tokio::{
 use tollgate::{
     api::{access::Rules, listen, serve, server},
     config::Config,
-    control::{Command, Controller, Handle, Readiness, desired},
+    control::{Acceptance, Command, Controller, Handle, Readiness, desired},
     datapath::{
         Pins,
         preflight::{self, Verdict},
@@ -45,10 +45,10 @@ pub struct Args {
     /// Become this user once everything is open that takes root, and own the store and the pins as it
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// Use a store that is older than the kernel state, empty or another one, if it is at this revision; what the kernel has
-    /// revoked stays revoked
-    #[arg(long, value_name = "REVISION")]
-    accept_store: Option<u64>,
+    /// Accept once a store that is older than the kernel state, empty or another one; the error of the refused start names the
+    /// value. What the kernel has revoked stays revoked
+    #[arg(long, value_name = "FOUND:REMEMBERED:DIGEST")]
+    accept_store: Option<Acceptance>,
 }
 
 /// Runs until it is told to end.
@@ -72,7 +72,7 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
     // Before the first thread: what is given up is given up by those that come after.
     sandbox::enter(account.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(daemon(config, pins, doors, args.accept_store, global.detach_command()))
+    runtime.block_on(daemon(config, pins, doors, args.accept_store.clone(), global.detach_command()))
 }
 
 /// What others reach the daemon by.
@@ -119,7 +119,7 @@ async fn daemon(
     config: Config,
     pins: Pins,
     doors: Doors,
-    accept_store: Option<u64>,
+    accept_store: Option<Acceptance>,
     detach: String,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::take()?;

@@ -30,7 +30,8 @@ struct Revoked {
 }
 
 /// Adds to the store what the kernel state has revoked, and logs it, with what cannot be told. The kernel state must still be
-/// as it was found.
+/// as it was found. The commit has a higher revision than the one that was remembered, also if nothing had to be added: no
+/// [`Acceptance`](super::lineage::Acceptance) accepts twice.
 pub(super) async fn accept(
     mismatch: &Mismatch,
     stored: &mut Stored,
@@ -65,7 +66,7 @@ pub(super) async fn accept(
         );
     }
 
-    let change = stored.change(|state| {
+    let change = stored.change_above(mismatch.remembered().revision, |state| {
         state.revocations.keep(revoked.named.iter().copied(), unix_now())?;
         for (service_id, before) in &revoked.before {
             state.revocations.revoke_before(*service_id, (*before).into(), (*before).into())?;

@@ -1,6 +1,10 @@
 //! Whether the store is the one that this host's kernel state was made from, at the same commit or a later one.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use tracing::warn;
 
@@ -20,6 +24,43 @@ pub struct Mismatch {
     found: Commit,
     remembered: Commit,
 }
+
+/// The value of `--accept-store`, `FOUND:REMEMBERED:DIGEST`: the revision of the store, and the commit that the kernel remembers,
+/// by its revision and the first 4 bytes of its digest. It accepts once, because the commit that is remembered then has a higher
+/// revision. The digest tells it from a commit of another history after the memory was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acceptance {
+    found: u64,
+    remembered: u64,
+    digest: [u8; 4],
+}
+
+impl fmt::Display for Acceptance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.found, self.remembered, hex::encode(self.digest))
+    }
+}
+
+impl FromStr for Acceptance {
+    type Err = NoAcceptance;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<_> = text.split(':').collect();
+        let [found, remembered, digest] = parts[..] else { return Err(NoAcceptance) };
+        let revision = |text: &str| text.parse().map_err(|_| NoAcceptance);
+        let mut value = Self { found: revision(found)?, remembered: revision(remembered)?, digest: [0; 4] };
+        hex::decode_to_slice(digest, &mut value.digest).map_err(|_| NoAcceptance)?;
+        Ok(value)
+    }
+}
+
+/// Not a value of `--accept-store`.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "expected FOUND:REMEMBERED:DIGEST, such as 41:43:9f3a21c0; start the daemon without this option: if it refuses the store, its \
+     error names the value"
+)]
+pub struct NoAcceptance;
 
 const LOST: &str = "Revocations, keys and key exports may be missing from it.";
 
@@ -57,6 +98,17 @@ impl Mismatch {
         }
     }
 
+    /// What accepts this store in this state, and nothing else.
+    pub fn acceptance(&self) -> Acceptance {
+        let [a, b, c, d, ..] = self.remembered.digest;
+        Acceptance { found: self.found.revision, remembered: self.remembered.revision, digest: [a, b, c, d] }
+    }
+
+    /// The newest commit that the kernel remembers.
+    pub(super) const fn remembered(&self) -> &Commit {
+        &self.remembered
+    }
+
     fn hint(&self) -> String {
         let restore = match self.cause {
             Cause::Empty | Cause::OtherStore => "Is its file system mounted? If so, restore the newest store",
@@ -64,7 +116,7 @@ impl Mismatch {
         };
         format!(
             "{restore}, or, to use this one, start the daemon once with its usual options and `--accept-store {}`",
-            self.found.revision
+            self.acceptance()
         )
     }
 }
@@ -92,13 +144,12 @@ pub fn compare(store: &Path, found: &Commit, remembered: &Commit) -> Result<(), 
     Err(Mismatch { cause, store: store.to_owned(), found: *found, remembered: *remembered })
 }
 
-/// Refuses a store that does not continue from what was remembered. Returns the mismatch if the revision of the store is
-/// `accept`.
+/// Refuses a store that does not continue from what was remembered. Returns the mismatch if `accept` names it.
 pub(super) fn verify(
     config: &Config,
     found: &Commit,
     pins: &Pins,
-    accept: Option<u64>,
+    accept: Option<&Acceptance>,
 ) -> Result<Option<Mismatch>, StartError> {
     let StoreLocation::File(directory) = &config.store;
     let remembered = remembered(pins)?;
@@ -109,7 +160,7 @@ pub(super) fn verify(
         );
     }
     match compare(directory, found, &remembered.unwrap_or_default()) {
-        Err(mismatch) if accept == Some(found.revision) => Ok(Some(mismatch)),
+        Err(mismatch) if accept == Some(&mismatch.acceptance()) => Ok(Some(mismatch)),
         Err(mismatch) => Err(mismatch.into()),
         Ok(()) => {
             if accept.is_some() {
@@ -194,18 +245,55 @@ mod tests {
     }
 
     #[test]
+    fn an_acceptance_names_both_commits() {
+        let acceptance =
+            |found, remembered| compare(Path::new("/s"), &found, &remembered).unwrap_err().acceptance();
+        let one = acceptance(commit(A, 6, 1), commit(A, 7, 1));
+        assert_eq!(one.to_string().parse::<Acceptance>().unwrap(), one);
+        for (found, remembered) in [
+            (commit(A, 5, 1), commit(A, 7, 1)),
+            (commit(A, 6, 1), commit(A, 8, 1)),
+            (commit(A, 6, 1), commit(A, 7, 2)),
+        ] {
+            assert_ne!(acceptance(found, remembered), one, "{found:?} after {remembered:?}");
+        }
+        for text in [
+            "",
+            "0",
+            "6:7",
+            "6:7:",
+            "6:7:0101",
+            "6:7:0101010101",
+            "6:7:0101010g",
+            "6:-7:01010101",
+            "6:7:01010101:",
+        ] {
+            let error = text.parse::<Acceptance>().unwrap_err().to_string();
+            assert!(error.contains("FOUND:REMEMBERED:DIGEST"), "{text}: {error}");
+        }
+    }
+
+    #[test]
     fn a_mismatch_says_what_to_do() {
         let text = |found| compare(Path::new("/s"), &found, &commit(A, 7, 1)).unwrap_err().to_string();
         let rolled_back = text(commit(A, 6, 1));
-        for part in ["revision 6", "revision 7", "Filtering continues", "Revocations", "`--accept-store 6`"] {
+        for part in [
+            "revision 6",
+            "revision 7",
+            "Filtering continues",
+            "Revocations",
+            "`--accept-store 6:7:01010101`",
+        ] {
             assert!(rolled_back.contains(part), "{part}: {rolled_back}");
         }
         let empty = text(Commit::default());
-        for part in ["/s is empty", &A.to_string(), "file system mounted", "--accept-store 0"] {
+        for part in ["/s is empty", &A.to_string(), "file system mounted", "--accept-store 0:7:01010101"] {
             assert!(empty.contains(part), "{part}: {empty}");
         }
         let other = text(commit(B, 9, 1));
-        for part in [A.to_string(), B.to_string(), "revision 9".to_owned(), "--accept-store 9".to_owned()] {
+        for part in
+            [A.to_string(), B.to_string(), "revision 9".to_owned(), "--accept-store 9:7:01010101".to_owned()]
+        {
             assert!(other.contains(&part), "{part}: {other}");
         }
         assert!(text(commit(A, 7, 2)).contains("rolled back and changed since"));

@@ -43,7 +43,7 @@ pub use attachment::Remaining;
 pub use commands::{Asked, Command, Handle, Reply, RequestError};
 pub use error::StartError;
 pub use host::{Checked, check_host};
-pub use lineage::{Mismatch, check_store};
+pub use lineage::{Acceptance, Mismatch, NoAcceptance, check_store};
 pub use macs::Accepted;
 pub use readiness::Readiness;
 pub use redirects::Redirects;
@@ -121,7 +121,7 @@ impl Outcome {
 impl Controller {
     /// Brings the data path up: clock, keys and tables first, then the program before the interfaces. If it fails,
     /// what was attached before still is, and nothing else. A store that the kernel state was not made from is refused, unless
-    /// it is at the revision `accept_store`.
+    /// `accept_store` names it.
     ///
     /// # Errors
     /// With the first thing that would not do.
@@ -129,7 +129,7 @@ impl Controller {
         config: Config,
         store: Arc<dyn Store>,
         pins: Pins,
-        accept_store: Option<u64>,
+        accept_store: Option<Acceptance>,
     ) -> Result<Self, StartError> {
         let lock = pins.lock()?;
         let first_start = pins.is_empty()?;
@@ -145,10 +145,11 @@ impl Controller {
         store: Arc<dyn Store>,
         pins: &Pins,
         lock: PinLock,
-        accept_store: Option<u64>,
+        accept_store: Option<Acceptance>,
     ) -> Result<Self, StartError> {
         // First: after a refusal, the kernel state is as it was.
-        let accepted = lineage::verify(&config, &store.snapshot().await?.commit, pins, accept_store)?;
+        let accepted =
+            lineage::verify(&config, &store.snapshot().await?.commit, pins, accept_store.as_ref())?;
         let network = Network::connect()?;
         let (interfaces, links) = network.interfaces().await?;
         let attachments = Attachments::new(&config, pins.clone());

@@ -76,17 +76,38 @@ impl Stored {
     /// If the change is refused, or not stored. Then nothing has changed.
     pub async fn change<T, E: From<StoreError>>(
         &mut self,
+        change: impl FnMut(&mut State) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.apply(None, change).await
+    }
+
+    /// [`Stored::change`] that always commits, with a revision higher than `above`.
+    ///
+    /// # Errors
+    /// As for [`Stored::change`].
+    pub async fn change_above<T, E: From<StoreError>>(
+        &mut self,
+        above: u64,
+        change: impl FnMut(&mut State) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.apply(Some(above), change).await
+    }
+
+    async fn apply<T, E: From<StoreError>>(
+        &mut self,
+        above: Option<u64>,
         mut change: impl FnMut(&mut State) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut attempt = 0;
         loop {
             let mut state = State::clone(&self.snapshot.state);
             let result = change(&mut state)?;
-            if state == *self.snapshot.state {
+            if above.is_none() && state == *self.snapshot.state {
                 return Ok(result);
             }
             attempt += 1;
-            match self.store.commit(self.snapshot.commit.revision, state).await {
+            let expected = self.snapshot.commit.revision;
+            match self.store.commit_above(expected, above.unwrap_or(0), state).await {
                 Ok(snapshot) => {
                     self.snapshot = snapshot;
                     if let Err(error) = self.remember() {
@@ -164,6 +185,18 @@ pub(super) mod tests {
         for (told, on_disk) in told.0.lock().unwrap().iter() {
             assert_eq!(told, on_disk, "what is remembered is on the disk by then");
         }
+    }
+
+    #[tokio::test]
+    async fn a_commit_above_a_revision_is_made_without_a_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let told = Told::of(directory.path());
+        let store = Arc::new(FileStore::open(directory.path()).unwrap());
+        let mut stored = Stored::open(store, Box::new(told.clone())).await.unwrap();
+        for above in [7, 3] {
+            stored.change_above(above, |_| Ok::<_, StoreError>(())).await.unwrap();
+        }
+        assert_eq!(told.commits().iter().map(|commit| commit.revision).collect::<Vec<_>>(), [8, 9]);
     }
 
     #[tokio::test]

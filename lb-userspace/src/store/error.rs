@@ -113,18 +113,20 @@ pub enum StoreError {
     },
 }
 
+/// The store does not know what the kernel remembers, so it cannot name the option's value.
+const START: &str =
+    "start the daemon; if it refuses the store, its error names the `--accept-store` option that accepts it";
+
 fn go_back(path: &std::path::Path, previous: Option<u64>) -> String {
     let shown = path.display();
     match previous {
         Some(revision) => format!(
             "nothing was changed. To go back to revision {revision} and lose the last change: `mv {shown} \
-             {shown}.damaged && cp -p {shown}.prev {shown}`, then start the daemon once with its usual options \
-             and `--accept-store {revision}`"
+             {shown}.damaged && cp -p {shown}.prev {shown}`, then {START}"
         ),
         None => format!(
             "nothing was changed, and there is no sound previous copy. Restore it from a backup, or begin with new keys: \
-             `mv {shown} {shown}.damaged`, then start the daemon once with its usual options and \
-             `--accept-store 0` (issuers then need `tollgate keys export` again)"
+             `mv {shown} {shown}.damaged` (issuers then need `tollgate keys export` again); then {START}"
         ),
     }
 }
@@ -132,15 +134,9 @@ fn go_back(path: &std::path::Path, previous: Option<u64>) -> String {
 fn start_anew(path: &std::path::Path, previous: Option<u64>) -> String {
     let shown = path.display();
     let back = previous.map_or_else(String::new, |revision| {
-        format!(
-            "to go back to its revision {revision}: `cp -p {shown}.prev {shown}`, then start the daemon once with its usual \
-             options and `--accept-store {revision}`; "
-        )
+        format!("to go back to its revision {revision}: `cp -p {shown}.prev {shown}`; ")
     });
-    format!(
-        "{back}to begin with new keys: `mv {shown}.prev {shown}.old`, then start the daemon once with its \
-         usual options and `--accept-store 0`"
-    )
+    format!("{back}to begin with new keys: `mv {shown}.prev {shown}.old`; then {START}")
 }
 
 fn mend_of_io(error: &io::Error) -> &'static str {

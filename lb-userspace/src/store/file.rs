@@ -70,11 +70,11 @@ impl Store for FileStore {
         self.0.latest.subscribe()
     }
 
-    fn commit(&self, expected: u64, state: State) -> StoreFuture<'_, Snapshot> {
+    fn commit_above(&self, expected: u64, above: u64, state: State) -> StoreFuture<'_, Snapshot> {
         let inner = Arc::clone(&self.0);
         Box::pin(async move {
             // A disk may take its time for an fsync. A commit that nobody waits for any more is finished all the same.
-            match tokio::task::spawn_blocking(move || inner.commit(expected, state)).await {
+            match tokio::task::spawn_blocking(move || inner.commit(expected, above, state)).await {
                 Ok(result) => result,
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
@@ -83,14 +83,14 @@ impl Store for FileStore {
 }
 
 impl Inner {
-    fn commit(&self, expected: u64, state: State) -> Result<Snapshot, StoreError> {
+    fn commit(&self, expected: u64, above: u64, state: State) -> Result<Snapshot, StoreError> {
         let _one_at_a_time = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         let latest = self.latest.borrow().commit;
         let found = latest.revision;
         if found != expected {
             return Err(StoreError::Conflict { expected, found });
         }
-        let revision = found.checked_add(1).ok_or(StoreError::LastRevision)?;
+        let revision = found.max(above).checked_add(1).ok_or(StoreError::LastRevision)?;
         self.keep_previous(found)?;
         let store_id = if latest.store == StoreId::NONE { new_id()? } else { latest.store };
         let (commit, file) = disk::encode(store_id, revision, &state);

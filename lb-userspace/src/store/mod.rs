@@ -53,7 +53,12 @@ pub trait Store: Send + Sync {
     ///
     /// Fails with `StoreError::Conflict` if it is not: then take a new snapshot, decide again and commit that.
     /// After any error the state is as it was before.
-    fn commit(&self, expected: u64, state: State) -> StoreFuture<'_, Snapshot>;
+    fn commit(&self, expected: u64, state: State) -> StoreFuture<'_, Snapshot> {
+        self.commit_above(expected, 0, state)
+    }
+
+    /// [`Store::commit`] with a revision that is also higher than `above`.
+    fn commit_above(&self, expected: u64, above: u64, state: State) -> StoreFuture<'_, Snapshot>;
 }
 
 /// Opens the store of a configuration.

@@ -104,6 +104,20 @@ fn a_new_store_is_empty_and_remembers_what_is_committed() {
 }
 
 #[test]
+fn a_commit_can_skip_revisions_and_never_goes_back() {
+    let place = Place::new();
+    let store = place.open();
+    for (expected, above, revision) in [(0, 0, 1), (1, 0, 2), (2, 1, 3), (3, 3, 4), (4, 9, 10)] {
+        let made = block_on(store.commit_above(expected, above, state(1))).unwrap();
+        assert_eq!(made.commit.revision, revision);
+    }
+    let error = block_on(store.commit_above(10, u64::MAX, state(2))).unwrap_err();
+    assert!(matches!(error, StoreError::LastRevision), "{error}");
+    drop(store);
+    assert_eq!(snapshot(&place.open()).commit.revision, 10);
+}
+
+#[test]
 fn only_one_of_two_commits_on_a_revision_succeeds() {
     let place = Place::with_two_revisions();
     let store = place.open();

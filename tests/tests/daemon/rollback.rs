@@ -59,8 +59,8 @@ fn restore(lab: &Lab) -> Result<()> {
     copy(lab.place.path("backup"), store_of(lab))
 }
 
-/// The daemon ends with status 1, having said all of these.
-fn refuses(lab: &Lab, options: &[&str], parts: &[&str]) -> Result<()> {
+/// The daemon ends with status 1, having said all of these. Returns its log.
+fn refuses(lab: &Lab, options: &[&str], parts: &[&str]) -> Result<String> {
     let mut daemon = Daemon::spawn_with(&lab.place, &lab.topology.balancer, options)?;
     let status = daemon.ended()?;
     let log = daemon.log();
@@ -68,14 +68,24 @@ fn refuses(lab: &Lab, options: &[&str], parts: &[&str]) -> Result<()> {
     for part in parts {
         ensure!(log.contains(part), "`{part}` is not in: {log}");
     }
-    Ok(())
+    Ok(log)
 }
 
-/// Starts it with the store as it is.
-fn accept(lab: &Lab) -> Result<Daemon> {
-    let revision = stored(lab)?.revision.to_string();
-    let options = ["--accept-store", &revision];
+/// The value of `--accept-store` that the error of a refused start names.
+fn offered(lab: &Lab) -> Result<String> {
+    let log = refuses(lab, &[], &["`--accept-store "])?;
+    let (_, value) = log.split_once("`--accept-store ").context("the option")?;
+    Ok(value.split_once('`').context("the end of the option")?.0.to_owned())
+}
+
+fn start_accepting(lab: &Lab, value: &str) -> Result<Daemon> {
+    let options = ["--accept-store", value];
     Daemon::spawn_with(&lab.place, &lab.topology.balancer, &options)?.until_ready(&lab.topology.balancer)
+}
+
+/// Accepts the store as it is, as the error of a refused start says.
+fn accept(lab: &Lab) -> Result<Daemon> {
+    start_accepting(lab, &offered(lab)?)
 }
 
 /// The line of `tollgate check` about the store.
@@ -108,10 +118,16 @@ fn a_store_that_was_rolled_back(family: Family) -> Result<()> {
     ensure!(checked(&lab)?.0 == "good", "{:?}", checked(&lab)?);
 
     restore(&lab)?;
-    let (rolled_back, option) = (format!("at revision {before}, but"), format!("`--accept-store {before}`"));
+    let digest = &hex::encode(newest.digest)[..8];
+    let value = format!("{before}:{}:{digest}", newest.revision);
+    let (rolled_back, option) = (format!("at revision {before}, but"), format!("`--accept-store {value}`"));
     let parts = ["was rolled back", &rolled_back, "Filtering continues", &option];
-    for options in [&[][..], &[], &["--accept-store", &newest.revision.to_string()]] {
-        refuses(&lab, options, &parts)?;
+    let another_store = format!("{}:{}:{digest}", before + 1, newest.revision);
+    let another_memory = format!("{before}:{}:{digest}", newest.revision + 1);
+    let another_content = format!("{before}:{}:{}", newest.revision, &hex::encode(stored(&lab)?.digest)[..8]);
+    for other in [None, None, Some(&another_store), Some(&another_memory), Some(&another_content)] {
+        let options = other.map_or_else(Vec::new, |other| vec!["--accept-store", other.as_str()]);
+        refuses(&lab, &options, &parts)?;
         ensure!(remembered(&lab)? == newest, "a refusal changes nothing");
         ensure!(stored(&lab)?.revision == before);
     }
@@ -126,11 +142,51 @@ fn a_store_that_was_rolled_back(family: Family) -> Result<()> {
     let daemon = lab.start()?;
     ensure!(!daemon.log().contains("rolled back"), "{}", daemon.log());
     lab.refused_token(&token, Reason::Revoked)?;
-    // An option that was left in place does not stop a later start, and does not accept anything.
+    // The option does not stop a start with a store that continues.
     daemon.terminate()?;
-    let daemon = accept(&lab)?;
+    let daemon = start_accepting(&lab, &value)?;
     ensure!(daemon.log().contains("`--accept-store` had no effect"), "{}", daemon.log());
     lab.refused_token(&token, Reason::Revoked)
+}
+
+/// `--accept-store` that is left in the unit file: it accepts once, neither the same backup again nor a store that is missing.
+#[test]
+fn an_option_that_is_left_in_place_accepts_nothing_else() -> Result<()> {
+    let lab = Lab::new(L2, 1)?;
+    let daemon = lab.start()?;
+    back_up(&lab)?;
+    // The only change since: the accepted store has the same content as the one before.
+    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    daemon.terminate()?;
+    restore(&lab)?;
+    let again = |value: &str, what: &str| {
+        let log = refuses(&lab, &["--accept-store", value], &[what]).context(value.to_owned())?;
+        ensure!(!log.contains("it was accepted"), "{log}");
+        Ok(())
+    };
+    let backup = offered(&lab)?;
+    start_accepting(&lab, &backup)?.terminate()?;
+    start_accepting(&lab, &backup)?.terminate()?;
+    restore(&lab)?;
+    again(&backup, "was rolled back")?;
+
+    fs::remove_dir_all(store_of(&lab))?;
+    again(&backup, "is empty")?;
+    let empty = offered(&lab)?;
+    start_accepting(&lab, &empty)?.terminate()?;
+    let begun = stored(&lab)?;
+    fs::remove_dir_all(store_of(&lab))?;
+    again(&empty, "is empty")?;
+    again(&backup, "is empty")?;
+    ensure!(remembered(&lab)? == begun, "a refusal changes nothing");
+    // The backup is of another store now.
+    fs::remove_dir_all(store_of(&lab))?;
+    restore(&lab)?;
+    again(&backup, "is not the one")?;
+    let other = offered(&lab)?;
+    start_accepting(&lab, &other)?.terminate()?;
+    restore(&lab)?;
+    again(&other, "was rolled back")
 }
 
 /// What was revoked since the copy was made: by name, by age and by key.
@@ -141,29 +197,38 @@ fn an_accepted_store_lifts_no_revocation() -> Result<()> {
     let first = lab.issuer()?.active().0;
     let by_first = lab.token(8)?;
     lab.json(&["keys", "rotate", "--wait"])?;
-    let (token, other) = (lab.token(7)?, lab.token(8)?);
+    let (token, other, single) = (lab.token(7)?, lab.token(8)?, lab.token(9)?);
     lab.delivered(&by_first)?;
+    lab.delivered(&single)?;
     back_up(&lab)?;
     lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    let named = lab.json(&["token", "revoke", &hex::encode(single.to_bytes())])?;
     lab.json(&["keys", "revoke", &first.to_string()])?;
     daemon.terminate()?;
     restore(&lab)?;
     refuses(&lab, &[], &["was rolled back"])?;
     let daemon = accept(&lab)?;
     let log = daemon.log();
-    for part in
-        ["it was accepted", "session 7 of service 42 stays revoked", &format!("key {first} is revoked")]
-    {
+    let nonce = named["nonce"].as_str().context("a nonce")?;
+    for part in [
+        "it was accepted",
+        "session 7 of service 42 stays revoked",
+        &format!("token {nonce} of service 42 stays revoked"),
+        &format!("key {first} is revoked"),
+    ] {
         ensure!(log.contains(part), "`{part}` is not in: {log}");
     }
     lab.refused_token(&token, Reason::Revoked)?;
+    lab.refused_token(&single, Reason::Revoked)?;
     lab.refused_token(&by_first, Reason::InactiveKey)?;
     lab.delivered(&other)?;
     // They are in the store again.
     daemon.kill()?;
     let daemon = lab.start()?;
     let listed = lab.json(&["sessions", "list", "--revoked"])?;
-    ensure!(listed[0]["session_id"] == "7", "{listed}");
+    ensure!(listed.as_array().is_some_and(|listed| listed.len() == 2), "{listed}");
+    lab.refused_token(&token, Reason::Revoked)?;
+    lab.refused_token(&single, Reason::Revoked)?;
     lab.refused_token(&by_first, Reason::InactiveKey)?;
 
     back_up(&lab)?;
@@ -188,7 +253,7 @@ fn a_store_that_vanished(family: Family) -> Result<()> {
     let (newest, state) = (stored(&lab)?, store_of(&lab).join("state.json"));
     fs::rename(store_of(&lab), lab.place.path("aside"))?;
     let id = newest.store.to_string();
-    let parts = ["is empty", "Is its file system mounted?", &id, "--accept-store 0"];
+    let parts = ["is empty", "Is its file system mounted?", &id, "--accept-store 0:"];
     let (verdict, found) = checked(&lab)?;
     ensure!(verdict == "failed" && parts.iter().all(|part| found.contains(part)), "{verdict}: {found}");
     ensure!(!store_of(&lab).exists(), "checking makes nothing");
@@ -214,10 +279,11 @@ fn a_store_that_vanished(family: Family) -> Result<()> {
     // The first one is another store now, whatever its revision.
     fs::remove_dir_all(store_of(&lab))?;
     fs::rename(lab.place.path("aside"), store_of(&lab))?;
-    refuses(&lab, &[], &["is not the one that this host's kernel state was made from", &id])
+    refuses(&lab, &[], &["is not the one that this host's kernel state was made from", &id])?;
+    Ok(())
 }
 
-/// Going back to the copy before is a rollback as well: the errors name the option.
+/// Going back to the copy before is a rollback as well: after the copy, the error of the start names the option.
 #[test]
 fn a_damaged_store_is_recovered_as_its_error_says() -> Result<()> {
     let lab = Lab::new(L2, 1)?;
@@ -226,14 +292,15 @@ fn a_damaged_store_is_recovered_as_its_error_says() -> Result<()> {
     lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
     daemon.terminate()?;
     let (state, newest) = (store_of(&lab).join("state.json"), stored(&lab)?.revision);
-    let option = format!("usual options and `--accept-store {}`", newest - 1);
+    let back = format!("revision {}", newest - 1);
+    let parts = ["cp -p", &back, "its error names the `--accept-store` option that accepts it"];
     let sound = fs::read(&state)?;
     fs::write(&state, &sound[..sound.len() / 2])?;
     let (verdict, found) = checked(&lab)?;
     ensure!(verdict == "failed" && found.contains("is damaged"), "{verdict}: {found}");
-    refuses(&lab, &[], &["is damaged", "cp -p", &option])?;
+    refuses(&lab, &[], &[&["is damaged"], &parts[..]].concat())?;
     fs::remove_file(&state)?;
-    refuses(&lab, &[], &["is missing", "cp -p", &option])?;
+    refuses(&lab, &[], &[&["is missing"], &parts[..]].concat())?;
     let copied = Command::new("cp").arg("-p").args([state.with_extension("json.prev"), state]).output()?;
     ensure!(copied.status.success(), "{}", said(&copied));
     refuses(&lab, &[], &["was rolled back"])?;
@@ -294,7 +361,8 @@ fn a_store_without_an_id() -> Result<()> {
     ensure!(remembered(&lab)?.store != store::StoreId::NONE);
     lab.start()?.kill()?;
     restore(&lab)?;
-    refuses(&lab, &[], &["without an ID", "is not the one"])
+    refuses(&lab, &[], &["without an ID", "is not the one"])?;
+    Ok(())
 }
 
 /// Root's `check` reads the store of the daemon's user; a user of its own refuses a rollback, too.
