@@ -154,7 +154,8 @@ impl Host<'_> {
             "packets for {address} that arrive on an interface not in `interfaces` ({others}) {what}"
         );
         let hint = if is_local {
-            format!("add it to `interfaces`, or drop them: {}", self.drop_rule(service.port))
+            let rule = self.drop_rule(service.port).map(|rule| format!(", or drop the packets: {rule}"));
+            format!("add {others} to `interfaces`{}", rule.unwrap_or_default())
         } else {
             format!("add it to `interfaces`, or take {address} off it")
         };
@@ -211,35 +212,36 @@ impl Host<'_> {
                  ({reached}) reach it without a token"
             )
         };
-        let hint = format!(
-            "bind the application to {}, or drop what is for other addresses: {}",
-            service.address,
-            self.drop_rule(port)
-        );
+        let rule = self.drop_rule(port).map(|rule| format!(", or drop packets to other addresses: {rule}"));
+        let hint = format!("bind the application to {}{}", service.address, rule.unwrap_or_default());
         Some(warning(service, found, hint))
     }
 
-    /// The command for a firewall that accepts packets to a port only for the services, and only where they were filtered.
-    fn drop_rule(&self, port: u16) -> String {
-        let filtered: Vec<_> = self
-            .entries()
-            .filter(|link| self.unfiltered_below(link.index).is_empty())
-            .map(|link| format!("\"{}\"", link.name))
-            .collect();
-        let from = match filtered.as_slice() {
-            [] => String::new(),
-            names => format!("iifname {{ {} }} ", names.join(", ")),
-        };
+    /// The command for a firewall rule that accepts packets to a port only if they are for a service and passed a filter.
+    ///
+    /// Such a rule sees the interface on which a packet enters the IP stack, not the member of the bridge or bond that
+    /// received it. `None` if filtered and unfiltered packets enter on one interface, or if no interface receives filtered ones.
+    fn drop_rule(&self, port: u16) -> Option<String> {
+        let is_filtered = |link: &&Link| self.unfiltered_below(link.index).is_empty();
+        if !self.behind_the_filter().iter().all(is_filtered) {
+            return None;
+        }
+        let filtered: Vec<_> =
+            self.entries().filter(is_filtered).map(|link| format!("\"{}\"", link.name)).collect();
+        if filtered.is_empty() {
+            return None;
+        }
+        let from = format!("iifname {{ {} }} ", filtered.join(", "));
         let is_here = |service: &&Service| service.forward == Forward::Local && service.port == port;
         let accept = self.services.iter().filter(is_here).map(|Service { address, .. }| {
             let family = if address.is_ipv4() { "ip" } else { "ip6" };
             format!("{from}{family} daddr {address} udp dport {port} accept; ")
         });
-        format!(
+        Some(format!(
             "`nft 'table inet tollgate {{ chain input {{ type filter hook input priority 0; {}iifname != \"lo\" udp dport \
              {port} drop; }}; }}'`",
             accept.collect::<String>()
-        )
+        ))
     }
 
     /// Whether this host answers ARP or neighbour discovery for an address on an interface: IPv6 only for the interface's own
@@ -309,6 +311,7 @@ fn some(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
     fn link(index: u32, name: &str, kind: Option<InfoKind>, more: &[LinkAttribute]) -> Link {
@@ -354,6 +357,14 @@ mod tests {
         }
     }
 
+    /// A service on 192.0.2.1, port 7777.
+    fn local() -> Service {
+        let text = "interfaces = [\"eth0\"]\n[[service]]\nid = 1\nname = \"game\"\naddress = \"192.0.2.1\"\n\
+                    port = 7777\nforward = \"local\"";
+        let config = Config::parse(std::path::Path::new("tollgate.toml"), text).unwrap();
+        config.services.into_iter().next().unwrap()
+    }
+
     #[test]
     fn frames_pass_a_filter_on_any_interface_of_a_stack() {
         let links = links();
@@ -376,6 +387,34 @@ mod tests {
         let host = host(&links, &[4, 6]);
         let names = host.names(host.behind_the_filter().iter().map(|link| link.index));
         assert_eq!(names, ["bond0", "bond0.5", "br0"]);
+    }
+
+    #[test]
+    fn a_firewall_rule_is_offered_only_where_it_can_tell_filtered_packets_from_others() {
+        let (links, services) = (links(), [local()]);
+        let hints = |filtered: &[u32]| {
+            let mut host = host(&links, filtered);
+            host.services = &services;
+            let socket = UdpSocket { address: [0, 0, 0, 0].into(), dual_stack: false, device: 0 };
+            host.sockets.insert(services[0].port, Ok(vec![socket]));
+            let checks = [host.other_interfaces(&services[0]), host.other_sockets(&services[0])];
+            checks.map(|check| check.unwrap().mend)
+        };
+        let accepted = "iifname { \"eth3\", \"eth3.9\" } ip daddr 192.0.2.1 udp dport 7777 accept; ";
+        for hint in hints(&[9]) {
+            assert!(hint.contains(accepted), "{hint}");
+        }
+        // One member of a bridge, one of a bond, one of a bridge beside another interface, and one that is down.
+        for (filtered, others) in [
+            (&[6][..], "eth0, eth1, tap0 and 1 more"),
+            (&[2], "eth1, eth2, tap0 and 1 more"),
+            (&[6, 9], "eth0, eth1, tap0"),
+            (&[13], "eth0, eth1, eth2 and 2 more"),
+        ] {
+            let [interfaces, sockets] = hints(filtered);
+            assert_eq!(interfaces, format!("add {others} to `interfaces`"));
+            assert_eq!(sockets, "bind the application to 192.0.2.1");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ over_both!(
     an_address_that_no_interface_has,
     an_address_on_another_interface,
     packets_that_arrive_on_another_interface,
+    packets_that_arrive_on_another_member_of_a_bridge,
     an_application_that_listens_on_every_address,
     an_application_on_another_address,
 );
@@ -42,7 +43,8 @@ fn lines(lab: &Lab, subject: &str) -> Result<Vec<Value>> {
     Ok(lines.filter(|line| line["name"] == subject).cloned().collect())
 }
 
-/// That there is one warning about the service, and that it and the daemon's log say all of this. Returns what to do.
+/// That there is one warning about the service, that its text and the daemon's log contain these parts, and that the log has
+/// the same hint. Returns the hint.
 fn warned(lab: &Lab, parts: &[&str]) -> Result<String> {
     let found = warnings(lab, "service game")?;
     let [(text, hint)] = found.as_slice() else { bail!("not one warning: {found:?}") };
@@ -52,6 +54,7 @@ fn warned(lab: &Lab, parts: &[&str]) -> Result<String> {
         ensure!(text.contains(part), "`{part}` is not in: {text}");
         ensure!(log.contains(part), "`{part}` is not in: {log}");
     }
+    ensure!(log.contains(hint), "`{hint}` is not in: {log}");
     daemon.terminate()?;
     lab.remove_pins()?;
     Ok(hint.clone())
@@ -213,6 +216,41 @@ fn packets_that_arrive_on_another_interface(family: Family) -> Result<()> {
     ensure!(found.is_empty(), "{found:?}");
     let daemon = lab.start()?;
     ensure!(!daemon.log().contains("service game: "), "{}", daemon.log());
+    lab.refused(b"no token", Reason::NoToken)
+}
+
+/// A firewall rule for input sees the bridge, not the member that received a packet: only a filter on that member helps.
+fn packets_that_arrive_on_another_member_of_a_bridge(family: Family) -> Result<()> {
+    let lab = Lab::of(family, LOCAL, 0)?;
+    let (balancer, client) = (&lab.topology.balancer, &lab.topology.client);
+    second_wire(&lab)?;
+    balancer.ip(&["link", "add", "br0", "type", "bridge"])?;
+    balancer.ip(&["link", "set", "br0", "up"])?;
+    for interface in [INTERFACE, SECOND] {
+        balancer.ip(&["link", "set", interface, "master", "br0"])?;
+    }
+    let (prefix, on_second, via) = match family {
+        Family::V4 => (Network::Front.prefix(family, 1), "10.99.0.1/24", "10.99.0.1"),
+        Family::V6 => (Network::Front.prefix(family, 1), "fd99::1/64", "fd99::1"),
+    };
+    let nodad = if family == Family::V6 { &["nodad"][..] } else { &[] };
+    for (address, interface) in
+        [(prefix.as_str(), INTERFACE), (&service_address(family), INTERFACE), (on_second, SECOND)]
+    {
+        balancer.ip(&["address", "del", address, "dev", interface])?;
+        balancer.ip(&[&["address", "add", address, "dev", "br0"], nodad].concat())?;
+    }
+    let hint = warned(&lab, &[&format!("an interface not in `interfaces` ({SECOND}) are not filtered")])?;
+    ensure!(hint == format!("add {SECOND} to `interfaces`"), "{hint}");
+    client.ip(&[family.option(), "route", "add", &service_address(family), "via", via, "dev", SECOND])?;
+    let daemon = lab.start()?;
+    lab.send(b"no token")?;
+    ensure!(receive(&lab.backends)?.bytes == b"no token", "the warning is wrong: it was not delivered");
+    daemon.terminate()?;
+    lab.place.configure_on(&[INTERFACE, SECOND], &lab.service(LOCAL, 0))?;
+    let found = warnings(&lab, "service game")?;
+    ensure!(found.is_empty(), "{found:?}");
+    let _daemon = lab.start()?;
     lab.refused(b"no token", Reason::NoToken)
 }
 
