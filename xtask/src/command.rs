@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -36,9 +36,10 @@ pub fn run(command: &mut Command) -> Result<()> {
 }
 
 /// [`run`], of something that is only a means: it prints on standard error, which keeps our standard output for the program
-/// that the user asked for, or into the log of the group that runs.
+/// that the user asked for, or into the log of the group that runs. It reads nothing from the terminal, where a question that
+/// is not shown would wait for an answer.
 pub fn run_aside(command: &mut Command) -> Result<()> {
-    run(command.stdout(log::aside()?).stderr(log::aside()?))
+    run(command.stdin(Stdio::null()).stdout(log::aside()?).stderr(log::aside()?))
 }
 
 /// Runs to the end and returns standard output.

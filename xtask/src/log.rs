@@ -142,4 +142,19 @@ mod tests {
         assert!(error.ends_with("test-of-run-quietly.log") && !error.contains("\n200\n"), "{error}");
         fs::remove_file(&path).unwrap();
     }
+
+    /// Both branches of [`run_quietly`]: a question of dpkg would wait for an answer.
+    #[test]
+    fn quiet_commands_read_nothing_from_the_terminal() {
+        let path = create("test-of-standard-input").unwrap();
+        for in_group in [true, false] {
+            let (terminal, mut user) = io::pipe().unwrap();
+            user.write_all(b"answer\n").unwrap();
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "read answer; test -z \"$answer\""]).stdin(terminal);
+            let run = if in_group { command::run_aside(&mut shell) } else { run_into(&path, &mut shell) };
+            run.unwrap();
+        }
+        fs::remove_file(&path).unwrap();
+    }
 }
