@@ -205,10 +205,14 @@ impl Controller {
         }
         let Self { config, network, .. } = &controller;
         let filtered = controller.attachments.names();
-        for Check { name, found, mend, .. } in
-            exposure::warnings(&config.services, &filtered, network, &controller.links).await?
-        {
-            warn!("{name}: {found}; {mend}");
+        // The program is attached: a failure here must not end the start.
+        match exposure::warnings(&config.services, &filtered, network, &controller.links).await {
+            Ok(checks) => {
+                for Check { name, found, mend, .. } in checks {
+                    warn!("{name}: {found}; {mend}");
+                }
+            }
+            Err(error) => warn!("services are not checked for packets that bypass the filter: {error}"),
         }
         controller.round(true).await;
         Ok(controller)

@@ -2,6 +2,10 @@
 
 use std::io;
 
+use nix::sys::{
+    socket::{setsockopt, sockopt::ReceiveTimeout},
+    time::TimeVal,
+};
 use rtnetlink::{
     packet_core::{
         NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NlasIterator,
@@ -12,6 +16,10 @@ use rtnetlink::{
 /// `struct nlmsghdr`, `struct nlattr` (linux/netlink.h).
 const MESSAGE_HEADER_LEN: usize = 16;
 const ATTRIBUTE_HEADER_LEN: usize = 4;
+
+/// How long to wait for each message of an answer. The kernel answers while a request is being sent: a message that is not
+/// there by then is lost.
+const PATIENCE: TimeVal = TimeVal::new(1, 0);
 
 /// Whether a request is for one object or for all of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,16 +34,15 @@ pub(super) enum Kind {
 /// request is being sent.
 ///
 /// # Errors
-/// If there is no socket for the protocol, or the kernel refuses: with its error number.
+/// If there is no socket for the protocol, the kernel refuses (with its error number), or a message of the answer does not
+/// arrive.
 pub(super) fn request(
     protocol: isize,
     kind: Kind,
     message_type: u16,
     payload: &[u8],
 ) -> io::Result<Vec<Vec<u8>>> {
-    let mut socket = Socket::new(protocol)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
+    let socket = connect(protocol)?;
     let flags = NLM_F_REQUEST
         | match kind {
             Kind::Get => NLM_F_ACK,
@@ -53,7 +60,7 @@ pub(super) fn request(
     socket.send(&[&header.concat(), payload].concat(), 0)?;
     let mut answers = Vec::new();
     loop {
-        let (received, _) = socket.recv_from_full()?;
+        let received = receive(&socket)?;
         let mut rest = received.as_slice();
         while !rest.is_empty() {
             let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
@@ -73,6 +80,25 @@ pub(super) fn request(
     }
 }
 
+/// A socket to the kernel.
+fn connect(protocol: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
+    setsockopt(&socket, ReceiveTimeout, &PATIENCE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+fn receive(socket: &Socket) -> io::Result<Vec<u8>> {
+    match socket.recv_from_full() {
+        Ok((received, _)) => Ok(received),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel did not answer a netlink request"))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn error_number(payload: &[u8]) -> i32 {
     payload.first_chunk().map_or(0, |bytes| -i32::from_ne_bytes(*bytes))
 }
@@ -89,4 +115,19 @@ pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 pub(super) fn value_of<const N: usize>(answer: &[u8], header_len: usize, kind: u16) -> Option<[u8; N]> {
     let attributes = NlasIterator::new(answer.get(header_len..)?).map_while(Result::ok);
     attributes.filter(|found| found.kind() == kind).find_map(|found| found.value().try_into().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_for_an_answer_ends() {
+        let socket = connect(libc::NETLINK_GENERIC as isize).unwrap();
+        let (done, is_done) = std::sync::mpsc::channel();
+        // Not joined: it may wait for ever.
+        std::thread::spawn(move || done.send(receive(&socket)));
+        let received = is_done.recv_timeout(std::time::Duration::from_secs(10)).expect("it still waits");
+        assert_eq!(received.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
 }
