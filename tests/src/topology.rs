@@ -22,6 +22,7 @@
 mod plan;
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr, UdpSocket},
     path::Path,
     time::Duration,
@@ -44,6 +45,7 @@ pub use self::plan::{Network, PORT, Plan, Way};
 pub use crate::packet::Family;
 use crate::{
     bpffs::Bpffs,
+    daemon::wait_for,
     leftovers::FILES,
     netns::{Namespace, run},
     vlan::Tagger,
@@ -173,7 +175,16 @@ impl Topology {
 
 fn application(namespace: &Namespace, address: SocketAddr) -> Result<UdpSocket> {
     namespace.enter(|| {
-        let socket = UdpSocket::bind(address)?;
+        // A process that another test has forked holds a socket that was closed here, until it executes its program.
+        let mut bound = UdpSocket::bind(address);
+        wait_for("the address of a closed socket to be free", || {
+            let is_in_use = bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+            if is_in_use {
+                bound = UdpSocket::bind(address);
+            }
+            Ok(!is_in_use)
+        })?;
+        let socket = bound?;
         setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER)?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         anyhow::Ok(socket)
