@@ -67,6 +67,9 @@ impl Model {
 
     /// What is to become of a frame that comes to services in enforce mode.
     pub fn judge(&mut self, world: &World, frame: &[u8]) -> Expected {
+        if world.generations_begun > 1 {
+            return expected(Verdict::Drop, frame.to_vec(), 0, Reason::TablesChanged, None);
+        }
         if parse::is_buried(frame) {
             return expected(Verdict::Drop, frame.to_vec(), 0, Reason::Unsupported, None);
         }
@@ -86,6 +89,9 @@ impl Model {
         let way = self.admitted(world, &service, &parsed).and_then(|claims| {
             if service.forward == FORWARD_LOCAL {
                 return Ok((None, claims.session_id));
+            }
+            if is_spoilt_in_generic_mode(world, &parsed.whole()) {
+                return Err(Reason::PartialChecksum);
             }
             let backend = backend(world, &service, claims.session_id, claims.backend_id)?;
             let inner = if service.strips() { parsed.stripped() } else { parsed.whole() };
@@ -163,6 +169,12 @@ fn icmp_error(
         Ok(()) => sent(way::leaving(&message, service, &backend, session, None).bytes()),
         Err(reason) => Some(expected(Verdict::Drop, frame.to_vec(), service.index, reason, None)),
     }
+}
+
+/// Whether a datagram that leaves has a partial checksum, on an interface in generic mode.
+fn is_spoilt_in_generic_mode(world: &World, datagram: &Packet) -> bool {
+    let generic = world.macs.iter().any(|entry| entry.ifindex == LOOPBACK && entry.generic == 1);
+    generic && datagram.udp_checksum_field() != datagram.clone().completed().udp_checksum_field()
 }
 
 /// The backend of a session.
