@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::mac::{self, MacEntry};
 
 use super::network::{Interface, Interfaces, Mac, Switch};
-use crate::datapath::attach::Mode;
+use crate::{config::XdpMode, datapath::attach::Mode};
 
 /// The frames that are an interface's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,8 +40,14 @@ pub fn accepted(
     names.iter().filter_map(of).collect()
 }
 
-/// The entries of the program's table for the interfaces of these names.
-pub fn entries(names: &[String], interfaces: &Interfaces, virtual_macs: &[Mac]) -> BTreeSet<MacEntry> {
+/// The entries of the program's table for the interfaces of these names, to which the program is attached in this mode, or
+/// will be.
+pub fn entries(
+    names: &[String],
+    interfaces: &Interfaces,
+    virtual_macs: &[Mac],
+    mode: XdpMode,
+) -> BTreeSet<MacEntry> {
     let view = View::new(interfaces);
     let mut entries = BTreeSet::new();
     for interface in names.iter().filter_map(|name| interfaces.get(name)) {
@@ -50,7 +56,8 @@ pub fn entries(names: &[String], interfaces: &Interfaces, virtual_macs: &[Mac]) 
         for receiving in [interface].into_iter().chain(members) {
             let Some(accepted) = view.accepted(receiving, virtual_macs) else { continue };
             let of = |mac, passes, generic| MacEntry { mac, ifindex: receiving.index, passes, generic };
-            let generic = matches!(receiving.xdp, Some((_, Mode::Generic)));
+            // What `auto` has taken is known once the program is attached.
+            let generic = mode == XdpMode::Generic || matches!(receiving.xdp, Some((_, Mode::Generic)));
             entries.extend(accepted.macs.iter().map(|octets| of(mac::Mac::new(*octets), 0, 0)));
             entries.insert(of(mac::Mac::OTHERS, accepted.switched.into(), generic.into()));
         }
@@ -212,7 +219,17 @@ mod tests {
             ("elsewhere", interface(2, in_master(8))),
         ];
         let interfaces = interfaces.map(|(name, one)| (name.to_owned(), one)).into();
-        let entries = entries(&["eth0".to_owned(), "missing".to_owned()], &interfaces, &[]);
+        let names = ["eth0".to_owned(), "missing".to_owned()];
+        let generic = |mode| {
+            let entries = entries(&names, &interfaces, &[], mode).into_iter();
+            entries
+                .filter(|entry| entry.mac == mac::Mac::OTHERS)
+                .map(|entry| entry.generic)
+                .collect::<Vec<_>>()
+        };
+        assert!(generic(XdpMode::Generic).iter().all(|generic| *generic == 1));
+        assert!(generic(XdpMode::Native).iter().chain(&generic(XdpMode::Auto)).all(|generic| *generic == 0));
+        let entries = entries(&names, &interfaces, &[], XdpMode::Auto);
         let of = |ifindex, last| MacEntry { mac: mac::Mac::new(mac(last)), ifindex, passes: 0, generic: 0 };
         let others = |ifindex| MacEntry { mac: mac::Mac::OTHERS, ifindex, passes: 0, generic: 0 };
         assert_eq!(entries, [of(1, 1), of(1, 3), others(1), of(3, 3), others(3)].into());

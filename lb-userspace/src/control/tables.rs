@@ -35,7 +35,8 @@ impl Controller {
         let placed = self.place(&live, outcome)?;
         // A Maglev table takes a millisecond: not every second for each.
         let filtered = self.attachments.filtered(&self.links);
-        let macs = macs::entries(&filtered, &self.interfaces, &self.config.virtual_macs);
+        let macs =
+            macs::entries(&filtered, &self.interfaces, &self.config.virtual_macs, self.config.xdp_mode);
         let built = match self.built.take().filter(|built| built.placed == placed && built.macs == macs) {
             Some(built) => built,
             None => {
