@@ -12,7 +12,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::build::{self, Built};
-use crate::report::{Counts, Report};
 use crate::setup::{self, Needs, Part};
 use crate::{command, log};
 
@@ -26,14 +25,11 @@ const CARGO_MUTANTS: &str = "27.1.0";
 /// Whose every function is changed: they decide without a kernel, by their own unit tests.
 const MODULES: [&str; 5] = ["keyring", "revocation", "store", "balancer", "config"];
 
-/// How many of the program's table `cargo xtask test` tries: other ones with each commit.
-const BRIEFLY: usize = 5;
-
 /// How long a mutant's test may run. A mutant that hangs is one that was noticed.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What to run; everything if nothing is chosen.
-#[derive(clap::Args, Default)]
+#[derive(clap::Args)]
 pub struct Options {
     /// The table of bugs in the XDP program
     #[arg(long)]
@@ -127,15 +123,6 @@ pub fn run(options: &Options) -> Result<()> {
         outcomes.push(run_modules(options));
     }
     outcomes.into_iter().collect()
-}
-
-/// Tries a sample of the program's table.
-pub fn run_briefly(built: &Built, report: &mut Report) {
-    let options = Options { sample: Some(BRIEFLY), ..Options::default() };
-    report.group(&format!("mutants: {BRIEFLY} of the program"), || {
-        let found = run_table(built, "program", &options)?;
-        Ok(Counts { passed: found as u64, ..Counts::default() })
-    });
 }
 
 /// Tries the mutants of a table. Returns how many there were.

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use crate::build::{self, Built};
 use crate::report::{Counts, Report, libtest};
 use crate::setup::{self, Needs, Part};
-use crate::{bare, command, fuzz, kernels, log, mutants};
+use crate::{bare, command, fuzz, kernels, log};
 
 /// What all tests take.
 const NEEDS: Needs = Needs {
@@ -24,12 +24,11 @@ const NEEDS: Needs = Needs {
 /// A part of the tests, and what runs its groups.
 type Stage = (&'static str, fn(&Built, &mut Report));
 
-const STAGES: [Stage; 6] = [
+const STAGES: [Stage; 5] = [
     ("host", host_tests),
     ("kernel", kernel_tests),
     ("demo and benchmark", demo_and_benchmark),
     ("fuzz", |_, report| fuzz::run_briefly(report)),
-    ("mutants", mutants::run_briefly),
     ("Linux 6.1", kernels::run_tests),
 ];
 
