@@ -1,5 +1,5 @@
 //! A store that does not continue from the kernel state: rolled back, vanished, or another one. The daemon refuses it, and the
-//! kernel goes on as it was; once it is accepted, what the kernel has revoked stays revoked.
+//! kernel state stays as it was; once it is accepted, what the kernel has revoked stays revoked.
 
 use std::{
     fs,
