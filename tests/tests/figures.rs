@@ -147,7 +147,10 @@ fn read(page: &str) -> Result<String> {
 
 /// A recorded row.
 fn row<'a>(run: &'a Run, name: &str) -> Result<&'a Row> {
-    run.rows.iter().find(|row| row.name == name).with_context(|| format!("docs/benchmarks.json has no row {name}"))
+    run.rows
+        .iter()
+        .find(|row| row.name == name)
+        .with_context(|| format!("docs/benchmarks.json has no row {name}"))
 }
 
 /// The machine, kernel and commit of the figures.
@@ -159,8 +162,7 @@ fn provenance(run: &Run) -> Result<String> {
 }
 
 fn summary(run: &Run) -> Result<String> {
-    let mut text =
-        String::from("| datagram with | ns per packet above an empty XDP program |\n|---|---|\n");
+    let mut text = String::from("| datagram with | ns per packet above an empty XDP program |\n|---|---|\n");
     for (name, about) in SUMMARY {
         writeln!(text, "| {about} | {} |", row(run, name)?.net_ns())?;
     }
