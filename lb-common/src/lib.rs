@@ -10,6 +10,7 @@ pub mod checksum;
 pub mod counter;
 pub mod decap;
 pub mod flow;
+pub mod forward;
 pub mod keyslot;
 pub mod live;
 pub mod mac;

@@ -1,6 +1,6 @@
 //! A protected service as the program sees it, and the table in which it finds it.
 
-use crate::token::Kind;
+use crate::{forward::Forward, token::Kind};
 
 /// Where a service is reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -66,7 +66,7 @@ pub struct Service {
     pub accept: u8,
     /// `BIND_*`.
     pub bind: u8,
-    /// `FORWARD_*`.
+    /// The code of a [`Forward`].
     pub forward: u8,
     /// `FLAG_*`.
     pub flags: u8,
@@ -112,16 +112,16 @@ pub const BIND_OPTIONAL: u8 = 0;
 /// Tokens must be bound to an address.
 pub const BIND_REQUIRED: u8 = 1;
 
-/// To this host's own stack.
-pub const FORWARD_LOCAL: u8 = 0;
-/// MAC rewrite: to a backend on a segment of this host.
-pub const FORWARD_L2: u8 = 1;
-/// Inside another IP packet, to the backend's address (RFC 2003, RFC 2473).
-pub const FORWARD_IPIP: u8 = 2;
-/// Inside a UDP datagram, to the backend's address (GUE variant 1).
-pub const FORWARD_GUE: u8 = 3;
-/// Rewritten to the backend's address, from this node's; answers come back the same way.
-pub const FORWARD_NAT: u8 = 4;
+/// [`Forward::Local`].
+pub const FORWARD_LOCAL: u8 = Forward::Local.code();
+/// [`Forward::L2`].
+pub const FORWARD_L2: u8 = Forward::L2.code();
+/// [`Forward::Ipip`].
+pub const FORWARD_IPIP: u8 = Forward::Ipip.code();
+/// [`Forward::Gue`].
+pub const FORWARD_GUE: u8 = Forward::Gue.code();
+/// [`Forward::Nat`].
+pub const FORWARD_NAT: u8 = Forward::Nat.code();
 
 /// The token header is taken off.
 pub const FLAG_STRIP: u8 = 1 << 0;

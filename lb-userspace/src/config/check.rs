@@ -243,7 +243,7 @@ fn same_port(report: &mut Report<'_>, backend: &BackendDraft, service: &ServiceD
 fn same_family(report: &mut Report<'_>, backend: &Spanned<IpAddr>, service: &ServiceDraft) {
     let (Some(address), Some(forward)) = (&service.address, &service.forward) else { return };
     let (address, forward) = (address.get_ref(), forward.get_ref());
-    if forward.takes(*address, *backend.get_ref()) {
+    if forward.reaches(*address, *backend.get_ref()) {
         return;
     }
     let family = |ip: &IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };

@@ -20,6 +20,7 @@ use std::{
 
 pub use error::{ConfigError, Invalid, Problem, Warning};
 pub use fields::CONTROL;
+pub use lb_common::forward::Forward;
 use lb_common::nat::Ports;
 pub use prefix::Prefix;
 pub use rate::Rate;
@@ -145,21 +146,6 @@ pub enum Bind {
     Required,
 }
 
-/// How datagrams reach the backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forward {
-    /// To this host's own stack.
-    Local,
-    /// By MAC address, on the backend's segment.
-    L2,
-    /// Inside another IP packet.
-    Ipip,
-    /// Inside a UDP datagram.
-    Gue,
-    /// Rewritten to the backend's address and port, from this node's.
-    Nat,
-}
-
 /// What becomes of refused datagrams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
@@ -218,42 +204,6 @@ impl Config {
     /// Where outer packets to an address come from, if not from this node's address.
     pub fn tunnel_source(&self, to: IpAddr) -> Option<&Prefix> {
         self.tunnel_sources.iter().find(|prefix| prefix.address().is_ipv4() == to.is_ipv4())
-    }
-}
-
-impl Forward {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Local, Self::L2, Self::Ipip, Self::Gue, Self::Nat];
-
-    /// As in the configuration.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Local => "local",
-            Self::L2 => "l2",
-            Self::Ipip => "ipip",
-            Self::Gue => "gue",
-            Self::Nat => "nat",
-        }
-    }
-
-    /// Whether packets of a service with an address of the one family can go to a backend with one of the other.
-    pub const fn takes(self, service: IpAddr, backend: IpAddr) -> bool {
-        match self {
-            Self::Local => true,
-            Self::L2 | Self::Nat => service.is_ipv4() == backend.is_ipv4(),
-            // Nobody has asked for IPv6 in IPv4.
-            Self::Ipip | Self::Gue => service.is_ipv4() || backend.is_ipv6(),
-        }
-    }
-
-    /// Whether packets go inside others.
-    pub const fn encapsulates(self) -> bool {
-        matches!(self, Self::Ipip | Self::Gue)
-    }
-
-    /// Whether backends see packets of this node, not of their client.
-    pub const fn has_own_source(self) -> bool {
-        self.encapsulates() || matches!(self, Self::Nat)
     }
 }
 

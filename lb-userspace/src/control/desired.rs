@@ -8,7 +8,7 @@ use lb_common::{
     rate::{CLASSES, Rate, RateTable},
     service::{
         ACCEPT_BEARER, ACCEPT_PROOF, BIND_OPTIONAL, BIND_REQUIRED, FLAG_OBSERVE, FLAG_RATED, FLAG_STRIP,
-        FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT, Service, ServiceKey,
+        Service, ServiceKey,
     },
 };
 
@@ -136,13 +136,7 @@ pub fn value(service: &config::Service, index: u32, revoked_before: u32) -> Serv
             Bind::Optional => BIND_OPTIONAL,
             Bind::Required => BIND_REQUIRED,
         },
-        forward: match service.forward {
-            Forward::Local => FORWARD_LOCAL,
-            Forward::L2 => FORWARD_L2,
-            Forward::Ipip => FORWARD_IPIP,
-            Forward::Gue => FORWARD_GUE,
-            Forward::Nat => FORWARD_NAT,
-        },
+        forward: service.forward.code(),
         flags: flag(service.strip, FLAG_STRIP)
             | flag(service.mode == Mode::Observe, FLAG_OBSERVE)
             | flag(!service.rates.is_empty(), FLAG_RATED),
