@@ -6,21 +6,25 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{
-    maps::{BACKENDS_MAX, KEY_SLOTS_MAX, SERVICES_MAX},
-    nat::Ports,
-};
+use lb_common::maps::{BACKENDS_MAX, KEY_SLOTS_MAX, SERVICES_MAX};
 use toml::Spanned;
 
 use crate::keyring::slots_needed;
 
 use super::{
-    Forward, Prefix, XdpMode,
-    fields::{BackendDraft, ServiceDraft},
+    Forward, XdpMode,
+    fields::{BackendDraft, ConfigDraft, ServiceDraft},
     read::{Report, Wrong},
 };
 
-pub(super) fn services(report: &mut Report<'_>, services: &[ServiceDraft]) {
+/// Reports all that takes more than one field to see.
+pub(super) fn whole(report: &mut Report<'_>, config: &ConfigDraft) {
+    services(report, &config.services);
+    generic_mode(report, config);
+    addresses_of_node(report, config);
+}
+
+fn services(report: &mut Report<'_>, services: &[ServiceDraft]) {
     if services.is_empty() {
         let wrong = Wrong {
             message: "there is no service: every packet passes".to_owned(),
@@ -40,16 +44,12 @@ pub(super) fn services(report: &mut Report<'_>, services: &[ServiceDraft]) {
 }
 
 /// Generic mode can send no partial checksum: see `checksum.rs` of the XDP program.
-pub(super) fn generic_mode(
-    report: &mut Report<'_>,
-    services: &[ServiceDraft],
-    mode: Option<&Spanned<XdpMode>>,
-) {
+fn generic_mode(report: &mut Report<'_>, config: &ConfigDraft) {
     let sends = |service: &ServiceDraft| {
         service.forward.as_ref().is_some_and(|forward| *forward.get_ref() != Forward::Local)
     };
-    let Some(mode) = mode.filter(|mode| *mode.get_ref() == XdpMode::Generic) else { return };
-    if services.iter().any(sends) {
+    let mode = config.xdp_mode.given().filter(|mode| *mode.get_ref() == XdpMode::Generic);
+    if let Some(mode) = mode.filter(|_| config.services.iter().any(sends)) {
         let wrong = Wrong {
             message:
                 "generic mode drops datagrams whose UDP checksum was left to a network card, as on a veth, \
@@ -88,7 +88,7 @@ fn unique<'d, T: Ord + std::fmt::Debug + 'd>(
 fn overlaps(report: &mut Report<'_>, services: &[ServiceDraft]) {
     let mut seen = BTreeMap::new();
     for service in services {
-        let (Some(address), Some(port)) = (&service.address, &service.port) else { continue };
+        let (Some(address), Some(port)) = (service.address.as_ref(), service.port.as_ref()) else { continue };
         let place = (*address.get_ref(), *port.get_ref());
         let Some(first) = seen.get(&place) else {
             seen.insert(place, address.span());
@@ -129,14 +129,18 @@ fn limits(report: &mut Report<'_>, services: &[ServiceDraft]) {
 
 /// Refuses rotations that would need more key slots than there are.
 fn slots(report: &mut Report<'_>, services: &[ServiceDraft]) {
-    let keys = |service: &ServiceDraft| slots_needed(service.max_ttl, service.key_rotation);
+    let durations = |service: &ServiceDraft| {
+        Some((*service.max_ttl.as_ref()?.get_ref(), *service.key_rotation.as_ref()?.get_ref()))
+    };
+    let keys = |service: &ServiceDraft| {
+        durations(service).map_or(0, |(max_ttl, rotation)| slots_needed(max_ttl, rotation))
+    };
     let most = u64::from(KEY_SLOTS_MAX);
     let needed: u64 = services.iter().map(keys).sum();
-    let Some(worst) = services.iter().max_by_key(|service| keys(service)) else { return };
-    let shown =
-        |duration: Option<Duration>| humantime::format_duration(duration.unwrap_or_default()).to_string();
-    let (rotation, max_ttl) = (shown(worst.key_rotation), shown(Some(worst.max_ttl)));
-    if needed > most {
+    let shown = |duration: Duration| humantime::format_duration(duration).to_string();
+    let worst = services.iter().max_by_key(|service| keys(service)).filter(|_| needed > most);
+    if let Some((worst, (max_ttl, rotation))) = worst.and_then(|worst| Some((worst, durations(worst)?))) {
+        let (max_ttl, rotation) = (shown(max_ttl), rotation.map_or_else(|| "off".to_owned(), shown));
         let wrong = Wrong {
             message: format!("the services need up to {needed} key slots at a time, and there are {most}"),
             mend: format!(
@@ -147,13 +151,14 @@ fn slots(report: &mut Report<'_>, services: &[ServiceDraft]) {
         return;
     }
     for service in services {
-        if let Some(rotation) = service.key_rotation.filter(|rotation| *rotation < service.max_ttl) {
+        let Some((max_ttl, Some(rotation))) = durations(service) else { continue };
+        if rotation < max_ttl {
             let wrong = Wrong {
                 message: format!("the rotation needs {} key slots", keys(service)),
                 mend: format!(
                     "a key_rotation of {} is shorter than the max_ttl of {}",
-                    shown(Some(rotation)),
-                    shown(Some(service.max_ttl))
+                    shown(rotation),
+                    shown(max_ttl)
                 ),
             };
             report.warn("service.key_rotation", service.span.clone(), wrong);
@@ -162,7 +167,7 @@ fn slots(report: &mut Report<'_>, services: &[ServiceDraft]) {
 }
 
 fn forwarding(report: &mut Report<'_>, service: &ServiceDraft) {
-    let Some(forward) = &service.forward else { return };
+    let Some(forward) = service.forward.as_ref() else { return };
     if *forward.get_ref() == Forward::Local {
         if let Some(backend) = service.backends.first() {
             let wrong = Wrong {
@@ -193,10 +198,15 @@ fn backends(report: &mut Report<'_>, service: &ServiceDraft) {
     let all = &service.backends;
     let translates = service.forward.as_ref().is_some_and(|forward| *forward.get_ref() == Forward::Nat);
     unique(report, "service.backend.id", all.iter().filter_map(|backend| backend.id.as_ref()));
-    unique(report, "service.backend.name", all.iter().filter_map(|backend| backend.name.as_ref()));
+    // A derived name may equal a given one; of equal derived names, the addresses are reported below.
+    let derived = all.iter().filter(|backend| backend.name.given().is_none());
+    let derived: BTreeMap<_, _> =
+        derived.filter_map(|backend| backend.name.as_ref()).map(|name| (name.get_ref(), name)).collect();
+    let given = all.iter().filter_map(|backend| backend.name.given());
+    unique(report, "service.backend.name", given.chain(derived.into_values()));
     if translates {
         // Several may be on one host.
-        let places: Vec<_> = all.iter().filter_map(|backend| place(backend, service)).collect();
+        let places: Vec<_> = all.iter().filter_map(place).collect();
         unique(report, "service.backend.address", places.iter());
     } else {
         let addresses = all.iter().filter_map(|backend| backend.address.as_ref());
@@ -205,7 +215,7 @@ fn backends(report: &mut Report<'_>, service: &ServiceDraft) {
     }
     let service_address = service.address.as_ref().map(|address| *address.get_ref());
     for BackendDraft { address, .. } in all {
-        let Some(address) = address else { continue };
+        let Some(address) = address.as_ref() else { continue };
         let found = match address.get_ref() {
             ip if ip.is_loopback() => "is a loopback address: this host",
             ip if Some(*ip) == service_address => "is the service's address: this host",
@@ -223,14 +233,14 @@ fn backends(report: &mut Report<'_>, service: &ServiceDraft) {
 }
 
 /// A backend's address and port.
-fn place(backend: &BackendDraft, service: &ServiceDraft) -> Option<Spanned<SocketAddr>> {
+fn place(backend: &BackendDraft) -> Option<Spanned<SocketAddr>> {
     let address = backend.address.as_ref()?;
-    let port = backend.port.as_ref().or(service.port.as_ref())?;
+    let port = backend.port.as_ref()?;
     Some(Spanned::new(address.span(), SocketAddr::new(*address.get_ref(), *port.get_ref())))
 }
 
 fn same_port(report: &mut Report<'_>, backend: &BackendDraft, service: &ServiceDraft) {
-    let (Some(port), Some(services)) = (&backend.port, &service.port) else { return };
+    let (Some(port), Some(services)) = (backend.port.given(), service.port.as_ref()) else { return };
     if port.get_ref() != services.get_ref() {
         let wrong = Wrong {
             message: format!("`service.backend.port` = {} is not the service's", port.get_ref()),
@@ -241,7 +251,7 @@ fn same_port(report: &mut Report<'_>, backend: &BackendDraft, service: &ServiceD
 }
 
 fn same_family(report: &mut Report<'_>, backend: &Spanned<IpAddr>, service: &ServiceDraft) {
-    let (Some(address), Some(forward)) = (&service.address, &service.forward) else { return };
+    let (Some(address), Some(forward)) = (service.address.as_ref(), service.forward.as_ref()) else { return };
     let (address, forward) = (address.get_ref(), forward.get_ref());
     if forward.reaches(*address, *backend.get_ref()) {
         return;
@@ -268,16 +278,13 @@ fn same_family(report: &mut Report<'_>, backend: &Spanned<IpAddr>, service: &Ser
 }
 
 /// Ports and addresses of the node itself against the services.
-pub(super) fn addresses_of_node(
-    report: &mut Report<'_>,
-    services: &[ServiceDraft],
-    nat_ports: Ports,
-    tunnel_sources: Option<&Spanned<Vec<Prefix>>>,
-) {
+fn addresses_of_node(report: &mut Report<'_>, config: &ConfigDraft) {
+    let services = &config.services;
     let forwards = || services.iter().filter_map(|service| service.forward.as_ref());
-    if forwards().any(|forward| *forward.get_ref() == Forward::Nat) {
+    let translates = forwards().any(|forward| *forward.get_ref() == Forward::Nat);
+    if let Some(nat_ports) = config.nat_ports.as_ref().filter(|_| translates) {
         let ports = services.iter().filter_map(|service| service.port.as_ref());
-        for port in ports.filter(|port| nat_ports.contain(*port.get_ref())) {
+        for port in ports.filter(|port| nat_ports.get_ref().contain(*port.get_ref())) {
             let wrong = Wrong {
                 message: format!("`service.port` = {} is one of `nat_ports`", port.get_ref()),
                 mend: "backends' answers would go to the service: set `nat_ports` to others".to_owned(),
@@ -285,9 +292,8 @@ pub(super) fn addresses_of_node(
             report.problem("service.port", port.span(), wrong);
         }
     }
-    if let Some(sources) =
-        tunnel_sources.filter(|_| !forwards().any(|forward| forward.get_ref().encapsulates()))
-    {
+    let sources = config.tunnel_sources.given();
+    if let Some(sources) = sources.filter(|_| !forwards().any(|forward| forward.get_ref().encapsulates())) {
         let wrong = Wrong {
             message: "`tunnel_sources` is not used".to_owned(),
             mend: "only forward = \"ipip\" and \"gue\" have an outer packet".to_owned(),

@@ -1,227 +1,195 @@
-//! The fields of the file, with their defaults.
+//! The fields of the file, one row each.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
-
-use lb_common::nat::{PER_SESSION_DEFAULT, Ports};
-use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
 };
 
+use lb_common::nat::Ports;
+
 use super::{
-    Accept, Backend, Bind, Config, Forward, Mode, Rate, Service, StoreLocation, XdpMode, check, rate,
-    read::{Fields, Report, Wrong},
+    Accept, Bind, Forward, Group, HealthCheck, Mode, Prefix, Rate, StoreLocation, Warning, XdpMode, rate,
+    read::{Fields, Report},
+    table::{Absent, Absent::*, Field, FieldDoc, table},
     values,
 };
 
-/// Where the control socket is if nobody says.
+/// The default path of the control socket.
 pub const CONTROL: &str = "/run/tollgate/control.sock";
-const METRICS: &str = "127.0.0.1:9477";
-const BPFFS: &str = "/sys/fs/bpf/tollgate";
-const STORE: &str = "/var/lib/tollgate";
-const HMAC_BUDGET: u32 = lb_common::maps::HMACS_PER_SECOND_DEFAULT as u32;
-const MAX_TTL: Duration = Duration::from_hours(1);
-const KEY_ROTATION: Duration = Duration::from_hours(24);
-const WEIGHT: u32 = 100;
-/// Below the ports that Linux gives to its own sockets by default, 32768 to 60999 (`ip_local_port_range`, ip(7)).
-const NAT_PORTS: Ports = Ports { first: 10_000, last: 29_999 };
 
-/// A service, and where its fields are.
-pub(super) struct ServiceDraft {
-    pub(super) span: std::ops::Range<usize>,
-    pub(super) id: Option<Spanned<u32>>,
-    pub(super) name: Option<Spanned<String>>,
-    pub(super) address: Option<Spanned<std::net::IpAddr>>,
-    pub(super) port: Option<Spanned<u16>>,
-    pub(super) forward: Option<Spanned<Forward>>,
-    pub(super) accept: Option<Spanned<Accept>>,
-    pub(super) max_ttl: Duration,
-    pub(super) key_rotation: Option<Duration>,
-    pub(super) backends: Vec<BackendDraft>,
-    bind: Bind,
-    strip: bool,
-    mode: Mode,
-    rates: BTreeMap<u8, Rate>,
-    max_sources: Option<u8>,
+table! {
+    /// A whole configuration, with the defaults filled in.
+    pub struct Config / ConfigDraft, "";
+
+    /// Interfaces that the XDP program is attached to: at least one, each named once. Answers through `nat` must arrive
+    /// on one of them.
+    interfaces: Vec<String> = values::interfaces, Error("interfaces = [\"eth0\"]");
+
+    /// Name of this node.
+    node: String = values::name, Derived("the host name");
+
+    /// XDP mode: `native` runs in the driver, `generic` runs after the kernel has built an skb and is slow. `auto` takes
+    /// `native` if the driver supports it, else `generic`.
+    xdp_mode: XdpMode = values::xdp_mode, Text("auto");
+
+    /// Where keys and revocations are stored.
+    store: StoreLocation = values::store, Text("file:/var/lib/tollgate");
+
+    /// Path of the control socket.
+    control: PathBuf = values::control, Text(CONTROL);
+
+    /// A group of this host whose members may send read requests to the control socket: see
+    /// [Control socket](operations.md#control-socket).
+    control_group: Option<Group> = values::group, Value(|| None, "none");
+
+    /// A group of this host whose members may send all requests to the control socket, including those that change
+    /// state or return secrets.
+    admin_group: Option<Group> = values::group, Value(|| None, "none");
+
+    /// Address and port of `/metrics`, `/healthz` and `/readyz`. An empty string disables them.
+    metrics: Option<SocketAddr> = values::metrics, Text("127.0.0.1:9477");
+
+    /// Directory in a BPF file system where program, links and maps are pinned. Before you change it, stop the daemon
+    /// and run `tollgate detach` with the old value.
+    bpffs: PathBuf = values::bpffs, Text("/sys/fs/bpf/tollgate");
+
+    /// Capacity of each of these tables: the cache of verified tokens, the stateful entries (PROOF tokens, and tokens of
+    /// services with limits), the flows, and the translations of `nat`. All four start empty after a change: replay
+    /// windows and limits start anew.
+    sessions: u32 = values::sessions, Toml("262144");
+
+    /// Maximum HMAC verifications per CPU per second.
+    hmac_budget: u32 = values::hmac_budget, Toml("200000");
+
+    /// At most 32 unicast MAC addresses. Frames to them are accepted on each of `interfaces`, besides frames to the
+    /// interface's own addresses. Set it for virtual routers whose address is on no device
+    /// (`["00:00:5e:00:01:0a"]`, VRRP), and for guests behind a bridge that have a service's address. See
+    /// [MAC addresses](operations.md#mac-addresses).
+    virtual_macs: Vec<[u8; 6]> = values::virtual_macs, Value(Vec::new, "none");
+
+    /// Ports of this node that `nat` uses as source ports. The host must not give them to its own sockets: the default
+    /// lies below Linux's default ephemeral range, 32768 to 60999. If `net.ipv4.ip_local_port_range` is wider, reserve
+    /// the ports (`sysctl -w net.ipv4.ip_local_reserved_ports=10000-29999`) or choose another range.
+    nat_ports: Ports = values::nat_ports, Text("10000-29999");
+
+    /// Maximum `nat` ports that one session holds towards one backend, 1 to 16. At the maximum, a new client address of
+    /// the session takes over the port that has been idle longest. In `mode = "observe"`, packets without a valid token
+    /// are limited by source address instead (IPv6: by its first 64 bits).
+    nat_ports_per_session: u32 = values::nat_ports_per_session, Toml("8");
+
+    /// At most one prefix of each address family, routed to this node. `ipip` and `gue` take the outer source address
+    /// from it, a different one for each session, so that receivers spread the sessions over their queues. Without
+    /// it, the outer source is this node's address towards the backend.
+    tunnel_sources: Vec<Prefix> = values::tunnel_sources, Value(Vec::new, "none");
+
+    tables
+    /// The protected services: ids, names, and pairs of address and port are unique.
+    services ["service"]: Service / ServiceDraft;
+
+    computed
+    /// Settings that are allowed but probably a mistake.
+    warnings: Vec<Warning>;
 }
 
-/// A backend, and where its fields are.
-pub(super) struct BackendDraft {
-    pub(super) span: std::ops::Range<usize>,
-    pub(super) id: Option<Spanned<u16>>,
-    pub(super) name: Option<Spanned<String>>,
-    pub(super) address: Option<Spanned<std::net::IpAddr>>,
-    pub(super) port: Option<Spanned<u16>>,
-    weight: u32,
+table! {
+    /// A protected service.
+    pub struct Service / ServiceDraft, "service.";
+
+    /// Id of the service, 1 to 2^32-1: the audience in its tokens.
+    id: u32 = values::service_id, Error("id = 42");
+
+    /// Name in metrics and on the command line. It begins with a letter or digit, consists of letters, digits, `.`, `_`
+    /// and `-`, and is not a number.
+    name: String = values::name, Error("name = \"game\"");
+
+    /// Address that clients send to, IPv4 or IPv6.
+    address: IpAddr = values::address, Error("address = \"203.0.113.10\"");
+
+    /// UDP port that clients send to.
+    port: u16 = values::port, Error("port = 7777");
+
+    /// Forwarding mode: `local`, `l2`, `ipip`, `gue` or `nat`. See [Forwarding modes](operations.md#forwarding-modes).
+    forward: Forward = values::forward, Error("forward = \"l2\"");
+
+    /// Accepted token types: `bearer`, `proof`, or both.
+    accept: Accept = values::accept, Toml("[\"bearer\"]");
+
+    /// `required`: only tokens that are bound to a client address are accepted.
+    bind: Bind = values::bind, Text("optional");
+
+    /// Maximum lifetime of a token: whole seconds, 1 second to 366 days.
+    max_ttl: Duration = values::max_ttl, Text("1h");
+
+    /// Whether the token header is removed before the datagram is forwarded.
+    strip: bool = values::boolean, Toml("true");
+
+    /// `observe`: packets that would be dropped are counted and delivered unchanged.
+    mode: Mode = values::mode, Text("enforce");
+
+    /// Interval of key rotation: whole seconds, 1 second to 366 days. `"off"`: keys are rotated by hand only.
+    key_rotation: Option<Duration> = values::key_rotation, Text("24h");
+
+    /// Maximum packet rate of a session, by the class in its token:
+    /// `{ "0" = "1000/s", "3" = "200/s burst 400" }`. Classes are 0 to 255, rates and bursts 1 to 1,000,000. The
+    /// default burst is the rate of one second. A class that is not listed has no limit.
+    rates ["rate"]: BTreeMap<u8, Rate> = rate::rates, Value(BTreeMap::new, "none");
+
+    /// Maximum source addresses of a token, 1 to 8, counted until its entry leaves the table. IPv6 addresses count by
+    /// their first 64 bits.
+    max_sources: Option<u8> = values::max_sources, Value(|| None, "no limit");
+
+    tables
+    /// Its backends: ids, names and addresses are unique.
+    backends ["backend"]: Backend / BackendDraft;
 }
 
-/// Reads the whole file. `None` only if `report` says why.
-pub(super) fn config(report: &mut Report<'_>) -> Option<Config> {
-    let (root, errors) = DeTable::parse_recoverable(report.text);
-    for error in &errors {
-        let span = error.span().unwrap_or(0..0);
-        let wrong = Wrong {
-            message: format!("not TOML: {}", error.message()),
-            mend: "see https://toml.io".to_owned(),
-        };
-        report.problem("", span, wrong);
-    }
-    if !errors.is_empty() {
-        // What the rest of a broken file says is a guess.
-        return None;
-    }
-    let mut fields = Fields::new("", 0..0, root.get_ref());
-    let node = fields.optional(report, "node", values::name).map(Spanned::into_inner);
-    let node = node.or_else(|| host_name(report));
-    let interfaces = fields.required(report, "interfaces", values::interfaces, "interfaces = [\"eth0\"]");
-    let xdp_mode = fields.optional(report, "xdp_mode", values::xdp_mode);
-    let store = fields.or(report, "store", values::store, StoreLocation::File(STORE.into()));
-    let control = fields.or(report, "control", values::control, CONTROL.into());
-    let control_group = fields.optional(report, "control_group", values::group).map(Spanned::into_inner);
-    let admin_group = fields.optional(report, "admin_group", values::group).map(Spanned::into_inner);
-    let metrics = fields.or(report, "metrics", values::metrics, METRICS.parse().ok());
-    let bpffs = fields.or(report, "bpffs", values::bpffs, BPFFS.into());
-    let sessions = fields.or(report, "sessions", values::sessions, lb_common::maps::SESSIONS_DEFAULT);
-    let hmac_budget = fields.or(report, "hmac_budget", values::hmac_budget, HMAC_BUDGET);
-    let nat_ports = fields.or(report, "nat_ports", values::nat_ports, NAT_PORTS);
-    let nat_ports_per_session =
-        fields.or(report, "nat_ports_per_session", values::nat_ports_per_session, PER_SESSION_DEFAULT);
-    let tunnel_sources = fields.optional(report, "tunnel_sources", values::tunnel_sources);
-    let virtual_macs = fields.or(report, "virtual_macs", values::virtual_macs, Vec::new());
-    let tables = fields.tables(report, "service", "service.");
-    let drafts: Vec<_> = tables.into_iter().map(|table| service(report, table)).collect();
-    fields.refuse_others(report);
-    check::services(report, &drafts);
-    check::generic_mode(report, &drafts, xdp_mode.as_ref());
-    check::addresses_of_node(report, &drafts, nat_ports, tunnel_sources.as_ref());
-    Some(Config {
-        node: node?,
-        interfaces: interfaces?.into_inner(),
-        xdp_mode: xdp_mode.map_or(XdpMode::Auto, Spanned::into_inner),
-        store,
-        control,
-        control_group,
-        admin_group,
-        metrics,
-        bpffs,
-        sessions,
-        hmac_budget,
-        nat_ports,
-        virtual_macs,
-        nat_ports_per_session,
-        tunnel_sources: tunnel_sources.map_or_else(Vec::new, Spanned::into_inner),
-        services: drafts.into_iter().map(ServiceDraft::into_service).collect::<Option<_>>()?,
-        warnings: Vec::new(),
-    })
+table! {
+    /// A backend of a service.
+    pub struct Backend / BackendDraft, "service.backend.";
+
+    /// Id of the backend, 1 to 65535: the `backend_id` in tokens.
+    id: u16 = values::backend_id, Error("id = 1");
+
+    /// The backend's own address. Its family is the service's; with `ipip` and `gue`, an IPv4 service may have IPv6
+    /// backends.
+    address: IpAddr = values::address, Error("address = \"10.0.0.11\"");
+
+    /// Name in metrics and on the command line.
+    name: String = values::name, Derived("its address; with a `port` of its own, address and port");
+
+    /// UDP port of the backend. It differs from the service's with `nat` only.
+    port: u16 = values::port, Derived("the service's");
+
+    /// Share of the sessions, relative to the weights of the other backends: 1 to 65535.
+    weight: u32 = values::weight, Toml("100");
+
+    /// Health check: `"none"` or `{ type = "none" }` is the only value so far.
+    check: HealthCheck = values::health_check, Text("none");
 }
 
-fn host_name(report: &mut Report<'_>) -> Option<String> {
-    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-    match values::name("node", &DeValue::String(host.as_str().into())) {
-        Ok(name) => Some(name),
-        Err(_) => {
-            let wrong = Wrong {
-                message: format!("this host's name, {host:?}, will not do for a node"),
-                mend: "add a line like `node = \"lb-1\"`".to_owned(),
-            };
-            report.problem("node", 0..0, wrong);
-            None
+impl ConfigDraft {
+    /// Fills in the values that derive from other fields or from the host.
+    pub(super) fn derive(&mut self, report: &mut Report<'_>) {
+        self.node.derive(self.span.clone(), || values::host_name(report));
+        for service in &mut self.services {
+            let Some(service_port) = service.port.as_ref().map(|port| *port.get_ref()) else { continue };
+            service.backends.iter_mut().for_each(|backend| backend.derive(service_port));
         }
     }
 }
 
-fn service(report: &mut Report<'_>, mut fields: Fields<'_, '_>) -> ServiceDraft {
-    let id = fields.required(report, "id", values::service_id, "id = 42");
-    let name = fields.required(report, "name", values::name, "name = \"game\"");
-    let address = fields.required(report, "address", values::address, "address = \"203.0.113.10\"");
-    let port = fields.required(report, "port", values::port, "port = 7777");
-    let accept = fields.optional(report, "accept", values::accept);
-    let bind = fields.or(report, "bind", values::bind, Bind::Optional);
-    let max_ttl = fields.or(report, "max_ttl", values::max_ttl, MAX_TTL);
-    let strip = fields.or(report, "strip", values::boolean, true);
-    let forward = fields.required(report, "forward", values::forward, "forward = \"l2\"");
-    let mode = fields.or(report, "mode", values::mode, Mode::Enforce);
-    let key_rotation = fields.or(report, "key_rotation", values::key_rotation, Some(KEY_ROTATION));
-    let rates = fields.or(report, "rate", rate::rates, BTreeMap::new());
-    let max_sources = fields.optional(report, "max_sources", values::max_sources).map(Spanned::into_inner);
-    let tables = fields.tables(report, "backend", "service.backend.");
-    let backends = tables.into_iter().map(|table| backend(report, table)).collect();
-    let span = fields.span();
-    fields.refuse_others(report);
-    ServiceDraft {
-        span,
-        id,
-        name,
-        address,
-        port,
-        forward,
-        accept,
-        max_ttl,
-        key_rotation,
-        backends,
-        bind,
-        strip,
-        mode,
-        rates,
-        max_sources,
-    }
-}
-
-fn backend(report: &mut Report<'_>, mut fields: Fields<'_, '_>) -> BackendDraft {
-    let id = fields.required(report, "id", values::backend_id, "id = 1");
-    let name = fields.optional(report, "name", values::name);
-    let address = fields.required(report, "address", values::address, "address = \"10.0.0.11\"");
-    let weight = fields.or(report, "weight", values::weight, WEIGHT);
-    let port = fields.optional(report, "port", values::port);
-    let unchecked = |value: &DeValue<'_>| {
-        value.as_str() == Some("none")
-            || value.get("type").is_some_and(|kind| kind.get_ref().as_str() == Some("none"))
-    };
-    if !fields.raw("check").is_some_and(|value| unchecked(value.get_ref())) {
-        fields.not_yet(report, "check");
-    }
-    let span = fields.span();
-    fields.refuse_others(report);
-    BackendDraft { span, id, name, address, port, weight }
-}
-
-impl ServiceDraft {
-    fn into_service(self) -> Option<Service> {
-        let port = self.port?.into_inner();
-        let backends = self.backends.into_iter().map(|backend| backend.into_backend(port));
-        Some(Service {
-            id: self.id?.into_inner(),
-            name: self.name?.into_inner(),
-            address: self.address?.into_inner(),
-            port,
-            accept: self.accept.map_or(Accept { bearer: true, proof: false }, Spanned::into_inner),
-            bind: self.bind,
-            max_ttl: self.max_ttl,
-            strip: self.strip,
-            forward: self.forward?.into_inner(),
-            mode: self.mode,
-            key_rotation: self.key_rotation,
-            rates: self.rates,
-            max_sources: self.max_sources,
-            backends: backends.collect::<Option<_>>()?,
-        })
-    }
-}
-
 impl BackendDraft {
-    fn into_backend(self, service_port: u16) -> Option<Backend> {
-        let address = self.address?.into_inner();
-        let port = self.port.map_or(service_port, Spanned::into_inner);
-        let named = || match port {
-            port if port == service_port => address.to_string(),
-            port => SocketAddr::new(address, port).to_string(),
-        };
-        Some(Backend {
-            id: self.id?.into_inner(),
-            name: self.name.map_or_else(named, Spanned::into_inner),
-            address,
-            port,
-            weight: self.weight,
-        })
+    fn derive(&mut self, service_port: u16) {
+        self.port.derive(self.span.clone(), || Some(service_port));
+        let (Some(address), Some(port)) = (self.address.as_ref(), self.port.as_ref()) else { return };
+        let (span, address, port) = (address.span(), *address.get_ref(), *port.get_ref());
+        self.name.derive(span, || {
+            Some(match port == service_port {
+                true => address.to_string(),
+                false => SocketAddr::new(address, port).to_string(),
+            })
+        });
     }
 }

@@ -9,62 +9,24 @@ mod fields;
 mod prefix;
 mod rate;
 mod read;
+mod table;
 mod values;
 
 use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 pub use error::{ConfigError, Invalid, Problem, Warning};
-pub use fields::CONTROL;
+pub use fields::{Backend, CONTROL, Config, Service};
 pub use lb_common::forward::Forward;
 use lb_common::nat::Ports;
 pub use prefix::Prefix;
 pub use rate::Rate;
+pub use table::{AbsentDoc, FieldDoc};
 
-/// A whole configuration, with the defaults filled in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// This node's name; by default the host's.
-    pub node: String,
-    /// Where the program is attached; at least one, none twice.
-    pub interfaces: Vec<String>,
-    /// How it is attached.
-    pub xdp_mode: XdpMode,
-    /// Where keys and the rest of the desired state are kept.
-    pub store: StoreLocation,
-    /// The control socket.
-    pub control: PathBuf,
-    /// The group whose members may read on the control socket.
-    pub control_group: Option<Group>,
-    /// The group whose members may also change, and see secrets.
-    pub admin_group: Option<Group>,
-    /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` for nowhere.
-    pub metrics: Option<SocketAddr>,
-    /// Where program, link and maps are pinned.
-    pub bpffs: PathBuf,
-    /// Entries of the token cache.
-    pub sessions: u32,
-    /// Full checks a CPU makes in a second, at most.
-    pub hmac_budget: u32,
-    /// The ports of this node that services with `forward = "nat"` use; see [`Config::ports_of_nat`].
-    pub nat_ports: Ports,
-    /// How many of these ports a session holds towards one backend at most: 1 to [`nat::PROBES`](lb_common::nat::PROBES).
-    pub nat_ports_per_session: u32,
-    /// Where the outer packets of `ipip` and `gue` come from, at most one prefix of each family. Without one of a
-    /// family, they come from this node's address.
-    pub tunnel_sources: Vec<Prefix>,
-    /// MAC addresses that the filtered interfaces accept besides those that the kernel tells: of virtual routers (RFC 9568
-    /// §7.3) and of guests behind a switch of this host.
-    pub virtual_macs: Vec<[u8; 6]>,
-    /// The protected services: unique ids, names and address-port pairs.
-    pub services: Vec<Service>,
-    /// What is allowed and probably not meant.
-    pub warnings: Vec<Warning>,
-}
+use fields::ConfigDraft;
+use read::Fields;
 
 /// A group of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,39 +54,6 @@ pub enum XdpMode {
 pub enum StoreLocation {
     /// Files in this directory.
     File(PathBuf),
-}
-
-/// A protected service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
-    /// The audience in its tokens; not 0.
-    pub id: u32,
-    /// A metrics label and a command line argument: never all digits.
-    pub name: String,
-    /// The address its clients send to.
-    pub address: IpAddr,
-    /// The UDP port its clients send to; not 0.
-    pub port: u16,
-    /// The types of token it takes.
-    pub accept: Accept,
-    /// Whether tokens must be bound to an address.
-    pub bind: Bind,
-    /// The longest a token may live: whole seconds, 1 second to 366 days.
-    pub max_ttl: Duration,
-    /// Whether the token header is taken off before the backend sees the datagram.
-    pub strip: bool,
-    /// How datagrams reach the backend.
-    pub forward: Forward,
-    /// What becomes of refused datagrams.
-    pub mode: Mode,
-    /// How often the key is replaced; `None`: by hand only. Whole seconds.
-    pub key_rotation: Option<Duration>,
-    /// What each of its sessions may send, by class; a class that is not there may send anything.
-    pub rates: BTreeMap<u8, Rate>,
-    /// Addresses that a token may be used from, 1 to 8; `None`: any number.
-    pub max_sources: Option<u8>,
-    /// Unique ids, names and addresses.
-    pub backends: Vec<Backend>,
 }
 
 /// The types of token a service takes; at least one.
@@ -156,19 +85,12 @@ pub enum Mode {
     Observe,
 }
 
-/// A backend of a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backend {
-    /// The `backend_id` in tokens; not 0.
-    pub id: u16,
-    /// A metrics label and a command line argument; by default its address.
-    pub name: String,
-    /// Its own address, by which the way to it is found. Of a family that the service's packets can go to.
-    pub address: IpAddr,
-    /// Its UDP port: the service's, except with `forward = "nat"`.
-    pub port: u16,
-    /// Its share of the sessions, against the weights of the others; not 0.
-    pub weight: u32,
+/// How the health of a backend is checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HealthCheck {
+    /// Not at all.
+    #[default]
+    None,
 }
 
 impl Config {
@@ -191,7 +113,12 @@ impl Config {
     /// With all its problems.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let mut report = read::Report::new(text);
-        let config = fields::config(&mut report);
+        let config = read::root(&mut report).and_then(|root| {
+            let mut draft = ConfigDraft::read(&mut report, Fields::new("", 0..0, &root));
+            draft.derive(&mut report);
+            check::whole(&mut report, &draft);
+            draft.finish()
+        });
         report.finish(path, config)
     }
 

@@ -98,6 +98,20 @@ pub(super) struct Fields<'t, 'i> {
     known: BTreeSet<&'static str>,
 }
 
+/// Parses the file. `None` if it is not TOML, which is reported.
+pub(super) fn root<'i>(report: &mut Report<'i>) -> Option<DeTable<'i>> {
+    let (root, errors) = DeTable::parse_recoverable(report.text);
+    for error in &errors {
+        let wrong = Wrong {
+            message: format!("not TOML: {}", error.message()),
+            mend: "see https://toml.io".to_owned(),
+        };
+        report.problem("", error.span().unwrap_or(0..0), wrong);
+    }
+    // The fields that a broken file seems to have are guesses.
+    errors.is_empty().then(|| root.into_inner())
+}
+
 impl<'t, 'i> Fields<'t, 'i> {
     pub(super) const fn new(prefix: &'static str, span: Range<usize>, table: &'t DeTable<'i>) -> Self {
         Self { prefix, span, table, known: BTreeSet::new() }
@@ -137,46 +151,13 @@ impl<'t, 'i> Fields<'t, 'i> {
         }
     }
 
-    /// A field that may be absent and has a default.
-    pub(super) fn or<T>(
-        &mut self,
-        report: &mut Report<'_>,
-        name: &'static str,
-        read: Reader<T>,
-        default: T,
-    ) -> T {
-        self.optional(report, name, read).map_or(default, Spanned::into_inner)
-    }
-
-    /// A field that must be there; `example` is a line that would be right.
-    pub(super) fn required<T>(
-        &mut self,
-        report: &mut Report<'_>,
-        name: &'static str,
-        read: Reader<T>,
-        example: &str,
-    ) -> Option<Spanned<T>> {
-        if self.raw(name).is_none() {
-            let wrong = Wrong {
-                message: format!("`{}` is missing", self.path(name)),
-                mend: format!("add a line like `{example}`"),
-            };
-            report.problem(&self.path(name), self.span(), wrong);
-            return None;
-        }
-        self.optional(report, name, read)
-    }
-
-    /// A field that a later version will know.
-    pub(super) fn not_yet(&mut self, report: &mut Report<'_>, name: &'static str) {
-        if let Some(value) = self.raw(name) {
-            let path = self.path(name);
-            let wrong = Wrong {
-                message: format!("`{path}` is not yet in this version"),
-                mend: "remove the line".to_owned(),
-            };
-            report.problem(&path, value.span(), wrong);
-        }
+    /// Reports that a required field is missing; `example` is a line that would be right.
+    pub(super) fn missing(&self, report: &mut Report<'_>, name: &str, example: &str) {
+        let wrong = Wrong {
+            message: format!("`{}` is missing", self.path(name)),
+            mend: format!("add a line like `{example}`"),
+        };
+        report.problem(&self.path(name), self.span(), wrong);
     }
 
     /// An array of tables: each with where it begins.

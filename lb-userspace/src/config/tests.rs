@@ -1,3 +1,5 @@
+use std::{net::IpAddr, path::Path, time::Duration};
+
 use super::*;
 
 const WHOLE: &str = r#"
@@ -98,13 +100,21 @@ fn a_whole_file_is_read() {
             .into(),
         max_sources: Some(8),
         backends: vec![
-            Backend { id: 1, name: "game-a".into(), address: [10, 0, 0, 11].into(), port: 7777, weight: 7 },
+            Backend {
+                id: 1,
+                name: "game-a".into(),
+                address: [10, 0, 0, 11].into(),
+                port: 7777,
+                weight: 7,
+                check: HealthCheck::None,
+            },
             Backend {
                 id: 65535,
                 name: "10.0.0.12".into(),
                 address: [10, 0, 0, 12].into(),
                 port: 7777,
                 weight: 100,
+                check: HealthCheck::None,
             },
         ],
     };
@@ -256,7 +266,7 @@ fn every_wrong_backend_is_named() {
         ),
         ("id = 1\naddress = \"::1\"", "::1 is a loopback address"),
         ("id = 1\naddress = \"fe80::11\"", "fe80::11 is a link-local address"),
-        ("id = 1\naddress = \"10.0.0.1\"\ncheck = { type = \"udp\" }", "`service.backend.check` is not yet"),
+        ("id = 1\naddress = \"10.0.0.1\"\ncheck = { type = \"udp\" }", "is not supported by this version"),
     ];
     for (backend, expected) in cases {
         let text = format!("{}\n[[service.backend]]\n{backend}", with("forward = \"l2\""));
@@ -271,7 +281,7 @@ fn the_top_level_is_checked() {
     let cases = [
         (
             "store = \"etcd:http://10.0.0.1:2379/tollgate\"",
-            "1:9: `store` = \"etcd:http://10.0.0.1:2379/tollgate\" is not yet",
+            "1:9: `store` = \"etcd:http://10.0.0.1:2379/tollgate\" is not supported by this version",
         ),
         ("store = \"/var/lib\"", "is not a store; write `store = \"file:/var/lib/tollgate\"`"),
         ("store = \"file:relative\"", "is not a store"),
@@ -341,6 +351,13 @@ fn duplicates_are_shown_with_the_first() {
     let lines = refused(&WHOLE.replace("65535", "1").replace("10.0.0.12", "10.0.0.11"));
     assert!(lines[0].contains("`service.backend.id` = 1 is on line 28 already"), "{lines:?}");
     assert!(lines[1].contains("`service.backend.address` = 10.0.0.11 is on line 30 already"), "{lines:?}");
+}
+
+#[test]
+fn a_name_may_not_be_the_default_name_of_another_backend() {
+    let lines = refused(&WHOLE.replace("\"game-a\"", "\"10.0.0.12\""));
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("`service.backend.name` = \"10.0.0.12\" is on line 29 already"), "{lines:?}");
 }
 
 #[test]
@@ -484,4 +501,68 @@ fn outer_packets_may_come_from_many_addresses() {
     let source = |to: &str| config.tunnel_source(to.parse().unwrap()).map(ToString::to_string);
     assert_eq!(source("10.0.0.1").as_deref(), Some("10.9.0.0/24"));
     assert_eq!(source("2001:db8::1").as_deref(), Some("fd00:9::/64"));
+}
+
+/// Reading the file without a field is the same as reading it with the documented default.
+#[test]
+fn documented_defaults_are_the_defaults() {
+    let backend = "\n[[service.backend]]\nid = 1\naddress = \"10.0.0.1\"\n";
+    let text = with("forward = \"l2\"") + backend;
+    let absent = parse(&text).unwrap();
+    let mut defaults = 0;
+    for (fields, table) in
+        [(Config::FIELDS, ""), (Service::FIELDS, "[[service]]\n"), (Backend::FIELDS, "[[service.backend]]\n")]
+    {
+        for FieldDoc { name, absent: doc, .. } in fields {
+            let value = match doc {
+                AbsentDoc::Text(text) => format!("\"{text}\""),
+                AbsentDoc::Toml(value) => (*value).to_owned(),
+                AbsentDoc::Required | AbsentDoc::Words(_) => continue,
+            };
+            let given = match table {
+                "" => format!("{name} = {value}\n{text}"),
+                table => text.replace(table, &format!("{table}{name} = {value}\n")),
+            };
+            assert_ne!(given, text);
+            assert_eq!(parse(&given).unwrap(), absent, "{name} = {value}");
+            defaults += 1;
+        }
+    }
+    assert_eq!(defaults, 17);
+    assert_eq!(absent.sessions, lb_common::maps::SESSIONS_DEFAULT);
+    assert_eq!(u64::from(absent.hmac_budget), lb_common::maps::HMACS_PER_SECOND_DEFAULT);
+    assert_eq!(absent.nat_ports_per_session, lb_common::nat::PER_SESSION_DEFAULT);
+    assert_eq!(absent.node, nix::unistd::gethostname().unwrap().to_str().unwrap());
+}
+
+/// Set to 1, this variable makes the test write the tables into the page instead of comparing them.
+const UPDATE: &str = "UPDATE_CONFIGURATION";
+
+#[test]
+fn the_page_of_the_fields_is_made_from_them() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let mut wanted = page.clone();
+    for (heading, fields) in [
+        ("field", Config::FIELDS),
+        ("`[[service]]`", Service::FIELDS),
+        ("`[[service.backend]]`", Backend::FIELDS),
+    ] {
+        let header = format!("| {heading} | default | meaning |\n|---|---|---|\n");
+        let (before, rest) = wanted.split_once(&header).unwrap_or_else(|| panic!("the page lacks {header}"));
+        let after: String = rest.split_inclusive('\n').skip_while(|line| line.starts_with('|')).collect();
+        let rows: String = fields
+            .iter()
+            .map(|FieldDoc { name, meaning, absent }| format!("| `{name}` | {absent} | {meaning} |\n"))
+            .collect();
+        wanted = format!("{before}{header}{rows}{after}");
+    }
+    if std::env::var_os(UPDATE).is_some_and(|value| value == "1") {
+        return std::fs::write(&path, wanted).unwrap();
+    }
+    let differs = wanted.lines().zip(page.lines()).find(|(made, shown)| made != shown);
+    assert!(
+        page == wanted,
+        "docs/configuration.md differs from the fields, from {differs:?} on: run this with {UPDATE}=1"
+    );
 }

@@ -10,8 +10,8 @@ use lb_common::nat::{PROBES, Ports};
 use toml::de::DeValue;
 
 use super::{
-    Accept, Bind, Forward, Group, Mode, Prefix, StoreLocation, XdpMode,
-    read::{Wrong, described},
+    Accept, Bind, Forward, Group, HealthCheck, Mode, Prefix, StoreLocation, XdpMode,
+    read::{Report, Wrong, described},
 };
 
 type Read<T> = Result<T, Wrong>;
@@ -37,7 +37,7 @@ fn wrong<T>(message: String, mend: impl Into<String>) -> Read<T> {
 }
 
 fn not_yet<T>(path: &str, value: &DeValue<'_>, mend: &str) -> Read<T> {
-    wrong(format!("`{path}` = {} is not yet in this version", described(value)), mend)
+    wrong(format!("`{path}` = {} is not supported by this version", described(value)), mend)
 }
 
 fn text<'v>(path: &str, value: &'v DeValue<'_>, example: &str) -> Read<&'v str> {
@@ -82,8 +82,8 @@ fn one_of<T: Copy>(path: &str, value: &DeValue<'_>, choices: &[(&str, T)]) -> Re
     }
 }
 
-pub(super) fn max_sources(path: &str, value: &DeValue<'_>) -> Read<u8> {
-    narrowed(path, value, 1..=lb_common::session::SOURCES_MAX as u64)
+pub(super) fn max_sources(path: &str, value: &DeValue<'_>) -> Read<Option<u8>> {
+    narrowed(path, value, 1..=lb_common::session::SOURCES_MAX as u64).map(Some)
 }
 
 pub(super) fn boolean(path: &str, value: &DeValue<'_>) -> Read<bool> {
@@ -137,6 +137,20 @@ pub(super) fn name(path: &str, value: &DeValue<'_>) -> Read<String> {
         return wrong(format!("`{path}` = {} is not a name", described(value)), MEND);
     }
     Ok(name.to_owned())
+}
+
+/// The name of this host. `None`, reported, if a node cannot have it.
+pub(super) fn host_name(report: &mut Report<'_>) -> Option<String> {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let read = name("node", &DeValue::String(host.as_str().into()));
+    if read.is_err() {
+        let wrong = Wrong {
+            message: format!("the host name {host:?} is not a valid name of a node"),
+            mend: "add a line like `node = \"lb-1\"`".to_owned(),
+        };
+        report.problem("node", 0..0, wrong);
+    }
+    read.ok()
 }
 
 pub(super) fn interfaces(path: &str, value: &DeValue<'_>) -> Read<Vec<String>> {
@@ -250,7 +264,7 @@ pub(super) fn control(path: &str, value: &DeValue<'_>) -> Read<PathBuf> {
 }
 
 /// A group that this host has.
-pub(super) fn group(path: &str, value: &DeValue<'_>) -> Read<Group> {
+pub(super) fn group(path: &str, value: &DeValue<'_>) -> Read<Option<Group>> {
     let name = text(path, value, &format!("{path} = \"tollgate\""))?;
     if name.is_empty() {
         return wrong(
@@ -259,7 +273,7 @@ pub(super) fn group(path: &str, value: &DeValue<'_>) -> Read<Group> {
         );
     }
     match nix::unistd::Group::from_name(name) {
-        Ok(Some(group)) => Ok(Group { name: name.to_owned(), gid: group.gid.as_raw() }),
+        Ok(Some(group)) => Ok(Some(Group { name: name.to_owned(), gid: group.gid.as_raw() })),
         Ok(None) => wrong(
             format!("`{path}` = {name:?} is not a group of this host"),
             format!("`groupadd --system {name}`, or name one of `getent group`"),
@@ -440,4 +454,12 @@ fn seconds(
         return wrong(format!("`{path}` = {given:?} is out of range"), mend);
     }
     Ok(duration)
+}
+
+pub(super) fn health_check(path: &str, value: &DeValue<'_>) -> Read<HealthCheck> {
+    let kind = value.get("type").map_or(value, |kind| kind.get_ref());
+    match kind.as_str() {
+        Some("none") => Ok(HealthCheck::None),
+        _ => not_yet(path, value, "remove the line, or write `check = \"none\"`"),
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use tollgate::config::{Backend, Config, ConfigError, Problem, Service};
+use tollgate::config::{Backend, Config, ConfigError, HealthCheck, Problem, Service};
 
 /// Any file.
 pub fn check(bytes: &[u8]) {
@@ -56,7 +56,7 @@ fn service(service: &Service) {
     assert!(all_different(backends.iter().map(|backend| backend.id)), "{service:?}");
     assert!(all_different(backends.iter().map(|backend| &backend.name)), "{service:?}");
     assert!(all_different(backends.iter().map(|backend| (backend.address, backend.port))), "{service:?}");
-    for Backend { id, name, address, port, weight } in backends {
+    for Backend { id, name, address, port, weight, check: HealthCheck::None } in backends {
         assert!(*id != 0 && *port != 0 && *weight != 0, "{service:?}");
         assert!(is_name(name), "{service:?}");
         assert!(service.forward.reaches(service.address, *address), "{service:?}");
