@@ -7,7 +7,9 @@ use std::{collections::BTreeSet, fmt};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, text},
+    encoding::{
+        DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelValue, EncodeMetric, text,
+    },
     metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
@@ -16,6 +18,69 @@ use crate::{
     api::messages::{BackendStatus, Count},
     control::MetricsReport,
 };
+
+/// A metric: one family of the page.
+pub struct Metric {
+    /// Its name; of a counter without `_total`, which each sample's name gets.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: MetricKind,
+    /// The labels of its samples, in order.
+    pub labels: &'static [&'static str],
+    /// The HELP text.
+    pub help: &'static str,
+    /// What the documentation adds to it, in Markdown; links are relative to `docs/`.
+    pub details: &'static str,
+}
+
+/// The type of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    /// It only grows, until the maps are made anew.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+}
+
+macro_rules! metrics {
+    ($($id:ident: $kind:ident $name:literal [$($label:literal),*] $help:literal $details:literal;)+) => {
+        $(const $id: Metric = Metric {
+            name: $name, kind: MetricKind::$kind, labels: &[$($label),*], help: $help, details: $details,
+        };)+
+
+        impl Metric {
+            /// All of them, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$($id),+];
+        }
+    };
+}
+
+metrics! {
+    PACKETS: Counter "tollgate_packets" ["service", "reason"] "Packets by outcome; each packet is counted once" "`reason` is `forwarded`, `reply` (an answer through `nat`), `icmp_error`, or why the packet was refused: see [Reading the counters](operations.md#reading-the-counters). `service` is empty for `not_ours`, for `tables_changed`, and for `unsupported` if the frame has more VLAN tags than are parsed";
+    BYTES: Counter "tollgate_bytes" ["service", "reason"] "Bytes of received frames by outcome" "";
+    BACKEND_PACKETS: Counter "tollgate_backend_packets" ["service", "backend"] "Packets sent to a backend" "";
+    BACKEND_BYTES: Counter "tollgate_backend_bytes" ["service", "backend"] "Bytes of the received frames that were sent to a backend" "";
+    BACKEND_UP: Gauge "tollgate_backend_up" ["service", "backend"] "1 if the backend gets sessions, else 0" "";
+    KEY_INFO: Gauge "tollgate_key_info" ["service", "key_id", "state"] "1 for each key" "";
+    KEY_AGE: Gauge "tollgate_key_age_seconds" ["service", "key_id"] "Time since a key was made or imported" "";
+    KEY_ROTATION_AGE: Gauge "tollgate_key_rotation_age_seconds" ["service"] "Time since the active key of a service became active" "";
+    REVOCATIONS: Gauge "tollgate_revocations" ["kind"] "Revocations in force" "`kind` is `session` or `token`";
+    REVOCATIONS_CAPACITY: Gauge "tollgate_revocations_capacity" [] "Maximum number of revocations of all kinds" "";
+    CLOCK_JUMPS: Counter "tollgate_clock_jumps" ["direction"] "Jumps of the wall clock by more than half a second" "`direction` is `forward` or `backward`. A jump while no daemon ran is counted at the next start";
+    CLOCK_DIFFERENCE: Gauge "tollgate_clock_difference_seconds" [] "Wall clock minus the clock of the XDP program" "Negative while the program waits for a wall clock that was set back";
+    CLOCK_CONFIRMED_AGE: Gauge "tollgate_clock_confirmed_age_seconds" [] "Time since the daemon last confirmed the clock of the XDP program" "Above 4000, new tokens are refused as `stale_clock`";
+    SESSIONS: Gauge "tollgate_sessions" [] "Tokens in the token cache and in the stateful entries" "";
+    SESSIONS_TRACKED: Gauge "tollgate_sessions_tracked" [] "Stateful entries: PROOF tokens, and tokens of services with limits" "";
+    SESSIONS_CAPACITY: Gauge "tollgate_sessions_capacity" [] "Capacity of the token cache, and of the stateful entries" "The two have the same capacity";
+    NAT_TRANSLATIONS: Gauge "tollgate_nat_translations" [] "Translations of forward = \"nat\", including those that have timed out" "Absent if no service uses `nat`";
+    HMAC: Counter "tollgate_hmac" [] "HMAC verifications of tokens" "";
+    STORE_REVISION: Gauge "tollgate_store_revision" [] "Revision of the store" "";
+    KERNEL_DIFFERENCES: Gauge "tollgate_kernel_differences" [] "Tables of the kernel that differed from the desired state at the last comparison" "";
+    STORE_CONNECTED: Gauge "tollgate_store_connected" [] "1 if the store can be used, else 0" "";
+    PROGRAM_RUN_SECONDS: Counter "tollgate_program_run_seconds" [] "Time spent in the XDP program" "Present while the kernel's BPF statistics are on (`sysctl kernel.bpf_stats_enabled=1`)";
+    PROGRAM_RUNS: Counter "tollgate_program_runs" [] "Runs of the XDP program" "Present while the kernel's BPF statistics are on";
+    BUILD_INFO: Gauge "tollgate_build_info" ["version", "commit", "abi"] "1, with the version, commit and map ABI of the daemon as labels" "";
+}
 
 /// How the page is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,9 +141,6 @@ fn to_text(page: &str) -> String {
 #[derive(Debug)]
 struct Page(MetricsReport);
 
-/// Labels of a sample.
-type Labels<'a> = Vec<(&'static str, &'a str)>;
-
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Self(report) = self;
@@ -90,159 +152,128 @@ impl Collector for Page {
 }
 
 fn traffic(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let nobodys = |reason| vec![("service", ""), ("reason", reason)];
-    let mut samples: Vec<(Labels<'_>, Count)> = vec![
-        (nobodys("not_ours"), report.counters.not_ours),
-        (nobodys("unsupported"), report.counters.buried),
-        (nobodys("tables_changed"), report.counters.tables_changed),
+    let mut samples: Vec<([&str; 2], Count)> = vec![
+        (["", "not_ours"], report.counters.not_ours),
+        (["", "unsupported"], report.counters.buried),
+        (["", "tables_changed"], report.counters.tables_changed),
     ];
     for service in &report.counters.services {
-        let of_service = |reason| vec![("service", service.service.as_str()), ("reason", reason)];
+        let of_service = |reason| [service.service.as_str(), reason];
         samples.extend(service.reasons.iter().map(|one| (of_service(one.reason.as_str()), one.count)));
     }
-    let packets = samples.iter().map(|(labels, count)| (labels.clone(), count.packets));
-    counters(encoder, "tollgate_packets", "Packets by what became of them", packets)?;
-    let bytes = samples.iter().map(|(labels, count)| (labels.clone(), count.bytes));
-    counters(encoder, "tollgate_bytes", "Bytes of frames as they came in, by what became of them", bytes)?;
+    counters(encoder, &PACKETS, samples.iter().map(|(labels, count)| (*labels, count.packets)))?;
+    counters(encoder, &BYTES, samples.iter().map(|(labels, count)| (*labels, count.bytes)))?;
 
     let backends = &report.status.backends;
-    let labels = |backend: &'_ BackendStatus| -> Vec<(&'static str, String)> {
-        vec![("service", backend.service.clone()), ("backend", backend.name.clone())]
-    };
+    let labels = |backend: &BackendStatus| [backend.service.clone(), backend.name.clone()];
     let packets = backends.iter().map(|backend| (labels(backend), backend.packets));
-    counters(encoder, "tollgate_backend_packets", "Packets sent to a backend", packets)?;
+    counters(encoder, &BACKEND_PACKETS, packets)?;
     let bytes = backends.iter().map(|backend| (labels(backend), backend.bytes));
-    counters(encoder, "tollgate_backend_bytes", "Bytes sent to a backend, as they came in", bytes)?;
+    counters(encoder, &BACKEND_BYTES, bytes)?;
     let up = backends.iter().map(|backend| (labels(backend), u64::from(backend.up)));
-    gauges(encoder, "tollgate_backend_up", "Whether a backend gets sessions", up)
+    gauges(encoder, &BACKEND_UP, up)
 }
 
 fn keys(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let keys = &report.status.keys;
     let info = keys.iter().map(|key| {
-        let labels = vec![
-            ("service", key.service.clone()),
-            ("key_id", key.key_id.to_string()),
-            ("state", key.state.name().to_owned()),
-        ];
+        let labels = [key.service.clone(), key.key_id.to_string(), key.state.name().to_owned()];
         (labels, 1u64)
     });
-    gauges(encoder, "tollgate_key_info", "The keys and what they may do", info)?;
+    gauges(encoder, &KEY_INFO, info)?;
     let age = |since: u64| report.now.saturating_sub(since);
-    let ages = keys.iter().map(|key| {
-        let labels = vec![("service", key.service.clone()), ("key_id", key.key_id.to_string())];
-        (labels, age(key.created_at))
-    });
-    gauges(encoder, "tollgate_key_age_seconds", "Time since a key was made or imported", ages)?;
+    let ages = keys.iter().map(|key| ([key.service.clone(), key.key_id.to_string()], age(key.created_at)));
+    gauges(encoder, &KEY_AGE, ages)?;
     let active = |service_id| {
         keys.iter()
             .filter(move |key| key.service_id == service_id)
             .find_map(|key| (key.state == crate::keyring::KeyState::Active).then_some(key.activated_at)?)
     };
-    let rotations = report
-        .status
-        .services
-        .iter()
-        .filter_map(|service| Some((vec![("service", service.name.clone())], age(active(service.id)?))));
-    let help = "Time since the key that signs began to";
-    gauges(encoder, "tollgate_key_rotation_age_seconds", help, rotations)
+    let services = &report.status.services;
+    let rotations =
+        services.iter().filter_map(|service| Some(([service.name.clone()], age(active(service.id)?))));
+    gauges(encoder, &KEY_ROTATION_AGE, rotations)
 }
 
 fn admission(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let none = Labels::new;
     let revocations = &report.status.revocations;
     let counts = [("session", revocations.sessions), ("token", revocations.tokens)];
-    let counts = counts.map(|(kind, count)| (vec![("kind", kind)], u64::from(count)));
-    gauges(encoder, "tollgate_revocations", "Revocations in force, by name", counts)?;
-    let room = [(none(), u64::from(revocations.room))];
-    gauges(encoder, "tollgate_revocations_capacity", "Room for revocations of all kinds", room)?;
+    gauges(encoder, &REVOCATIONS, counts.map(|(kind, count)| ([kind], u64::from(count))))?;
+    gauge(encoder, &REVOCATIONS_CAPACITY, u64::from(revocations.room))?;
     let clock = &report.status.clock;
     let jumps = [("forward", clock.jumps_forward), ("backward", clock.jumps_backward)];
-    let jumps = jumps.map(|(direction, count)| (vec![("direction", direction)], count));
-    counters(
-        encoder,
-        "tollgate_clock_jumps",
-        "Times that the wall clock was set by more than half a second",
-        jumps,
-    )?;
-    let difference = [(none(), clock.difference_seconds)];
-    gauges(encoder, "tollgate_clock_difference_seconds", "The wall clock less the program's", difference)?;
-    let help = "Time since the program's clock was found to be right";
-    gauges(encoder, "tollgate_clock_confirmed_age_seconds", help, [(none(), clock.confirmed_age_seconds)])
+    counters(encoder, &CLOCK_JUMPS, jumps.map(|(direction, count)| ([direction], count)))?;
+    gauge(encoder, &CLOCK_DIFFERENCE, clock.difference_seconds)?;
+    gauge(encoder, &CLOCK_CONFIRMED_AGE, clock.confirmed_age_seconds)
 }
 
 fn node(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let status = &report.status;
-    let none = Labels::new;
-    gauges(encoder, "tollgate_sessions", "Tokens in the caches", [(none(), status.sessions)])?;
-    let help = "Those of which something is counted: PROOF tokens, and those of services with limits";
-    gauges(encoder, "tollgate_sessions_tracked", help, [(none(), status.sessions_tracked)])?;
-    let room = [(none(), u64::from(status.sessions_max))];
-    gauges(encoder, "tollgate_sessions_capacity", "Room for those, and for the others", room)?;
-    let translations = status.nat_translations.map(|count| (none(), count));
-    let help = "Clients behind a port of this node, by forward = nat";
-    gauges(encoder, "tollgate_nat_translations", help, translations)?;
-    counters(encoder, "tollgate_hmac", "Full checks of tokens", [(none(), status.hmacs)])?;
-    let revision = [(none(), status.store_revision)];
-    gauges(encoder, "tollgate_store_revision", "Revision of the desired state", revision)?;
-    let differences = [(none(), status.differences.len() as u64)];
-    let help = "What the kernel has other than desired, after the last comparison";
-    gauges(encoder, "tollgate_kernel_differences", help, differences)?;
-    let connected = [(none(), u64::from(status.store_connected))];
-    gauges(encoder, "tollgate_store_connected", "Whether the store can be used", connected)?;
+    gauge(encoder, &SESSIONS, status.sessions)?;
+    gauge(encoder, &SESSIONS_TRACKED, status.sessions_tracked)?;
+    gauge(encoder, &SESSIONS_CAPACITY, u64::from(status.sessions_max))?;
+    if let Some(translations) = status.nat_translations {
+        gauge(encoder, &NAT_TRANSLATIONS, translations)?;
+    }
+    counter(encoder, &HMAC, status.hmacs)?;
+    gauge(encoder, &STORE_REVISION, status.store_revision)?;
+    gauge(encoder, &KERNEL_DIFFERENCES, status.differences.len() as u64)?;
+    gauge(encoder, &STORE_CONNECTED, u64::from(status.store_connected))?;
     if let Some(runs) = report.program_runs {
-        let help = "Time in the program, while the kernel's BPF statistics are on";
-        counters(encoder, "tollgate_program_run_seconds", help, [(none(), runs.time.as_secs_f64())])?;
-        let help = "Runs of the program, while the kernel's BPF statistics are on";
-        counters(encoder, "tollgate_program_runs", help, [(none(), runs.runs)])?;
+        counter(encoder, &PROGRAM_RUN_SECONDS, runs.time.as_secs_f64())?;
+        counter(encoder, &PROGRAM_RUNS, runs.runs)?;
     }
     let abi = status.abi.to_string();
-    let build =
-        vec![("version", status.version.as_str()), ("commit", status.commit.as_str()), ("abi", abi.as_str())];
-    gauges(encoder, "tollgate_build_info", "What this is a build of", [(build, 1u64)])
+    let build = [status.version.as_str(), status.commit.as_str(), abi.as_str()];
+    gauges(encoder, &BUILD_INFO, [(build, 1u64)])
 }
 
-/// `name` without `_total`, which each sample's name gets.
-fn counters<L, N>(
+/// The only sample of a counter without labels.
+fn counter(
     encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    samples: impl IntoIterator<Item = (Vec<L>, N)>,
-) -> fmt::Result
-where
-    Vec<L>: prometheus_client::encoding::EncodeLabelSet,
-    N: EncodeCounterValue,
-{
-    family(encoder, name, help, samples.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value))))
+    metric: &Metric,
+    value: impl EncodeCounterValue,
+) -> fmt::Result {
+    counters(encoder, metric, [([""; 0], value)])
 }
 
-fn gauges<L, N>(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    samples: impl IntoIterator<Item = (Vec<L>, N)>,
-) -> fmt::Result
-where
-    Vec<L>: prometheus_client::encoding::EncodeLabelSet,
-    N: EncodeGaugeValue,
-{
-    family(encoder, name, help, samples.into_iter().map(|(labels, value)| (labels, ConstGauge::new(value))))
+/// The only sample of a gauge without labels.
+fn gauge(encoder: &mut DescriptorEncoder<'_>, metric: &Metric, value: impl EncodeGaugeValue) -> fmt::Result {
+    gauges(encoder, metric, [([""; 0], value)])
 }
 
-fn family<L, M: EncodeMetric>(
+/// Samples of a counter: the values of its labels, and its value.
+fn counters<const L: usize, V: EncodeLabelValue, N: EncodeCounterValue>(
     encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    samples: impl Iterator<Item = (Vec<L>, M)>,
-) -> fmt::Result
-where
-    Vec<L>: prometheus_client::encoding::EncodeLabelSet,
-{
+    metric: &Metric,
+    samples: impl IntoIterator<Item = ([V; L], N)>,
+) -> fmt::Result {
+    debug_assert_eq!(metric.kind, MetricKind::Counter, "{}", metric.name);
+    family(encoder, metric, samples.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value))))
+}
+
+/// Samples of a gauge: the values of its labels, and its value.
+fn gauges<const L: usize, V: EncodeLabelValue, N: EncodeGaugeValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    metric: &Metric,
+    samples: impl IntoIterator<Item = ([V; L], N)>,
+) -> fmt::Result {
+    debug_assert_eq!(metric.kind, MetricKind::Gauge, "{}", metric.name);
+    family(encoder, metric, samples.into_iter().map(|(labels, value)| (labels, ConstGauge::new(value))))
+}
+
+fn family<const L: usize, V: EncodeLabelValue, M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    metric: &Metric,
+    samples: impl Iterator<Item = ([V; L], M)>,
+) -> fmt::Result {
+    debug_assert_eq!(metric.labels.len(), L, "{}", metric.name);
     let mut samples = samples.peekable();
     let Some((_, first)) = samples.peek() else { return Ok(()) };
-    let mut family = encoder.encode_descriptor(name, help, None, first.metric_type())?;
-    for (labels, metric) in samples {
-        metric.encode(family.encode_family(&labels)?)?;
+    let mut family = encoder.encode_descriptor(metric.name, metric.help, None, first.metric_type())?;
+    for (values, sample) in samples {
+        let labels: Vec<(&str, V)> = metric.labels.iter().copied().zip(values).collect();
+        sample.encode(family.encode_family(&labels)?)?;
     }
     Ok(())
 }

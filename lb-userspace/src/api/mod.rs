@@ -7,3 +7,5 @@ pub mod messages;
 mod metrics;
 pub mod serve;
 pub mod server;
+
+pub use metrics::{Metric, MetricKind};
