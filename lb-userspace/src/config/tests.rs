@@ -534,35 +534,3 @@ fn documented_defaults_are_the_defaults() {
     assert_eq!(absent.nat_ports_per_session, lb_common::nat::PER_SESSION_DEFAULT);
     assert_eq!(absent.node, nix::unistd::gethostname().unwrap().to_str().unwrap());
 }
-
-/// Set to 1, this variable makes the test write the tables into the page instead of comparing them.
-const UPDATE: &str = "UPDATE_CONFIGURATION";
-
-#[test]
-fn the_page_of_the_fields_is_made_from_them() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
-    let page = std::fs::read_to_string(&path).unwrap();
-    let mut wanted = page.clone();
-    for (heading, fields) in [
-        ("field", Config::FIELDS),
-        ("`[[service]]`", Service::FIELDS),
-        ("`[[service.backend]]`", Backend::FIELDS),
-    ] {
-        let header = format!("| {heading} | default | meaning |\n|---|---|---|\n");
-        let (before, rest) = wanted.split_once(&header).unwrap_or_else(|| panic!("the page lacks {header}"));
-        let after: String = rest.split_inclusive('\n').skip_while(|line| line.starts_with('|')).collect();
-        let rows: String = fields
-            .iter()
-            .map(|FieldDoc { name, meaning, absent }| format!("| `{name}` | {absent} | {meaning} |\n"))
-            .collect();
-        wanted = format!("{before}{header}{rows}{after}");
-    }
-    if std::env::var_os(UPDATE).is_some_and(|value| value == "1") {
-        return std::fs::write(&path, wanted).unwrap();
-    }
-    let differs = wanted.lines().zip(page.lines()).find(|(made, shown)| made != shown);
-    assert!(
-        page == wanted,
-        "docs/configuration.md differs from the fields, from {differs:?} on: run this with {UPDATE}=1"
-    );
-}
