@@ -11,9 +11,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
-    leftovers::Run,
-    netns::{Namespace, run},
-    tunnel::{BACKEND_MAC, Kind, Tunnel, datagram},
+    model::tunnel::{BACKEND_MAC, Kind, Tunnel, datagram},
+    testbed::{
+        leftovers::Run,
+        netns::{Namespace, run},
+    },
 };
 use nix::{
     ifaddrs::getifaddrs,

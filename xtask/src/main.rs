@@ -18,7 +18,7 @@ mod fuzz;
 mod kernels;
 mod log;
 mod mutants;
-#[path = "../../tests/src/options.rs"]
+#[path = "../../tests/src/tools/options.rs"]
 mod options;
 mod preconditions;
 mod report;

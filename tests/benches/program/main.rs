@@ -28,9 +28,8 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use lb_common::maps::SESSIONS_DEFAULT;
 use lb_tests::{
-    options,
-    program::{Program, pin_to_cpu, small},
-    replay::Replay,
+    model::program::{Program, pin_to_cpu, small},
+    tools::{options, replay::Replay},
 };
 use tollgate::datapath::Options;
 

@@ -11,7 +11,7 @@ use lb_common::{
         mint::{Grant, ProofToken},
     },
 };
-use lb_tests::{
+use lb_tests::model::{
     packet::Packet,
     world::{self, Key},
 };

@@ -16,10 +16,12 @@ use lb_common::{
     },
 };
 use lb_tests::{
-    packet::Packet,
-    program::{Counts, Program},
-    replay::{Mode, Replay, Window},
-    world::{self, SERVICE_INDEX, World},
+    model::{
+        packet::Packet,
+        program::{Counts, Program},
+        world::{self, SERVICE_INDEX, World},
+    },
+    tools::replay::{Mode, Replay, Window},
 };
 
 use crate::{

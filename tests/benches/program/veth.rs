@@ -14,11 +14,13 @@ use aya::programs::{Xdp, XdpMode};
 use aya_obj::programs::XdpAttachType;
 use lb_common::{backend::Backend, maps::PROGRAM, reason::Reason, token::Header};
 use lb_tests::{
-    napi,
-    packet::Packet,
-    program::Program,
-    replay::{Replay, Window},
-    world::{self, SERVICE_INDEX, World},
+    model::{
+        packet::Packet,
+        program::Program,
+        world::{self, SERVICE_INDEX, World},
+    },
+    testbed::napi,
+    tools::replay::{Replay, Window},
 };
 use nix::{
     net::if_::if_nametoindex,

@@ -10,7 +10,7 @@ use lb_common::{
     service::{FLAG_STRIP, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT, Service},
     token::{Claims, Header, mint::Grant},
 };
-use lb_tests::{
+use lb_tests::model::{
     packet::{Family, Packet},
     program::Program,
     world::{self, Key},
@@ -118,7 +118,7 @@ impl Way {
         let at = packet.transport_offset();
         let node_port = u16::from_be_bytes([sent[at], sent[at + 1]]);
         let backend = self.backend();
-        let address = |words| SocketAddr::new(lb_tests::way::address(words), 0);
+        let address = |words| SocketAddr::new(lb_tests::model::way::address(words), 0);
         let (mut from, mut to) = (address(backend.address_be), address(backend.source_be));
         from.set_port(u16::from_be(backend.port_be));
         to.set_port(node_port);

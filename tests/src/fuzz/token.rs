@@ -15,7 +15,7 @@ use tollgate::{
     token::{InspectRequest, KnownKey, inspect},
 };
 
-use crate::{
+use crate::model::{
     oracle::token::{Keys, Token},
     world::{self, NOW},
 };

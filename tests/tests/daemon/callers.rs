@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, PATIENCE, said},
     user::{self, NAME, STRANGER, become_user},
 };

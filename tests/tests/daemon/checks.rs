@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::reason::Reason;
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, said, wait_for},
     netns::{Namespace, run},
     topology::{Family, INTERFACE, Network, PORT, Plan, Way},

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::wait_for,
     leftovers::{FILES, NAMESPACES, Run},
 };

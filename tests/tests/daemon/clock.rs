@@ -8,7 +8,7 @@ use lb_common::{
     maps::LIVE,
     reason::Reason,
 };
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, http, said, wait_for},
     issuer::{session, unix_now},
     topology::Family,

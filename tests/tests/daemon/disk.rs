@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::daemon::{http, said, wait_for};
+use lb_tests::testbed::daemon::{http, said, wait_for};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 
 use crate::lab::{Flow, L2, Lab, Mounted};

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use etherparse::PacketBuilder;
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{said, wait_for},
     forward::{Decap, Forward},
     issuer::session,

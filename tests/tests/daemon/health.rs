@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::daemon::{METRICS, http};
+use lb_tests::testbed::daemon::{METRICS, http};
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
     socket::{

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{reason::Reason, token::Header};
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{service, wait_for},
     forward::Decap,
     topology::{BACK_INTERFACE, Family, INTERFACE, Network, Plan, Way},

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
 use lb_common::{maps::KEY_SLOTS, reason::Reason};
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{http, said, wait_for},
     topology::Family,
 };

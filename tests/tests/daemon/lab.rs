@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{maps::ABI_VERSION, reason::Reason, token::Header};
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, PATIENCE, Place, counters, http, said, service, wait_for},
     forward::{Decap, Forward},
     issuer::{Issuer, session},
@@ -293,7 +293,7 @@ impl Drop for Mounted<'_> {
 macro_rules! over_both {
     ($($test:ident),* $(,)?) => {$(
         mod $test {
-            use lb_tests::topology::Family;
+            use lb_tests::testbed::topology::Family;
 
             #[test]
             fn v4() -> anyhow::Result<()> {

@@ -16,7 +16,7 @@ use lb_common::{
     maps::{COUNTERS, TRACKED},
     reason::Reason,
 };
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, PATIENCE, http, said, wait_for},
     issuer::session,
     topology::Family,

@@ -11,7 +11,7 @@ use lb_common::{
     siphash::SipKey,
     token::{Claims, Header, tags},
 };
-use lb_tests::{daemon::wait_for, issuer::session, topology::Family};
+use lb_tests::testbed::{daemon::wait_for, issuer::session, topology::Family};
 use serde_json::Value;
 
 use crate::lab::{L2, Lab, TTL, over_both};

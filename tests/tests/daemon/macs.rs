@@ -4,7 +4,7 @@ use std::{net::UdpSocket, slice};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, Place, counters, said, wait_for},
     issuer::session,
     netns::Namespace,
@@ -214,7 +214,7 @@ fn what_is_above_the_interface_has_its_frames() -> Result<()> {
     sends_to(&lab.topology.client, Family::V4, &guest.address)?;
     lab.send(b"for the guest")?;
     let mut buffer = [0; 64];
-    guest.socket.set_read_timeout(Some(lb_tests::daemon::PATIENCE))?;
+    guest.socket.set_read_timeout(Some(lb_tests::testbed::daemon::PATIENCE))?;
     let len = guest.socket.recv(&mut buffer).context("the guest has got nothing")?;
     ensure!(buffer[..len] == *b"for the guest");
     lab.nothing_arrived()
@@ -253,7 +253,7 @@ impl Guest {
 }
 
 fn run(host: &Namespace, program: &str, args: &[&str]) -> Result<()> {
-    lb_tests::netns::run(host.command(program)?.args(args))
+    lb_tests::testbed::netns::run(host.command(program)?.args(args))
 }
 
 /// Its frames have no Ethernet header: nothing in them could be filtered.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use lb_common::{live::Live, maps, reason::Reason};
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{http, said, wait_for},
     topology::Family,
 };

@@ -4,7 +4,7 @@ use std::{io, net::UdpSocket, os::fd::AsRawFd as _, slice};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::wait_for,
     forward::Forward,
     topology::{BACK_INTERFACE, Family, Network, Plan, Way},

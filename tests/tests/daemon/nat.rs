@@ -11,10 +11,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::{
-    daemon::wait_for,
-    issuer::session,
-    packet::{Icmp, Packet},
-    topology::{Family, Network, PORT},
+    model::packet::{Icmp, Packet},
+    testbed::{
+        daemon::wait_for,
+        issuer::session,
+        topology::{Family, Network, PORT},
+    },
 };
 use nix::{errno::Errno, libc};
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, Place, counters},
     forward::Forward,
     issuer::session,
@@ -60,7 +60,7 @@ fn spread(family: Family, forward: Forward) -> Result<()> {
             used[index] = true;
             lab.backends[index].send_to(b"answer", question.from)?;
             let mut buffer = [0; 64];
-            client.set_read_timeout(Some(lb_tests::daemon::PATIENCE))?;
+            client.set_read_timeout(Some(lb_tests::testbed::daemon::PATIENCE))?;
             let len = client.recv(&mut buffer).with_context(|| format!("no answer to flow {flow}"))?;
             ensure!(buffer[..len] == *b"answer");
         }

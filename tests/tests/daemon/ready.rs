@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixDatagram;
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, http, service_named, wait_for},
     topology::{Family, Network, PORT},
 };
@@ -62,7 +62,7 @@ fn a_node_that_delivers_nothing(family: Family) -> Result<()> {
     lab.place.configure(&text)?;
     let manager = lab.place.path("notify");
     let told = UnixDatagram::bind(&manager)?;
-    told.set_read_timeout(Some(lb_tests::daemon::PATIENCE))?;
+    told.set_read_timeout(Some(lb_tests::testbed::daemon::PATIENCE))?;
     let mut command = lab.place.tollgate(&lab.topology.balancer, &["run", "-c"])?;
     command.arg(lab.place.config()).env("NOTIFY_SOCKET", &manager);
     let _daemon = Daemon::spawn_as(&lab.place, command)?;

@@ -8,7 +8,7 @@ use aya::{
     programs::{Xdp, XdpMode},
 };
 use lb_common::maps::PROGRAM_PASS;
-use lb_tests::daemon::{Daemon, METRICS, Place, binary, said};
+use lb_tests::testbed::daemon::{Daemon, METRICS, Place, binary, said};
 use nix::net::if_::if_nametoindex;
 use tollgate::datapath::embedded_object;
 

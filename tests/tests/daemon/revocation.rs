@@ -15,7 +15,7 @@ use lb_common::{
     reason::Reason,
     token::Header,
 };
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{http, said, wait_for},
     issuer::{session, unix_now},
     topology::Family,

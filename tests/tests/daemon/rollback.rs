@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, said, wait_for},
     topology::Family,
     user::NAME,

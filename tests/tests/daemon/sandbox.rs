@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, Place, binary, http, said},
     topology::Family,
     user::{self, NAME, STRANGER, become_user, statuses},

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::token::keys::MasterKey;
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, said, wait_for},
     user::{self, NAME, become_user},
 };
@@ -156,7 +156,7 @@ fn no_core_is_dumped() -> Result<()> {
     for signal in [Signal::SIGABRT, Signal::SIGSEGV] {
         let mut command = lab.topology.balancer.command("prlimit")?;
         command
-            .args(["--core=unlimited:unlimited", &lb_tests::daemon::binary()?, "run", "-c"])
+            .args(["--core=unlimited:unlimited", &lb_tests::testbed::daemon::binary()?, "run", "-c"])
             .arg(lab.place.config())
             .current_dir(lab.place.path(""));
         let mut daemon = Daemon::spawn_as(&lab.place, command)?.until_ready(&lab.topology.balancer)?;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, wait_for},
     user::NAME,
 };

@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 
 use anyhow::{Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{PATIENCE, wait_for},
     issuer::session,
     topology::{BACK_INTERFACE, Family, INTERFACE, Network, Plan, Way},

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{reason::Reason, token::Claims};
-use lb_tests::{
+use lb_tests::testbed::{
     daemon::{Daemon, Place, counters, said, service_named},
     forward::{Decap, Forward},
     issuer::Issuer,

@@ -10,7 +10,7 @@ use lb_common::{
     session::{Admission, Seen, Session, TokenKey, TrackedSession},
     token::Header,
 };
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, check_all},
     packet::{self, Packet},
     program::{Program, pin_to_cpu, small},

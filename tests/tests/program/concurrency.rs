@@ -16,10 +16,12 @@ use lb_common::{
     service::{ACCEPT_BEARER, ACCEPT_PROOF, FLAG_RATED, Service},
 };
 use lb_tests::{
-    daemon::wait_for,
-    packet::{Family, Packet},
-    program::{Counts, Program, Verdict, at_scale, cpus, pin_to_cpu, run_once, small},
-    world::{self, ClassRate, SERVICE_INDEX, World},
+    model::{
+        packet::{Family, Packet},
+        program::{Counts, Program, Verdict, at_scale, cpus, pin_to_cpu, run_once, small},
+        world::{self, ClassRate, SERVICE_INDEX, World},
+    },
+    testbed::daemon::wait_for,
 };
 use tollgate::datapath::{GRACE, Options};
 

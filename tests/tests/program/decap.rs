@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use lb_common::decap::Outcome;
-use lb_tests::{
+use lb_tests::model::{
     packet::MORE_FRAGMENTS,
     program::{Verdict, run_once},
     tunnel::{BACKEND_MAC, Kind, Tunnel, datagram},

@@ -10,7 +10,7 @@ use lb_common::{
     service::{FLAG_STRIP, FORWARD_LOCAL, Service},
     token::{Claims, mint::Grant},
 };
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, both, check_all},
     packet::{Family, Packet, UdpChecksum},
     program::Program,

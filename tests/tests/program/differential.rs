@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, thread, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{live::SECOND_NS, reason::Reason, scratch::BURST_NS};
-use lb_tests::{
+use lb_tests::model::{
     case::Hex,
     oracle::Model,
     program::{Program, Verdict, at_scale, pin_to_cpu, small},

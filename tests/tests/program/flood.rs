@@ -10,10 +10,12 @@ use lb_common::{
     },
 };
 use lb_tests::{
-    packet::{Family, Packet},
-    program::{Program, at_scale},
-    replay::{Mode, Replay, Window},
-    world::{self, SERVICE_INDEX},
+    model::{
+        packet::{Family, Packet},
+        program::{Program, at_scale},
+        world::{self, SERVICE_INDEX},
+    },
+    tools::replay::{Mode, Replay, Window},
 };
 
 use crate::proof;

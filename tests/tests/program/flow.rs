@@ -7,7 +7,7 @@ use lb_common::{
     session::Admission,
     token::mint::{Grant, Prefix},
 };
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, check_all},
     packet::{self, Family, Packet},
     program::Program,

@@ -7,7 +7,7 @@ use lb_common::{
     service::{FLAG_RATED, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, FORWARD_NAT, Service},
     session::Admission,
 };
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, check_all},
     packet::{self, Family, Icmp, Packet, UDP_LEN, UdpChecksum},
     program::Program,

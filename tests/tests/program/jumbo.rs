@@ -11,7 +11,7 @@ use lb_common::{
     service::{FLAG_STRIP, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL},
     token::{Header, header::LEN},
 };
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, Expected, both},
     packet::{Family, Packet, UdpChecksum},
     program::{Counts, FIRST_BUFFER_MAX, Outcome, Program, Verdict},
@@ -163,7 +163,7 @@ fn cases() -> Vec<Case> {
 
 /// Both lengths are one more.
 fn one_more(packet: Packet) -> Packet {
-    let len = packet.payload.len() + lb_tests::packet::UDP_LEN + 1;
+    let len = packet.payload.len() + lb_tests::model::packet::UDP_LEN + 1;
     let ip_len = i32::try_from(len).ok();
     Packet { ip_len, udp_len: u16::try_from(len).ok(), ..packet }
 }

@@ -9,7 +9,7 @@ use lb_common::{
     service::{FLAG_RATED, Service},
     token::{Claims, mint::Grant},
 };
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, both, check_all},
     oracle::Model,
     packet::{Family, Packet},

@@ -6,7 +6,7 @@ use lb_common::{
     reason::Reason,
     service::{FLAG_OBSERVE, FORWARD_LOCAL, FORWARD_NAT, Service},
 };
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, both, check_all},
     packet::{Family, MORE_FRAGMENTS, Packet},
     program::{Program, Verdict},

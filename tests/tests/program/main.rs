@@ -33,7 +33,7 @@ mod ways;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
-use lb_tests::{case::Case, program::Program};
+use lb_tests::model::{case::Case, program::Program};
 
 /// A loaded program that nobody uses. To load one takes the kernel's verifier most of a second, and an emulated machine
 /// far longer.

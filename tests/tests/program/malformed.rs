@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lb_common::{reason::Reason, token::header};
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, Expected, both, check_all},
     packet::{ETHERNET_LEN, Family, Packet, UDP_LEN},
     program::{Outcome, Program, Verdict},

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::{case::Case, packet::Family, program::Verdict};
+use lb_tests::model::{case::Case, packet::Family, program::Verdict};
 
 /// Cases about one thing.
 pub struct Subject {

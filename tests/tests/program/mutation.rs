@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lb_common::{reason::Reason, service::FORWARD_NAT, token::header};
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, check_all},
     oracle::{self, Model},
     packet::{Family, MORE_FRAGMENTS, Packet, UdpChecksum},

@@ -10,7 +10,7 @@ use lb_common::{
     reason::Reason,
     service::{FLAG_STRIP, FORWARD_NAT},
 };
-use lb_tests::{
+use lb_tests::model::{
     case::Case,
     packet::{self, Family, Packet, UdpChecksum},
     program::{Program, Verdict, small},

@@ -7,7 +7,7 @@ use lb_common::{
     service::{FLAG_OBSERVE, FLAG_STRIP, FORWARD_GUE, FORWARD_L2, FORWARD_LOCAL, Service},
     token::Source,
 };
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, Expected, both, check_all},
     packet::{self, Family, MORE_FRAGMENTS, Packet, UdpChecksum},
     program::{Outcome, Program, Verdict},

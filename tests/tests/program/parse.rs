@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use lb_common::{reason::Reason, service::Service};
-use lb_tests::{
+use lb_tests::model::{
     case::Case,
     packet::{
         ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, Family, Icmp, MORE_FRAGMENTS, Packet, TAG_8021AD, TAG_8021Q,

@@ -12,7 +12,7 @@ use lb_common::{
         mint::{Grant, Prefix, ProofToken},
     },
 };
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, both, check_all},
     oracle::Model,
     packet::{APPLICATION_DATA, Family, Packet},

@@ -6,7 +6,7 @@ use lb_common::{
     revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},
     token::{Header, mint::Grant},
 };
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, both, check_all},
     packet::{Family, Packet},
     program::Program,

@@ -17,7 +17,7 @@ use lb_common::{
     service::{FLAG_STRIP, Service},
     token::{Header, header::Binding, tags},
 };
-use lb_tests::{
+use lb_tests::model::{
     packet::{Family, Packet},
     program::{Program, Verdict, at_scale, cpus, pin_to_cpu, small},
     world::{self, Key, SERVICE_ID, SERVICE_INDEX, World},

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, both},
     packet::Packet,
     program::{Program, Verdict, small},

@@ -13,7 +13,7 @@ use lb_common::{
         tags,
     },
 };
-use lb_tests::{
+use lb_tests::model::{
     packet::{Family, Packet},
     program::{Program, at_scale, pin_to_cpu, small},
     world::{self, SERVICE_INDEX, SESSION},

@@ -12,7 +12,7 @@ use lb_common::{
         mint::{Grant, Prefix},
     },
 };
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, both},
     packet::{Family, Packet},
     program::Program,

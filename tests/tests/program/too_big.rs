@@ -9,7 +9,7 @@ use lb_common::{
     reason::Reason,
     service::{FORWARD_IPIP, FORWARD_L2, FORWARD_NAT},
 };
-use lb_tests::{
+use lb_tests::model::{
     case::Case,
     packet::{Family, Icmp, Packet, Transport, UDP_LEN},
     program::{Program, Verdict, pin_to_cpu},

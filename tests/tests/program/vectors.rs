@@ -10,7 +10,7 @@ use lb_common::{
     reason::Reason,
     service::{ACCEPT_BEARER, ACCEPT_PROOF, Service},
 };
-use lb_tests::{
+use lb_tests::model::{
     case::Case,
     packet::{Family, Packet},
     world::{self, Key, SERVICE_INDEX, World},

@@ -6,7 +6,7 @@ use lb_common::{
     reason::Reason,
     service::{FLAG_OBSERVE, FLAG_STRIP, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, Service},
 };
-use lb_tests::{
+use lb_tests::model::{
     case::{Case, check_all},
     packet::{Family, Packet, TAG_8021AD, TAG_8021Q, UdpChecksum},
     program::Program,

@@ -16,7 +16,7 @@ use lb_common::{
         tags,
     },
 };
-use lb_tests::{
+use lb_tests::model::{
     packet::{Family, Icmp, Packet, UdpChecksum},
     world::{self, ClassRate, Key, NOW, SERVICE, SERVICE_ID, World},
 };

@@ -9,7 +9,7 @@ use lb_common::{
     revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},
     service::{FLAG_OBSERVE, FLAG_STRIP, FORWARD_NAT, Service},
 };
-use lb_tests::{
+use lb_tests::model::{
     case::Case,
     packet::{self, Family, Packet, TAG_8021AD, TAG_8021Q, UdpChecksum},
     program::{Program, pin_to_cpu},

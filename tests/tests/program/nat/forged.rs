@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{live::SECOND_NS, reason::Reason, service::FLAG_STRIP};
-use lb_tests::{
+use lb_tests::model::{
     case::Case,
     packet::{self, Family, Icmp, Packet, TAG_8021Q},
     program::{Program, pin_to_cpu},

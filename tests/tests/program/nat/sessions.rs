@@ -12,7 +12,7 @@ use lb_common::{
     reason::Reason,
     service::{FLAG_OBSERVE, FLAG_STRIP},
 };
-use lb_tests::{
+use lb_tests::model::{
     case::Case,
     packet::{self, Family, Packet},
     program::{Program, Verdict, at_scale, small},

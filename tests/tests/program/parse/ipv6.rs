@@ -1,7 +1,7 @@
 //! What only IPv6 has: extension headers, and datagrams that may not go without a checksum.
 
 use lb_common::reason::Reason;
-use lb_tests::{
+use lb_tests::model::{
     case::Case,
     packet::{FRAGMENT_HEADER, Family, Icmp, Packet, Transport, UdpChecksum, fragment_header},
     world::{self, World},

@@ -1,0 +1,215 @@
+//! A test case: data, and the one function that checks it.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{backend::Backend, reason::Reason};
+
+use crate::model::{
+    packet::{Family, Packet},
+    program::{Counts, Outcome, Program, Verdict},
+    world::{LOOPBACK, SERVICE_INDEX, World},
+};
+
+/// A packet, the world it comes into, and what is to become of it.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// For people: what arrives.
+    pub name: String,
+    /// What the program has been told.
+    pub world: World,
+    /// The frame that comes in.
+    pub frame: Vec<u8>,
+    /// What is to happen.
+    pub expected: Expected,
+    /// What has come before it.
+    pub before: Vec<Case>,
+    /// What the frames that come in and go out were made of.
+    packets: Option<(Packet, Packet)>,
+}
+
+/// What is to become of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Verdict and whole frame.
+    pub outcome: Outcome,
+    /// Index of the service it is counted for; 0 for none.
+    pub service: u32,
+    /// The reason it is counted under.
+    pub reason: Reason,
+    /// The backend it is counted for, by its counter.
+    pub backend: Option<u32>,
+}
+
+impl Case {
+    /// A frame of whatever kind.
+    pub fn of_frame(name: impl Into<String>, world: World, frame: Vec<u8>, expected: Expected) -> Self {
+        Self { name: name.into(), world, frame, expected, before: vec![], packets: None }
+    }
+
+    /// A packet of the default service that is refused.
+    pub fn refused(name: impl Into<String>, world: World, packet: &Packet, reason: Reason) -> Self {
+        Self::new(name, world, packet, packet, Verdict::Drop, (SERVICE_INDEX, reason, None))
+    }
+
+    /// A packet that is for no service.
+    pub fn not_ours(name: impl Into<String>, world: World, packet: &Packet) -> Self {
+        Self::new(name, world, packet, packet, Verdict::Pass, (0, Reason::NotOurs, None))
+    }
+
+    /// A packet of the default service that goes to this backend as `sent`, but for the MAC addresses, which follow
+    /// from the backend.
+    pub fn sent(
+        name: impl Into<String>,
+        world: World,
+        packet: &Packet,
+        sent: &Packet,
+        backend: &Backend,
+        reason: Reason,
+    ) -> Self {
+        let Backend { destination_mac, source_mac, counter, ifindex, .. } = *backend;
+        let sent = Packet { destination_mac, source_mac, ..sent.clone() };
+        let verdict = if ifindex == LOOPBACK { Verdict::Transmit } else { Verdict::Redirect };
+        Self::new(name, world, packet, &sent, verdict, (SERVICE_INDEX, reason, Some(counter)))
+    }
+
+    /// A packet of the default service that goes on to this host as `delivered`.
+    pub fn local(
+        name: impl Into<String>,
+        world: World,
+        packet: &Packet,
+        delivered: &Packet,
+        reason: Reason,
+    ) -> Self {
+        Self::new(name, world, packet, delivered, Verdict::Pass, (SERVICE_INDEX, reason, None))
+    }
+
+    /// A packet that comes back out of its interface as `sent`, counted for the default service.
+    pub fn answered(
+        name: impl Into<String>,
+        world: World,
+        packet: &Packet,
+        sent: &Packet,
+        reason: Reason,
+    ) -> Self {
+        Self::new(name, world, packet, sent, Verdict::Transmit, (SERVICE_INDEX, reason, None))
+    }
+
+    fn new(
+        name: impl Into<String>,
+        world: World,
+        packet: &Packet,
+        out: &Packet,
+        verdict: Verdict,
+        (service, reason, backend): (u32, Reason, Option<u32>),
+    ) -> Self {
+        let outcome = Outcome { verdict, frame: out.bytes() };
+        let expected = Expected { outcome, service, reason, backend };
+        let packets = Some((packet.clone(), out.clone()));
+        Self { name: name.into(), world, frame: packet.bytes(), expected, before: vec![], packets }
+    }
+
+    /// The same after these have come.
+    pub fn after(self, before: Vec<Self>) -> Self {
+        Self { before, ..self }
+    }
+
+    /// It, and before it what comes before it.
+    pub fn in_order(&self) -> impl Iterator<Item = &Self> {
+        self.before.iter().chain([self])
+    }
+
+    /// The same over this family: see [`Packet::over`].
+    ///
+    /// # Panics
+    /// If it was made of a frame, not of packets.
+    pub fn over(mut self, family: Family) -> Self {
+        let (packet, out) = self.packets.expect("a case made of packets");
+        let (packet, out) = (packet.over(family), out.over(family));
+        self.frame = packet.bytes();
+        self.expected.outcome.frame = out.bytes();
+        self.packets = Some((packet, out));
+        self.before = self.before.into_iter().map(|case| case.over(family)).collect();
+        self
+    }
+
+    /// The address of who sends it, where it was made of packets.
+    pub fn sender(&self) -> Option<IpAddr> {
+        self.packets.as_ref().map(|(packet, _)| packet.from.ip())
+    }
+
+    /// The family of what comes in, where it was made of packets.
+    pub fn family(&self) -> Option<Family> {
+        self.packets.as_ref().map(|(packet, _)| packet.family())
+    }
+
+    /// The same under another name.
+    pub fn named(self, name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..self }
+    }
+
+    /// The same in another world.
+    pub fn with_world(self, world: World) -> Self {
+        Self { world, ..self }
+    }
+
+    /// Runs it and checks everything: the verdict, each byte that comes out, the counters that move, and that no other
+    /// counter moves.
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn check(&self, program: &mut Program) -> Result<()> {
+        check_all(program, std::slice::from_ref(self))
+    }
+}
+
+/// Each case over both families.
+pub fn both(cases: &[Case]) -> Vec<Case> {
+    Family::BOTH.iter().flat_map(|family| cases.iter().map(|case| case.clone().over(*family))).collect()
+}
+
+/// [`Case::check`] of each, one after the other; counters are read once, around all of them.
+///
+/// # Errors
+/// The first that differs, or the counters if only they do.
+pub fn check_all(program: &mut Program, cases: &[Case]) -> Result<()> {
+    let before = program.counts()?;
+    let mut expected = Counts::default();
+    for case in cases.iter().flat_map(Case::in_order) {
+        program.enter(&case.world)?;
+        let outcome = program.run(&case.frame).with_context(|| case.name.clone())?;
+        let Expected { outcome: wanted, service, reason, backend } = &case.expected;
+        // Nobody sees what has become of a packet that goes no further.
+        let same = if wanted.verdict == Verdict::Drop {
+            outcome.verdict == wanted.verdict
+        } else {
+            outcome == *wanted
+        };
+        ensure!(
+            same,
+            "{}{}: {:?} where {:?} as {} was expected\n  came in  {}\n  came out {}\n  expected {}",
+            case.name,
+            case.family().map_or(String::new(), |family| format!(" ({family})")),
+            outcome.verdict,
+            wanted.verdict,
+            reason.name(),
+            Hex(&case.frame),
+            Hex(&outcome.frame),
+            Hex(&wanted.frame),
+        );
+        expected.add(*service, *reason, *backend, case.frame.len());
+    }
+    let moved = program.counts()?.since(&before);
+    let what = if let [case] = cases { case.name.as_str() } else { "all of these cases" };
+    ensure!(moved == expected, "{what}: counted as\n  {moved:?}\nwhere this was expected:\n  {expected:?}");
+    Ok(())
+}
+
+/// Bytes for people, to be pasted into whatever dissects packets.
+pub struct Hex<'a>(pub &'a [u8]);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}

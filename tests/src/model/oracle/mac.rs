@@ -1,0 +1,56 @@
+//! Whom a frame is for, by its destination MAC address.
+
+use lb_common::{
+    mac::Mac,
+    reason::Reason,
+    service::{FORWARD_LOCAL, Service},
+};
+
+use crate::model::{
+    program::Verdict,
+    world::{LOOPBACK, World},
+};
+
+/// Whose a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// The interface's.
+    Own,
+    /// A group's, or everybody's.
+    Group,
+    /// Another station's.
+    Other {
+        /// Whether it may be reached through this host.
+        passes: bool,
+    },
+    /// Nobody has said what addresses the interface has.
+    Unknown,
+}
+
+impl Destination {
+    /// What becomes of a service's packet that does not come to the interface, for which service it is counted, and why.
+    pub fn refuses(self, service: &Service) -> Option<(Verdict, u32, Reason)> {
+        let to_host = service.observes() && service.forward == FORWARD_LOCAL;
+        let verdict = |passes| if passes { Verdict::Pass } else { Verdict::Drop };
+        match self {
+            Self::Own => None,
+            Self::Group => Some((verdict(to_host), service.index, Reason::Unsupported)),
+            Self::Other { passes } => Some((verdict(passes), 0, Reason::NotOurs)),
+            Self::Unknown => Some((Verdict::Drop, service.index, Reason::Internal)),
+        }
+    }
+}
+
+/// Whose a frame is that came in on the interface of test runs.
+pub fn destination(world: &World, frame: &[u8]) -> Destination {
+    let of_interface = || world.macs.iter().filter(|entry| entry.ifindex == LOOPBACK);
+    let is_own = |octets: &[u8; 6]| of_interface().any(|entry| entry.mac == Mac::new(*octets));
+    match frame.first_chunk() {
+        Some(octets) if is_own(octets) => Destination::Own,
+        Some(octets) if octets[0] % 2 == 1 => Destination::Group,
+        _ => match of_interface().find(|entry| entry.mac == Mac::OTHERS) {
+            Some(others) => Destination::Other { passes: others.passes == 1 },
+            None => Destination::Unknown,
+        },
+    }
+}

@@ -1,0 +1,212 @@
+//! What should become of any frame: the rules of token.md and of the parser, read a second time as plainly as can be,
+//! for packets nobody thought of.
+
+use lb_common::{
+    backend::{Backend, TAGS_KEPT},
+    balance,
+    reason::Reason,
+    service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, FORWARD_LOCAL, Service},
+};
+
+use self::{mac::Destination, parse::Parsed, session::Sessions, token::Sealed};
+use crate::model::{
+    case::Expected,
+    packet::{Family, Packet},
+    program::{Outcome, Verdict},
+    way,
+    world::{LOOPBACK, World},
+};
+
+mod flow;
+mod icmp;
+mod mac;
+mod parse;
+mod session;
+pub(crate) mod token;
+
+/// What is to become of a frame that comes to services in enforce mode and is the first that comes.
+pub fn judge(world: &World, frame: &[u8]) -> Expected {
+    Model::default().judge(world, frame)
+}
+
+/// A second program: fed the same packets in the same order, it comes to the same verdicts.
+#[derive(Default)]
+pub struct Model {
+    sessions: Sessions,
+    /// The kernel's ticks, for worlds whose clock moves.
+    jiffies: u64,
+}
+
+impl Model {
+    /// One at this number of the kernel's ticks.
+    pub fn at(jiffies: u64) -> Self {
+        Self { jiffies, ..Self::default() }
+    }
+
+    /// One whose HMACs cost so much of a CPU's budget, nanoseconds: for packets that all come to the same CPU.
+    pub fn with_budget(hmac_cost_ns: u64) -> Self {
+        let mut model = Self::default();
+        model.sessions.hmac_cost_ns = hmac_cost_ns;
+        model
+    }
+
+    /// Takes this for the number of the kernel's ticks from here on.
+    pub const fn set_jiffies(&mut self, jiffies: u64) {
+        self.jiffies = jiffies;
+    }
+
+    /// HMACs that it has made.
+    pub const fn hmacs(&self) -> u64 {
+        self.sessions.hmacs
+    }
+
+    /// The tokens that it remembers.
+    pub fn remembered(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// What is to become of a frame that comes to services in enforce mode.
+    pub fn judge(&mut self, world: &World, frame: &[u8]) -> Expected {
+        if world.generations_begun > 1 {
+            return expected(Verdict::Drop, frame.to_vec(), 0, Reason::TablesChanged, None);
+        }
+        if parse::is_buried(frame) {
+            return expected(Verdict::Drop, frame.to_vec(), 0, Reason::Unsupported, None);
+        }
+        if mac::destination(world, frame) == Destination::Own
+            && let Some((service, session, backend)) = self.tied(world, frame)
+            && let Some(expected) = icmp_error(world, frame, &service, session, backend)
+        {
+            return expected;
+        }
+        let Some(parsed) = Parsed::of(frame).and_then(|parsed| Some((parsed.service(world)?, parsed))) else {
+            return expected(Verdict::Pass, frame.to_vec(), 0, Reason::NotOurs, None);
+        };
+        let (service, parsed) = parsed;
+        if let Some((verdict, index, reason)) = mac::destination(world, frame).refuses(&service) {
+            return expected(verdict, frame.to_vec(), index, reason, None);
+        }
+        let way = self.admitted(world, &service, &parsed).and_then(|claims| {
+            if service.forward == FORWARD_LOCAL {
+                return Ok((None, claims.session_id));
+            }
+            if is_spoilt_in_generic_mode(world, &parsed.whole()) {
+                return Err(Reason::PartialChecksum);
+            }
+            let backend = backend(world, &service, claims.session_id, claims.backend_id)?;
+            let inner = if service.strips() { parsed.stripped() } else { parsed.whole() };
+            takes(world, &service, &inner, &backend)?;
+            Ok((Some(backend), claims.session_id))
+        });
+        match way {
+            Err(reason) => expected(Verdict::Drop, frame.to_vec(), service.index, reason, None),
+            Ok((None, _)) => {
+                let delivered =
+                    if service.strips() { parsed.stripped().completed().bytes() } else { frame.to_vec() };
+                expected(Verdict::Pass, delivered, service.index, Reason::Forwarded, None)
+            }
+            Ok((Some(backend), session)) => {
+                let sent = if service.strips() { parsed.stripped() } else { parsed.whole() };
+                let sent = way::leaving(&sent, &service, &backend, session, None).bytes();
+                let verdict = out_of(&backend);
+                expected(verdict, sent, service.index, Reason::Forwarded, Some(backend.counter))
+            }
+        }
+    }
+
+    /// The service that an ICMP error tells of, the session whose the client is that it quotes, and the backend of that.
+    fn tied(&self, world: &World, frame: &[u8]) -> Option<(Service, u64, u16)> {
+        let (service, client) = icmp::quoted(world, frame)?;
+        if let Some(sealed) = self.sessions.of_client(client, service.index) {
+            return Some((service, sealed.session_id, sealed.backend_id));
+        }
+        let is_clients = |(at, index, _): &&(_, _, _)| *at == client && *index == service.index;
+        let (_, _, admission) = world.flows.iter().find(is_clients)?;
+        Some((service, admission.session_id, admission.backend_id))
+    }
+
+    fn admitted(&mut self, world: &World, service: &Service, parsed: &Parsed) -> Result<Sealed, Reason> {
+        let (payload, from) = parsed.payload()?;
+        self.sessions.admit(world, service, payload, from, self.jiffies.wrapping_mul(world.tick_ns))
+    }
+}
+
+fn expected(
+    verdict: Verdict,
+    frame: Vec<u8>,
+    service: u32,
+    reason: Reason,
+    backend: Option<u32>,
+) -> Expected {
+    Expected { outcome: Outcome { verdict, frame }, service, reason, backend }
+}
+
+const fn out_of(backend: &Backend) -> Verdict {
+    if backend.ifindex == LOOPBACK { Verdict::Transmit } else { Verdict::Redirect }
+}
+
+/// An error about a session; `None` if it is this host's all the same.
+fn icmp_error(
+    world: &World,
+    frame: &[u8],
+    service: &Service,
+    session: u64,
+    backend_id: u16,
+) -> Option<Expected> {
+    let backend = backend(world, service, session, backend_id).ok()?;
+    let sent = |sent| {
+        let counter = Some(backend.counter);
+        Some(expected(out_of(&backend), sent, service.index, Reason::IcmpError, counter))
+    };
+    if service.forward == FORWARD_L2 && backend.ifindex == LOOPBACK && backend.tag_count == TAGS_KEPT {
+        // As it is, whatever it says.
+        let addresses = [backend.destination_mac, backend.source_mac].concat();
+        return sent([&addresses, &frame[12..]].concat());
+    }
+    let message = icmp::message(frame)?;
+    let untagged_enough = if message.tags.len() <= 2 { Ok(()) } else { Err(Reason::Unsupported) };
+    match takes(world, service, &message, &backend).and(untagged_enough) {
+        Ok(()) => sent(way::leaving(&message, service, &backend, session, None).bytes()),
+        Err(reason) => Some(expected(Verdict::Drop, frame.to_vec(), service.index, reason, None)),
+    }
+}
+
+/// Whether a datagram that leaves has a partial checksum, on an interface in generic mode.
+fn is_spoilt_in_generic_mode(world: &World, datagram: &Packet) -> bool {
+    let generic = world.macs.iter().any(|entry| entry.ifindex == LOOPBACK && entry.generic == 1);
+    generic && datagram.udp_checksum_field() != datagram.clone().completed().udp_checksum_field()
+}
+
+/// The backend of a session.
+fn backend(world: &World, service: &Service, session: u64, backend_id: u16) -> Result<Backend, Reason> {
+    let of_service = |backend: &&Backend| u32::from(backend.service_index) == service.index;
+    let backend = if backend_id == 0 {
+        let position = balance::position(session) as usize;
+        let place = world.maglev_at(service.index, position).checked_sub(1);
+        place.and_then(|place| world.backends.get(usize::from(place)))
+    } else {
+        world.backends.iter().filter(of_service).find(|backend| backend.backend_id == backend_id)
+    };
+    backend.copied().ok_or(Reason::NoBackend)
+}
+
+/// Whether the way to a backend takes a packet.
+fn takes(world: &World, service: &Service, inner: &Packet, backend: &Backend) -> Result<(), Reason> {
+    let encapsulated = matches!(service.forward, FORWARD_IPIP | FORWARD_GUE);
+    if !encapsulated && service.forward != FORWARD_L2 {
+        return Err(Reason::NoBackend); // A way that is not built.
+    }
+    if encapsulated && inner.family() == Family::V6 && backend.v6 == 0 {
+        return Err(Reason::NoBackend);
+    }
+    let len = inner.ip_packet().len() + way::outer_len(service, backend);
+    let measured = service.forward != FORWARD_L2 || backend.ifindex != LOOPBACK;
+    if measured && len > usize::from(backend.mtu) {
+        return Err(Reason::TooBig);
+    }
+    if service.forward != FORWARD_L2 && inner.ttl <= 1 {
+        return Err(Reason::HopLimit);
+    }
+    let reached = backend.ifindex == LOOPBACK || world.egress.contains(&backend.ifindex);
+    if reached { Ok(()) } else { Err(Reason::NoBackend) }
+}

@@ -1,0 +1,494 @@
+//! The program in the kernel, run on one packet after the other (BPF_PROG_TEST_RUN). It is loaded and told of services
+//! and backends by the daemon's own code; nothing is attached, and its maps are private.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    net::SocketAddr,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    TestRun as _, TestRunOptions,
+    maps::{Array, DevMapHash, HashMap, Map, MapData, PerCpuArray, PerCpuValues},
+    programs::Xdp,
+};
+use lb_common::{
+    counter::{Counter, counter_index},
+    flow::{Flow, FlowKey},
+    keyslot::{KeyId, KeySlot},
+    maps::{self, BACKENDS_MAX, SERVICES_MAX},
+    nat::{Translation, TranslationKey},
+    reason::{self, Reason},
+    revocation::RevocationKey,
+    scratch::Scratch,
+    session::{Admission, Session, TokenKey, TrackedSession},
+};
+use nix::time::{ClockId, clock_getres};
+use tollgate::datapath::{Datapath, DatapathError, Options, TableSet, embedded_object};
+
+use crate::model::{
+    packet::ETHERNET_LEN,
+    world::{self, HeldKey, World},
+};
+
+/// What a frame's first buffer holds in a test run at most: a page without what the kernel keeps before and behind it.
+pub const FIRST_BUFFER_MAX: usize = 3520;
+
+/// More than any outer headers.
+const GROWTH_MAX: usize = 128;
+
+/// What a packet's fate is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// On to the host's stack.
+    Pass,
+    /// Gone.
+    Drop,
+    /// Back out of the interface it came in on.
+    Transmit,
+    /// Out of another interface.
+    Redirect,
+}
+
+impl Verdict {
+    /// As a program returns it (`enum xdp_action`).
+    pub const fn action(self) -> u32 {
+        match self {
+            Self::Drop => 1,
+            Self::Pass => 2,
+            Self::Transmit => 3,
+            Self::Redirect => 4,
+        }
+    }
+
+    /// From a program's return value (`enum xdp_action`).
+    fn of_action(action: u32) -> Result<Self> {
+        match action {
+            1 => Ok(Self::Drop),
+            2 => Ok(Self::Pass),
+            3 => Ok(Self::Transmit),
+            4 => Ok(Self::Redirect),
+            other => bail!("the program returned XDP action {other}, which it never should"),
+        }
+    }
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The whole frame as the program left it.
+    pub frame: Vec<u8>,
+}
+
+/// Counters that are not zero, or by how much they moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// By service index and reason.
+    pub reasons: BTreeMap<(u32, Reason), Counter>,
+    /// By the backends' counter indices.
+    pub backends: BTreeMap<u32, Counter>,
+}
+
+/// The loaded program.
+pub struct Program {
+    datapath: Datapath,
+    key_slots: Array<MapData, KeySlot>,
+    sessions: HashMap<MapData, TokenKey, Session>,
+    tracked: HashMap<MapData, TokenKey, TrackedSession>,
+    egress: DevMapHash<MapData>,
+    counters: PerCpuArray<MapData, Counter>,
+    world: World,
+    used_slots: BTreeSet<u32>,
+}
+
+/// The variable that names another object to test than the one that was built with the tests: `cargo xtask mutants`
+/// runs the same tests on many.
+const OBJECT: &str = "TOLLGATE_TEST_OBJECT";
+
+/// The object under test.
+///
+/// # Errors
+/// If it was built without one, or the one that `TOLLGATE_TEST_OBJECT` names cannot be read.
+pub fn object() -> Result<&'static [u8]> {
+    static OTHER: OnceLock<Vec<u8>> = OnceLock::new();
+    let Some(path) = env::var_os(OBJECT) else { return Ok(embedded_object()?) };
+    if OTHER.get().is_none() {
+        let read = fs::read(&path).with_context(|| format!("cannot read {OBJECT} = {}", path.display()))?;
+        let _ = OTHER.set(read); // Another thread has read the same.
+    }
+    OTHER.get().map(Vec::as_slice).context("it was read")
+}
+
+impl Program {
+    /// Loads it as the daemon does by default, but with a small token cache.
+    ///
+    /// # Errors
+    /// If it was built without its object or the kernel refuses it.
+    pub fn load() -> Result<Self> {
+        Self::load_with(&small())
+    }
+
+    /// Loads it into the default [`World`].
+    ///
+    /// # Errors
+    /// If it was built without its object or the kernel refuses it.
+    pub fn load_with(options: &Options) -> Result<Self> {
+        let datapath = Datapath::load(object()?, options)?;
+        let mut program = Self {
+            key_slots: Map::Array(map_of(&datapath, maps::KEY_SLOTS)?).try_into()?,
+            sessions: Map::LruHashMap(map_of(&datapath, maps::SESSIONS)?).try_into()?,
+            tracked: Map::LruHashMap(map_of(&datapath, maps::TRACKED)?).try_into()?,
+            counters: Map::PerCpuArray(map_of(&datapath, maps::COUNTERS)?).try_into()?,
+            egress: Map::DevMapHash(map_of(&datapath, maps::EGRESS)?).try_into()?,
+            datapath,
+            world: World {
+                services: vec![],
+                macs: Default::default(),
+                keys: vec![],
+                backends: vec![],
+                egress: vec![],
+                ..World::default()
+            },
+            used_slots: BTreeSet::new(),
+        };
+        program.enter(&World::default())?;
+        Ok(program)
+    }
+
+    /// Makes the program's world this one.
+    ///
+    /// # Errors
+    /// If a map cannot be written.
+    pub fn enter(&mut self, world: &World) -> Result<()> {
+        let clock = |world: &World| (world.now_ns, world.tick_ns, world.clock_age_ns);
+        if clock(&self.world) != clock(world) || self.datapath.live.offset_ns() == 0 {
+            self.set_clock(world)?;
+        }
+        if self.world.keys != world.keys {
+            self.write_keys(&world.keys)?;
+        }
+        if !self.world.same_tables(world) {
+            self.publish(&TableSet::new(&world.snapshot())?)?;
+        }
+        let generation = self.datapath.live.tables().generation;
+        self.datapath.live.set_begun(generation.wrapping_add(world.generations_begun));
+        if self.world.egress != world.egress {
+            self.write_egress(&world.egress)?;
+        }
+        if self.world.flows != world.flows {
+            self.write_flows(&world.flows)?;
+        }
+        if self.world.revocations != world.revocations {
+            self.write_revocations(&world.revocations)?;
+        }
+        if self.world.translations != world.translations {
+            self.write_translations(&world.translations)?;
+        }
+        self.world = world.clone();
+        Ok(())
+    }
+
+    fn publish(&mut self, tables: &TableSet) -> Result<()> {
+        loop {
+            match self.datapath.tables.publish(tables) {
+                Err(DatapathError::Grace(left)) => std::thread::sleep(left),
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    /// See [`World::tick_ns`].
+    fn set_clock(&self, world: &World) -> Result<()> {
+        let live = &self.datapath.live;
+        let kernel_ns = self.jiffies()?.wrapping_mul(world.tick_ns);
+        live.set_tick_ns(world.tick_ns);
+        live.set_offset_ns(world.now_ns.wrapping_sub(kernel_ns));
+        live.set_confirmed_ns(kernel_ns.wrapping_sub(world.clock_age_ns));
+        Ok(())
+    }
+
+    /// The kernel's ticks.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn jiffies(&self) -> Result<u64> {
+        Ok(self.datapath.read_clock()?.jiffies)
+    }
+
+    /// Empties the token caches.
+    ///
+    /// # Errors
+    /// If an entry cannot be removed.
+    pub fn forget(&mut self) -> Result<()> {
+        let there: Vec<TokenKey> = self.sessions.keys().collect::<Result<_, _>>()?;
+        there.iter().try_for_each(|key| self.sessions.remove(key))?;
+        let there: Vec<TokenKey> = self.tracked.keys().collect::<Result<_, _>>()?;
+        Ok(there.iter().try_for_each(|key| self.tracked.remove(key))?)
+    }
+
+    /// Makes it as if it had just been loaded, but for what it has counted.
+    ///
+    /// # Errors
+    /// If a map cannot be written.
+    pub fn renew(&mut self) -> Result<()> {
+        self.forget()?;
+        self.enter(&World::default())?;
+        self.write_flows(&[])?;
+        self.write_translations(&[])?;
+        let mut scratch: PerCpuArray<_, Scratch> =
+            Map::PerCpuArray(map_of(&self.datapath, maps::SCRATCH)?).try_into()?;
+        let cpus = scratch.get(&0, 0)?.len();
+        Ok(scratch.set(0, PerCpuValues::try_from(vec![Scratch::default(); cpus])?, 0)?)
+    }
+
+    /// Not through the daemon's key slots, which refuse what a test must try: states that they never write.
+    fn write_keys(&mut self, keys: &[HeldKey]) -> Result<()> {
+        for slot in std::mem::take(&mut self.used_slots) {
+            self.key_slots.set(slot, KeySlot::default(), 0)?;
+        }
+        for HeldKey { slot: key, .. } in keys {
+            let slot = KeyId(key.key_id).slot();
+            self.key_slots.set(slot, key, 0)?;
+            self.used_slots.insert(slot);
+        }
+        Ok(())
+    }
+
+    fn write_revocations(&mut self, revocations: &[(RevocationKey, u64)]) -> Result<()> {
+        let there = self.datapath.revocations.all()?;
+        self.datapath.revocations.remove(there.keys())?;
+        Ok(self.datapath.revocations.insert(revocations.iter().copied())?)
+    }
+
+    /// Writes a key over whatever is in its slot, as no installer may while packets come.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn overwrite_slot(&mut self, slot: &KeySlot) -> Result<()> {
+        Ok(self.key_slots.set(KeyId(slot.key_id).slot(), slot, 0)?)
+    }
+
+    fn write_egress(&mut self, interfaces: &[u32]) -> Result<()> {
+        for ifindex in std::mem::take(&mut self.world.egress) {
+            self.egress.remove(ifindex)?;
+        }
+        // Any device will do: in a test run nothing is sent.
+        interfaces
+            .iter()
+            .try_for_each(|ifindex| Ok(self.egress.insert(*ifindex, world::LOOPBACK, None, 0)?))
+    }
+
+    fn write_flows(&mut self, flows: &[(SocketAddr, u32, Admission)]) -> Result<()> {
+        let mut map: HashMap<_, FlowKey, Flow> =
+            Map::LruHashMap(map_of(&self.datapath, maps::FLOWS)?).try_into()?;
+        let there: Vec<FlowKey> = map.keys().collect::<Result<_, _>>()?;
+        there.iter().try_for_each(|key| map.remove(key))?;
+        for (client, service, admission) in flows {
+            let key = FlowKey {
+                client_be: world::address_be(client.ip()),
+                client_port_be: client.port().to_be(),
+                service_index: u16::try_from(*service)?,
+            };
+            map.insert(key, Flow::unowned(admission), 0)?;
+        }
+        Ok(())
+    }
+
+    fn write_translations(&self, translations: &[(TranslationKey, Translation)]) -> Result<()> {
+        let mut map = self.translations()?;
+        let there: Vec<TranslationKey> = map.keys().collect::<Result<_, _>>()?;
+        there.iter().try_for_each(|key| map.remove(key))?;
+        Ok(translations.iter().try_for_each(|(key, value)| map.insert(key, value, 0))?)
+    }
+
+    /// Starts its clock as the daemon does, at this unix nanosecond; returns what the kernel's clock says.
+    ///
+    /// # Errors
+    /// If the clocks cannot be read.
+    pub fn start_clock(&mut self, unix_ns: u64) -> Result<u64> {
+        let tick_ns =
+            u64::try_from(Duration::from(clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?).as_nanos())?;
+        let kernel_ns = self.datapath.read_clock()?.jiffies * tick_ns;
+        self.datapath.live.set_tick_ns(tick_ns);
+        self.datapath.live.set_offset_ns(unix_ns.wrapping_sub(kernel_ns));
+        self.datapath.live.set_confirmed_ns(kernel_ns);
+        Ok(kernel_ns)
+    }
+
+    /// Runs the program on a frame.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run, as it does for frames shorter than an Ethernet header.
+    pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
+        run_once(self.datapath.program(maps::PROGRAM)?, frame)
+    }
+
+    /// All counters that are not zero.
+    ///
+    /// # Errors
+    /// If a map cannot be read, or something is counted that has no name.
+    pub fn counts(&self) -> Result<Counts> {
+        let (services, backends) = (self.datapath.counters.services()?, self.datapath.counters.backends()?);
+        let mut counts = Counts::default();
+        for at in 0..SERVICES_MAX * reason::CAPACITY as u32 {
+            let counter = services.at(at);
+            if counter != Counter::default() {
+                let (service, number) = (at / reason::CAPACITY as u32, at % reason::CAPACITY as u32);
+                let reason = Reason::from_index(number)
+                    .with_context(|| format!("{number} is counted, which is no reason's number"))?;
+                counts.reasons.insert((service, reason), counter);
+            }
+        }
+        let moved = (0..BACKENDS_MAX).map(|at| (at, backends.at(at)));
+        counts.backends = moved.filter(|(_, counter)| *counter != Counter::default()).collect();
+        Ok(counts)
+    }
+
+    /// Packets of a service, by its index, under a reason.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn counted(&self, (service, reason): (u32, Reason)) -> Result<u64> {
+        let values = self.counters.get(&counter_index(service, reason), 0)?;
+        Ok(values.iter().map(|counter| counter.packets).sum())
+    }
+
+    /// HMACs that all CPUs have made.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn hmacs(&self) -> Result<u64> {
+        Ok(self.datapath.counters.hmacs()?)
+    }
+
+    /// Tokens that are remembered, of which something is counted or not.
+    ///
+    /// # Errors
+    /// If a cache cannot be read.
+    pub fn remembered(&self) -> Result<usize> {
+        let sessions = self.datapath.counters.sessions()?;
+        Ok(usize::try_from(sessions.untracked + sessions.tracked)?)
+    }
+
+    /// The cache of tokens of which nothing is counted.
+    pub const fn sessions(&mut self) -> &mut HashMap<MapData, TokenKey, Session> {
+        &mut self.sessions
+    }
+
+    /// The cache of tokens of which something is counted.
+    pub const fn tracked(&mut self) -> &mut HashMap<MapData, TokenKey, TrackedSession> {
+        &mut self.tracked
+    }
+
+    /// The translations of `forward = "nat"`.
+    ///
+    /// # Errors
+    /// If the map cannot be opened.
+    pub fn translations(&self) -> Result<HashMap<MapData, TranslationKey, Translation>> {
+        Ok(Map::LruHashMap(map_of(&self.datapath, maps::TRANSLATIONS)?).try_into()?)
+    }
+
+    /// What the daemon has of it.
+    pub const fn datapath(&mut self) -> &mut Datapath {
+        &mut self.datapath
+    }
+}
+
+/// Runs a program on a frame.
+///
+/// # Errors
+/// If the kernel refuses the run, as it does for frames shorter than an Ethernet header.
+pub fn run_once(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
+    ensure!(
+        frame.len() >= ETHERNET_LEN,
+        "the kernel runs no program on {} bytes: a test frame has at least an Ethernet header",
+        frame.len()
+    );
+    let mut out = vec![0; frame.len().max(FIRST_BUFFER_MAX) + GROWTH_MAX];
+    let options =
+        TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+    let result = program.test_run(options).with_context(|| format!("a test run on {} bytes", frame.len()))?;
+    out.truncate(result.data_size_out as usize);
+    Ok(Outcome { verdict: Verdict::of_action(result.return_value)?, frame: out })
+}
+
+/// The daemon's defaults, but with a small token cache and without waiting for packets that nobody sends.
+pub fn small() -> Options {
+    Options { sessions: 4096, grace: Duration::ZERO, nat_ports: Some(world::NAT_PORTS), ..Options::default() }
+}
+
+/// A map of the program by its name, to look behind the daemon's back.
+fn map_of(datapath: &Datapath, name: &'static str) -> Result<MapData> {
+    let ids = datapath.program(maps::PROGRAM)?.info()?.map_ids()?.context("this kernel tells no map ids")?;
+    for id in ids {
+        let map = MapData::from_id(id)?;
+        if map.info()?.name_as_str() == Some(name) {
+            return Ok(map);
+        }
+    }
+    bail!("the program uses no map `{name}`")
+}
+
+impl Counts {
+    /// By how much they moved since `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            reasons: moved(&self.reasons, &before.reasons),
+            backends: moved(&self.backends, &before.backends),
+        }
+    }
+
+    /// Counts one frame.
+    pub fn add(&mut self, service: u32, reason: Reason, backend: Option<u32>, bytes: usize) {
+        let counter = self.reasons.entry((service, reason)).or_default();
+        let backend = backend.map(|backend| self.backends.entry(backend).or_default());
+        for counter in [Some(counter), backend].into_iter().flatten() {
+            counter.packets += 1;
+            counter.bytes += bytes as u64;
+        }
+    }
+
+    /// Packets under all reasons.
+    pub fn packets(&self) -> u64 {
+        self.reasons.values().map(|counter| counter.packets).sum()
+    }
+}
+
+fn moved<K: Ord + Copy>(after: &BTreeMap<K, Counter>, before: &BTreeMap<K, Counter>) -> BTreeMap<K, Counter> {
+    let difference = |(key, after): (&K, &Counter)| {
+        let before = before.get(key).copied().unwrap_or_default();
+        let moved = Counter { packets: after.packets - before.packets, bytes: after.bytes - before.bytes };
+        (moved != Counter::default()).then_some((*key, moved))
+    };
+    after.iter().filter_map(difference).collect()
+}
+
+/// So many of something that is cheap, or a fiftieth where the machine is emulated, which makes everything dear.
+pub fn at_scale(count: usize) -> usize {
+    let emulated = fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("QEMU TCG"));
+    if emulated { count / 50 } else { count }
+}
+
+/// The CPUs that this thread may run on.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn cpus() -> Result<Vec<usize>> {
+    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0))?;
+    Ok((0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect())
+}
+
+/// Keeps the calling thread on one CPU, for what each CPU has of its own.
+///
+/// # Errors
+/// If there is no such CPU.
+pub fn pin_to_cpu(cpu: usize) -> Result<()> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).with_context(|| format!("CPU {cpu}"))
+}

@@ -1,0 +1,168 @@
+//! Network namespaces: made for a test, gone with it.
+
+use std::{
+    env,
+    fs::{self, File},
+    os::{fd::AsFd as _, unix::process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sched::{CloneFlags, setns};
+
+use crate::testbed::leftovers::{self, NAMESPACES};
+
+/// In the environment: sysctls that new namespaces have before the harness sets its own, as `NAME=VALUE NAME=VALUE`. They stand for a host
+/// with these settings; its own are never written.
+pub const INHERITED: &str = "TOLLGATE_INHERITED_SYSCTLS";
+
+/// For all interfaces and new ones, what the kernel has where nobody has set anything. The kernel copies the IPv4 settings of
+/// the host's first namespace into each new one (`devinet_init_net`), and IPv6 is off where it was turned off at boot
+/// (`addrconf_init_net`).
+const RESET: [(&str, &str); 11] = [
+    ("net.ipv4.conf.rp_filter", "0"),
+    ("net.ipv4.conf.accept_local", "0"),
+    ("net.ipv4.conf.accept_redirects", "1"),
+    ("net.ipv4.conf.secure_redirects", "1"),
+    ("net.ipv4.conf.send_redirects", "1"),
+    ("net.ipv4.conf.arp_ignore", "0"),
+    ("net.ipv4.conf.arp_announce", "0"),
+    ("net.ipv4.conf.arp_filter", "0"),
+    ("net.ipv4.conf.arp_accept", "0"),
+    ("net.ipv4.conf.arp_notify", "0"),
+    ("net.ipv6.conf.disable_ipv6", "0"),
+];
+
+/// On where `br_netfilter` is loaded: the packet filter would look at what crosses a bridge.
+const BRIDGE: [&str; 3] = [
+    "net.bridge.bridge-nf-call-iptables",
+    "net.bridge.bridge-nf-call-ip6tables",
+    "net.bridge.bridge-nf-call-arptables",
+];
+
+/// A network namespace with its loopback up, and with the kernel's own settings, whatever the host's are.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// If `ip` fails, as where there is one of this name.
+    pub fn new(name: &str) -> Result<Self> {
+        leftovers::hold_if_interrupted();
+        run(Command::new("ip").args(["netns", "add", name]))?;
+        let namespace = Self { name: name.to_owned() };
+        namespace.reset()?;
+        namespace.ip(&["link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    /// Sets what a new namespace takes over from the host's.
+    fn reset(&self) -> Result<()> {
+        let write = |name: &str, value: &str| {
+            fs::write(sysctl_path(name), value).with_context(|| format!("cannot set {name} to {value}"))
+        };
+        self.enter(|| {
+            let inherited = env::var(INHERITED).unwrap_or_default();
+            for setting in inherited.split_whitespace() {
+                let (name, value) =
+                    setting.split_once('=').with_context(|| format!("{INHERITED}: {setting}"))?;
+                write(name, value)?;
+            }
+            write("net.ipv4.ip_forward", "0")?;
+            for (name, value) in RESET {
+                for of in ["all", "default"] {
+                    write(&name.replace("conf", &format!("conf.{of}")), value)?;
+                }
+            }
+            BRIDGE.into_iter().filter(|name| sysctl_path(name).exists()).try_for_each(|name| write(name, "0"))
+        })?
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `ip` in it.
+    ///
+    /// # Errors
+    /// If that fails, with what it said.
+    pub fn ip(&self, args: &[&str]) -> Result<()> {
+        run(Command::new("ip").args(["-netns", &self.name]).args(args))
+    }
+
+    /// Sets a sysctl in it.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        self.enter(|| fs::write(sysctl_path(name), value).with_context(|| format!("cannot set {name}")))?
+    }
+
+    /// A command that will run in it, with the file systems of this process: `ip netns exec` would hide some.
+    ///
+    /// # Errors
+    /// If the namespace is gone.
+    pub fn command(&self, program: &str) -> Result<Command> {
+        let namespace = self.file()?;
+        let mut command = Command::new(program);
+        // SAFETY: setns is a system call, which may be made between fork and exec.
+        unsafe { command.pre_exec(move || Ok(setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?)) };
+        Ok(command)
+    }
+
+    /// Runs a function on a thread in it. Sockets that it makes stay in the namespace.
+    ///
+    /// # Errors
+    /// If the namespace is gone.
+    pub fn enter<T: Send>(&self, function: impl FnOnce() -> T + Send) -> Result<T> {
+        let namespace = self.file()?;
+        thread::scope(|scope| {
+            let thread = scope.spawn(move || -> Result<T> {
+                setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                Ok(function())
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn file(&self) -> Result<File> {
+        let path = Path::new(NAMESPACES).join(&self.name);
+        File::open(&path).with_context(|| format!("cannot open {}", path.display()))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if let Err(error) = run(Command::new("ip").args(["netns", "delete", &self.name]))
+            && !leftovers::interrupted()
+        {
+            eprintln!("network namespace {} is left behind: {error:#}", self.name);
+        }
+    }
+}
+
+fn sysctl_path(name: &str) -> PathBuf {
+    Path::new("/proc/sys").join(name.replace('.', "/"))
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// If it cannot be started or fails, with what it said.
+pub fn run(command: &mut Command) -> Result<()> {
+    let output =
+        command.output().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}

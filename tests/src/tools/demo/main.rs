@@ -1,0 +1,51 @@
+//! The main job before your eyes: a client, a balancer and three backends; valid and forged traffic; the key rotated
+//! twice, the daemon killed and started again while packets flow.
+
+mod junk;
+mod progress;
+mod receivers;
+mod report;
+mod script;
+mod sender;
+
+use std::{os::unix::net::UnixDatagram, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use lb_tests::{
+    testbed::{leftovers, topology::Family},
+    tools::options,
+};
+
+use crate::script::Options;
+
+/// Shows the main job: a client, a balancer and three backends; valid and forged traffic; keys rotated under load.
+#[derive(Parser)]
+#[command(name = "cargo xtask demo")]
+struct Arguments {
+    #[command(flatten)]
+    options: options::Demo,
+}
+
+fn main() -> ExitCode {
+    let Err(error) = run(Arguments::parse().options) else { return ExitCode::SUCCESS };
+    // What failed may have failed because it was being removed.
+    leftovers::hold_if_interrupted();
+    eprintln!("demo: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn run(options::Demo { forward, ipv6, keep, remove }: options::Demo) -> Result<()> {
+    let _alone = alone()?;
+    if remove {
+        return leftovers::remove(script::is_ours);
+    }
+    leftovers::remove_when_interrupted(script::is_ours)?;
+    leftovers::remove(script::is_ours)?;
+    script::run(Options { forward, family: if ipv6 { Family::V6 } else { Family::V4 }, keep })
+}
+
+/// Held while a demo runs: two at a time would remove each other's namespaces.
+fn alone() -> Result<UnixDatagram> {
+    leftovers::claim(script::NAME)?.context("another demo is running; wait until it has ended")
+}

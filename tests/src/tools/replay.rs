@@ -1,0 +1,200 @@
+//! The programs of lb-ebpf/src/bin/replay.rs, which put another packet before the program under test at every run.
+
+use std::ops::Range;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions,
+    maps::{Array, ProgramArray},
+    programs::Xdp,
+};
+use lb_common::token::{Header, header};
+
+use crate::model::packet::{
+    ETHER_TYPE_IPV6, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TAG_8021AD, TAG_8021Q, TAG_LEN, UDP_LEN,
+};
+
+/// Frames that a live run sends at once.
+const BATCH: u32 = 64;
+
+/// A token as the table holds it.
+type Words = [u64; header::LEN / 8];
+
+/// How a frame begins, as the programs put it back.
+type Head = [u32; 18];
+
+/// What the table's tokens are put before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A program that leaves frames as long as they are, and its headers' fields that matter.
+    Keeping,
+    /// A program that changes them: they are put back.
+    Restoring {
+        /// For a program that leaves them, beside one that changes a frame's length: by how much it is changed here, back
+        /// and forth. 0 beside one that does not.
+        alternate: u32,
+    },
+}
+
+impl Mode {
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Keeping => "replay",
+            Self::Restoring { .. } => "replay_restored",
+        }
+    }
+}
+
+/// Which tokens of the table come, and which is next.
+#[derive(Clone, Debug)]
+pub struct Window {
+    first: u32,
+    end: u32,
+    next: u32,
+}
+
+impl Window {
+    /// From the first on, and again.
+    pub const fn new(range: Range<u32>) -> Self {
+        Self { first: range.start, end: range.end, next: range.start }
+    }
+
+    /// Its first place.
+    pub const fn first(&self) -> u32 {
+        self.first
+    }
+}
+
+/// The loaded programs.
+pub struct Replay {
+    ebpf: Ebpf,
+}
+
+impl Replay {
+    /// Loads them, with room for this many tokens.
+    ///
+    /// # Errors
+    /// If the object is not beside the program's, or the kernel refuses it.
+    pub fn load(tokens: u32) -> Result<Self> {
+        let path = std::env::var_os("TOLLGATE_BPF_OBJECT")
+            .map(|object| std::path::Path::new(&object).with_file_name("replay-xdp"))
+            .context("no TOLLGATE_BPF_OBJECT says where the XDP programs are\ntry: cargo xtask test")?;
+        let object = std::fs::read(&path).with_context(|| {
+            format!("cannot read {}\ntry: cargo xtask build, which makes it", path.display())
+        })?;
+        let mut ebpf = EbpfLoader::new().map_max_entries("tokens", tokens).load(&object)?;
+        for (_, program) in ebpf.programs_mut() {
+            <&mut Xdp>::try_from(program)?.load()?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// Writes tokens into the table, from place `at` on.
+    ///
+    /// # Errors
+    /// If they do not fit.
+    pub fn write(&mut self, at: u32, tokens: &[Header]) -> Result<()> {
+        let mut table: Array<_, Words> = self.ebpf.map_mut("tokens").context("no table")?.try_into()?;
+        for (place, token) in (at..).zip(tokens) {
+            table.set(place, token.words(), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a program behind the replay, each time with the next token of the window in the frame. Returns its last
+    /// action and the mean time, nanoseconds.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn run(
+        &mut self,
+        mode: Mode,
+        tested: &Xdp,
+        window: &mut Window,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<(u32, u64)> {
+        let mut programs: ProgramArray<_> = self.ebpf.map_mut("tested").context("no array")?.try_into()?;
+        programs.set(0, tested.fd()?, 0)?;
+        self.open_as(mode, window, frame)?;
+        let result = self.program(mode.program())?.test_run(TestRunOptions {
+            data_in: Some(frame),
+            repeat,
+            ..TestRunOptions::default()
+        })?;
+        ensure!(result.return_value != 0, "{} could not put a token into its frame", mode.program());
+        window.next = self.window()?.get(&0, 0)?[2];
+        Ok((result.return_value, u64::try_from(result.duration.as_nanos())?))
+    }
+
+    /// Makes a window the one that counts, for frames that stay as long as they are.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn open(&mut self, window: &Window, frame: &[u8]) -> Result<()> {
+        self.open_as(Mode::Keeping, window, frame)
+    }
+
+    fn open_as(&mut self, mode: Mode, window: &Window, frame: &[u8]) -> Result<()> {
+        let Window { first, end, next } = *window;
+        let frame_len = u32::try_from(frame.len())?;
+        let alternate = match mode {
+            Mode::Keeping => 0,
+            Mode::Restoring { alternate } => alternate,
+        };
+        self.window()?.set(0, [first, end, next, frame_len, token_at(frame), alternate], 0)?;
+        let (words, _) = frame.as_chunks::<4>();
+        let words = words.first_chunk::<{ size_of::<Head>() / 4 }>().context("a longer frame")?;
+        let mut heads: Array<_, Head> = self.ebpf.map_mut("heads").context("no heads")?.try_into()?;
+        Ok(heads.set(0, words.map(u32::from_ne_bytes), 0)?)
+    }
+
+    /// Lets what [`Self::send`] sends be at least so long apart; 0 for as many as there can be.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn pace(&mut self, interval_ns: u64) -> Result<()> {
+        let mut pace: Array<_, [u64; 2]> = self.ebpf.map_mut("pace").context("no pace")?.try_into()?;
+        Ok(pace.set(0, [interval_ns, 0], 0)?)
+    }
+
+    /// Sends copies of a frame, each with the next token of the window, out of an interface of this thread's namespace: a
+    /// live test run, without skbs. The interface needs an XDP program itself.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn send(&mut self, ifindex: u32, frame: &[u8], frames: u32) -> Result<()> {
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, u32::try_from(frame.len())?, 0, ifindex, 0, 0].map(u32::to_ne_bytes);
+        self.program("send")?.test_run(TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(context.as_flattened()),
+            repeat: frames,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::default()
+        })?;
+        Ok(())
+    }
+
+    /// One of its programs.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn program(&mut self, name: &str) -> Result<&mut Xdp> {
+        let program = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+        Ok(program.try_into()?)
+    }
+
+    fn window(&mut self) -> Result<Array<&mut aya::maps::MapData, [u32; 6]>> {
+        Ok(self.ebpf.map_mut("window").context("no window")?.try_into()?)
+    }
+}
+
+/// Where the token is in a frame without IP options and extension headers.
+fn token_at(frame: &[u8]) -> u32 {
+    let ether_type = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let tags = (0..2).take_while(|tags| [TAG_8021Q, TAG_8021AD].contains(&ether_type(12 + 4 * tags))).count();
+    let ip_at = ETHERNET_LEN + TAG_LEN * tags;
+    let ip_len = if ether_type(ip_at - 2) == ETHER_TYPE_IPV6 { IPV6_LEN } else { IPV4_LEN };
+    (ip_at + ip_len + UDP_LEN) as u32
+}

@@ -1,0 +1,68 @@
+//! Legitimate traffic under floods of junk: what arrives, and how long it takes. `lb_tests::tools::spike` says how.
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use lb_tests::{
+    testbed::leftovers::{self, Run},
+    tools::{
+        options,
+        spike::{Bench, COMPARED, Effort, Junk, MODERATE, Report},
+    },
+};
+
+const FULL: Effort = Effort { quiet: Duration::from_secs(1), flood: Duration::from_secs(3), rounds: 5 };
+const QUICK: Effort =
+    Effort { quiet: Duration::from_millis(300), flood: Duration::from_millis(700), rounds: 1 };
+
+/// Floods Tollgate and a program that does nothing, and measures what clients notice.
+#[derive(Parser)]
+#[command(name = "cargo xtask spike")]
+struct Arguments {
+    #[command(flatten)]
+    options: options::Spike,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse().options) {
+        Ok(code) => code,
+        Err(error) => {
+            leftovers::hold_if_interrupted();
+            eprintln!("spike: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &options::Spike) -> Result<ExitCode> {
+    let names = Run::start("tgspike")?;
+    let effort = if options.quick { QUICK } else { FULL };
+    let mut bench = Bench::new(names.prefix(), options.seed)?;
+    let mut report = Report::default();
+    for junk in Junk::ALL {
+        eprintln!("spike: {}", junk.name());
+        report.moderate.push(bench.at_tollgate(junk, Some(MODERATE), effort)?);
+        let compared = COMPARED.contains(&junk);
+        for _ in 0..if compared { effort.rounds } else { 1 } {
+            report.all_out.push(bench.at_tollgate(junk, None, effort)?);
+            if compared {
+                report.empty.push(bench.at_empty(junk, None, effort)?);
+            }
+        }
+    }
+    println!("{}", report.tables());
+    if let Some(path) = &options.json {
+        write(path, &report)?;
+    }
+    let missed = report.missed();
+    for goal in &missed {
+        println!("missed: {goal}");
+    }
+    Ok(if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn write(path: &Path, report: &Report) -> Result<()> {
+    let text = serde_json::to_string_pretty(&report.json())?;
+    std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,233 @@
+//! Spikes: legitimate traffic at a steady rate, and beside it floods of junk at the highest rate the machine can make.
+//!
+//! ```text
+//!              sending CPU                     veth pair                     receiving CPU
+//!  flood: live frames, one thread ──┐   spike1 ────────── spike0   ┌── 1 application, a UDP socket
+//!  clients: UDP sockets, 10,000/s ──┴──▶     ring of 256 frames ───┴── 2 the receiving thread: XDP, then the stack
+//! ```
+//!
+//! The node is Tollgate, the real daemon with a service of its own host (`local`); for comparison it is a program that does
+//! nothing but drop frames from the flood's source address, and lets everybody else pass: the least that a filter can do.
+//! Both run on pairs of their own, in turns, under the same floods: the sender is what limits their rate, not the node.
+//!
+//! The veth's ring stands for a network card's: what finds no room in it is lost before any program has seen it. A machine is
+//! saturated while frames of the flood are lost there. The receiving thread comes before all other work of its CPU, as a
+//! network card's interrupts do, and only the application before it. Clients come before the flood on their CPU, for they
+//! stand for other hosts than the flood's.
+
+mod clients;
+mod flood;
+mod junk;
+mod pair;
+mod report;
+
+use std::{collections::BTreeMap, panic::resume_unwind, thread, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lb_common::token::Header;
+use nix::{errno::Errno, libc, unistd::Pid};
+
+pub use self::{
+    clients::Delivery,
+    flood::Sent,
+    junk::Junk,
+    report::{COMPARED, Missed, Report, lost_unsaturated},
+};
+use self::{
+    clients::{Clients, Stage},
+    flood::{EmptyProgram, Flooder},
+    pair::{NODE, Pair},
+};
+use crate::{
+    model::packet::Family,
+    testbed::{
+        daemon::{Daemon, Place, counters, service},
+        issuer::Issuer,
+    },
+};
+
+/// Seconds that a token lives.
+const TTL: u32 = 300;
+/// Real-time priorities, the highest first: the application reads what the kernel has stamped already.
+const APPLICATION: i32 = 60;
+const CLIENTS: i32 = 50;
+const RECEIVING: i32 = 40;
+
+/// Packets that are none of the flood's: the first of those that are replayed, and what the hosts' own kernels send.
+const FEW: u64 = 20;
+/// Frames in a second that any machine takes; fewer come, for nothing is sent while a live run starts.
+pub const MODERATE: u32 = 200_000;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// How long there is no flood, before and after each.
+    pub quiet: Duration,
+    /// How long there is one.
+    pub flood: Duration,
+    /// How often each of the goals' floods is compared with the empty program.
+    pub rounds: usize,
+}
+
+/// Who works where.
+#[derive(Clone, Copy, Debug)]
+pub struct Cpus {
+    /// Clients and floods.
+    pub sending: usize,
+    /// The node.
+    pub receiving: usize,
+}
+
+/// A flood and what came through beside it.
+#[derive(Clone, Debug)]
+pub struct Spike {
+    /// What of.
+    pub junk: Junk,
+    /// What was sent.
+    pub flood: Sent,
+    /// Frames of it that came to the node's program.
+    pub judged: u64,
+    /// Legitimate packets before, during and after it.
+    pub deliveries: [Delivery; 3],
+}
+
+impl Spike {
+    /// Frames of the flood that found no room on the wire.
+    pub const fn overflowed(&self) -> u64 {
+        self.flood.frames.saturating_sub(self.judged)
+    }
+
+    /// Whether the node could not receive all that came.
+    pub const fn is_saturated(&self) -> bool {
+        self.overflowed() > 0
+    }
+}
+
+/// A node with Tollgate, and one with the program that drops floods.
+pub struct Bench {
+    cpus: Cpus,
+    tollgate: Pair,
+    empty: Pair,
+    issuer: Issuer,
+    place: Place,
+    random: fastrand::Rng,
+    // Before the pairs, for they end with their namespaces.
+    _empty: EmptyProgram,
+    _daemon: Daemon,
+}
+
+impl Bench {
+    /// Makes both. Names of namespaces, files and pins begin with `prefix`.
+    ///
+    /// # Errors
+    /// If something cannot be made or started, or there is one CPU only.
+    pub fn new(prefix: &str, seed: u64) -> Result<Self> {
+        let online = aya::util::online_cpus().map_err(|(file, error)| anyhow::anyhow!("{file}: {error}"))?;
+        // Interrupts tend to come to the first.
+        let [receiving, .., sending] = online[..] else {
+            bail!("there is one CPU: sender and receiver need one each");
+        };
+        let cpus = Cpus { sending: sending as usize, receiving: receiving as usize };
+        let (tollgate, empty) = (Pair::new(&format!("{prefix}-t"))?, Pair::new(&format!("{prefix}-e"))?);
+        let place = Place::new(prefix)?;
+        let fields = "forward = \"local\"\nstrip = false\nkey_rotation = \"off\"\naccept = [\"bearer\", \"proof\"]\n\
+                      rate = { \"0\" = \"2000/s\" }\nmax_sources = 2";
+        place.configure_on(&[NODE], &service(Family::V4, fields, &[]))?;
+        let daemon = Daemon::start(&place, &tollgate.node)?;
+        let empty_program = EmptyProgram::attach(&empty)?;
+        tollgate.receive_on(cpus.receiving)?;
+        empty.receive_on(cpus.receiving)?;
+        let issuer = Issuer::new(&place, &tollgate.node, "game")?;
+        let random = fastrand::Rng::with_seed(seed);
+        Ok(Self { cpus, tollgate, empty, issuer, place, random, _empty: empty_program, _daemon: daemon })
+    }
+
+    /// A flood of junk at Tollgate. Every frame that comes to the program must be counted as what it is.
+    ///
+    /// # Errors
+    /// If something fails, or is counted as anything else.
+    pub fn at_tollgate(&mut self, junk: Junk, rate: Option<u32>, effort: Effort) -> Result<Spike> {
+        let mut clients = Clients::new(&self.issuer);
+        let tokens = junk.tokens(&self.issuer, clients.a_proof_token(), &mut self.random);
+        let before = self.counted()?;
+        let spike = spike(&self.tollgate, self.cpus, &mut clients, junk, &tokens, rate, effort)?;
+        let after = self.counted()?;
+        let moved = |name: &str| {
+            after.get(name).copied().unwrap_or_default() - before.get(name).copied().unwrap_or_default()
+        };
+        let refused: u64 = junk.reasons().iter().map(|reason| moved(reason.name())).sum();
+        let others: Vec<_> = after
+            .keys()
+            .filter(|name| moved(name) > 0 && *name != "forwarded")
+            .filter(|name| junk.reasons().iter().all(|reason| reason.name() != *name))
+            .collect();
+        ensure!(
+            others.is_empty() && spike.judged.abs_diff(refused) <= FEW,
+            "of {} frames {refused} are counted as {}; also counted: {others:?}",
+            spike.judged,
+            junk.name()
+        );
+        Ok(spike)
+    }
+
+    /// The same flood at the program that drops it.
+    ///
+    /// # Errors
+    /// If something fails.
+    pub fn at_empty(&mut self, junk: Junk, rate: Option<u32>, effort: Effort) -> Result<Spike> {
+        let mut clients = Clients::new(&self.issuer);
+        let tokens = junk.tokens(&self.issuer, clients.a_proof_token(), &mut self.random);
+        spike(&self.empty, self.cpus, &mut clients, junk, &tokens, rate, effort)
+    }
+
+    fn counted(&self) -> Result<BTreeMap<String, u64>> {
+        counters(&self.place, &self.tollgate.node, "game")
+    }
+}
+
+fn spike(
+    pair: &Pair,
+    cpus: Cpus,
+    clients: &mut Clients,
+    junk: Junk,
+    tokens: &[Header],
+    rate: Option<u32>,
+    effort: Effort,
+) -> Result<Spike> {
+    let mut flooder = Flooder::new(pair, cpus)?;
+    let stage = Stage::default();
+    let received_before = pair.received()?;
+    thread::scope(|scope| {
+        let receiving = scope.spawn(|| clients::receive(pair, &stage, cpus, 3));
+        stage.wait_for_the_application()?;
+        let sending = scope.spawn(|| clients.send(pair, &stage, cpus, 3));
+        thread::sleep(effort.quiet);
+        stage.next();
+        let flood = flooder.run(&junk.frame(), tokens, rate, effort.flood);
+        stage.next();
+        thread::sleep(effort.quiet);
+        stage.end();
+        let sent = sending.join().unwrap_or_else(|panic| resume_unwind(panic)).context("the clients")?;
+        let took =
+            receiving.join().unwrap_or_else(|panic| resume_unwind(panic)).context("the application")?;
+        let all = sent.into_iter().zip(took).map(|(sent, took)| Delivery::of(sent, took));
+        let deliveries: Vec<_> = all.collect::<Result<_>>()?;
+        let legitimate: u64 = deliveries.iter().map(|delivery| delivery.took.len() as u64).sum();
+        Ok(Spike {
+            junk,
+            flood: flood.context("the flood")?,
+            judged: pair.received()? - received_before - legitimate,
+            deliveries: deliveries.try_into().map_err(|_| anyhow::anyhow!("three phases"))?,
+        })
+    })
+}
+
+/// Lets a thread come before all that have no real-time priority, or a lower one. 0 is the calling thread.
+fn realtime(thread: Pid, priority: i32) -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: the kernel reads the parameters, which outlive the call.
+    let result =
+        unsafe { libc::sched_setscheduler(thread.as_raw(), libc::SCHED_FIFO, &raw const parameters) };
+    Errno::result(result).context("the kernel gives no real-time priority\ntry: as root")?;
+    Ok(())
+}
