@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
     model::tunnel::{BACKEND_MAC, Kind, Tunnel, datagram},
     testbed::{
-        leftovers::Run,
+        cleanup::Run,
         netns::{Namespace, run},
     },
 };

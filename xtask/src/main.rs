@@ -16,6 +16,7 @@ mod command;
 mod demo;
 mod fuzz;
 mod kernels;
+mod load_test;
 mod log;
 mod mutants;
 #[path = "../../tests/src/tools/options.rs"]
@@ -24,7 +25,6 @@ mod preconditions;
 mod report;
 mod run;
 mod setup;
-mod spike;
 mod test;
 mod toolchain;
 
@@ -114,7 +114,7 @@ fn run(command: Subcommands) -> Result<()> {
         Subcommands::Test(shown) => test::run(shown.verbose),
         Subcommands::Demo(_) => demo::run(),
         Subcommands::Bench(_) => bench::run(),
-        Subcommands::Spike(_) => spike::run(),
+        Subcommands::Spike(_) => load_test::run(),
         Subcommands::Check(shown) => check::run(shown.verbose),
         Subcommands::Fuzz(options) => fuzz::run(&options),
         Subcommands::Mutants(options) => mutants::run(&options),

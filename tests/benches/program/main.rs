@@ -18,11 +18,11 @@
 //! **What this is not.** The packet is in the first-level cache, the driver's part is missing, and nobody else wants the
 //! CPU's caches. Absolute numbers belong to the machine; compare within one run.
 
+mod forwarding;
 mod proofs;
 mod report;
 mod rows;
 mod veth;
-mod ways;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;

@@ -12,8 +12,8 @@ use lb_common::{
     },
 };
 use lb_tests::model::{
+    fixture::{self, Key},
     packet::Packet,
-    world::{self, Key},
 };
 
 const NUMBER: u16 = 200;
@@ -28,14 +28,14 @@ pub struct Proofs {
 
 /// Where the service is reached.
 pub fn at() -> SocketAddr {
-    let mut at = world::SERVICE;
+    let mut at = fixture::SERVICE;
     at.set_port(10_000 + NUMBER);
     at
 }
 
 /// It.
 pub fn service() -> Service {
-    Service { id: 2000, index: NUMBER.into(), accept: ACCEPT_PROOF, flags: 0, ..world::service() }
+    Service { id: 2000, index: NUMBER.into(), accept: ACCEPT_PROOF, flags: 0, ..fixture::service() }
 }
 
 /// Its key.
@@ -45,14 +45,14 @@ pub fn key() -> Key {
 
 /// Its backend.
 pub fn backend() -> Backend {
-    Backend { service_index: NUMBER, counter: 300, ..world::backend(99) }
+    Backend { service_index: NUMBER, counter: 300, ..fixture::backend(99) }
 }
 
 impl Proofs {
     /// Of a session with this id.
     pub fn of(session_id: u64) -> Self {
-        let claims = Claims { service_id: service().id, session_id, ..world::grant().claims };
-        let grant = Grant { claims, nonce: session_id.to_be_bytes(), ..world::grant() };
+        let claims = Claims { service_id: service().id, session_id, ..fixture::grant().claims };
+        let grant = Grant { claims, nonce: session_id.to_be_bytes(), ..fixture::grant() };
         Self { token: grant.proof(key().id, &key().derived), next: 0 }
     }
 

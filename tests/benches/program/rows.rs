@@ -17,17 +17,16 @@ use lb_common::{
 };
 use lb_tests::{
     model::{
+        fixture::{self, SERVICE_INDEX, World},
         packet::Packet,
         program::{Counts, Program},
-        world::{self, SERVICE_INDEX, World},
     },
     tools::replay::{Mode, Replay, Window},
 };
 
 use crate::{
-    Effort, Programs,
+    Effort, Programs, forwarding,
     proofs::{self, Proofs},
-    ways,
 };
 
 /// Tokens that are in the large cache.
@@ -82,7 +81,7 @@ pub const fn tokens_len(effort: &Effort) -> u32 {
 const PROOFS: u32 = 20_000;
 
 const fn proofs_at(effort: &Effort) -> u32 {
-    LIVE + new_tokens(effort) + ways::COUNT
+    LIVE + new_tokens(effort) + forwarding::COUNT
 }
 
 const fn new_tokens(effort: &Effort) -> u32 {
@@ -118,9 +117,9 @@ pub fn measure(programs: &mut Programs, replay: &mut Replay, effort: &Effort) ->
 
 /// The default service leaves tokens on and sends by l2; beside it stands one for each other way.
 fn world() -> World {
-    let plain = Service { flags: 0, ..world::service() };
+    let plain = Service { flags: 0, ..fixture::service() };
     let mut world = World::with_service(plain);
-    for way in ways::all() {
+    for way in forwarding::all() {
         world.services.push((way.at(), way.service()));
         world.keys.push(way.key().held(way.service().id));
         world.backends.push(way.backend());
@@ -135,9 +134,9 @@ fn world() -> World {
 fn fill(programs: &mut Programs, replay: &mut Replay, effort: &Effort) -> Result<()> {
     eprintln!("bench: signing {} tokens", LIVE + new_tokens(effort));
     let mut tokens: Vec<Header> =
-        (0..u64::from(LIVE + new_tokens(effort))).map(world::token_number).collect();
+        (0..u64::from(LIVE + new_tokens(effort))).map(fixture::token_number).collect();
     replay.write(0, &tokens)?;
-    let of_ways: Vec<_> = ways::all().iter().map(ways::Way::token).collect();
+    let of_ways: Vec<_> = forwarding::all().iter().map(forwarding::Way::token).collect();
     replay.write(LIVE + new_tokens(effort), &of_ways)?;
 
     let frame = frame(&Packet::default());
@@ -178,7 +177,7 @@ fn plans(programs: &mut Programs, effort: &Effort) -> Result<Vec<Plan>> {
     let elsewhere = Packet { to: packet_elsewhere(), ..Packet::default() };
     let mut no_token = Packet::default();
     no_token.payload[0] ^= 1;
-    let expired = world::key().bearer(&Grant { issued_at: 1, expires_at: 2, ..world::grant() });
+    let expired = fixture::key().bearer(&Grant { issued_at: 1, expires_at: 2, ..fixture::grant() });
     let changed = |byte: usize| {
         let mut packet = Packet::default();
         packet.payload[byte] ^= 1;
@@ -197,7 +196,7 @@ fn plans(programs: &mut Programs, effort: &Effort) -> Result<Vec<Plan>> {
             hmacs: true,
             ..one("bad_full_tag", None, &Packet::with_token(&with_wrong_full_tag()), Reason::BadFullTag)
         },
-        one("cached_l2", None, &Packet::with_token(&world::token_number(0)), Reason::Forwarded),
+        one("cached_l2", None, &Packet::with_token(&fixture::token_number(0)), Reason::Forwarded),
         Plan {
             repeat: effort.first_packets,
             hmacs: true,
@@ -211,7 +210,7 @@ fn plans(programs: &mut Programs, effort: &Effort) -> Result<Vec<Plan>> {
         ..one(name, (len == 1000).then_some(120), &Packet::default(), Reason::Forwarded)
     }));
     plans.extend(proof_plans(effort, one));
-    for (way, place) in ways::all().iter().zip(LIVE + new_tokens(effort)..) {
+    for (way, place) in forwarding::all().iter().zip(LIVE + new_tokens(effort)..) {
         let window = || Window::new(place..place + 1);
         let (packet, reason) = way.packet(&programs.usual)?;
         let changes = way.changes_headers().then(|| Replayed {
@@ -262,8 +261,8 @@ fn proof_plans(
 
 /// What somebody can make who holds the fast key alone.
 fn with_wrong_full_tag() -> Header {
-    let key = world::key().derived;
-    let mut words = world::token().words();
+    let key = fixture::key().derived;
+    let mut words = fixture::token().words();
     words[7] ^= 1;
     words[5] = tags::fast(key.fast, &Header::again(words), &Binding::default());
     Header::again(words)

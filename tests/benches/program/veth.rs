@@ -15,11 +15,11 @@ use aya_obj::programs::XdpAttachType;
 use lb_common::{backend::Backend, maps::PROGRAM, reason::Reason, token::Header};
 use lb_tests::{
     model::{
+        fixture::{self, SERVICE_INDEX, World},
         packet::Packet,
         program::Program,
-        world::{self, SERVICE_INDEX, World},
     },
-    testbed::napi,
+    testbed::receive_thread,
     tools::replay::{Replay, Window},
 };
 use nix::{
@@ -75,9 +75,9 @@ fn in_own_namespace(
     receiver_cpu: usize,
 ) -> Result<Vec<Rate>> {
     let receiver = make_pair()?;
-    let backends = (1..=3).map(|id| Backend { ifindex: receiver, ..world::backend(id) }).collect();
+    let backends = (1..=3).map(|id| Backend { ifindex: receiver, ..fixture::backend(id) }).collect();
     let packet = Packet::default();
-    let macs = world::accepting_on(receiver, &[world::BALANCER_MAC], false);
+    let macs = fixture::accepting_on(receiver, &[fixture::BALANCER_MAC], false);
     program.enter(&World { macs, backends, ..World::default() })?;
     replay.write(0, &mix())?;
     replay.open(&Window::new(0..MIX.0), &packet.bytes())?;
@@ -87,7 +87,7 @@ fn in_own_namespace(
     let (mut rates, mut empty_rates, mut empty_sent) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..effort.samples.div_ceil(3) {
         let link = replay.program("discard")?.attach(RECEIVER, XdpMode::Driver)?;
-        napi::poll_on(RECEIVER, receiver_cpu)?;
+        receive_thread::poll_on(RECEIVER, receiver_cpu)?;
         let empty = Traffic::send(replay, &packet, duration)?;
         replay.program("discard")?.detach(link)?;
         empty_rates.push(empty.per_second(empty.received));
@@ -117,7 +117,7 @@ fn through_tollgate(
     // Detached when it is dropped.
     let mut tollgate = Xdp::from_program_info(info, PROGRAM.into(), XdpAttachType::Interface)?;
     tollgate.attach(RECEIVER, XdpMode::Driver)?;
-    napi::poll_on(RECEIVER, receiver_cpu)?;
+    receive_thread::poll_on(RECEIVER, receiver_cpu)?;
     let before = program.counts()?;
     let traffic = Traffic::send(replay, packet, duration)?;
     let moved = program.counts()?.since(&before).reasons;
@@ -136,7 +136,7 @@ fn through_tollgate(
 /// Nine forged tokens to every valid one, in random order.
 fn mix() -> Vec<Header> {
     let (len, valid) = MIX;
-    let mut tokens: Vec<Header> = (0..u64::from(len)).map(world::token_number).collect();
+    let mut tokens: Vec<Header> = (0..u64::from(len)).map(fixture::token_number).collect();
     for forged in &mut tokens[valid as usize..] {
         let mut words = forged.words();
         words[5] ^= 1;
@@ -149,7 +149,7 @@ fn mix() -> Vec<Header> {
 /// A veth pair in a new namespace. Returns the receiver's index.
 fn make_pair() -> Result<u32> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace\ntry: as root")?;
-    napi::own_sysfs()?;
+    receive_thread::own_sysfs()?;
     for arguments in [
         format!("link add {SENDER} type veth peer name {RECEIVER}"),
         // No packets of the kernel's own.

@@ -16,8 +16,8 @@ use tollgate::{
 };
 
 use crate::model::{
+    fixture::{self, NOW},
     oracle::token::{Keys, Token},
-    world::{self, NOW},
 };
 
 /// The default key's secret.
@@ -26,7 +26,7 @@ const MASTER: [u8; 32] = [7; 32];
 /// Any payload of a datagram.
 pub fn check(bytes: &[u8]) {
     let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0xaaaa, 0xbbbb, 1, 2, 3, 4);
-    for from in [world::CLIENT, SocketAddr::new(v6.into(), 40_000)] {
+    for from in [fixture::CLIENT, SocketAddr::new(v6.into(), 40_000)] {
         for service in services() {
             judge(bytes, &service, from);
             if let Some(signed) = sign(bytes, from) {
@@ -38,14 +38,14 @@ pub fn check(bytes: &[u8]) {
 
 /// One that takes all tokens, and one that takes few.
 fn services() -> [Service; 2] {
-    let all = Service { accept: ACCEPT_BEARER | ACCEPT_PROOF, ..world::service() };
-    let few = Service { bind: BIND_REQUIRED, max_ttl: 60, revoked_before: NOW - 5, ..world::service() };
+    let all = Service { accept: ACCEPT_BEARER | ACCEPT_PROOF, ..fixture::service() };
+    let few = Service { bind: BIND_REQUIRED, max_ttl: 60, revoked_before: NOW - 5, ..fixture::service() };
     [all, few]
 }
 
 fn judge(payload: &[u8], service: &Service, from: SocketAddr) {
     let now_ns = u64::from(NOW) * lb_common::live::SECOND_NS;
-    let key = world::key().slot(service.id);
+    let key = fixture::key().slot(service.id);
     let slot = |slot| if KeyId(key.key_id).slot() == slot { key } else { Default::default() };
     let ours = verify(payload, &Source::new(from.ip(), from.port()), service, slot, now_ns);
     let expected = by_the_oracle(payload, service, from, now_ns);
@@ -54,7 +54,7 @@ fn judge(payload: &[u8], service: &Service, from: SocketAddr) {
 }
 
 fn by_the_oracle(payload: &[u8], service: &Service, from: SocketAddr, now_ns: u64) -> Result<Claims, Reason> {
-    let key_id = world::key().id.0;
+    let key_id = fixture::key().id.0;
     let keys = Keys::derive(&MASTER, key_id);
     let token = Token::parse(payload)?;
     token.allowed(service)?;
@@ -80,7 +80,7 @@ fn inspected(payload: &[u8], service: &Service, from: SocketAddr, expected: Resu
     let request =
         InspectRequest { token: hex::encode(payload), from: Some(from.ip()), from_port: Some(from.port()) };
     let exported = ExportedKey {
-        key_id: world::key().id.0,
+        key_id: fixture::key().id.0,
         state: KeyState::Active,
         master: MasterKey::from_bytes(MASTER),
         not_after: u32::MAX.into(),
@@ -96,7 +96,7 @@ fn inspected(payload: &[u8], service: &Service, from: SocketAddr, expected: Resu
 
 /// The same under the default key: what only its holder can make, and no fuzzer finds.
 fn sign(payload: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
-    let key = world::key();
+    let key = fixture::key();
     let (head, data) = payload.split_first_chunk::<{ header::LEN }>()?;
     let mut bytes = *head;
     bytes[4..8].copy_from_slice(&key.id.0.to_be_bytes());
@@ -139,7 +139,7 @@ mod tests {
         ] {
             let case = std::fs::read(super::super::corpus().join("token").join(name)).expect(name);
             let now_ns = u64::from(NOW) * lb_common::live::SECOND_NS;
-            let found = by_the_oracle(&case, &services()[0], world::CLIENT, now_ns);
+            let found = by_the_oracle(&case, &services()[0], fixture::CLIENT, now_ns);
             assert_eq!(found.map(drop), expected, "{name}");
         }
     }

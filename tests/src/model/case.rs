@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::{backend::Backend, reason::Reason};
 
 use crate::model::{
+    fixture::{LOOPBACK, SERVICE_INDEX, World},
     packet::{Family, Packet},
     program::{Counts, Outcome, Program, Verdict},
-    world::{LOOPBACK, SERVICE_INDEX, World},
 };
 
 /// A packet, the world it comes into, and what is to become of it.

@@ -30,8 +30,8 @@ use nix::time::{ClockId, clock_getres};
 use tollgate::datapath::{Datapath, DatapathError, Options, TableSet, embedded_object};
 
 use crate::model::{
+    fixture::{self, HeldKey, World},
     packet::ETHERNET_LEN,
-    world::{self, HeldKey, World},
 };
 
 /// What a frame's first buffer holds in a test run at most: a page without what the kernel keeps before and behind it.
@@ -280,7 +280,7 @@ impl Program {
         // Any device will do: in a test run nothing is sent.
         interfaces
             .iter()
-            .try_for_each(|ifindex| Ok(self.egress.insert(*ifindex, world::LOOPBACK, None, 0)?))
+            .try_for_each(|ifindex| Ok(self.egress.insert(*ifindex, fixture::LOOPBACK, None, 0)?))
     }
 
     fn write_flows(&mut self, flows: &[(SocketAddr, u32, Admission)]) -> Result<()> {
@@ -290,7 +290,7 @@ impl Program {
         there.iter().try_for_each(|key| map.remove(key))?;
         for (client, service, admission) in flows {
             let key = FlowKey {
-                client_be: world::address_be(client.ip()),
+                client_be: fixture::address_be(client.ip()),
                 client_port_be: client.port().to_be(),
                 service_index: u16::try_from(*service)?,
             };
@@ -419,7 +419,12 @@ pub fn run_once(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
 
 /// The daemon's defaults, but with a small token cache and without waiting for packets that nobody sends.
 pub fn small() -> Options {
-    Options { sessions: 4096, grace: Duration::ZERO, nat_ports: Some(world::NAT_PORTS), ..Options::default() }
+    Options {
+        sessions: 4096,
+        grace: Duration::ZERO,
+        nat_ports: Some(fixture::NAT_PORTS),
+        ..Options::default()
+    }
 }
 
 /// A map of the program by its name, to look behind the daemon's back.

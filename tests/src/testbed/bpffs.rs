@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::testbed::leftovers;
+use crate::testbed::cleanup;
 
 /// Files that the kernel puts into every BPF file system and lets nobody remove (`populate_bpffs`).
 const ITERATORS: [&str; 2] = ["maps.debug", "progs.debug"];
@@ -46,7 +46,7 @@ impl Drop for Bpffs {
             fs::remove_dir(&self.0).with_context(|| format!("cannot remove {}", self.0.display()))
         });
         if let Err(error) = removed
-            && !leftovers::interrupted()
+            && !cleanup::interrupted()
         {
             eprintln!("{} is left behind: {error:#}", self.0.display());
         }

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use crate::testbed::{
     bpffs::Bpffs,
-    leftovers::{self, FILES},
+    cleanup::{self, FILES},
     netns::Namespace,
     topology::{Family, INTERFACE},
 };
@@ -49,7 +49,7 @@ impl Place {
     /// # Errors
     /// If no directory can be made, as where there is one of this name.
     pub fn new(name: &str) -> Result<Self> {
-        leftovers::hold_if_interrupted();
+        cleanup::hold_if_interrupted();
         let directory = Path::new(FILES).join(name);
         let (bpf, user) = (directory.join("pins"), env::var("TOLLGATE_USER").ok());
         let mut place = Self { directory, bpffs: bpf.join("tollgate"), mounted: None, user };
@@ -141,7 +141,7 @@ impl Drop for Place {
         self.mounted = None;
         if let Err(error) = fs::remove_dir_all(&self.directory)
             && error.kind() != ErrorKind::NotFound
-            && !leftovers::interrupted()
+            && !cleanup::interrupted()
         {
             eprintln!("{} is left behind: {error}", self.directory.display());
         }
@@ -183,7 +183,7 @@ impl Daemon {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn_as(place: &Place, mut command: Command) -> Result<Self> {
-        leftovers::hold_if_interrupted();
+        cleanup::hold_if_interrupted();
         let log = place.path("log");
         let to = || fs::OpenOptions::new().create(true).append(true).open(&log);
         let (out, err) = (to()?, to()?);

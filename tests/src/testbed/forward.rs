@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::testbed::{
+    cleanup,
     daemon::{Place, said, wait_for},
-    leftovers,
     netns::Namespace,
     topology::{Family, INTERFACE, Topology},
 };
@@ -100,7 +100,7 @@ impl Decap {
     /// # Errors
     /// If it does not start; with what it said.
     pub fn start(place: &Place, host: &Namespace, from: &str) -> Result<Self> {
-        leftovers::hold_if_interrupted();
+        cleanup::hold_if_interrupted();
         let log = place.path(&format!("decap-{}", host.name()));
         let (out, err) = (File::create(&log)?, File::options().append(true).open(&log)?);
         let mut command = place.tollgate(host, &["decap", "-i", INTERFACE, "--from", from])?;

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 
-use crate::testbed::leftovers::{self, NAMESPACES};
+use crate::testbed::cleanup::{self, NAMESPACES};
 
 /// In the environment: sysctls that new namespaces have before the harness sets its own, as `NAME=VALUE NAME=VALUE`. They stand for a host
 /// with these settings; its own are never written.
@@ -54,7 +54,7 @@ impl Namespace {
     /// # Errors
     /// If `ip` fails, as where there is one of this name.
     pub fn new(name: &str) -> Result<Self> {
-        leftovers::hold_if_interrupted();
+        cleanup::hold_if_interrupted();
         run(Command::new("ip").args(["netns", "add", name]))?;
         let namespace = Self { name: name.to_owned() };
         namespace.reset()?;
@@ -141,7 +141,7 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         if let Err(error) = run(Command::new("ip").args(["netns", "delete", &self.name]))
-            && !leftovers::interrupted()
+            && !cleanup::interrupted()
         {
             eprintln!("network namespace {} is left behind: {error:#}", self.name);
         }

@@ -45,8 +45,8 @@ pub use self::plan::{Network, PORT, Plan, Way};
 pub use crate::model::packet::Family;
 use crate::testbed::{
     bpffs::Bpffs,
+    cleanup::FILES,
     daemon::wait_for,
-    leftovers::FILES,
     netns::{Namespace, run},
     vlan::Tagger,
 };

@@ -15,7 +15,7 @@ use lb_tests::testbed::{
 use nix::unistd::Group;
 use tollgate::api::{access::Access, server};
 
-use crate::lab::{L2, Lab};
+use crate::testbed::{L2, Lab};
 
 const READERS: &str = "users";
 const ADMINS: &str = "staff";

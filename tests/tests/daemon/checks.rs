@@ -12,7 +12,7 @@ use lb_tests::testbed::{
 };
 use serde_json::Value;
 
-use crate::lab::{L2, Lab, over_both, receive};
+use crate::testbed::{L2, Lab, over_both, receive};
 
 over_both!(
     an_address_that_no_interface_has,

@@ -10,11 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::testbed::{
+    cleanup::{FILES, NAMESPACES, Run},
     daemon::wait_for,
-    leftovers::{FILES, NAMESPACES, Run},
 };
 
-use crate::lab::{L2, Lab};
+use crate::testbed::{L2, Lab};
 
 /// Files, namespaces and mounts whose names begin so.
 fn there_is(name: &str) -> Result<Vec<String>> {

@@ -14,7 +14,7 @@ use lb_tests::testbed::{
     topology::Family,
 };
 
-use crate::lab::{L2, Lab, TTL, over_both};
+use crate::testbed::{L2, Lab, TTL, over_both};
 
 over_both!(
     a_clock_that_was_set_back_brings_no_token_back,

@@ -9,7 +9,7 @@ use lb_tests::testbed::{
     topology::{Family, Network},
 };
 
-use crate::lab::{L2, Lab, minted_header, over_both};
+use crate::testbed::{L2, Lab, minted_header, over_both};
 
 over_both!(minted_tokens_are_valid, tokens_without_a_daemon);
 

@@ -14,7 +14,7 @@ use lb_common::reason::Reason;
 use lb_tests::testbed::daemon::{http, said, wait_for};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 
-use crate::lab::{Flow, L2, Lab, Mounted};
+use crate::testbed::{Flow, L2, Lab, Mounted};
 
 /// Of the file system, bytes.
 const BLOCK: usize = 4096;

@@ -17,7 +17,7 @@ use lb_tests::testbed::{
 };
 use nix::{errno::Errno, libc};
 
-use crate::lab::{Lab, TTL, over_both};
+use crate::testbed::{Lab, TTL, over_both};
 
 over_both!(a_path_mtu, a_redirect);
 

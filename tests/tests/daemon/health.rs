@@ -16,7 +16,7 @@ use nix::sys::{
     },
 };
 
-use crate::lab::{L2, Lab};
+use crate::testbed::{L2, Lab};
 
 /// How long a probe waits.
 const SOON: Duration = Duration::from_secs(1);

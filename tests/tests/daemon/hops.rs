@@ -14,7 +14,7 @@ use lb_tests::testbed::{
 };
 use serde_json::{Value, json};
 
-use crate::lab::{L2, Lab, over_both};
+use crate::testbed::{L2, Lab, over_both};
 
 over_both!(
     a_router_with_another_card,

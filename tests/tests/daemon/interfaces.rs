@@ -10,7 +10,7 @@ use lb_tests::testbed::{
     topology::{Family, INTERFACE},
 };
 
-use crate::lab::{Flow, L2, Lab, over_both};
+use crate::testbed::{Flow, L2, Lab, over_both};
 
 over_both!(interfaces_that_stack, interfaces_that_come_to_stack, a_name_that_another_interface_takes);
 

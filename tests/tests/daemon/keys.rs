@@ -16,7 +16,7 @@ use lb_tests::testbed::{
 };
 use nix::{errno::Errno, libc};
 
-use crate::lab::{Flow, L2, Lab, over_both};
+use crate::testbed::{Flow, L2, Lab, over_both};
 
 over_both!(
     rotations_lose_nothing,

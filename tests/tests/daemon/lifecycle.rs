@@ -29,7 +29,7 @@ use nix::{
 
 use crate::{
     callers::says,
-    lab::{Flow, L2, Lab, TTL, over_both},
+    testbed::{Flow, L2, Lab, TTL, over_both},
 };
 
 over_both!(

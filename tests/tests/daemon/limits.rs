@@ -14,7 +14,7 @@ use lb_common::{
 use lb_tests::testbed::{daemon::wait_for, issuer::session, topology::Family};
 use serde_json::Value;
 
-use crate::lab::{L2, Lab, TTL, over_both};
+use crate::testbed::{L2, Lab, TTL, over_both};
 
 over_both!(a_session_has_the_rate_of_its_class, a_token_has_so_many_sources, proof_tokens_are_delivered_once,);
 

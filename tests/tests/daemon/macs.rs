@@ -12,7 +12,7 @@ use lb_tests::testbed::{
 };
 use serde_json::Value;
 
-use crate::lab::{L2, Lab, TTL, over_both, receive};
+use crate::testbed::{L2, Lab, TTL, over_both, receive};
 
 over_both!(a_flooded_frame_is_forwarded_once, an_address_that_changes, frames_for_all_reach_nobody);
 

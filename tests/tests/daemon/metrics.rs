@@ -14,7 +14,7 @@ use lb_tests::testbed::{
     topology::Family,
 };
 
-use crate::lab::{L2, Lab, over_both};
+use crate::testbed::{L2, Lab, over_both};
 
 over_both!(the_page_and_the_command_agree);
 

@@ -11,7 +11,7 @@ use lb_tests::testbed::{
 };
 use nix::{errno::Errno, libc};
 
-use crate::lab::{Lab, over_both, receive, set_option};
+use crate::testbed::{Lab, over_both, receive, set_option};
 
 over_both!(clients_learn_what_fits, backends_learn_what_fits);
 

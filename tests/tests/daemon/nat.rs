@@ -20,7 +20,7 @@ use lb_tests::{
 };
 use nix::{errno::Errno, libc};
 
-use crate::lab::{Lab, TTL, over_both, receive};
+use crate::testbed::{Lab, TTL, over_both, receive};
 
 over_both!(
     translations_outlive_the_daemon,

@@ -11,7 +11,7 @@ use lb_tests::testbed::{
     topology::{Family, Plan},
 };
 
-use crate::lab::{Lab, TTL, over_both, receive};
+use crate::testbed::{Lab, TTL, over_both, receive};
 
 over_both!(a_session_has_one_backend_whichever_balancer_it_meets);
 

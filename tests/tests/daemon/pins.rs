@@ -19,7 +19,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use crate::lab::{L2, Lab, Mounted, over_both};
+use crate::testbed::{L2, Lab, Mounted, over_both};
 
 over_both!(
     a_file_system_that_is_unmounted_and_mounted_again,

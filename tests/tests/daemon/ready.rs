@@ -8,7 +8,7 @@ use lb_tests::testbed::{
     topology::{Family, Network, PORT},
 };
 
-use crate::lab::{L2, Lab, over_both};
+use crate::testbed::{L2, Lab, over_both};
 
 over_both!(an_interface_that_is_down, a_node_that_delivers_one_service, a_node_that_delivers_nothing,);
 

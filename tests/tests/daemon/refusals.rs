@@ -12,7 +12,7 @@ use lb_tests::testbed::daemon::{Daemon, METRICS, Place, binary, said};
 use nix::net::if_::if_nametoindex;
 use tollgate::datapath::embedded_object;
 
-use crate::lab::{L2, Lab};
+use crate::testbed::{L2, Lab};
 
 /// Starts the daemon, which must end with status 1 and say all of these.
 fn refuses(lab: &Lab, parts: &[&str]) -> Result<()> {

@@ -23,7 +23,7 @@ use lb_tests::testbed::{
 
 use crate::{
     clock::change_live,
-    lab::{L2, Lab, TTL, over_both},
+    testbed::{L2, Lab, TTL, over_both},
 };
 
 over_both!(

@@ -22,7 +22,7 @@ use tollgate::{
     store::{self, Commit},
 };
 
-use crate::lab::{L2, Lab, over_both};
+use crate::testbed::{L2, Lab, over_both};
 
 over_both!(a_store_that_was_rolled_back, a_store_that_vanished);
 

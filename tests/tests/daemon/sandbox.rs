@@ -16,7 +16,7 @@ use lb_tests::testbed::{
     user::{self, NAME, STRANGER, become_user, statuses},
 };
 
-use crate::lab::{Flow, L2, Lab, Mounted, new_name, over_both};
+use crate::testbed::{Flow, L2, Lab, Mounted, new_name, over_both};
 
 over_both!(as_a_user_of_its_own, as_root);
 
@@ -196,7 +196,7 @@ fn with_three_capabilities_from_the_start() -> Result<()> {
     let daemon = start()?;
     is_confined(&daemon, uid.as_raw())?;
     let minted = ["--control", sock, "token", "mint", "--service", "game", "--session", "7"];
-    let token = crate::lab::minted_header(&serde_json::from_slice(
+    let token = crate::testbed::minted_header(&serde_json::from_slice(
         &lab.topology.balancer.command(&binary()?)?.args(minted).args(["-o", "json"]).output()?.stdout,
     )?)?;
     lab.delivered(&token)?;

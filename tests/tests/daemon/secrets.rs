@@ -18,7 +18,7 @@ use nix::{
 };
 use tollgate::keyring::Keyset;
 
-use crate::lab::{L2, Lab};
+use crate::testbed::{L2, Lab};
 
 const PROOF: &str = "forward = \"l2\"\nkey_rotation = \"off\"\naccept = [\"bearer\", \"proof\"]";
 

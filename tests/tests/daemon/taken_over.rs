@@ -21,7 +21,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::lab::{L2, Lab};
+use crate::testbed::{L2, Lab};
 
 /// A path of root's alone.
 fn secret(lab: &Lab) -> Result<CString> {

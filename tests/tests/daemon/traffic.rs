@@ -10,7 +10,7 @@ use lb_tests::testbed::{
     topology::{BACK_INTERFACE, Family, INTERFACE, Network, Plan, Way},
 };
 
-use crate::lab::{L2, Lab, TTL, over_both};
+use crate::testbed::{L2, Lab, TTL, over_both};
 
 over_both!(
     a_backend_that_goes_away_is_not_used,

@@ -13,10 +13,10 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both, check_all},
+    fixture::{self, Key, SERVICE_ID, SESSION, World},
     oracle::Model,
     packet::{APPLICATION_DATA, Family, Packet},
     program::{Program, Verdict, at_scale},
-    world::{self, Key, SERVICE_ID, SESSION, World},
 };
 
 use crate::{
@@ -47,7 +47,7 @@ fn valid_bearer() -> Packet {
 }
 
 fn valid_proof(seq: u32) -> Packet {
-    Packet::with_proof(&world::key().proof(&world::grant()), seq, TS)
+    Packet::with_proof(&fixture::key().proof(&fixture::grant()), seq, TS)
 }
 
 /// The default packet, whose token has the bytes of another from `at` on.
@@ -125,15 +125,15 @@ fn copied_tags_cost_no_hmac() -> Result<()> {
 }
 
 fn splice_cases() -> Vec<Case> {
-    let bearer = [1, 2].map(|number| Packet::with_token(&world::token_number(number)));
-    let proof = [1, 2].map(|number| Packet::with_proof(&world::proof_number(number), 7, TS));
+    let bearer = [1, 2].map(|number| Packet::with_token(&fixture::token_number(number)));
+    let proof = [1, 2].map(|number| Packet::with_proof(&fixture::proof_number(number), 7, TS));
     let mut retyped = bearer[0].clone();
     retyped.payload[1] = 0x12;
     let mut as_bearer = proof[0].clone();
     as_bearer.payload[1] = 0x11;
     let remembered = || {
         let [one, two] = &bearer;
-        let [three, four] = [1, 2].map(|number| Packet::with_proof(&world::proof_number(number), 6, TS));
+        let [three, four] = [1, 2].map(|number| Packet::with_proof(&fixture::proof_number(number), 6, TS));
         vec![
             forwarded("before", 1, one),
             forwarded("before", 2, two),
@@ -174,17 +174,17 @@ fn splice_cases() -> Vec<Case> {
 }
 
 fn key_cases() -> Vec<Case> {
-    let other_id = KeyId::new(world::key().id.slot() + 1, 3).expect("in range");
+    let other_id = KeyId::new(fixture::key().id.slot() + 1, 3).expect("in range");
     let of_other_service = Key::new([8; 32], other_id);
     let mut world = proof::world();
     world.keys.push(of_other_service.held(SERVICE_ID + 1));
     let case = |name, packet: &Packet, reason| Case::refused(name, world.clone(), packet, reason);
-    let here = world::grant();
-    let there = Grant { claims: Claims { service_id: SERVICE_ID + 1, ..here.claims }, ..world::grant() };
+    let here = fixture::grant();
+    let there = Grant { claims: Claims { service_id: SERVICE_ID + 1, ..here.claims }, ..fixture::grant() };
     let bearer = |key: &Key, grant: &Grant| Packet::with_token(&key.bearer(grant));
     let proof = |key: &Key, grant: &Grant| Packet::with_proof(&key.proof(grant), 1, TS);
     // The id of this service's key, and all else made with the other's.
-    let disguised = Key { id: world::key().id, ..of_other_service.clone() };
+    let disguised = Key { id: fixture::key().id, ..of_other_service.clone() };
     vec![
         case(
             "a token for this service by the key of another",
@@ -203,12 +203,12 @@ fn key_cases() -> Vec<Case> {
         ),
         case(
             "a token for another service by the key of this one",
-            &bearer(&world::key(), &there),
+            &bearer(&fixture::key(), &there),
             Reason::WrongService,
         ),
         case(
             "PROOF: a token for another service by the key of this one",
-            &proof(&world::key(), &there),
+            &proof(&fixture::key(), &there),
             Reason::WrongService,
         ),
         case(
@@ -229,13 +229,13 @@ fn key_cases() -> Vec<Case> {
 #[test]
 fn a_slot_that_was_given_away() -> Result<()> {
     let world = World { keys: vec![], ..proof::world() };
-    let bearer = |key: &Key| Packet::with_token(&key.bearer(&world::grant()));
-    let proof = |key: &Key, seq| Packet::with_proof(&key.proof(&world::grant()), seq, TS);
+    let bearer = |key: &Key| Packet::with_token(&key.bearer(&fixture::grant()));
+    let proof = |key: &Key, seq| Packet::with_proof(&key.proof(&fixture::grant()), seq, TS);
     let mut program = Program::load()?;
     program.enter(&world)?;
     for family in Family::BOTH {
         let key = |generation| {
-            let id = KeyId::new(world::key_id().slot() + family as u32, generation).expect("in range");
+            let id = KeyId::new(fixture::key_id().slot() + family as u32, generation).expect("in range");
             Key::new([generation as u8; 32], id)
         };
         let (old, new) = (key(5), key(6));
@@ -280,7 +280,7 @@ fn a_slot_that_was_given_away() -> Result<()> {
 fn a_token_from_everywhere() -> Result<()> {
     let mut program = Program::load()?;
     let others: Vec<Case> = (0..1000)
-        .map(|number| forwarded("another", number, &Packet::with_token(&world::token_number(number))))
+        .map(|number| forwarded("another", number, &Packet::with_token(&fixture::token_number(number))))
         .collect();
     check_all(&mut program, &others)?;
     let before = (program.hmacs()?, program.counts()?);
@@ -342,7 +342,7 @@ fn noise_behind_a_key_id() -> Result<()> {
             let mut bytes = [0; LEN];
             random.fill(&mut bytes);
             bytes[0] = MAGIC;
-            bytes[4..8].copy_from_slice(&world::key().id.0.to_be_bytes());
+            bytes[4..8].copy_from_slice(&fixture::key().id.0.to_be_bytes());
             // Half of them of a form that there is.
             if number % 2 == 0 {
                 bytes[1..4].copy_from_slice(

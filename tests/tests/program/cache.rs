@@ -12,9 +12,9 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, check_all},
+    fixture::{self, Key, SERVICE_ID, SESSION, World},
     packet::{self, Packet},
     program::{Program, pin_to_cpu, small},
-    world::{self, Key, SERVICE_ID, SESSION, World},
 };
 use tollgate::datapath::Options;
 
@@ -32,7 +32,7 @@ fn forwarded(token: &Header, session: u64) -> Case {
 }
 
 fn session_of(token: &Header, session_id: u64) -> Session {
-    let class = world::grant().claims.class;
+    let class = fixture::grant().claims.class;
     let claims = Session::kept(token.claims());
     // The kernel's clock of these worlds stands at 0.
     let active = Activity::at(0, claims[3]);
@@ -55,7 +55,7 @@ fn entries(program: &mut Program) -> Result<Vec<(TokenKey, Session)>> {
 #[test]
 fn a_token_is_fully_checked_once() -> Result<()> {
     let mut program = Program::load()?;
-    let token = world::token();
+    let token = fixture::token();
     let case = forwarded(&token, SESSION);
     for _ in 0..5 {
         case.check(&mut program)?;
@@ -86,7 +86,7 @@ fn refused_tokens_are_not_remembered() -> Result<()> {
 #[test]
 fn a_hit_is_believed() -> Result<()> {
     let mut program = Program::load()?;
-    let token = world::token();
+    let token = fixture::token();
     let elsewhere =
         (0..).find(|session| World::default().picked(*session) != World::default().picked(SESSION));
     let elsewhere = elsewhere.expect("three backends");
@@ -99,7 +99,7 @@ fn a_hit_is_believed() -> Result<()> {
 /// An entry of a token with the same fast tag and nonce and other claims: 64 bits may collide.
 #[test]
 fn an_entry_of_other_claims_is_no_hit() -> Result<()> {
-    let token = world::token();
+    let token = fixture::token();
     for word in 0..4 {
         let mut program = Program::load()?;
         let mut session = session_of(&token, 1);
@@ -116,7 +116,7 @@ fn an_entry_of_other_claims_is_no_hit() -> Result<()> {
 /// The same in the cache of tokens of which something is counted.
 #[test]
 fn a_tracked_entry_of_other_claims_is_no_hit() -> Result<()> {
-    let proof = world::proof_number(SESSION);
+    let proof = fixture::proof_number(SESSION);
     let token = proof.header(1, TS, &[]);
     for word in 0..4 {
         let mut program = Program::load()?;
@@ -138,10 +138,10 @@ fn a_tracked_entry_of_other_claims_is_no_hit() -> Result<()> {
 #[test]
 fn what_is_counted_stays() -> Result<()> {
     let mut program = Program::load_with(&Options { sessions: 64, ..small() })?;
-    let packet = Packet::with_proof(&world::proof_number(SESSION), 1, TS);
+    let packet = Packet::with_proof(&fixture::proof_number(SESSION), 1, TS);
     proof::forwarded("a proof", SESSION, &packet).check(&mut program)?;
     let bearer = |number| {
-        proof::forwarded("a BEARER token", number, &Packet::with_token(&world::token_number(number)))
+        proof::forwarded("a BEARER token", number, &Packet::with_token(&fixture::token_number(number)))
     };
     check_all(&mut program, &(0..1000).map(bearer).collect::<Vec<_>>())?;
     let hmacs = program.hmacs()?;
@@ -154,7 +154,7 @@ fn what_is_counted_stays() -> Result<()> {
 #[test]
 fn a_token_moves_with_its_services_limits() -> Result<()> {
     let mut program = Program::load()?;
-    let limited = World::with_service(Service { max_sources: 1, ..world::service() });
+    let limited = World::with_service(Service { max_sources: 1, ..fixture::service() });
     let packet = Packet::default();
     let elsewhere = Packet { from: packet::client(77), ..packet.clone() };
     let free = |packet: &Packet| {
@@ -183,15 +183,15 @@ fn a_token_moves_with_its_services_limits() -> Result<()> {
 #[test]
 fn a_hit_needs_its_key() -> Result<()> {
     let mut program = Program::load()?;
-    let valid = forwarded(&world::token(), SESSION);
+    let valid = forwarded(&fixture::token(), SESSION);
     let packet = Packet::default();
     let off = {
-        let mut held = world::key().held(SERVICE_ID);
+        let mut held = fixture::key().held(SERVICE_ID);
         held.slot.state = STATE_OFF;
         Case::refused("its key is off", World::with_key(held), &packet, Reason::InactiveKey)
     };
     let next = {
-        let id = KeyId::new(world::key().id.slot(), world::key().id.generation() + 1).expect("in range");
+        let id = KeyId::new(fixture::key().id.slot(), fixture::key().id.generation() + 1).expect("in range");
         let held = Key::new([7; 32], id).held(SERVICE_ID);
         Case::refused("its slot has another key", World::with_key(held), &packet, Reason::UnknownKey)
     };
@@ -212,7 +212,7 @@ fn a_hit_needs_its_key() -> Result<()> {
 #[test]
 fn a_full_cache_forgets() -> Result<()> {
     let mut program = Program::load_with(&Options { sessions: 64, ..small() })?;
-    let cases: Vec<_> = (0..1000).map(|number| forwarded(&world::token_number(number), number)).collect();
+    let cases: Vec<_> = (0..1000).map(|number| forwarded(&fixture::token_number(number), number)).collect();
     for _ in 0..2 {
         check_all(&mut program, &cases)?;
     }
@@ -229,7 +229,7 @@ pub fn subjects() -> Vec<Subject> {
 
 /// A CPU without budget.
 fn budget_case() -> Case {
-    let packet = Packet::with_token(&world::token_number(2));
+    let packet = Packet::with_token(&fixture::token_number(2));
     Case::refused("no HMACs left", World::default(), &packet, Reason::HmacBudget)
 }
 
@@ -238,7 +238,7 @@ fn budget_case() -> Case {
 fn the_budget_is_each_cpus() -> Result<()> {
     pin_to_cpu(0)?;
     let mut program = Program::load_with(&Options { hmac_cost_ns: BURST_NS, ..small() })?;
-    let first = forwarded(&world::token_number(1), 1);
+    let first = forwarded(&fixture::token_number(1), 1);
     for _ in 0..3 {
         first.check(&mut program)?;
         budget_case().check(&mut program)?;
@@ -253,7 +253,7 @@ fn the_budget_is_a_rate() -> Result<()> {
     pin_to_cpu(0)?;
     let mut program = Program::load_with(&Options { hmac_cost_ns: BURST_NS / 10, ..small() })?;
     let forwarded: Vec<_> =
-        (100..110).map(|number| forwarded(&world::token_number(number), number)).collect();
+        (100..110).map(|number| forwarded(&fixture::token_number(number), number)).collect();
     check_all(&mut program, &forwarded)?;
     budget_case().check(&mut program)?;
     assert_eq!(program.hmacs()?, 10);

@@ -6,9 +6,9 @@ use anyhow::{Result, ensure};
 use lb_common::{live::SECOND_NS, reason::Reason, scratch::BURST_NS, token::mint::Grant};
 use lb_tests::model::{
     case::{Case, both},
+    fixture::{self, SESSION, World},
     packet::Packet,
     program::{Outcome, Program, Verdict, pin_to_cpu, small},
-    world::{self, SESSION, World},
 };
 use tollgate::datapath::Options;
 
@@ -29,9 +29,9 @@ fn run(program: &Program, issued_at: u64, expires_at: u64, nonce: u64) -> Result
         issued_at: u32::try_from(issued_at)?,
         expires_at: u32::try_from(expires_at)?,
         nonce: nonce.to_be_bytes(),
-        ..world::grant()
+        ..fixture::grant()
     };
-    program.run(&Packet::with_token(&world::key().bearer(&grant)).bytes())
+    program.run(&Packet::with_token(&fixture::key().bearer(&grant)).bytes())
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn tokens_become_valid_and_expire() -> Result<()> {
         std::thread::yield_now();
     }
     let counts = program.counts()?;
-    let packets = |reason| counts.reasons.get(&(world::SERVICE_INDEX, reason)).map_or(0, |c| c.packets);
+    let packets = |reason| counts.reasons.get(&(fixture::SERVICE_INDEX, reason)).map_or(0, |c| c.packets);
     ensure!(packets(Reason::NotYetValid) == 1 && packets(Reason::Expired) == 2, "{counts:?}");
     Ok(())
 }
@@ -71,7 +71,7 @@ fn the_budget_fills_again() -> Result<()> {
         admitted += u32::from(new_token()?.verdict == Verdict::Transmit);
     }
     let counts = program.counts()?;
-    let refused = counts.reasons.get(&(world::SERVICE_INDEX, Reason::HmacBudget));
+    let refused = counts.reasons.get(&(fixture::SERVICE_INDEX, Reason::HmacBudget));
     ensure!(refused.is_some(), "the budget never ran out: {counts:?}");
     ensure!(program.hmacs()? == 3);
     Ok(())
@@ -98,7 +98,7 @@ fn a_daemon_that_is_gone() -> Result<()> {
     gone_for(&mut program, 0);
     ensure!(run(&program, now, now + 300, 4)?.verdict == Verdict::Transmit);
     let counts = program.counts()?;
-    let packets = |reason| counts.reasons.get(&(world::SERVICE_INDEX, reason)).map_or(0, |c| c.packets);
+    let packets = |reason| counts.reasons.get(&(fixture::SERVICE_INDEX, reason)).map_or(0, |c| c.packets);
     let counted = [Reason::Forwarded, Reason::Expired, Reason::StaleClock].map(packets);
     ensure!(counted == [4, 1, 1] && counts.packets() == 6, "{counts:?}");
     ensure!(program.hmacs()? == 3);
@@ -119,14 +119,14 @@ fn cases() -> Vec<Case> {
     // Ticks long enough that more than an hour has passed since the kernel's clock was at 0.
     let confirmed = |seconds| World { tick_ns: 1000, clock_age_ns: seconds * SECOND_NS, ..proof::world() };
     let bearer = Packet::default();
-    let proof = |seq| Packet::with_proof(&world::key().proof(&world::grant()), seq, TS);
+    let proof = |seq| Packet::with_proof(&fixture::key().proof(&fixture::grant()), seq, TS);
     let good =
         |name, seconds, packet: &Packet| forwarded(name, SESSION, packet).with_world(confirmed(seconds));
     let stale = |name, packet: &Packet| refused(name, packet, Reason::StaleClock).with_world(confirmed(4001));
     let before = |packet: &Packet| vec![good("before", 0, packet)];
     let mut forged = bearer.clone();
     forged.payload[47] ^= 1;
-    let expired = World { now_ns: u64::from(world::grant().expires_at + 2) * SECOND_NS, ..confirmed(4001) };
+    let expired = World { now_ns: u64::from(fixture::grant().expires_at + 2) * SECOND_NS, ..confirmed(4001) };
     vec![
         good("a new token, 3,999 s after the last confirmation", 3999, &bearer),
         stale("a new token, 4,001 s after", &bearer),

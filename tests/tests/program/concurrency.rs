@@ -17,9 +17,9 @@ use lb_common::{
 };
 use lb_tests::{
     model::{
+        fixture::{self, ClassRate, SERVICE_INDEX, World},
         packet::{Family, Packet},
         program::{Counts, Program, Verdict, at_scale, cpus, pin_to_cpu, run_once, small},
-        world::{self, ClassRate, SERVICE_INDEX, World},
     },
     testbed::daemon::wait_for,
 };
@@ -104,7 +104,7 @@ fn the_same_proof() -> Result<()> {
     for family in Family::BOTH {
         program.forget()?;
         let before = program.counts()?;
-        let token = world::proof_number(1);
+        let token = fixture::proof_number(1);
         let frames: Vec<_> = (0..rounds)
             .map(|seq| vec![Packet::with_proof(&token, seq as u32, TS).over(family).bytes()])
             .collect();
@@ -123,7 +123,7 @@ fn the_first_proof_of_a_token() -> Result<()> {
     for family in Family::BOTH {
         program.forget()?;
         let before = program.counts()?;
-        let first = |number| Packet::with_proof(&world::proof_number(number), 0, TS).over(family).bytes();
+        let first = |number| Packet::with_proof(&fixture::proof_number(number), 0, TS).over(family).bytes();
         let frames: Vec<_> = (0..rounds as u64).map(|number| vec![first(number)]).collect();
         ensure_passing(&at_once(&program, &frames)?, 1)?;
         ensure_counted(&program, &before, &[(Reason::Forwarded, rounds), (Reason::Replay, rounds * others)])?;
@@ -141,7 +141,7 @@ fn different_proofs() -> Result<()> {
     for family in Family::BOTH {
         program.forget()?;
         let before = program.counts()?;
-        let token = world::proof_number(1);
+        let token = fixture::proof_number(1);
         let packet = |seq: usize| Packet::with_proof(&token, seq as u32, TS).over(family).bytes();
         let frames: Vec<_> = (0..rounds)
             .map(|round| (0..cpus).map(|cpu| packet(round * cpus + (cpu + round) % cpus)).collect())
@@ -161,7 +161,7 @@ fn the_first_packets_of_a_token() -> Result<()> {
     for family in Family::BOTH {
         program.forget()?;
         let (before, hmacs) = (program.counts()?, program.hmacs()?);
-        let first = |number| Packet::with_token(&world::token_number(number)).over(family).bytes();
+        let first = |number| Packet::with_token(&fixture::token_number(number)).over(family).bytes();
         let frames: Vec<_> = (0..rounds as u64).map(|number| vec![first(number)]).collect();
         ensure_passing(&at_once(&program, &frames)?, cpus)?;
         ensure_counted(&program, &before, &[(Reason::Forwarded, rounds * cpus)])?;
@@ -180,7 +180,7 @@ fn one_rate() -> Result<()> {
     let rounds = at_scale(ROUNDS);
     let burst = rounds * cpus / 2 + 1;
     let mut program = loaded()?;
-    let service = world::proving();
+    let service = fixture::proving();
     let service = Service { flags: service.flags | FLAG_RATED, ..service };
     let rates = vec![ClassRate { class: 1, per_second: 1000, burst: burst as u32 }];
     program.enter(&World { rates, ..World::with_service(service) })?;
@@ -201,12 +201,12 @@ fn one_source() -> Result<()> {
     let _alone = alone();
     let cpus = cpus()?.len();
     let (mut program, rounds) = (loaded()?, at_scale(ROUNDS / 2));
-    program.enter(&World::with_service(Service { max_sources: 1, ..world::proving() }))?;
+    program.enter(&World::with_service(Service { max_sources: 1, ..fixture::proving() }))?;
     for family in Family::BOTH {
         program.forget()?;
         let before = program.counts()?;
         let from = |number: usize, cpu: usize| {
-            let mut packet = Packet::with_token(&world::token_number(number as u64));
+            let mut packet = Packet::with_token(&fixture::token_number(number as u64));
             packet.from.set_ip(IpAddr::from(Ipv4Addr::new(192, 0, 2, cpu as u8)));
             packet.over(family).bytes()
         };
@@ -228,7 +228,7 @@ fn one_source() -> Result<()> {
 fn rates_that_change() -> Result<()> {
     let _alone = alone();
     let mut program = Program::load_with(&Options { grace: GRACE, hmac_cost_ns: 0, ..small() })?;
-    let service = world::proving();
+    let service = fixture::proving();
     let service = Service { flags: service.flags | FLAG_RATED, ..service };
     let with_burst = |burst| {
         let rates = vec![ClassRate { class: 1, per_second: 1000, burst: burst as u32 }];
@@ -236,7 +236,7 @@ fn rates_that_change() -> Result<()> {
     };
     let (smaller, larger) = (at_scale(100_000) as u64, at_scale(300_000) as u64);
     let frame = |round: usize| {
-        let packet = Packet::with_token(&world::token_number(round as u64));
+        let packet = Packet::with_token(&fixture::token_number(round as u64));
         packet.over(Family::BOTH[round % 2]).bytes()
     };
     let frames: Vec<_> = (0..6).map(frame).collect();
@@ -298,7 +298,7 @@ fn one_publication_for_each_packet() -> Result<()> {
     let _alone = alone();
     let mut program = loaded()?;
     let with = |accept, rate| {
-        let service = Service { accept, flags: FLAG_RATED, ..world::service() };
+        let service = Service { accept, flags: FLAG_RATED, ..fixture::service() };
         World { rates: vec![rate], ..World::with_service(service) }.repeated()
     };
     let admitting = with(ACCEPT_BEARER, ClassRate { class: 1, per_second: 1_000_000_000, burst: u32::MAX });

@@ -12,9 +12,9 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both, check_all},
+    fixture::{self, Key, SESSION, World},
     packet::{Family, Packet, UdpChecksum},
     program::Program,
-    world::{self, Key, SESSION, World},
 };
 
 use crate::matrix::Subject;
@@ -65,7 +65,7 @@ fn forms() -> Vec<(String, Packet)> {
             ("a partial", UdpChecksum::Partial),
         ] {
             for (data, len) in [("no", 0), ("a byte of", 1), ("little", 15), ("much", 1200)] {
-                let payload = [&world::token().to_bytes()[..], &vec![0xd7; len]].concat();
+                let payload = [&fixture::token().to_bytes()[..], &vec![0xd7; len]].concat();
                 let packet = Packet { udp_checksum, ..Packet::with_payload(payload).tagged(tags) };
                 forms.push((format!("{tags} tags, {checksum} UDP checksum, {data} data"), packet));
             }
@@ -86,7 +86,7 @@ fn datagrams_with_checksums(cases: &[Case]) -> Vec<Case> {
 }
 
 fn without_strip() -> World {
-    World::with_service(Service { flags: 0, ..world::service() })
+    World::with_service(Service { flags: 0, ..fixture::service() })
 }
 
 fn stripped(name: &str, packet: &Packet) -> Case {
@@ -105,7 +105,7 @@ fn unstripped(name: &str, packet: &Packet) -> Case {
 fn a_udp_checksum_never_becomes_zero() -> Result<()> {
     for family in Family::BOTH {
         let with_data = |word: u16| {
-            let payload = [&world::token().to_bytes()[..], &word.to_be_bytes()].concat();
+            let payload = [&fixture::token().to_bytes()[..], &word.to_be_bytes()].concat();
             Packet::with_payload(payload).over(family)
         };
         let after = |word: &u16| with_data(*word).stripped().udp_checksum_field() == 0xffff;
@@ -135,7 +135,7 @@ fn of_many_payloads(lengths: std::ops::Range<usize>, udp_checksum: UdpChecksum) 
     let mut random = fastrand::Rng::with_seed(1);
     let cases: Vec<_> = lengths
         .map(|len| {
-            let token = world::token_number(len as u64 % 40);
+            let token = fixture::token_number(len as u64 % 40);
             let data: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(len).collect();
             let packet = Packet {
                 from: SocketAddr::new(Ipv4Addr::from_bits(random.u32(..)).into(), random.u16(..)),
@@ -153,8 +153,8 @@ fn of_many_payloads(lengths: std::ops::Range<usize>, udp_checksum: UdpChecksum) 
 
 fn backend_cases() -> Vec<Case> {
     let pinned_to = |backend_id| {
-        let claims = Claims { backend_id, ..world::grant().claims };
-        Packet::with_token(&world::key().bearer(&Grant { claims, ..world::grant() }))
+        let claims = Claims { backend_id, ..fixture::grant().claims };
+        Packet::with_token(&fixture::key().bearer(&Grant { claims, ..fixture::grant() }))
     };
     let sent = |name: &str, packet: Packet, backend: &Backend| {
         let stripped = packet.clone().stripped();
@@ -162,18 +162,18 @@ fn backend_cases() -> Vec<Case> {
     };
     let none =
         |name: &str, world: World, packet: Packet| Case::refused(name, world, &packet, Reason::NoBackend);
-    let mut foreign = world::backend(9);
+    let mut foreign = fixture::backend(9);
     foreign.service_index += 1;
-    let elsewhere = |id| Backend { ifindex: world::LOOPBACK + 1, ..world::backend(id) };
+    let elsewhere = |id| Backend { ifindex: fixture::LOOPBACK + 1, ..fixture::backend(id) };
     let with_backends = |backends| World { backends, ..World::default() };
     vec![
-        sent("pinned to backend 1", pinned_to(1), &world::backend(1)),
-        sent("pinned to backend 3", pinned_to(3), &world::backend(3)),
+        sent("pinned to backend 1", pinned_to(1), &fixture::backend(1)),
+        sent("pinned to backend 3", pinned_to(3), &fixture::backend(3)),
         none("pinned to a backend there is none of", World::default(), pinned_to(4)),
         none("pinned to the last backend id", World::default(), pinned_to(u16::MAX)),
         none(
             "pinned to another service's backend",
-            with_backends(vec![world::backend(1), foreign]),
+            with_backends(vec![fixture::backend(1), foreign]),
             pinned_to(9),
         ),
         none("no backends", with_backends(vec![]), Packet::default()),
@@ -206,7 +206,7 @@ fn backend_cases() -> Vec<Case> {
 fn sessions_spread() -> Result<()> {
     let world = World::default();
     let session = |number| {
-        let packet = Packet::with_token(&world::token_number(number));
+        let packet = Packet::with_token(&fixture::token_number(number));
         let backend = world.picked(number);
         let sent = packet.clone().stripped();
         Case::sent(format!("session {number}"), world.clone(), &packet, &sent, &backend, Reason::Forwarded)
@@ -214,7 +214,7 @@ fn sessions_spread() -> Result<()> {
     let cases: Vec<_> = (0..200).map(session).collect();
     for id in 1..=3 {
         let hits =
-            cases.iter().filter(|case| case.expected.backend == Some(world::backend(id).counter)).count();
+            cases.iter().filter(|case| case.expected.backend == Some(fixture::backend(id).counter)).count();
         assert!(hits > 30, "backend {id} gets {hits} of 200 sessions");
     }
     check_all(&mut Program::load()?, &both(&cases))
@@ -223,10 +223,10 @@ fn sessions_spread() -> Result<()> {
 fn local_cases() -> Vec<Case> {
     let world = |flags| World {
         backends: vec![],
-        ..World::with_service(Service { forward: FORWARD_LOCAL, flags, ..world::service() })
+        ..World::with_service(Service { forward: FORWARD_LOCAL, flags, ..fixture::service() })
     };
-    let pinned = Claims { backend_id: 77, ..world::grant().claims };
-    let pinned = Packet::with_token(&world::key().bearer(&Grant { claims: pinned, ..world::grant() }));
+    let pinned = Claims { backend_id: 77, ..fixture::grant().claims };
+    let pinned = Packet::with_token(&fixture::key().bearer(&Grant { claims: pinned, ..fixture::grant() }));
     let mut cases = Vec::new();
     for tags in 0..=2 {
         let packet = Packet::default().tagged(tags);
@@ -284,7 +284,7 @@ fn many_services() -> Result<()> {
     let world = World {
         services: services
             .clone()
-            .map(|index| (at(index), Service { id: id(index), index: index.into(), ..world::service() }))
+            .map(|index| (at(index), Service { id: id(index), index: index.into(), ..fixture::service() }))
             .collect(),
         keys: services.clone().map(|index| key(index).held(id(index))).collect(),
         backends: services
@@ -293,15 +293,15 @@ fn many_services() -> Result<()> {
                 service_index: index,
                 counter: index.into(),
                 destination_mac: [2, 2, 2, 2, 2, index as u8],
-                ..world::backend(1)
+                ..fixture::backend(1)
             })
             .collect(),
         ..World::default()
     };
     let mut cases = Vec::new();
     for index in services {
-        let claims = Claims { service_id: id(index), ..world::grant().claims };
-        let token = key(index).bearer(&Grant { claims, ..world::grant() });
+        let claims = Claims { service_id: id(index), ..fixture::grant().claims };
+        let token = key(index).bearer(&Grant { claims, ..fixture::grant() });
         let packet = Packet { to: at(index), ..Packet::with_token(&token) };
         let backend = world.backends[usize::from(index) - 1];
         let sent = packet.clone().stripped();

@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::{live::SECOND_NS, reason::Reason, scratch::BURST_NS};
 use lb_tests::model::{
     case::Hex,
+    fixture::NOW,
     oracle::Model,
     program::{Program, Verdict, at_scale, pin_to_cpu, small},
-    world::NOW,
 };
 use tollgate::datapath::Options;
 

@@ -11,9 +11,9 @@ use lb_common::{
 };
 use lb_tests::{
     model::{
+        fixture::{self, SERVICE_INDEX},
         packet::{Family, Packet},
         program::{Program, at_scale},
-        world::{self, SERVICE_INDEX},
     },
     tools::replay::{Mode, Replay, Window},
 };
@@ -70,12 +70,12 @@ impl Junk {
         match self {
             Self::Everything => {
                 bytes[0] = MAGIC;
-                bytes[4..8].copy_from_slice(&world::key_id().0.to_be_bytes());
+                bytes[4..8].copy_from_slice(&fixture::key_id().0.to_be_bytes());
             }
             Self::Nothing => {
-                let grant = world::grant();
+                let grant = fixture::grant();
                 bytes[..4].copy_from_slice(&[MAGIC, if random.bool() { 0x11 } else { 0x12 }, 0, 0]);
-                bytes[4..8].copy_from_slice(&world::key_id().0.to_be_bytes());
+                bytes[4..8].copy_from_slice(&fixture::key_id().0.to_be_bytes());
                 bytes[8..12].copy_from_slice(&grant.issued_at.to_be_bytes());
                 bytes[12..16].copy_from_slice(&grant.expires_at.to_be_bytes());
             }

@@ -9,9 +9,9 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, check_all},
+    fixture::{self, SERVICE_INDEX, World},
     packet::{self, Family, Packet},
     program::Program,
-    world::{self, SERVICE_INDEX, World},
 };
 
 use crate::{icmp, proof::TS};
@@ -33,13 +33,13 @@ struct Sender {
 impl Sender {
     /// Of the session with this number, to the backend with it.
     fn new(family: Family, number: u8, proof: bool) -> Self {
-        let mut grant = world::grant_number(number.into());
+        let mut grant = fixture::grant_number(number.into());
         grant.claims.backend_id = number.into();
         Self { family, grant, proof, seq: 0 }
     }
 
     fn bound(mut self) -> Self {
-        let client = self.family.twin_at(world::CLIENT).ip();
+        let client = self.family.twin_at(fixture::CLIENT).ip();
         self.grant.bind = Some(Prefix::new(client, Prefix::longest(client)).expect("in range"));
         self
     }
@@ -64,10 +64,11 @@ impl Sender {
     fn sends_from(&mut self, at: u64, like: Packet) -> Case {
         self.seq += 1;
         let packet = match self.proof {
-            true => Packet::with_proof(&world::key().proof(&self.grant), self.seq, TS),
-            false => {
-                Packet { payload: world::key().bearer(&self.grant).to_bytes().to_vec(), ..Packet::default() }
-            }
+            true => Packet::with_proof(&fixture::key().proof(&self.grant), self.seq, TS),
+            false => Packet {
+                payload: fixture::key().bearer(&self.grant).to_bytes().to_vec(),
+                ..Packet::default()
+            },
         };
         let packet = Packet { from: like.from, ..packet }.over(self.family);
         let world = world(self.family, at);
@@ -85,8 +86,8 @@ impl Sender {
 }
 
 fn world(family: Family, tick_ns: u64) -> World {
-    let service = Service { flags: 0, forward: FORWARD_L2, ..world::proving() };
-    let backends = (1..=3).map(|id| world::backend_at(id, family)).collect();
+    let service = Service { flags: 0, forward: FORWARD_L2, ..fixture::proving() };
+    let backends = (1..=3).map(|id| fixture::backend_at(id, family)).collect();
     World { tick_ns, backends, ..World::with_service(service) }
 }
 

@@ -9,16 +9,16 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, check_all},
+    fixture::{self, ClassRate, SERVICE_ID, SERVICE_INDEX, SESSION, World},
+    forwarding,
     packet::{self, Family, Icmp, Packet, UDP_LEN, UdpChecksum},
     program::Program,
-    way,
-    world::{self, ClassRate, SERVICE_ID, SERVICE_INDEX, SESSION, World},
 };
 
 use crate::{
+    forwarding::WAYS,
     matrix::Subject,
     proof::{self, TS},
-    ways::WAYS,
 };
 
 /// A client that no datagram came from.
@@ -46,16 +46,16 @@ pub fn subjects() -> Vec<Subject> {
 fn world(forward: u8, family: Family, backend: Family) -> World {
     let admission = Admission { session_id: SESSION, ..Admission::default() };
     World {
-        flows: vec![(family.twin_at(world::CLIENT), SERVICE_INDEX, admission)],
-        ..world::sending(forward, 0, world::backend_at(1, backend))
+        flows: vec![(family.twin_at(fixture::CLIENT), SERVICE_INDEX, admission)],
+        ..fixture::sending(forward, 0, fixture::backend_at(1, backend))
     }
 }
 
 /// What a backend answers the client.
 fn answer() -> Packet {
     Packet {
-        from: world::SERVICE,
-        to: world::CLIENT,
+        from: fixture::SERVICE,
+        to: fixture::CLIENT,
         ttl: 33,
         ..Packet::with_payload(b"this is what the backend answers".to_vec())
     }
@@ -100,7 +100,7 @@ pub fn unreachable(family: Family) -> Packet {
 
 fn sent(name: String, world: World, packet: &Packet) -> Case {
     let (service, backend) = (world.services[0].1, world.backends[0]);
-    let mut sent = way::leaving(packet, &service, &backend, SESSION, None);
+    let mut sent = forwarding::leaving(packet, &service, &backend, SESSION, None);
     if service.forward == FORWARD_GUE {
         // Nobody looks at its checksum on the way, so that the outer one is left out.
         sent.udp_checksum = UdpChecksum::None;
@@ -149,15 +149,15 @@ fn not_tied_cases() -> Vec<Case> {
         );
         pass(
             "it quotes another port of the client",
-            quoting(Packet { to: with_port(world::CLIENT, 40_001), ..answer() }),
+            quoting(Packet { to: with_port(fixture::CLIENT, 40_001), ..answer() }),
         );
         pass(
             "it quotes another port of the service",
-            quoting(Packet { from: with_port(world::SERVICE, 53), ..answer() }),
+            quoting(Packet { from: with_port(fixture::SERVICE, 53), ..answer() }),
         );
         pass(
             "it quotes port 0 of the service",
-            quoting(Packet { from: with_port(world::SERVICE, 0), ..answer() }),
+            quoting(Packet { from: with_port(fixture::SERVICE, 0), ..answer() }),
         );
         pass("it quotes another address than it comes to", quoting(Packet { from: elsewhere, ..answer() }));
         pass(
@@ -170,7 +170,7 @@ fn not_tied_cases() -> Vec<Case> {
         );
         pass(
             "it quotes a datagram to the service",
-            quoting(Packet { from: world::CLIENT, to: world::SERVICE, ..answer() }),
+            quoting(Packet { from: fixture::CLIENT, to: fixture::SERVICE, ..answer() }),
         );
         pass("it quotes TCP", quoting(Packet { protocol: Some(6), ..answer() }));
         pass("it quotes a later fragment", quoting(Packet { fragment: 9, ..answer() }));
@@ -276,12 +276,12 @@ fn only_what_passes_ties_errors_to_its_session() -> Result<()> {
     let rate = ClassRate { class: 1, per_second: 1, burst: 2 };
     for (number, family) in (0..).zip(Family::BOTH) {
         program.forget()?;
-        let backend = world::backend_at(1, family);
-        let service = Service { max_sources: 1, flags: FLAG_RATED, ..world::proving() };
+        let backend = fixture::backend_at(1, family);
+        let service = Service { max_sources: 1, flags: FLAG_RATED, ..fixture::proving() };
         let world = World { rates: vec![rate], backends: vec![backend], ..World::with_service(service) };
         let (_, unreachable) = errors(family)[1];
         let from = |port, seq| {
-            let mut packet = Packet::with_proof(&world::key().proof(&world::grant()), seq, TS);
+            let mut packet = Packet::with_proof(&fixture::key().proof(&fixture::grant()), seq, TS);
             packet.from = packet::client(number);
             packet.from.set_port(port);
             packet.over(family)

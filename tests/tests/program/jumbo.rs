@@ -13,10 +13,10 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, Expected, both},
+    fixture::{self, SESSION, World},
+    forwarding,
     packet::{Family, Packet, UdpChecksum},
     program::{Counts, FIRST_BUFFER_MAX, Outcome, Program, Verdict},
-    way,
-    world::{self, SESSION, World},
 };
 
 use crate::{
@@ -57,7 +57,7 @@ fn cut_anywhere() -> Result<()> {
     let mut program = Program::load()?;
     program.enter(&proof::world())?;
     for family in Family::BOTH {
-        let (bearer, token) = (world::token(), world::key().proof(&world::grant()));
+        let (bearer, token) = (fixture::token(), fixture::key().proof(&fixture::grant()));
         for (read, made) in [
             (LEN, &(|_| bearer) as &dyn Fn(u32) -> Header),
             (LEN + 16, &|number| token.header(number, TS, &data())),
@@ -117,8 +117,8 @@ fn jumbo(token: &[u8]) -> Packet {
 }
 
 fn cases() -> Vec<Case> {
-    let packet = jumbo(&world::token().to_bytes());
-    let proof = jumbo(&world::key().proof(&world::grant()).header(1, TS, &data()).to_bytes());
+    let packet = jumbo(&fixture::token().to_bytes());
+    let proof = jumbo(&fixture::key().proof(&fixture::grant()).header(1, TS, &data()).to_bytes());
     assert!(packet.bytes().len() > FIRST_BUFFER_MAX);
     let mut cases = both(&[
         forwarded("a PROOF token, stripped", SESSION, &proof),
@@ -138,15 +138,15 @@ fn cases() -> Vec<Case> {
                     packet.udp_checksum = UdpChecksum::Partial;
                     name = format!("a valid token, a partial UDP checksum, {strip}: {mode}");
                 }
-                let backend = Backend { mtu: 9000, ..world::backend_at(1, family) };
-                let world = world::sending(forward, flags, backend);
+                let backend = Backend { mtu: 9000, ..fixture::backend_at(1, family) };
+                let world = fixture::sending(forward, flags, backend);
                 let inner = if flags == 0 { packet.clone() } else { packet.clone().stripped() };
-                let sent = way::leaving(&inner, &world.services[0].1, &backend, SESSION, None);
+                let sent = forwarding::leaving(&inner, &world.services[0].1, &backend, SESSION, None);
                 cases.push(Case::sent(name, world, &packet, &sent, &backend, Reason::Forwarded));
             }
         }
     }
-    let local = world::sending(FORWARD_LOCAL, FLAG_STRIP, world::backend(1));
+    let local = fixture::sending(FORWARD_LOCAL, FLAG_STRIP, fixture::backend(1));
     let delivered = packet.clone().stripped();
     cases.extend(both(&[
         Case::local("a valid token, stripped: local", local, &packet, &delivered, Reason::Forwarded),

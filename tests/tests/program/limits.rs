@@ -11,10 +11,10 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both, check_all},
+    fixture::{self, CLIENT, ClassRate, SESSION, World},
     oracle::Model,
     packet::{Family, Packet},
     program::{Program, Verdict},
-    world::{self, CLIENT, ClassRate, SESSION, World},
 };
 
 use crate::{
@@ -68,7 +68,7 @@ fn junk_takes_nothing() -> Result<()> {
         services: limited(FLAG_RATED, 1),
         ..rated(vec![ClassRate { class: 1, per_second: 1, burst: 3 }])
     };
-    let token = world::proof_number(SESSION);
+    let token = fixture::proof_number(SESSION);
     let packet = |seq| Packet::with_proof(&token, seq, TS);
     let mut elsewhere = packet(1000);
     elsewhere.from.set_ip(Ipv4Addr::new(192, 0, 2, 9).into());
@@ -128,8 +128,8 @@ pub fn subjects() -> Vec<Subject> {
 
 /// The default services with limits.
 fn limited(flags: u8, max_sources: u8) -> Vec<(std::net::SocketAddr, Service)> {
-    let service = world::proving();
-    world::at_both(Service { flags: service.flags | flags, max_sources, ..service })
+    let service = fixture::proving();
+    fixture::at_both(Service { flags: service.flags | flags, max_sources, ..service })
 }
 
 fn rated(rates: Vec<ClassRate>) -> World {
@@ -150,8 +150,8 @@ fn rate_cases() -> Vec<Case> {
         |name, packet: &Packet| refused(name, packet, Reason::RateLimited).with_world(world.clone());
     let packet = Packet::default();
     let of_class = |class| {
-        let claims = Claims { class, ..world::grant().claims };
-        Packet::with_token(&world::key().bearer(&Grant { claims, ..world::grant() }))
+        let claims = Claims { class, ..fixture::grant().claims };
+        Packet::with_token(&fixture::key().bearer(&Grant { claims, ..fixture::grant() }))
     };
     let twice = |packet: &Packet| vec![good(SESSION, packet), good(SESSION, packet)];
     let in_world = |name, world: World, before: Vec<Case>, case: Case| {
@@ -159,9 +159,9 @@ fn rate_cases() -> Vec<Case> {
         case.named(name).with_world(world.clone()).after(before)
     };
     let highest = rated(vec![ClassRate { class: 255, ..two }]);
-    let unrated = World { services: world::at_both(world::proving()), ..world.clone() };
-    let other = Packet::with_token(&world::token_number(5));
-    let proof = |seq| Packet::with_proof(&world::key().proof(&world::grant()), seq, TS);
+    let unrated = World { services: fixture::at_both(fixture::proving()), ..world.clone() };
+    let other = Packet::with_token(&fixture::token_number(5));
+    let proof = |seq| Packet::with_proof(&fixture::key().proof(&fixture::grant()), seq, TS);
     vec![
         good(SESSION, &packet).named("the second of a burst of two").after(vec![good(SESSION, &packet)]),
         limited("the third of a burst of two", &packet).after(twice(&packet)),
@@ -202,7 +202,7 @@ fn source_cases() -> Vec<Case> {
     };
     let good = |name, packet: &Packet| forwarded(name, SESSION, packet);
     let many = |name, packet: &Packet| refused(name, packet, Reason::TooManySources);
-    let proof = |seq| Packet::with_proof(&world::key().proof(&world::grant()), seq, TS);
+    let proof = |seq| Packet::with_proof(&fixture::key().proof(&fixture::grant()), seq, TS);
     let mut cases = Vec::new();
     for family in Family::BOTH {
         let address = |last: u8| match family {

@@ -8,13 +8,13 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both, check_all},
+    fixture::{self, BALANCER_MAC, LOOPBACK, OTHER_INTERFACE, SERVICE_INDEX, SESSION, World, accepting},
+    forwarding,
     packet::{Family, MORE_FRAGMENTS, Packet},
     program::{Program, Verdict},
-    way,
-    world::{self, BALANCER_MAC, LOOPBACK, OTHER_INTERFACE, SERVICE_INDEX, SESSION, World, accepting},
 };
 
-use crate::{matrix::Subject, ways::WAYS};
+use crate::{forwarding::WAYS, matrix::Subject};
 
 /// The other balancer of the segment.
 const OTHER_BALANCER: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
@@ -82,7 +82,7 @@ fn services() -> Vec<(String, World)> {
     let mut worlds = vec![];
     for (flags, mode) in [(0, "enforce"), (FLAG_OBSERVE, "observe")] {
         for (forward, name) in [(WAYS[0].0, "l2"), (FORWARD_LOCAL, "local"), (FORWARD_NAT, "nat")] {
-            let service = Service { forward, flags, ..world::service() };
+            let service = Service { forward, flags, ..fixture::service() };
             worlds.push((format!("{name} in {mode}"), World::with_service(service)));
         }
     }
@@ -158,13 +158,13 @@ fn own_cases() -> Vec<Case> {
     for (forward, mode, family, backend) in WAYS {
         let world = World {
             macs: accepting(&[BALANCER_MAC, VIRTUAL_ROUTER], false),
-            ..world::sending(forward, 0, world::backend_at(1, backend))
+            ..fixture::sending(forward, 0, fixture::backend_at(1, backend))
         };
         for (name, mac) in [("its own address", BALANCER_MAC), ("a virtual router's address", VIRTUAL_ROUTER)]
         {
             let packet = to(mac, Packet::default()).over(family);
             let (service, backend) = (world.services[0].1, world.backends[0]);
-            let sent = way::leaving(&packet, &service, &backend, SESSION, None);
+            let sent = forwarding::leaving(&packet, &service, &backend, SESSION, None);
             let name = format!("{name}: {mode}");
             cases.push(Case::sent(name, world.clone(), &packet, &sent, &backend, Reason::Forwarded));
         }
@@ -251,9 +251,9 @@ fn a_full_table() -> Result<()> {
 /// a token leaves each at most once.
 #[test]
 fn two_balancers_on_a_flooded_segment_multiply_nothing() -> Result<()> {
-    let service = Service { flags: FLAG_OBSERVE, ..world::service() };
+    let service = Service { flags: FLAG_OBSERVE, ..fixture::service() };
     let balancer = |own: [u8; 6], other: [u8; 6]| -> Result<Program> {
-        let mut backend = world::backend(1);
+        let mut backend = fixture::backend(1);
         (backend.source_mac, backend.destination_mac) = (own, other);
         let macs = accepting(&[own], false);
         let mut program = Program::load()?;

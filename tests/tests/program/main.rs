@@ -10,6 +10,7 @@ mod delivery;
 mod differential;
 mod flood;
 mod flow;
+mod forwarding;
 mod icmp;
 mod jumbo;
 mod limits;
@@ -28,7 +29,6 @@ mod timing;
 mod token;
 mod too_big;
 mod vectors;
-mod ways;
 
 use std::sync::{Mutex, PoisonError};
 

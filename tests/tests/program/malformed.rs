@@ -4,9 +4,9 @@ use anyhow::Result;
 use lb_common::{reason::Reason, token::header};
 use lb_tests::model::{
     case::{Case, Expected, both, check_all},
+    fixture::{SERVICE_INDEX, SESSION, World},
     packet::{ETHERNET_LEN, Family, Packet, UDP_LEN},
     program::{Outcome, Program, Verdict},
-    world::{SERVICE_INDEX, SESSION, World},
 };
 
 /// Bytes of a UDP header from which the service is known.

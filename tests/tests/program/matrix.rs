@@ -40,7 +40,7 @@ pub fn subjects() -> Vec<Subject> {
         crate::limits::subjects(),
         crate::attacks::subjects(),
         crate::delivery::subjects(),
-        crate::ways::subjects(),
+        crate::forwarding::subjects(),
         crate::jumbo::subjects(),
         crate::nat::subjects(),
         crate::too_big::subjects(),

@@ -4,10 +4,10 @@ use anyhow::{Result, ensure};
 use lb_common::{reason::Reason, service::FORWARD_NAT, token::header};
 use lb_tests::model::{
     case::{Case, check_all},
+    fixture::{self, World},
     oracle::{self, Model},
     packet::{Family, MORE_FRAGMENTS, Packet, UdpChecksum},
     program::{Program, Verdict},
-    world::{self, World},
 };
 
 /// Random packets.
@@ -61,9 +61,9 @@ fn flipped(world: &World, packet: &Packet, bit: usize) -> Case {
 /// By the modes that a mutant's service may have.
 fn worlds() -> Vec<(&'static str, World)> {
     let mut worlds = vec![("l2", World::default())];
-    for (forward, mode, _, backend) in crate::ways::WAYS {
-        for (flags, _) in crate::ways::FLAGS {
-            worlds.push((mode, world::sending(forward, flags, world::backend_at(1, backend))));
+    for (forward, mode, _, backend) in crate::forwarding::WAYS {
+        for (flags, _) in crate::forwarding::FLAGS {
+            worlds.push((mode, fixture::sending(forward, flags, fixture::backend_at(1, backend))));
         }
     }
     worlds
@@ -188,6 +188,6 @@ fn the_oracle_is_right() -> Result<()> {
             }
         }
     }
-    assert_eq!(oracle::judge(&World::default(), &Packet::default().bytes()).service, world::SERVICE_INDEX);
+    assert_eq!(oracle::judge(&World::default(), &Packet::default().bytes()).service, fixture::SERVICE_INDEX);
     Ok(())
 }

@@ -12,22 +12,22 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::Case,
+    fixture::{self, NAT_PORTS, OTHER_INTERFACE, SERVICE_INDEX, SESSION, World, address_be},
+    forwarding,
     packet::{self, Family, Packet, UdpChecksum},
     program::{Program, Verdict, small},
-    way,
-    world::{self, NAT_PORTS, OTHER_INTERFACE, SERVICE_INDEX, SESSION, World, address_be},
 };
 
 use tollgate::datapath::Options;
 
-use crate::{matrix::Subject, ways::FLAGS};
+use crate::{forwarding::FLAGS, matrix::Subject};
 
 mod answers;
 mod forged;
 mod sessions;
 
 fn world(flags: u8, family: Family) -> World {
-    world::sending(FORWARD_NAT, flags, world::backend_at(1, family))
+    fixture::sending(FORWARD_NAT, flags, fixture::backend_at(1, family))
 }
 
 /// The port that stands for a client towards the backend of this world, and its translation, where there is one.
@@ -48,7 +48,7 @@ fn found(program: &Program, world: &World, client: SocketAddr) -> Result<Option<
 fn sent(name: impl Into<String>, world: &World, packet: &Packet, port: u16, cookie: u32) -> Case {
     let (service, backend) = (world.services[0].1, world.backends[0]);
     let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
-    let sent = way::leaving(&inner, &service, &backend, SESSION, Some(port));
+    let sent = forwarding::leaving(&inner, &service, &backend, SESSION, Some(port));
     let sent = with_cookie(sent, cookie);
     Case::sent(name, world.clone(), packet, &sent, &backend, Reason::Forwarded)
 }
@@ -81,13 +81,13 @@ fn translated(program: &mut Program, name: &str, world: &World, packet: &Packet)
 /// What the backend answers to a port of this node, and what the client gets.
 fn reply(world: &World, client: &Packet, port: u16) -> (Packet, Packet) {
     let backend = world.backends[0];
-    let to_backend = &way::leaving(client, &world.services[0].1, &backend, SESSION, Some(port));
+    let to_backend = &forwarding::leaving(client, &world.services[0].1, &backend, SESSION, Some(port));
     let reply = Packet {
         tags: to_backend.tags.clone(),
         destination_mac: backend.source_mac,
         source_mac: backend.destination_mac,
-        from: SocketAddr::new(way::address(backend.address_be), u16::from_be(backend.port_be)),
-        to: SocketAddr::new(way::address(backend.source_be), port),
+        from: SocketAddr::new(forwarding::address(backend.address_be), u16::from_be(backend.port_be)),
+        to: SocketAddr::new(forwarding::address(backend.source_be), port),
         ttl: 64,
         ..Packet::with_payload(b"an answer of odd length".to_vec())
     };
@@ -119,7 +119,7 @@ fn translation(world: &World, client: &Packet) -> Translation {
         true => (client.tags.len() as u16, tags),
         false => (backend.tag_count.into(), backend.tags),
     };
-    let grant = world::grant();
+    let grant = fixture::grant();
     Translation {
         used_at_ns: 0,
         client_be: address_be(client.from.ip()),
@@ -129,10 +129,10 @@ fn translation(world: &World, client: &Packet) -> Translation {
         service_port_be: client.to.port().to_be(),
         service_index: SERVICE_INDEX as u16,
         tag_count: client.tags.len() as u16,
-        ifindex: world::LOOPBACK,
+        ifindex: fixture::LOOPBACK,
         addresses_be,
         tags,
-        owner: Owner::session(world::SERVICE_ID, SESSION),
+        owner: Owner::session(fixture::SERVICE_ID, SESSION),
         checked: 0,
         nonce: u64::from_le_bytes(grant.nonce),
         issued_at: grant.issued_at,
@@ -182,7 +182,7 @@ fn one_port_cases() -> Vec<Case> {
         let world = world(FLAG_STRIP, family);
         let client = Packet::default().over(family);
         let other = Packet { from: packet::client(1), ..Packet::default() }.over(family);
-        let owner = Owner::session(world::SERVICE_ID, 1);
+        let owner = Owner::session(fixture::SERVICE_ID, 1);
         let taken = (key(&world, port), Translation { owner, ..translation(&world, &other) });
         let taken = World { translations: vec![taken], ..world.clone() };
         let (answer, _) = reply(&world, &client, port);
@@ -294,9 +294,9 @@ fn by_another_interface_with_tags() -> Result<()> {
             ifindex: OTHER_INTERFACE,
             tag_count: 1,
             tags: [tag(packet::TAG_8021Q, 12), Tag::default()],
-            ..world::backend_at(2, family)
+            ..fixture::backend_at(2, family)
         };
-        let world = world::sending(FORWARD_NAT, FLAG_STRIP, backend);
+        let world = fixture::sending(FORWARD_NAT, FLAG_STRIP, backend);
         for tags in 0..=2 {
             let name = format!("{family}, {tags} tags");
             let packet = Packet { from: packet::client(tags), ..Packet::default() }.tagged(tags).over(family);
@@ -306,7 +306,7 @@ fn by_another_interface_with_tags() -> Result<()> {
             Case::not_ours(&name, world.clone(), &answer).check(&mut program)?;
             let mut translation = program.translations()?.get(&key(&world, port), 0)?;
             ensure!(translation.backend_ifindex == OTHER_INTERFACE, "{name}");
-            translation.backend_ifindex = world::LOOPBACK;
+            translation.backend_ifindex = fixture::LOOPBACK;
             program.translations()?.insert(key(&world, port), translation, 0)?;
             Case::answered(name, world.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
         }
@@ -462,7 +462,7 @@ fn many_clients() -> Result<()> {
         let world = world(FLAG_STRIP, family);
         let mut ports = std::collections::BTreeSet::new();
         for number in 0..30 {
-            let token = world::token_number(number.into());
+            let token = fixture::token_number(number.into());
             let packet = Packet { from: packet::client(number), ..Packet::with_token(&token) }.over(family);
             ports.insert(translated(&mut program, &format!("client {number}"), &world, &packet)?);
         }

@@ -9,10 +9,10 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, Expected, both, check_all},
+    fixture::{self, SERVICE_INDEX, SESSION, World},
+    forwarding,
     packet::{self, Family, MORE_FRAGMENTS, Packet, UdpChecksum},
     program::{Outcome, Program, Verdict},
-    way,
-    world::{self, SERVICE_INDEX, SESSION, World},
 };
 
 use crate::matrix::Subject;
@@ -65,7 +65,7 @@ pub fn observed(case: Case) -> Case {
 }
 
 fn observed_with(case: Case, change: &impl Fn(&mut Service)) -> Case {
-    let client = case.sender().unwrap_or(world::CLIENT.ip());
+    let client = case.sender().unwrap_or(fixture::CLIENT.ip());
     let before = case.before.into_iter().map(|case| observed_with(case, change)).collect();
     let mut world = case.world;
     for (_, service) in &mut world.services {
@@ -97,8 +97,8 @@ fn delivered(world: &World, frame: &[u8], client: std::net::IpAddr, reason: Reas
 }
 
 fn observing() -> World {
-    let flags = world::service().flags | FLAG_OBSERVE;
-    World::with_service(Service { flags, ..world::service() })
+    let flags = fixture::service().flags | FLAG_OBSERVE;
+    World::with_service(Service { flags, ..fixture::service() })
 }
 
 /// Clients without tokens spread over the backends, each with all of its packets, fragments too.
@@ -123,7 +123,7 @@ fn by_the_clients_address() -> Result<()> {
         }
     }
     for id in 1..=3 {
-        let counter = Some(world::backend(id).counter);
+        let counter = Some(fixture::backend(id).counter);
         let hits = cases.iter().filter(|case| case.expected.backend == counter).count();
         assert!(hits > 180, "backend {id} gets {hits} of 1200 packets");
     }
@@ -135,7 +135,7 @@ fn by_the_clients_address() -> Result<()> {
 #[test]
 fn by_every_way() -> Result<()> {
     let mut cases = Vec::new();
-    for (forward, mode, family, backend) in crate::ways::WAYS {
+    for (forward, mode, family, backend) in crate::forwarding::WAYS {
         let refused = [
             (Packet::with_payload(vec![1; 30]), Reason::NoToken),
             (Packet { fragment: MORE_FRAGMENTS, ..Packet::default() }, Reason::Fragment),
@@ -155,10 +155,10 @@ fn by_every_way() -> Result<()> {
         };
         for (packet, reason) in refused.into_iter().chain([(only_here, Reason::Unsupported)]) {
             let packet = packet.over(family);
-            let world = world::sending(forward, FLAG_OBSERVE | FLAG_STRIP, world::backend_at(1, backend));
+            let world = fixture::sending(forward, FLAG_OBSERVE | FLAG_STRIP, fixture::backend_at(1, backend));
             let (service, backend) = (world.services[0].1, world.backends[0]);
             let client = Source::new(packet.from.ip(), 0).address;
-            let mut sent = way::leaving(&packet, &service, &backend, client, None);
+            let mut sent = forwarding::leaving(&packet, &service, &backend, client, None);
             if forward == FORWARD_GUE {
                 sent.udp_checksum = UdpChecksum::None;
             }
@@ -166,7 +166,7 @@ fn by_every_way() -> Result<()> {
         }
         if forward != FORWARD_L2 {
             let packet = Packet { ttl: 1, ..Packet::with_payload(vec![1; 30]).over(family) };
-            let world = world::sending(forward, FLAG_OBSERVE | FLAG_STRIP, world::backend_at(1, backend));
+            let world = fixture::sending(forward, FLAG_OBSERVE | FLAG_STRIP, fixture::backend_at(1, backend));
             cases.push(Case::refused(format!("hop limit 1 by {mode}"), world, &packet, Reason::HopLimit));
         }
     }

@@ -8,11 +8,11 @@ use anyhow::Result;
 use lb_common::{reason::Reason, service::Service};
 use lb_tests::model::{
     case::Case,
+    fixture::{self, World},
     packet::{
         ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, Family, Icmp, MORE_FRAGMENTS, Packet, TAG_8021AD, TAG_8021Q,
         Transport, UDP_LEN,
     },
-    world::{self, World},
 };
 
 use crate::matrix::Subject;
@@ -30,11 +30,11 @@ fn what_cannot_be_read_is_dropped() -> Result<()> {
 /// Two services at one address: what shows its port is its service's, what does not is counted for the first by id.
 #[test]
 fn an_address_has_one_service_for_what_shows_no_port() -> Result<()> {
-    let first = Service { id: 7, index: 9, ..world::service() };
+    let first = Service { id: 7, index: 9, ..fixture::service() };
     for family in Family::BOTH {
         let at = |port| family.twin_at(with_port(port));
         let world = World {
-            services: vec![(at(world::SERVICE.port()), world::service()), (at(99), first)],
+            services: vec![(at(fixture::SERVICE.port()), fixture::service()), (at(99), first)],
             ..World::default()
         };
         let of = |service: u32, packet: Packet, reason| {
@@ -45,10 +45,10 @@ fn an_address_has_one_service_for_what_shows_no_port() -> Result<()> {
         let to_99 = |packet| Packet { to: with_port(99), ..packet };
         let fragment = |fragment| Packet { fragment, ..Packet::default() };
         crate::check_each(&[
-            of(world::SERVICE_INDEX, Packet::with_payload(vec![]), Reason::NoToken),
+            of(fixture::SERVICE_INDEX, Packet::with_payload(vec![]), Reason::NoToken),
             of(9, to_99(Packet::with_payload(vec![])), Reason::NoToken),
             of(9, to_99(Packet::default()), Reason::InactiveKey),
-            of(world::SERVICE_INDEX, fragment(MORE_FRAGMENTS), Reason::Fragment),
+            of(fixture::SERVICE_INDEX, fragment(MORE_FRAGMENTS), Reason::Fragment),
             of(9, to_99(fragment(MORE_FRAGMENTS)), Reason::Fragment),
             of(9, fragment(1), Reason::Fragment),
             of(9, to_99(fragment(1)), Reason::Fragment),
@@ -60,8 +60,8 @@ fn an_address_has_one_service_for_what_shows_no_port() -> Result<()> {
 /// Packets for no service.
 fn not_ours(family: Family) -> Vec<Case> {
     let pass = |name: &str, packet: Packet| Case::not_ours(name, World::default(), &packet.over(family));
-    let elsewhere = SocketAddr::from(([203, 0, 113, 11], world::SERVICE.port()));
-    let other_port = SocketAddr::new(world::SERVICE.ip(), 53);
+    let elsewhere = SocketAddr::from(([203, 0, 113, 11], fixture::SERVICE.port()));
+    let other_port = SocketAddr::new(fixture::SERVICE.ip(), 53);
     vec![
         pass("another address", Packet { to: elsewhere, ..Packet::default() }),
         pass("another port of a service's address", Packet { to: other_port, ..Packet::default() }),
@@ -194,7 +194,7 @@ fn refused_ipv4() -> Vec<Case> {
 }
 
 fn with_port(port: u16) -> SocketAddr {
-    SocketAddr::new(world::SERVICE.ip(), port)
+    SocketAddr::new(fixture::SERVICE.ip(), port)
 }
 
 /// What this module's cases are about.

@@ -14,10 +14,10 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both, check_all},
+    fixture::{self, SESSION, World},
     oracle::Model,
     packet::{APPLICATION_DATA, Family, Packet},
     program::Program,
-    world::{self, SESSION, World},
 };
 
 use crate::matrix::Subject;
@@ -51,7 +51,7 @@ fn a_window_is_exact() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(8);
     let world = world();
     let (mut model, mut highest) = (Model::default(), 0_u32);
-    let token = world::proof_number(8);
+    let token = fixture::proof_number(8);
     let cases: Vec<Case> = (0..6000)
         .map(|number| {
             let seq = match random.u8(..4) {
@@ -75,7 +75,7 @@ fn a_window_is_exact() -> Result<()> {
 #[test]
 fn a_key_is_derived_once() -> Result<()> {
     let mut program = Program::load()?;
-    let token = world::proof_number(1);
+    let token = fixture::proof_number(1);
     for seq in 0..5 {
         forwarded("a proof", 1, &Packet::with_proof(&token, seq, TS)).check(&mut program)?;
         refused("a wrong proof", &forged(&Packet::with_proof(&token, seq + 1, TS)), Reason::BadProof)
@@ -98,7 +98,7 @@ pub fn subjects() -> Vec<Subject> {
 
 /// The default world, where PROOF tokens are accepted, too.
 pub fn world() -> World {
-    World::with_service(world::proving())
+    World::with_service(fixture::proving())
 }
 
 /// A packet of a session that passes.
@@ -125,7 +125,7 @@ pub fn changed(packet: &Packet, at: usize) -> Packet {
 }
 
 fn token() -> ProofToken {
-    world::key().proof(&world::grant())
+    fixture::key().proof(&fixture::grant())
 }
 
 fn with_data(data: &[u8]) -> Packet {
@@ -140,7 +140,7 @@ fn proof_cases() -> Vec<Case> {
     let with_key_of_another = {
         let mut header = token().header(1, TS, APPLICATION_DATA).to_bytes();
         header[56..]
-            .copy_from_slice(&world::proof_number(2).header(1, TS, APPLICATION_DATA).to_bytes()[56..]);
+            .copy_from_slice(&fixture::proof_number(2).header(1, TS, APPLICATION_DATA).to_bytes()[56..]);
         Packet::with_payload([&header[..], APPLICATION_DATA].concat())
     };
     let longer = Packet { payload: [&packet.payload[..], &[0x5a]].concat(), ..packet.clone() };
@@ -168,7 +168,7 @@ fn proof_cases() -> Vec<Case> {
 /// pads frames with, which belongs to no payload.
 fn payload_cases() -> Vec<Case> {
     let padding = vec![0xee; 20];
-    let kept = World::with_service(Service { flags: 0, ..world::proving() });
+    let kept = World::with_service(Service { flags: 0, ..fixture::proving() });
     let mut cases = Vec::new();
     for len in [0, 1, 7, 8, 9, 15, 16, 17, 20] {
         let data: Vec<u8> = (1..=len).collect();
@@ -200,14 +200,14 @@ fn payload_cases() -> Vec<Case> {
 fn bound(family: Family) -> Vec<Case> {
     let packet = |bind: Option<Family>, bind_port| {
         let network = |family: Family| {
-            let client = family.twin(world::CLIENT.ip());
+            let client = family.twin(fixture::CLIENT.ip());
             Prefix::new(client, Prefix::longest(client)).expect("the longest")
         };
-        let token = world::key().proof(&Grant { bind: bind.map(network), bind_port, ..world::grant() });
+        let token = fixture::key().proof(&Grant { bind: bind.map(network), bind_port, ..fixture::grant() });
         Packet::with_proof(&token, 1, TS).over(family)
     };
     let other = if family == Family::V4 { Family::V6 } else { Family::V4 };
-    let port = world::CLIENT.port();
+    let port = fixture::CLIENT.port();
     let mut from_elsewhere = packet(Some(family), None);
     from_elsewhere.from.set_ip(family.twin(Ipv4Addr::new(192, 0, 2, 9).into()));
     let elsewhere = |name| refused(name, &from_elsewhere, Reason::BadFastTag);
@@ -286,7 +286,7 @@ fn replay_cases() -> Vec<Case> {
         good("another token's number", 7).after(vec![forwarded(
             "before",
             3,
-            &Packet::with_proof(&world::proof_number(3), 7, TS),
+            &Packet::with_proof(&fixture::proof_number(3), 7, TS),
         )]),
     ]
 }

@@ -8,9 +8,9 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both, check_all},
+    fixture::{self, SERVICE_ID, SESSION, World},
     packet::{Family, Packet},
     program::Program,
-    world::{self, SERVICE_ID, SESSION, World},
 };
 
 use crate::{
@@ -29,12 +29,12 @@ fn by_name() -> Result<()> {
 fn within_one_packet() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        for (number, revoked) in [session(SESSION), token(world::grant().nonce)].into_iter().enumerate() {
+        for (number, revoked) in [session(SESSION), token(fixture::grant().nonce)].into_iter().enumerate() {
             program.forget()?;
             let before = program.hmacs()?;
             for round in 0..5 {
                 let seq = 2 * round + number as u32;
-                let proof = Packet::with_proof(&world::key().proof(&world::grant()), seq, TS);
+                let proof = Packet::with_proof(&fixture::key().proof(&fixture::grant()), seq, TS);
                 let in_force = revoking(vec![(revoked, forever())]);
                 let passing =
                     [forwarded("clean", SESSION, &Packet::default()), forwarded("clean", SESSION, &proof)];
@@ -79,7 +79,7 @@ fn a_full_list() -> Result<()> {
     let most = u64::from(lb_common::maps::REVOCATIONS_MAX);
     let revoked = (0..most).map(|number| (session(number), forever())).collect();
     let world = revoking(revoked);
-    let of = |number| Packet::with_token(&world::token_number(number));
+    let of = |number| Packet::with_token(&fixture::token_number(number));
     let cases = [
         refused("the first of a full list", &world, &of(0)),
         refused("the last of a full list", &world, &of(most - 1)),
@@ -116,17 +116,17 @@ fn refused(name: &str, world: &World, packet: &Packet) -> Case {
 
 /// Another token of the default session.
 fn renewed() -> Header {
-    world::key().bearer(&Grant { nonce: *b"renewed!", ..world::grant() })
+    fixture::key().bearer(&Grant { nonce: *b"renewed!", ..fixture::grant() })
 }
 
 fn cases() -> Vec<Case> {
     let bearer = Packet::default();
-    let proof = |seq| Packet::with_proof(&world::key().proof(&world::grant()), seq, TS);
+    let proof = |seq| Packet::with_proof(&fixture::key().proof(&fixture::grant()), seq, TS);
     let revoked = |name, key, packet: &Packet| refused(name, &revoking(vec![(key, forever())]), packet);
     let clean = |name, key, packet: &Packet| {
         forwarded(name, SESSION, packet).with_world(revoking(vec![(key, forever())]))
     };
-    let nonce = world::grant().nonce;
+    let nonce = fixture::grant().nonce;
     let of_session = session(SESSION);
     let before = |packet: &Packet| vec![forwarded("before", SESSION, packet)];
     vec![

@@ -18,9 +18,9 @@ use lb_common::{
     token::{Header, header::Binding, tags},
 };
 use lb_tests::model::{
+    fixture::{self, Key, SERVICE_ID, SERVICE_INDEX, World},
     packet::{Family, Packet},
     program::{Program, Verdict, at_scale, cpus, pin_to_cpu, small},
-    world::{self, Key, SERVICE_ID, SERVICE_INDEX, World},
 };
 use tollgate::datapath::{DatapathError, GRACE, Options};
 
@@ -51,7 +51,7 @@ fn nth(number: usize) -> Key {
 
 impl Generation {
     fn new(key: Key, next: &Key) -> Self {
-        let valid = key.bearer(&world::grant());
+        let valid = key.bearer(&fixture::grant());
         let [a, b, c, d, e] = valid.claims();
         let binding = Binding::default();
         let [f, g] = tags::full(&next.derived.full, valid.claims(), &binding, &mut Default::default());
@@ -205,7 +205,7 @@ fn overwriting_a_live_slot_is_seen() -> Result<()> {
     let mixed = Generation::new(one.clone(), &other).mixed;
     let mut program = Program::load_with(&Options { hmac_cost_ns: 0, ..small() })?;
     // Stripped, the frame would be another in the second of many runs at once.
-    let service = world::service();
+    let service = fixture::service();
     let service = Service { flags: service.flags & !FLAG_STRIP, ..service };
     program.enter(&World { keys: vec![], ..World::with_service(service) }.repeated())?;
     let mut sender = Sender::new(&mut program, Family::V4)?;

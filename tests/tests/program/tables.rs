@@ -14,9 +14,9 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::model::{
     case::{Case, both},
+    fixture::{self, SESSION, World},
     packet::Packet,
     program::{Program, Verdict, small},
-    world::{self, SESSION, World},
 };
 
 use tollgate::datapath::TableSet;
@@ -42,7 +42,7 @@ fn a_generation_is_announced_before_it_is_written() -> Result<()> {
     let over = AtomicBool::new(false);
     let generations = 20;
     let worlds =
-        [0, 1].map(|number| World { backends: vec![world::backend(1 + number)], ..World::default() });
+        [0, 1].map(|number| World { backends: vec![fixture::backend(1 + number)], ..World::default() });
     let tables =
         worlds.map(|world| TableSet::new(&world.snapshot())).into_iter().collect::<Result<Vec<_>, _>>()?;
     let announced: BTreeSet<u32> = thread::scope(|scope| -> Result<_> {
@@ -75,7 +75,7 @@ fn cases() -> Vec<Case> {
     let begun = |generations| World { generations_begun: generations, ..World::default() };
     let junk = Packet::with_payload(vec![0; 99]);
     let mut other = Packet::default();
-    other.to.set_port(world::SERVICE.port() + 1);
+    other.to.set_port(fixture::SERVICE.port() + 1);
     let mut cases = vec![
         forwarded("the next generation is being written", SESSION, &Packet::default()).with_world(begun(1)),
         Case::refused(

@@ -14,9 +14,9 @@ use lb_common::{
     },
 };
 use lb_tests::model::{
+    fixture::{self, SERVICE_INDEX, SESSION},
     packet::{Family, Packet},
     program::{Program, at_scale, pin_to_cpu, small},
-    world::{self, SERVICE_INDEX, SESSION},
 };
 use tollgate::datapath::Options;
 
@@ -84,7 +84,7 @@ fn a_wrong_byte_costs_the_same_wherever_it_is() -> Result<()> {
         };
         let bearer = Packet::default();
         ensure_same_cost(&mut program, "a fast tag", &wrong_at(&bearer, 40..48), Reason::BadFastTag)?;
-        let proof = Packet::with_proof(&world::key().proof(&world::grant()), family as u32, TS);
+        let proof = Packet::with_proof(&fixture::key().proof(&fixture::grant()), family as u32, TS);
         ensure_same_cost(&mut program, "a fast tag of PROOF", &wrong_at(&proof, 40..48), Reason::BadFastTag)?;
         forwarded("remembered", SESSION, &proof).over(family).check(&mut program)?;
         ensure_same_cost(&mut program, "a proof", &wrong_at(&proof, 56..64), Reason::BadProof)?;
@@ -98,11 +98,11 @@ fn a_wrong_byte_costs_the_same_wherever_it_is() -> Result<()> {
 
 /// A token of somebody who holds the fast key alone, whose full tag is wrong in one byte.
 fn with_wrong_full_tag(at: usize) -> Packet {
-    let mut bytes = world::token().to_bytes();
+    let mut bytes = fixture::token().to_bytes();
     bytes[at] ^= 0xff;
     let (words, _) = bytes.as_chunks::<8>();
     let header = Header::again(std::array::from_fn(|word| u64::from_le_bytes(words[word])));
-    let fast = tags::fast(world::key().derived.fast, &header, &Binding::default());
+    let fast = tags::fast(fixture::key().derived.fast, &header, &Binding::default());
     bytes[40..48].copy_from_slice(&fast.to_le_bytes());
     let mut packet = Packet::default();
     packet.payload[..LEN].copy_from_slice(&bytes);

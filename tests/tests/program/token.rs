@@ -14,9 +14,9 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both},
+    fixture::{self, Key, NOW, SERVICE_ID, World},
     packet::{Family, Packet},
     program::Program,
-    world::{self, Key, NOW, SERVICE_ID, World},
 };
 use tollgate::datapath::DatapathError;
 
@@ -46,10 +46,10 @@ fn tags() -> Result<()> {
 #[test]
 fn a_slot_through_generations() -> Result<()> {
     let world = World { keys: vec![], ..World::default() };
-    let key = world::key();
+    let key = fixture::key();
     let id = KeyId::new(key.id.slot(), key.id.generation() + 1).expect("in range");
     let next = Key::new([8; 32], id);
-    let (of_key, of_next) = (Packet::default(), Packet::with_token(&next.bearer(&world::grant())));
+    let (of_key, of_next) = (Packet::default(), Packet::with_token(&next.bearer(&fixture::grant())));
     let refused = |packet, reason: Reason| Case::refused(reason.name(), world.clone(), packet, reason);
     let admitted = |packet| admitted("admitted", world.clone(), packet);
 
@@ -97,7 +97,7 @@ fn refused(name: &str, packet: &Packet, reason: Reason) -> Case {
 }
 
 fn no_token() -> Vec<Case> {
-    let short = world::token().to_bytes()[..LEN - 1].to_vec();
+    let short = fixture::token().to_bytes()[..LEN - 1].to_vec();
     let mut other_first_byte = Packet::default();
     other_first_byte.payload[0] = MAGIC ^ 1;
     let case = |name, packet: Packet| refused(name, &packet, Reason::NoToken);
@@ -117,7 +117,7 @@ fn no_token() -> Vec<Case> {
 fn bad_header() -> Vec<Case> {
     // Bytes 0..4 of a header that is right in everything else, tags included.
     let first_bytes = |name: &str, bytes: [u8; 4]| {
-        let header = world::key().resign(&world::token(), |claims| {
+        let header = fixture::key().resign(&fixture::token(), |claims| {
             claims[0] = claims[0] & !0xffff_ffff | u64::from(u32::from_le_bytes(bytes));
         });
         refused(name, &Packet::with_token(&header), Reason::BadHeader)
@@ -141,30 +141,30 @@ fn bad_header() -> Vec<Case> {
 
 fn policy() -> Vec<Case> {
     let proof_header = || {
-        let proof = world::grant().proof(world::key().id, &world::key().derived);
+        let proof = fixture::grant().proof(fixture::key().id, &fixture::key().derived);
         Packet::with_token(&proof.header(1, 10_000, b""))
     };
-    let proof_alone = Service { accept: ACCEPT_PROOF, ..world::service() };
-    let bound = Service { bind: BIND_REQUIRED, ..world::service() };
-    let to_a_port = Grant { bind_port: Some(world::CLIENT.port()), ..world::grant() };
+    let proof_alone = Service { accept: ACCEPT_PROOF, ..fixture::service() };
+    let bound = Service { bind: BIND_REQUIRED, ..fixture::service() };
+    let to_a_port = Grant { bind_port: Some(fixture::CLIENT.port()), ..fixture::grant() };
     let case = |name, service, packet: &Packet| {
         Case::refused(name, World::with_service(service), packet, Reason::Policy)
     };
     vec![
-        case("a PROOF token where BEARER is accepted", world::service(), &proof_header()),
+        case("a PROOF token where BEARER is accepted", fixture::service(), &proof_header()),
         case("a BEARER token where PROOF is accepted", proof_alone, &Packet::default()),
         case("an unbound token where a binding is required", bound, &Packet::default()),
         case(
             "a token bound to a port alone where a binding is required",
             bound,
-            &Packet::with_token(&world::key().bearer(&to_a_port)),
+            &Packet::with_token(&fixture::key().bearer(&to_a_port)),
         ),
     ]
 }
 
 fn key_cases() -> Vec<Case> {
     let now = World::default().now_ns;
-    let key = world::key();
+    let key = fixture::key();
     let held = key.held(SERVICE_ID);
     let next_generation = KeyId::new(key.id.slot(), key.id.generation() + 1).expect("in range");
     let other_slot = KeyId::new(key.id.slot() + 1, key.id.generation()).expect("in range");
@@ -195,7 +195,7 @@ fn key_cases() -> Vec<Case> {
         Case::refused(
             "key id 0, which is what an empty slot has",
             World { keys: vec![], ..World::default() },
-            &Packet::with_token(&id_zero.bearer(&world::grant())),
+            &Packet::with_token(&id_zero.bearer(&fixture::grant())),
             Reason::UnknownKey,
         ),
         with("a key that is off", changed(|slot, _| slot.state = STATE_OFF), Reason::InactiveKey),
@@ -219,14 +219,15 @@ fn key_cases() -> Vec<Case> {
 }
 
 fn time_cases() -> Vec<Case> {
-    let token = world::grant();
+    let token = fixture::grant();
     let second = |seconds: u32| u64::from(seconds) * SECOND_NS;
     let refused_at =
         |name, now_ns, reason| Case::refused(name, World::at(now_ns), &Packet::default(), reason);
     let with_times = |issued_at, expires_at| {
-        Packet::with_token(&world::key().bearer(&Grant { issued_at, expires_at, ..world::grant() }))
+        Packet::with_token(&fixture::key().bearer(&Grant { issued_at, expires_at, ..fixture::grant() }))
     };
-    let revoked_before = |second| World::with_service(Service { revoked_before: second, ..world::service() });
+    let revoked_before =
+        |second| World::with_service(Service { revoked_before: second, ..fixture::service() });
     let valid = Packet::default();
     vec![
         refused_at("issued 2 s and 1 ns from now", second(token.issued_at - 2) - 1, Reason::NotYetValid),
@@ -251,7 +252,7 @@ fn time_cases() -> Vec<Case> {
 }
 
 fn bad_fast_tag() -> Vec<Case> {
-    let of_other_key = Key::new([8; 32], world::key().id).bearer(&world::grant());
+    let of_other_key = Key::new([8; 32], fixture::key().id).bearer(&fixture::grant());
     let bad = |name, packet: &Packet| refused(name, packet, Reason::BadFastTag);
     let last_bit = |byte: usize| {
         let mut packet = Packet::default();
@@ -270,7 +271,8 @@ fn bad_fast_tag() -> Vec<Case> {
 /// Tokens bound to where they come from: an IPv4 prefix, or the IPv6 prefix that is its twin.
 fn bound(family: Family) -> Vec<Case> {
     let packet = |bind: Option<Prefix>, bind_port| {
-        Packet::with_token(&world::key().bearer(&Grant { bind, bind_port, ..world::grant() })).over(family)
+        Packet::with_token(&fixture::key().bearer(&Grant { bind, bind_port, ..fixture::grant() }))
+            .over(family)
     };
     let prefix = |address: &str, len| Prefix::new(address.parse().expect("an address"), len).ok();
     // The last `host` bits of the client's longest bound prefix are free.
@@ -283,7 +285,7 @@ fn bound(family: Family) -> Vec<Case> {
         Family::V6 => ("1::", "8000::", ["32.1.13.184", "1.2.3.4"]),
     };
     let longest = Prefix::longest(others[0].parse().expect("an address"));
-    let port = Some(world::CLIENT.port());
+    let port = Some(fixture::CLIENT.port());
     let bad = |name, packet: &Packet| refused(name, packet, Reason::BadFastTag);
     let good = |name, packet: &Packet| admitted(name, World::default(), packet);
     vec![
@@ -293,7 +295,7 @@ fn bound(family: Family) -> Vec<Case> {
         good("bound to the client's half of the internet", &packet(prefix(half, 1), None)),
         bad("bound to the other half", &packet(prefix(other_half, 1), None)),
         good("bound to the client's port", &packet(None, port)),
-        bad("bound to another port", &packet(None, Some(world::CLIENT.port() ^ 1))),
+        bad("bound to another port", &packet(None, Some(fixture::CLIENT.port() ^ 1))),
         bad("bound to the port with its bytes swapped", &packet(None, port.map(u16::swap_bytes))),
         good("bound to client and port", &packet(network("198.51.100.0", 8), port)),
         bad("bound to a network of the other family", &packet(prefix(others[0], longest), None)),
@@ -302,10 +304,10 @@ fn bound(family: Family) -> Vec<Case> {
 }
 
 fn full_check() -> Vec<Case> {
-    let key = world::key();
-    let resigned = |damage: fn(&mut [u64; 5])| Packet::with_token(&key.resign(&world::token(), damage));
-    let other = Claims { service_id: SERVICE_ID + 1, ..world::grant().claims };
-    let other = key.bearer(&Grant { claims: other, ..world::grant() });
+    let key = fixture::key();
+    let resigned = |damage: fn(&mut [u64; 5])| Packet::with_token(&key.resign(&fixture::token(), damage));
+    let other = Claims { service_id: SERVICE_ID + 1, ..fixture::grant().claims };
+    let other = key.bearer(&Grant { claims: other, ..fixture::grant() });
     vec![
         refused(
             "a full tag of somebody who holds the fast key alone",
@@ -321,7 +323,7 @@ fn full_check() -> Vec<Case> {
 
 /// A header whose fast tag is right and whose full tag is not.
 fn with_wrong_full_tag(key: &Key) -> Header {
-    let mut words = world::token().words();
+    let mut words = fixture::token().words();
     words[7] ^= 1 << 63;
     words[5] = lb_common::token::tags::fast(
         key.derived.fast,
@@ -333,6 +335,6 @@ fn with_wrong_full_tag(key: &Key) -> Header {
 
 /// A packet that is stripped and sent to the backend of the default session.
 fn admitted(name: &str, world: World, packet: &Packet) -> Case {
-    let backend = world.picked(world::SESSION);
+    let backend = world.picked(fixture::SESSION);
     Case::sent(name, world, packet, &packet.clone().stripped(), &backend, Reason::Forwarded)
 }

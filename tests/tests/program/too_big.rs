@@ -11,15 +11,15 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::Case,
+    fixture::{self, OTHER_INTERFACE, World},
+    forwarding,
     packet::{Family, Icmp, Packet, Transport, UDP_LEN},
     program::{Program, Verdict, pin_to_cpu},
-    way,
-    world::{self, OTHER_INTERFACE, World},
 };
 
 use crate::{
+    forwarding::{FLAGS, WAYS},
     matrix::Subject,
-    ways::{FLAGS, WAYS},
 };
 
 /// The longest packet that the way takes.
@@ -48,17 +48,17 @@ pub fn subjects() -> Vec<Subject> {
 }
 
 fn world(forward: u8, flags: u8, backend: Family) -> World {
-    let ifindex = if forward == FORWARD_L2 { OTHER_INTERFACE } else { world::LOOPBACK };
-    let backend = Backend { ifindex, mtu: MTU as u16, ..world::backend_at(1, backend) };
-    world::sending(forward, flags, backend)
+    let ifindex = if forward == FORWARD_L2 { OTHER_INTERFACE } else { fixture::LOOPBACK };
+    let backend = Backend { ifindex, mtu: MTU as u16, ..fixture::backend_at(1, backend) };
+    fixture::sending(forward, flags, backend)
 }
 
 /// What a packet may have at most, and what it has with so many bytes more.
 fn packet(world: &World, family: Family, more: usize) -> (usize, Packet) {
     let (service, backend) = (world.services[0].1, world.backends[0]);
-    let token = world::token().to_bytes();
+    let token = fixture::token().to_bytes();
     let stripped = if service.strips() { token.len() } else { 0 };
-    let room = MTU + stripped - way::outer_len(&service, &backend);
+    let room = MTU + stripped - forwarding::outer_len(&service, &backend);
     let data = room + more - family.header_len() - UDP_LEN - token.len();
     let packet = Packet::with_payload([&token[..], &vec![0xd7; data]].concat()).over(family);
     assert_eq!(packet.ip_packet().len(), room + more);

@@ -12,8 +12,8 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::Case,
+    fixture::{self, Key, SERVICE_INDEX, World},
     packet::{Family, Packet},
-    world::{self, Key, SERVICE_INDEX, World},
 };
 use serde::Deserialize;
 
@@ -71,7 +71,7 @@ impl Vectors {
         Ok(World {
             now_ns,
             keys: vec![Key::new(master, KeyId(*key_id)).held(service_id)],
-            ..World::with_service(Service { id: service_id, max_ttl, accept, ..world::service() })
+            ..World::with_service(Service { id: service_id, max_ttl, accept, ..fixture::service() })
         })
     }
 }
@@ -90,7 +90,7 @@ fn token_case(vectors: &Vectors, token: &Token) -> Result<Case> {
     let Token { key, service_id, issued_at, expires_at, backend_id, .. } = *token;
     let now_ns = u64::from(issued_at + 1) * SECOND_NS;
     let mut world = vectors.world(key, service_id, expires_at - issued_at, now_ns)?;
-    let pinned = Backend { backend_id, counter: 999, ..world::backend(200) };
+    let pinned = Backend { backend_id, counter: 999, ..fixture::backend(200) };
     if backend_id != 0 {
         world.backends.push(pinned);
     }

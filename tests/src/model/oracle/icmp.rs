@@ -6,8 +6,8 @@ use lb_common::service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, Service};
 
 use super::parse::{addresses, be16, ip, read_into};
 use crate::model::{
+    fixture::World,
     packet::{Family, ICMP, ICMPV6, IPV6_LEN, Packet, Transport, UDP, UdpChecksum},
-    world::World,
 };
 
 /// Bytes of an ICMP header.

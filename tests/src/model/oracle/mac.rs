@@ -7,8 +7,8 @@ use lb_common::{
 };
 
 use crate::model::{
+    fixture::{LOOPBACK, World},
     program::Verdict,
-    world::{LOOPBACK, World},
 };
 
 /// Whose a frame is.

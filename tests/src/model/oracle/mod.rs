@@ -11,10 +11,10 @@ use lb_common::{
 use self::{mac::Destination, parse::Parsed, session::Sessions, token::Sealed};
 use crate::model::{
     case::Expected,
+    fixture::{LOOPBACK, World},
+    forwarding,
     packet::{Family, Packet},
     program::{Outcome, Verdict},
-    way,
-    world::{LOOPBACK, World},
 };
 
 mod flow;
@@ -107,7 +107,7 @@ impl Model {
             }
             Ok((Some(backend), session)) => {
                 let sent = if service.strips() { parsed.stripped() } else { parsed.whole() };
-                let sent = way::leaving(&sent, &service, &backend, session, None).bytes();
+                let sent = forwarding::leaving(&sent, &service, &backend, session, None).bytes();
                 let verdict = out_of(&backend);
                 expected(verdict, sent, service.index, Reason::Forwarded, Some(backend.counter))
             }
@@ -166,7 +166,7 @@ fn icmp_error(
     let message = icmp::message(frame)?;
     let untagged_enough = if message.tags.len() <= 2 { Ok(()) } else { Err(Reason::Unsupported) };
     match takes(world, service, &message, &backend).and(untagged_enough) {
-        Ok(()) => sent(way::leaving(&message, service, &backend, session, None).bytes()),
+        Ok(()) => sent(forwarding::leaving(&message, service, &backend, session, None).bytes()),
         Err(reason) => Some(expected(Verdict::Drop, frame.to_vec(), service.index, reason, None)),
     }
 }
@@ -199,7 +199,7 @@ fn takes(world: &World, service: &Service, inner: &Packet, backend: &Backend) ->
     if encapsulated && inner.family() == Family::V6 && backend.v6 == 0 {
         return Err(Reason::NoBackend);
     }
-    let len = inner.ip_packet().len() + way::outer_len(service, backend);
+    let len = inner.ip_packet().len() + forwarding::outer_len(service, backend);
     let measured = service.forward != FORWARD_L2 || backend.ifindex != LOOPBACK;
     if measured && len > usize::from(backend.mtu) {
         return Err(Reason::TooBig);

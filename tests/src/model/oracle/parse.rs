@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use lb_common::{reason::Reason, service::Service};
 
 use crate::model::{
+    fixture::World,
     packet::{
         ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHERNET_LEN, FRAGMENT_HEADER, Family, IPV4_LEN, IPV6_LEN, Packet,
         TAG_8021AD, TAG_8021Q, TAG_LEN, UDP, UDP_LEN, UdpChecksum,
     },
-    world::World,
 };
 
 /// IPv6 extension headers behind which a packet goes on: hop-by-hop options, routing, fragment, authentication,

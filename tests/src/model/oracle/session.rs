@@ -15,7 +15,7 @@ use super::{
     flow::{Flows, Use},
     token::{Keys, Sealed, Token},
 };
-use crate::model::world::{HeldKey, World};
+use crate::model::fixture::{HeldKey, World};
 
 /// How long an unconfirmed clock admits new tokens.
 const CLOCK_STALE_NS: u64 = 4000 * 1_000_000_000;
@@ -219,7 +219,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::model::world::{self, Key};
+    use crate::model::fixture::{self, Key};
 
     /// The vectors of token.md, written by an implementation that shares no code with this one either.
     fn vectors() -> Value {
@@ -250,7 +250,7 @@ mod tests {
         held.slot.full = Default::default();
         let world = World { now_ns: now * SECOND_NS, ..World::with_key(held) };
         let accept = ACCEPT_BEARER | ACCEPT_PROOF;
-        let service = Service { id: service_id, max_ttl, accept, ..world::service() };
+        let service = Service { id: service_id, max_ttl, accept, ..fixture::service() };
         let datagram = [bytes(&case["header"]), bytes(&case["payload"])].concat();
         Sessions::default().admit(&world, &service, &datagram, from, 0)
     }

@@ -1,4 +1,4 @@
-//! Frames from their fields: the defaults make a valid packet of the default [`World`](crate::model::world::World), and a
+//! Frames from their fields: the defaults make a valid packet of the default [`World`](crate::model::fixture::World), and a
 //! test names only what differs.
 //!
 //! Checksums are computed in full by `etherparse`, which shares no code with the program's changes by difference.
@@ -10,7 +10,7 @@ use lb_common::token::{Header, header, mint::ProofToken};
 pub use bytes::fragment_header;
 pub use family::Family;
 
-use crate::model::world;
+use crate::model::fixture;
 
 mod bytes;
 mod family;
@@ -142,7 +142,7 @@ pub enum UdpChecksum {
 impl Default for Packet {
     /// A datagram with the default token, over IPv4.
     fn default() -> Self {
-        Self::with_token(&world::token())
+        Self::with_token(&fixture::token())
     }
 }
 
@@ -160,8 +160,8 @@ impl Packet {
     /// The default packet with this payload in place of token and data.
     pub fn with_payload(payload: Vec<u8>) -> Self {
         Self {
-            destination_mac: world::BALANCER_MAC,
-            source_mac: world::ROUTER_MAC,
+            destination_mac: fixture::BALANCER_MAC,
+            source_mac: fixture::ROUTER_MAC,
             tags: Vec::new(),
             ether_type: None,
             version: None,
@@ -176,8 +176,8 @@ impl Packet {
             ttl: 57,
             protocol: None,
             ip_checksum_off_by: 0,
-            from: world::CLIENT,
-            to: world::SERVICE,
+            from: fixture::CLIENT,
+            to: fixture::SERVICE,
             transport: Transport::Udp,
             udp_len: None,
             udp_checksum: UdpChecksum::Right,
@@ -190,7 +190,7 @@ impl Packet {
     pub fn icmp_error(message: Icmp, quoted: &[u8], len: usize) -> Self {
         Self {
             fragment: 0,
-            from: world::ON_THE_WAY,
+            from: fixture::ON_THE_WAY,
             transport: Transport::Icmp(message),
             ..Self::with_payload(quoted[..len.min(quoted.len())].to_vec())
         }

@@ -13,7 +13,7 @@ use std::{os::unix::net::UnixDatagram, process::ExitCode};
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use lb_tests::{
-    testbed::{leftovers, topology::Family},
+    testbed::{cleanup, topology::Family},
     tools::options,
 };
 
@@ -30,7 +30,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let Err(error) = run(Arguments::parse().options) else { return ExitCode::SUCCESS };
     // What failed may have failed because it was being removed.
-    leftovers::hold_if_interrupted();
+    cleanup::hold_if_interrupted();
     eprintln!("demo: {error:#}");
     ExitCode::FAILURE
 }
@@ -38,14 +38,14 @@ fn main() -> ExitCode {
 fn run(options::Demo { forward, ipv6, keep, remove }: options::Demo) -> Result<()> {
     let _alone = alone()?;
     if remove {
-        return leftovers::remove(script::is_ours);
+        return cleanup::remove(script::is_ours);
     }
-    leftovers::remove_when_interrupted(script::is_ours)?;
-    leftovers::remove(script::is_ours)?;
+    cleanup::remove_when_interrupted(script::is_ours)?;
+    cleanup::remove(script::is_ours)?;
     script::run(Options { forward, family: if ipv6 { Family::V6 } else { Family::V4 }, keep })
 }
 
 /// Held while a demo runs: two at a time would remove each other's namespaces.
 fn alone() -> Result<UnixDatagram> {
-    leftovers::claim(script::NAME)?.context("another demo is running; wait until it has ended")
+    cleanup::claim(script::NAME)?.context("another demo is running; wait until it has ended")
 }

@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::testbed::{
+    cleanup,
     daemon::{Daemon, Place, binary, counters, service},
     forward::{Decap, Forward},
     issuer::Issuer,
-    leftovers,
     topology::{Family, Topology},
 };
 
@@ -178,9 +178,9 @@ fn leave(
     println!("  {tollgate} status");
     println!("  {tollgate} counters");
     println!("  {tollgate} token mint --service game --session 7");
-    println!("  nsenter --net={}/{NAME}-lb curl -s http://127.0.0.1:9477/metrics", leftovers::NAMESPACES);
+    println!("  nsenter --net={}/{NAME}-lb curl -s http://127.0.0.1:9477/metrics", cleanup::NAMESPACES);
     let listener = if options.forward == Forward::Local { "lb" } else { "backend1" };
-    println!("  nsenter --net={}/{NAME}-{listener} tcpdump -ni eth0 udp", leftovers::NAMESPACES);
+    println!("  nsenter --net={}/{NAME}-{listener} tcpdump -ni eth0 udp", cleanup::NAMESPACES);
     println!("  less {}", place.path("log").display());
     println!("To remove it:\n  cargo xtask demo --remove\n");
     std::mem::forget((topology, place, daemon, decap));

@@ -17,8 +17,8 @@ use lb_common::{
     },
 };
 use lb_tests::model::{
+    fixture::{self, ClassRate, Key, NOW, SERVICE, SERVICE_ID, World},
     packet::{Family, Icmp, Packet, UdpChecksum},
-    world::{self, ClassRate, Key, NOW, SERVICE, SERVICE_ID, World},
 };
 
 /// By how much the clock is off a millisecond, so that what it moves while packets come crosses no edge.
@@ -68,7 +68,7 @@ impl Traffic {
             (STRICT, key(11, 7, 3)),
             (SERVICE_ID, key(12, 8, 4)),
         ];
-        let service = world::proving();
+        let service = fixture::proving();
         let limited = Service { flags: service.flags | FLAG_RATED, max_sources: 3, ..service };
         let strict = Service {
             id: STRICT,
@@ -78,10 +78,10 @@ impl Traffic {
             max_ttl: 60,
             ..service
         };
-        let mut services = world::at_both(limited);
+        let mut services = fixture::at_both(limited);
         services.extend(Family::BOTH.map(|family| (strict_at(family), strict)));
-        let backends = (1..=3).map(world::backend);
-        let backends = backends.chain([Backend { service_index: 4, counter: 200, ..world::backend(9) }]);
+        let backends = (1..=3).map(fixture::backend);
+        let backends = backends.chain([Backend { service_index: 4, counter: 200, ..fixture::backend(9) }]);
         let rate = |class, burst| ClassRate { class, per_second: 1, burst };
         let world = World {
             now_ns: u64::from(NOW) * SECOND_NS + OFF_EDGES_NS,

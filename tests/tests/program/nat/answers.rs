@@ -11,9 +11,9 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::Case,
+    fixture::{self, SERVICE_ID, SESSION, World},
     packet::{self, Family, Packet, TAG_8021AD, TAG_8021Q, UdpChecksum},
     program::{Program, pin_to_cpu},
-    world::{SERVICE_ID, SESSION, World},
 };
 
 use super::{reply, translated, world};
@@ -37,11 +37,11 @@ fn from_another_vlan() -> Result<()> {
         let in_vlan = Backend {
             tag_count: 1,
             tags: [tag(TAG_8021Q, 12), Tag::default()],
-            ..world::backend_at(1, family)
+            ..fixture::backend_at(1, family)
         };
         let qinq = Backend { tag_count: 2, tags: [tag(TAG_8021AD, 20), tag(TAG_8021Q, 12)], ..in_vlan };
         let untagged = Backend { tag_count: 0, tags: [Tag::default(); 2], ..in_vlan };
-        let kept = world::backend_at(1, family);
+        let kept = fixture::backend_at(1, family);
         let (q, ad) = (TAG_8021Q, TAG_8021AD);
         let ways: [(_, _, &[_]); 6] = [
             (in_vlan, 0, &[(q, 12)]),
@@ -52,8 +52,8 @@ fn from_another_vlan() -> Result<()> {
             (kept, 2, &[(ad, 100), (q, 101)]),
         ];
         for (number, (backend, client_tags, right)) in (0..).zip(ways) {
-            let world = world::sending(FORWARD_NAT, FLAG_STRIP, backend);
-            let token = world::token_number(number);
+            let world = fixture::sending(FORWARD_NAT, FLAG_STRIP, backend);
+            let token = fixture::token_number(number);
             let client = Packet { from: packet::client(number as u16), ..Packet::with_token(&token) };
             let client = client.tagged(client_tags).over(family);
             let (_, answer, to_client) = asked(&mut program, &world, &client)?;
@@ -94,7 +94,7 @@ fn of_a_backend_that_is_gone() -> Result<()> {
         let passes = Case::answered("an answer", there.clone(), &answer, &to_client, Reason::Reply);
         passes.check(&mut program)?;
         let backend = there.backends[0];
-        let other = world::backend_at(2, family);
+        let other = fixture::backend_at(2, family);
         let named = Backend { backend_id: 7, ..backend };
         let moved = Backend { address_be: other.address_be, ..backend };
         let with = |backends: Vec<Backend>| World { backends, ..there.clone() };
@@ -140,10 +140,10 @@ fn every_publication_is_checked_against() -> Result<()> {
         let (_, answer, to_client) = asked(&mut program, &there, &client)?;
         let passes = Case::answered("an answer", there.clone(), &answer, &to_client, Reason::Reply);
         passes.check(&mut program)?;
-        let gone = World { backends: vec![world::backend_at(2, family)], ..there.clone() };
+        let gone = World { backends: vec![fixture::backend_at(2, family)], ..there.clone() };
         // Nobody answers between the two.
         program.enter(&gone)?;
-        let gone_for_good = World { backends: vec![world::backend_at(3, family)], ..there.clone() };
+        let gone_for_good = World { backends: vec![fixture::backend_at(3, family)], ..there.clone() };
         Case::refused("an answer", gone_for_good, &answer, Reason::NoBackend).check(&mut program)?;
         passes.check(&mut program)?;
     }
@@ -157,7 +157,7 @@ fn of_a_session_that_is_revoked() -> Result<()> {
     for family in Family::BOTH {
         let there = world(FLAG_STRIP, family);
         let client = Packet::default().over(family);
-        let nonce = u64::from_le_bytes(world::grant().nonce);
+        let nonce = u64::from_le_bytes(fixture::grant().nonce);
         let forever = there.now_ns + 3600 * SECOND_NS;
         let revoking = |kind, of| World {
             revocations: vec![(RevocationKey { service_id: SERVICE_ID, kind, of }, forever)],
@@ -167,7 +167,7 @@ fn of_a_session_that_is_revoked() -> Result<()> {
             world.services.iter_mut().for_each(|(_, service)| change(service));
             world
         };
-        let issued_at = world::grant().issued_at;
+        let issued_at = fixture::grant().issued_at;
         let before =
             |second| with_service(&|service: &mut Service| service.revoked_before = second, there.clone());
         let (_, answer, to_client) = asked(&mut program, &there, &client)?;
@@ -289,7 +289,7 @@ fn fragments_of_others() -> Result<()> {
             Case::refused("of a revoked session", revoking.clone(), fragment, Reason::Revoked)
                 .check(&mut program)?;
         }
-        let gone = World { backends: vec![world::backend_at(2, family)], ..there.clone() };
+        let gone = World { backends: vec![fixture::backend_at(2, family)], ..there.clone() };
         for fragment in &fragments[..2] {
             Case::refused("of a backend that is gone", gone.clone(), fragment, Reason::NoBackend)
                 .check(&mut program)?;

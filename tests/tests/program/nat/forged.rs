@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::{live::SECOND_NS, reason::Reason, service::FLAG_STRIP};
 use lb_tests::model::{
     case::Case,
+    fixture::World,
     packet::{self, Family, Icmp, Packet, TAG_8021Q},
     program::{Program, pin_to_cpu},
-    world::World,
 };
 
 use super::{found, reply, translated, with_cookie, world};

@@ -14,9 +14,9 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::Case,
+    fixture::{self, SESSION, World},
     packet::{self, Family, Packet},
     program::{Program, Verdict, at_scale, small},
-    world::{SESSION, World},
 };
 use tollgate::datapath::Options;
 
@@ -57,11 +57,11 @@ fn a_session_has_so_many_ports() -> Result<()> {
         program.enter(&world)?;
         let packet = Packet::default().over(family);
         from_every_port(&program, &packet, |_| packet.from.ip())?;
-        let of_session = Owner::session(world::SERVICE_ID, SESSION);
+        let of_session = Owner::session(fixture::SERVICE_ID, SESSION);
         let only = BTreeMap::from([((of_session.of, of_session.kind), limit)]);
         ensure!(held(&program)? == only, "{:?} where {only:?} was expected", held(&program)?);
         for number in 1..=1000 {
-            let client = Packet::with_token(&world::token_number(number)).over(family);
+            let client = Packet::with_token(&fixture::token_number(number)).over(family);
             ensure!(program.run(&client.bytes())?.verdict == Verdict::Transmit, "session {number}");
         }
         ensure!(held(&program)?.len() == 1001 && held(&program)?.values().sum::<u32>() == 1000 + limit);
@@ -90,7 +90,7 @@ fn a_source_that_is_observed_has_so_many_ports() -> Result<()> {
         // A session's id is its own, also where it looks like an address.
         let source = held(&program)?.into_keys().next().map_or(0, |(of, _)| of);
         let before = held(&program)?;
-        let valid = Packet::with_token(&world::token_number(source)).over(family);
+        let valid = Packet::with_token(&fixture::token_number(source)).over(family);
         ensure!(program.run(&valid.bytes())?.verdict == Verdict::Transmit);
         ensure!(held(&program)?.len() == before.len() + 1, "the session is taken for a source");
     }
@@ -145,7 +145,7 @@ fn the_last_port_is_shared_within_a_session() -> Result<()> {
             let packet = Packet { from: packet::client(number), ..Packet::default() }.over(family);
             ensure!(run(&program, &world, &packet)?.0 == one_port.first);
         }
-        let other = Packet::with_token(&world::token_number(1)).over(family);
+        let other = Packet::with_token(&fixture::token_number(1)).over(family);
         Case::refused("another session", world, &other, Reason::NatPorts).check(&mut program)?;
     }
     Ok(())
@@ -185,8 +185,8 @@ fn a_renewed_token_keeps_its_port() -> Result<()> {
         let world = world(FLAG_STRIP, family);
         let client = Packet::default().over(family);
         let port = translated(&mut program, "a token", &world, &client)?;
-        let grant = lb_common::token::mint::Grant { nonce: *b"another!", ..world::grant() };
-        let renewed = Packet::with_token(&world::key().bearer(&grant)).over(family);
+        let grant = lb_common::token::mint::Grant { nonce: *b"another!", ..fixture::grant() };
+        let renewed = Packet::with_token(&fixture::key().bearer(&grant)).over(family);
         ensure!(translated(&mut program, "another of its session", &world, &renewed)? == port);
     }
     Ok(())

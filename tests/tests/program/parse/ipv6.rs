@@ -3,8 +3,8 @@
 use lb_common::reason::Reason;
 use lb_tests::model::{
     case::Case,
+    fixture::{self, World},
     packet::{FRAGMENT_HEADER, Family, Icmp, Packet, Transport, UdpChecksum, fragment_header},
-    world::{self, World},
 };
 
 const HOP_BY_HOP: u8 = 0;
@@ -118,8 +118,8 @@ pub fn refused() -> Vec<Case> {
 /// What comes to a service's IPv4 address written as an IPv6 address is for nobody: no such packet is on any wire.
 #[test]
 fn a_mapped_address_is_not_the_services() -> anyhow::Result<()> {
-    let std::net::IpAddr::V4(v4) = world::SERVICE.ip() else { anyhow::bail!("an IPv4 service") };
-    let to = std::net::SocketAddr::new(v4.to_ipv6_mapped().into(), world::SERVICE.port());
+    let std::net::IpAddr::V4(v4) = fixture::SERVICE.ip() else { anyhow::bail!("an IPv4 service") };
+    let to = std::net::SocketAddr::new(v4.to_ipv6_mapped().into(), fixture::SERVICE.port());
     let packet = Packet { to, ..Packet::default().over(Family::V6) };
     crate::check_each(&[Case::not_ours("v4-mapped", World::default(), &packet)])
 }

@@ -8,10 +8,10 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, check_all},
+    fixture::{self, OTHER_INTERFACE, SESSION, World},
+    forwarding,
     packet::{Family, Packet, TAG_8021AD, TAG_8021Q, UdpChecksum},
     program::Program,
-    way,
-    world::{self, OTHER_INTERFACE, SESSION, World},
 };
 
 use crate::matrix::Subject;
@@ -40,7 +40,7 @@ pub const FLAGS: [(u8, &str); 2] = [(FLAG_STRIP, "stripped"), (0, "unstripped")]
 fn sent(name: impl Into<String>, world: World, packet: &Packet) -> Case {
     let (service, backend) = (world.services[0].1, world.backends[0]);
     let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
-    let sent = way::leaving(&inner, &service, &backend, SESSION, None);
+    let sent = forwarding::leaving(&inner, &service, &backend, SESSION, None);
     Case::sent(name, world, packet, &sent, &backend, Reason::Forwarded)
 }
 
@@ -69,15 +69,15 @@ fn what_outer_headers_copy() -> Result<()> {
 /// What this module's cases are about.
 pub fn subjects() -> Vec<Subject> {
     vec![
-        Subject::new("Checksums, by every way to a backend", "ways::checksums", checksum_cases()),
+        Subject::new("Checksums, by every way to a backend", "forwarding::checksums", checksum_cases()),
         Subject::new(
             "Partial checksums, on an interface in generic mode",
-            "ways::partial_checksums_in_generic_mode",
+            "forwarding::partial_checksums_in_generic_mode",
             generic_cases(),
         ),
-        Subject::new("What outer headers copy", "ways::what_outer_headers_copy", copied_cases()),
-        Subject::new("VLAN tags and interfaces", "ways::tags", tag_cases()),
-        Subject::new("What no way takes", "ways::refused", refused_cases()),
+        Subject::new("What outer headers copy", "forwarding::what_outer_headers_copy", copied_cases()),
+        Subject::new("VLAN tags and interfaces", "forwarding::tags", tag_cases()),
+        Subject::new("What no way takes", "forwarding::refused", refused_cases()),
     ]
 }
 
@@ -95,11 +95,11 @@ fn checksum_cases() -> Vec<Case> {
                     continue;
                 }
                 let packet = Packet { udp_checksum, ..Packet::default().over(family) };
-                let world = world::sending(forward, flags, world::backend_at(1, backend));
+                let world = fixture::sending(forward, flags, fixture::backend_at(1, backend));
                 cases.push(sent(format!("{checksum} UDP checksum, {strip}: {mode}"), world, &packet));
             }
             let packet = Packet::default().over(family).as_if_partial();
-            let world = world::sending(forward, flags, world::backend_at(1, backend));
+            let world = fixture::sending(forward, flags, fixture::backend_at(1, backend));
             cases.push(sent(format!("{AS_IF_PARTIAL}, {strip}: {mode}"), world, &packet));
         }
     }
@@ -117,7 +117,7 @@ fn generic_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (forward, mode, family, backend) in WAYS {
         for (flags, strip) in FLAGS {
-            let world = world::sending(forward, flags, world::backend_at(1, backend)).in_generic_mode();
+            let world = fixture::sending(forward, flags, fixture::backend_at(1, backend)).in_generic_mode();
             let name = |what: &str| format!("{what}, {strip}: {mode}");
             let right = Packet::default().over(family);
             cases.push(sent(name("a right UDP checksum"), world.clone(), &right));
@@ -131,13 +131,13 @@ fn generic_cases() -> Vec<Case> {
             ));
         }
         let junk = Packet { payload: vec![1; 33], ..packet(family) };
-        let observing = world::sending(forward, FLAG_OBSERVE, world::backend_at(1, backend));
+        let observing = fixture::sending(forward, FLAG_OBSERVE, fixture::backend_at(1, backend));
         let name = format!("observed, a partial UDP checksum: {mode}");
         cases.push(Case::refused(name, observing.in_generic_mode(), &junk, Reason::PartialChecksum));
     }
     for family in Family::BOTH {
         for (flags, strip) in FLAGS {
-            let local = world::sending(FORWARD_LOCAL, flags, world::backend(1)).in_generic_mode();
+            let local = fixture::sending(FORWARD_LOCAL, flags, fixture::backend(1)).in_generic_mode();
             let partial = packet(family);
             let delivered = if flags == 0 { partial.clone() } else { partial.clone().completed().stripped() };
             let name = format!("a partial UDP checksum, {strip}: local");
@@ -157,10 +157,10 @@ fn tag_cases() -> Vec<Case> {
     let (outer, inner) = (tag(TAG_8021AD, 3000), tag(TAG_8021Q, 0x6005));
     let none = Tag::default();
     let ways = [
-        ("the same interface", world::LOOPBACK, TAGS_KEPT, [none, none]),
-        ("the same interface untagged", world::LOOPBACK, 0, [none, none]),
-        ("the same interface with a tag", world::LOOPBACK, 1, [inner, none]),
-        ("the same interface with two tags", world::LOOPBACK, 2, [outer, inner]),
+        ("the same interface", fixture::LOOPBACK, TAGS_KEPT, [none, none]),
+        ("the same interface untagged", fixture::LOOPBACK, 0, [none, none]),
+        ("the same interface with a tag", fixture::LOOPBACK, 1, [inner, none]),
+        ("the same interface with two tags", fixture::LOOPBACK, 2, [outer, inner]),
         ("another interface", OTHER_INTERFACE, TAGS_KEPT, [none, none]),
         ("another interface with a tag", OTHER_INTERFACE, 1, [inner, none]),
         ("another interface with two tags", OTHER_INTERFACE, 2, [outer, inner]),
@@ -171,8 +171,8 @@ fn tag_cases() -> Vec<Case> {
             for tag_count in 0..=2 {
                 for (to, ifindex, kept, tags) in ways {
                     let backend =
-                        Backend { ifindex, tag_count: kept, tags, ..world::backend_at(2, backend_family) };
-                    let world = world::sending(forward, flags, backend);
+                        Backend { ifindex, tag_count: kept, tags, ..fixture::backend_at(2, backend_family) };
+                    let world = fixture::sending(forward, flags, backend);
                     let name = format!("{tag_count} tags, {strip}, to {to}: {mode}");
                     cases.push(sent(name, world, &Packet::default().over(family).tagged(tag_count)));
                 }
@@ -187,7 +187,7 @@ fn copied_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (forward, mode, family, backend) in &WAYS[TUNNELS] {
         let mut add = |name: &str, packet: Packet| {
-            let world = world::sending(*forward, FLAG_STRIP, world::backend_at(3, *backend));
+            let world = fixture::sending(*forward, FLAG_STRIP, fixture::backend_at(3, *backend));
             cases.push(sent(format!("{name}: {mode}"), world, &packet.over(*family)));
         };
         for ecn in 0..4 {
@@ -199,8 +199,8 @@ fn copied_cases() -> Vec<Case> {
         add("may be fragmented", Packet { fragment: 0, ..Packet::default() });
         add("padding", Packet { padding: vec![0xee; 7], ..Packet::default() });
         add("a wrong IP checksum", Packet { ip_checksum_off_by: 9, ..Packet::default() });
-        add("no data", Packet::with_payload(world::token().to_bytes().to_vec()));
-        let odd = [&world::token().to_bytes()[..], &[0xd7; 1201]].concat();
+        add("no data", Packet::with_payload(fixture::token().to_bytes().to_vec()));
+        let odd = [&fixture::token().to_bytes()[..], &[0xd7; 1201]].concat();
         add("much data", Packet::with_payload(odd));
     }
     cases
@@ -212,26 +212,26 @@ fn refused_cases() -> Vec<Case> {
         cases.push(Case::refused(name, world, packet, reason));
     };
     for (forward, mode, family, backend) in &WAYS[TUNNELS] {
-        let backend = world::backend_at(1, *backend);
+        let backend = fixture::backend_at(1, *backend);
         for ttl in [0, 1] {
             let packet = Packet { ttl, ..Packet::default().over(*family) };
-            let world = world::sending(*forward, FLAG_STRIP, backend);
+            let world = fixture::sending(*forward, FLAG_STRIP, backend);
             refused(format!("hop limit {ttl}: {mode}"), world, &packet, Reason::HopLimit);
         }
     }
     for (forward, mode, family, backend) in WAYS {
-        let nowhere = Backend { ifindex: OTHER_INTERFACE + 1, ..world::backend_at(1, backend) };
-        let world = world::sending(forward, FLAG_STRIP, nowhere);
+        let nowhere = Backend { ifindex: OTHER_INTERFACE + 1, ..fixture::backend_at(1, backend) };
+        let world = fixture::sending(forward, FLAG_STRIP, nowhere);
         let packet = Packet::default().over(family);
         let name = format!("to an interface that nothing may be sent out of: {mode}");
         refused(name, world, &packet, Reason::NoBackend);
     }
     for (forward, mode) in [(FORWARD_IPIP, "ipip"), (FORWARD_GUE, "gue")] {
-        let world = world::sending(forward, FLAG_STRIP, world::backend_at(1, Family::V4));
+        let world = fixture::sending(forward, FLAG_STRIP, fixture::backend_at(1, Family::V4));
         let packet = Packet::default().over(Family::V6);
         refused(format!("IPv6 to an IPv4 backend: {mode}"), world, &packet, Reason::NoBackend);
     }
-    let newer = World::with_service(Service { forward: 200, ..world::service() });
+    let newer = World::with_service(Service { forward: 200, ..fixture::service() });
     refused("a way that the program does not know".into(), newer, &Packet::default(), Reason::NoBackend);
     cases
 }
@@ -242,15 +242,15 @@ fn sources_spread() -> Result<()> {
     let mut cases = Vec::new();
     let mut outer = std::collections::BTreeSet::new();
     for (forward, mode, family, backend) in &WAYS[TUNNELS] {
-        let backend = Backend { spread_be: 0x3ff_u32.to_be(), ..world::backend_at(1, *backend) };
+        let backend = Backend { spread_be: 0x3ff_u32.to_be(), ..fixture::backend_at(1, *backend) };
         // The bits that are filled are zero.
         let mut source_be = backend.source_be;
         source_be[3] &= !backend.spread_be;
-        let world = world::sending(*forward, 0, Backend { source_be, ..backend });
+        let world = fixture::sending(*forward, 0, Backend { source_be, ..backend });
         for session in 0..100 {
-            let packet = Packet::with_token(&world::token_number(session)).over(*family);
+            let packet = Packet::with_token(&fixture::token_number(session)).over(*family);
             let service = world.services[0].1;
-            let sent = way::leaving(&packet, &service, &world.backends[0], session, None);
+            let sent = forwarding::leaving(&packet, &service, &world.backends[0], session, None);
             outer.insert((mode, sent.from.ip()));
             let name = format!("{mode}, session {session}");
             cases.push(Case::sent(
@@ -273,13 +273,13 @@ fn up_to_the_mtu() -> Result<()> {
     let mut cases = Vec::new();
     for (forward, mode, family, backend) in WAYS {
         for (flags, strip) in FLAGS {
-            let backend = Backend { ifindex: OTHER_INTERFACE, mtu: 400, ..world::backend_at(1, backend) };
-            let world = world::sending(forward, flags, backend);
-            let (service, token) = (world.services[0].1, world::token().to_bytes());
+            let backend = Backend { ifindex: OTHER_INTERFACE, mtu: 400, ..fixture::backend_at(1, backend) };
+            let world = fixture::sending(forward, flags, backend);
+            let (service, token) = (world.services[0].1, fixture::token().to_bytes());
             for len in 0.. {
                 let packet = Packet::with_payload([&token[..], &vec![0xd7; len]].concat()).over(family);
                 let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
-                if inner.ip_packet().len() + way::outer_len(&service, &backend) > 400 {
+                if inner.ip_packet().len() + forwarding::outer_len(&service, &backend) > 400 {
                     break;
                 }
                 cases.push(sent(format!("{mode}, {strip}, {len} bytes of data"), world.clone(), &packet));

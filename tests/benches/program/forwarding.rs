@@ -11,9 +11,9 @@ use lb_common::{
     token::{Claims, Header, mint::Grant},
 };
 use lb_tests::model::{
+    fixture::{self, Key},
     packet::{Family, Packet},
     program::Program,
-    world::{self, Key},
 };
 
 /// One way.
@@ -70,7 +70,7 @@ pub const fn all() -> [Way; 18] {
 impl Way {
     /// Where its service is reached.
     pub fn at(&self) -> SocketAddr {
-        let mut at = self.family.twin_at(world::SERVICE);
+        let mut at = self.family.twin_at(fixture::SERVICE);
         at.set_port(10_000 + self.number);
         at
     }
@@ -82,7 +82,7 @@ impl Way {
             index: 100 + u32::from(self.number),
             forward: self.forward,
             flags: if self.strip { FLAG_STRIP } else { 0 },
-            ..world::service()
+            ..fixture::service()
         }
     }
 
@@ -94,13 +94,13 @@ impl Way {
     /// Its backend.
     pub fn backend(&self) -> Backend {
         let id = 100 + self.number as u8;
-        Backend { service_index: 100 + self.number, ..world::backend_at(id, self.backend) }
+        Backend { service_index: 100 + self.number, ..fixture::backend_at(id, self.backend) }
     }
 
     /// A token of its service.
     pub fn token(&self) -> Header {
-        let claims = Claims { service_id: self.service().id, ..world::grant().claims };
-        self.key().bearer(&Grant { claims, ..world::grant() })
+        let claims = Claims { service_id: self.service().id, ..fixture::grant().claims };
+        self.key().bearer(&Grant { claims, ..fixture::grant() })
     }
 
     /// The packet of its row, and what that is counted under. An answer is one to a datagram that goes to the backend
@@ -118,7 +118,7 @@ impl Way {
         let at = packet.transport_offset();
         let node_port = u16::from_be_bytes([sent[at], sent[at + 1]]);
         let backend = self.backend();
-        let address = |words| SocketAddr::new(lb_tests::model::way::address(words), 0);
+        let address = |words| SocketAddr::new(lb_tests::model::forwarding::address(words), 0);
         let (mut from, mut to) = (address(backend.address_be), address(backend.source_be));
         from.set_port(u16::from_be(backend.port_be));
         to.set_port(node_port);

@@ -9,8 +9,8 @@ use super::realtime;
 use crate::{
     model::packet::Family,
     testbed::{
-        napi,
         netns::{Namespace, run},
+        receive_thread,
     },
 };
 
@@ -65,8 +65,8 @@ impl Pair {
     /// If it does not poll, or may not come first.
     pub fn receive_on(&self, cpu: usize) -> Result<()> {
         let threads: Vec<Pid> = self.node.enter(|| {
-            napi::own_sysfs()?;
-            napi::poll_on(NODE, cpu)
+            receive_thread::own_sysfs()?;
+            receive_thread::poll_on(NODE, cpu)
         })??;
         threads.into_iter().try_for_each(|thread| realtime(thread, super::RECEIVING))
     }

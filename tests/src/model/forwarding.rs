@@ -9,8 +9,8 @@ use lb_common::{
 };
 
 use crate::model::{
+    fixture::LOOPBACK,
     packet::{Family, Packet},
-    world::LOOPBACK,
 };
 
 /// The first source port of GUE: a session fills the lower 14 bits.

@@ -9,7 +9,7 @@ const NEEDS: Needs = Needs {
     subcommand: "spike",
     kernel: Some("makes network namespaces and loads XDP programs"),
     parts: &[Part::Namespaces],
-    built: "release/spike",
+    built: "release/load-test",
     minutes: 6,
     then: Some("the load test"),
     gigabytes: 4,
@@ -19,6 +19,6 @@ const NEEDS: Needs = Needs {
 pub fn run() -> Result<()> {
     setup::check(&NEEDS)?;
     let built = build::run(&NEEDS)?;
-    let spike = built.test_executable(["--bin", "spike"])?;
+    let spike = built.test_executable(["--bin", "load-test"])?;
     command::become_program(built.test_program(spike).args(command::arguments()))
 }

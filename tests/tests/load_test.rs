@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use lb_tests::{
-    testbed::leftovers::Run,
-    tools::spike::{Bench, Effort, Junk, MODERATE, lost_unsaturated},
+    testbed::cleanup::Run,
+    tools::load_test::{Bench, Effort, Junk, MODERATE, lost_unsaturated},
 };
 
 const EFFORT: Effort =

@@ -20,7 +20,7 @@ use nix::{
     sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
 };
 
-use crate::lab::{Datagram, Lab, TTL, new_name, receive, set_option};
+use crate::testbed::{Datagram, Lab, TTL, new_name, receive, set_option};
 
 #[test]
 fn on_one_segment() -> Result<()> {

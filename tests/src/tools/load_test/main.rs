@@ -5,10 +5,10 @@ use std::{path::Path, process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use lb_tests::{
-    testbed::leftovers::{self, Run},
+    testbed::cleanup::{self, Run},
     tools::{
+        load_test::{Bench, COMPARED, Effort, Junk, MODERATE, Report},
         options,
-        spike::{Bench, COMPARED, Effort, Junk, MODERATE, Report},
     },
 };
 
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     match run(&Arguments::parse().options) {
         Ok(code) => code,
         Err(error) => {
-            leftovers::hold_if_interrupted();
+            cleanup::hold_if_interrupted();
             eprintln!("spike: {error:#}");
             ExitCode::FAILURE
         }

@@ -18,10 +18,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{maps::ABI_VERSION, reason::Reason, token::Header};
 use lb_tests::testbed::{
+    cleanup::{self, Run},
     daemon::{Daemon, PATIENCE, Place, counters, http, said, service, wait_for},
     forward::{Decap, Forward},
     issuer::{Issuer, session},
-    leftovers::{self, Run},
     topology::{Family, INTERFACE, Plan, Topology},
 };
 use nix::{
@@ -254,7 +254,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        leftovers::hold_if_interrupted();
+        cleanup::hold_if_interrupted();
         // Shown where the test fails.
         println!("the daemon's log:\n{}", fs::read_to_string(self.place.path("log")).unwrap_or_default());
     }
