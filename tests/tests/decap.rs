@@ -35,8 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_backend_gets_what_was_inside() -> Result<()> {
-    let lab = Lab::new("in")?;
-    let mut decap = Tollgate::start(&lab, &["--from", "10.9.0.0/24,fd00:9::/64", "-o", "json"])?;
+    let testbed = Testbed::new("in")?;
+    let mut decap = Tollgate::start(&testbed, &["--from", "10.9.0.0/24,fd00:9::/64", "-o", "json"])?;
     ensure!(decap.attached.contains("native"), "{}", decap.attached);
 
     let mut sent = Vec::new();
@@ -53,28 +53,28 @@ fn a_backend_gets_what_was_inside() -> Result<()> {
         // Congestion on the way has the inner checksum changed.
         for (of_inner, class) in [(0, 0), (2, 3)] {
             let text = format!("v{inner} in v{outer} {kind:?}, {class}");
-            let inner = lab.datagram(inner, of_inner, text.as_bytes());
-            lab.send(&Tunnel { class, ..Tunnel::new(outer, kind, inner) }.bytes())?;
+            let inner = testbed.datagram(inner, of_inner, text.as_bytes());
+            testbed.send(&Tunnel { class, ..Tunnel::new(outer, kind, inner) }.bytes())?;
             sent.push(text);
         }
     }
-    let mut received = lab.receive(4)?;
-    received.extend(lab.receive(6)?);
+    let mut received = testbed.receive(4)?;
+    received.extend(testbed.receive(6)?);
     sent.sort();
     received.sort();
     ensure!(received == sent, "{received:#?}\nis not {sent:#?}");
 
     let report = decap.end(Signal::SIGTERM)?;
     ensure!(count(&report, "ipip")? == 6 && count(&report, "gue")? == 10, "{report}");
-    ensure!(lab.program().is_none(), "the program is still on: {:?}", lab.program());
+    ensure!(testbed.program().is_none(), "the program is still on: {:?}", testbed.program());
     Ok(())
 }
 
 /// A terminal that is closed sends SIGHUP.
 #[test]
 fn signals_that_do_not_end_it() -> Result<()> {
-    let lab = Lab::new("hup")?;
-    let mut decap = Tollgate::start(&lab, &["--from", "10.9.0.7", "-o", "json"])?;
+    let testbed = Testbed::new("hup")?;
+    let mut decap = Tollgate::start(&testbed, &["--from", "10.9.0.7", "-o", "json"])?;
     for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE] {
         kill(Pid::from_raw(decap.child.id().cast_signed()), signal)?;
     }
@@ -82,11 +82,11 @@ fn signals_that_do_not_end_it() -> Result<()> {
     while !["SIGHUP: ", "SIGUSR1: ", "SIGUSR2: "].iter().all(|signal| log.contains(signal)) {
         ensure!(decap.stderr.read_line(&mut log)? > 0, "it has ended: {log}");
     }
-    lab.send(&Tunnel::new(4, Kind::Ipip, lab.datagram(4, 0, b"inner")).bytes())?;
-    ensure!(lab.receive(4)? == ["inner"]);
+    testbed.send(&Tunnel::new(4, Kind::Ipip, testbed.datagram(4, 0, b"inner")).bytes())?;
+    ensure!(testbed.receive(4)? == ["inner"]);
     let report = decap.end(Signal::SIGQUIT)?;
     ensure!(count(&report, "ipip")? == 1, "{report}");
-    ensure!(lab.program().is_none(), "the program is still on: {:?}", lab.program());
+    ensure!(testbed.program().is_none(), "the program is still on: {:?}", testbed.program());
     Ok(())
 }
 
@@ -94,13 +94,13 @@ fn signals_that_do_not_end_it() -> Result<()> {
 /// not looked at. What comes next does.
 #[test]
 fn what_is_damaged_inside_reaches_nobody() -> Result<()> {
-    let lab = Lab::new("bad")?;
-    let mut decap = Tollgate::start(&lab, &["--from", "10.9.0.7", "-o", "json"])?;
-    let mut damaged = lab.datagram(4, 0, b"damaged");
+    let testbed = Testbed::new("bad")?;
+    let mut decap = Tollgate::start(&testbed, &["--from", "10.9.0.7", "-o", "json"])?;
+    let mut damaged = testbed.datagram(4, 0, b"damaged");
     *damaged.last_mut().context("it is not empty")? ^= 1;
-    lab.send(&Tunnel::new(4, Kind::Ipip, damaged).bytes())?;
-    lab.send(&Tunnel::new(4, Kind::Ipip, lab.datagram(4, 0, b"whole")).bytes())?;
-    let received = lab.receive(4)?;
+    testbed.send(&Tunnel::new(4, Kind::Ipip, damaged).bytes())?;
+    testbed.send(&Tunnel::new(4, Kind::Ipip, testbed.datagram(4, 0, b"whole")).bytes())?;
+    let received = testbed.receive(4)?;
     ensure!(received == ["whole"], "{received:?}");
     let report = decap.end(Signal::SIGINT)?;
     ensure!(count(&report, "ipip")? == 2, "{report}");
@@ -109,13 +109,13 @@ fn what_is_damaged_inside_reaches_nobody() -> Result<()> {
 
 #[test]
 fn nobody_elses_packet_is_opened() -> Result<()> {
-    let lab = Lab::new("foreign")?;
-    let stack = lab.backend.enter(|| raw_socket("eth0"))??;
-    let mut decap = Tollgate::start(&lab, &["--from", "10.9.0.8,fd00:9::/64", "-o", "json"])?;
-    let foreign = Tunnel::new(4, Kind::Gue { summed: true }, lab.datagram(4, 0, b"foreign")).bytes();
-    lab.send(&foreign)?;
-    lab.send(&Tunnel::new(6, Kind::Ipip, lab.datagram(4, 0, b"known")).bytes())?;
-    let received = lab.receive(4)?;
+    let testbed = Testbed::new("foreign")?;
+    let stack = testbed.backend.enter(|| raw_socket("eth0"))??;
+    let mut decap = Tollgate::start(&testbed, &["--from", "10.9.0.8,fd00:9::/64", "-o", "json"])?;
+    let foreign = Tunnel::new(4, Kind::Gue { summed: true }, testbed.datagram(4, 0, b"foreign")).bytes();
+    testbed.send(&foreign)?;
+    testbed.send(&Tunnel::new(6, Kind::Ipip, testbed.datagram(4, 0, b"known")).bytes())?;
+    let received = testbed.receive(4)?;
     ensure!(received == ["known"], "{received:?}");
     // It came to the host's stack as it was.
     let deadline = Instant::now() + PATIENCE;
@@ -135,8 +135,8 @@ fn nobody_elses_packet_is_opened() -> Result<()> {
 
 #[test]
 fn errors_say_what_to_try() -> Result<()> {
-    let lab = Lab::new("err")?;
-    let mut first = Tollgate::start(&lab, &["--from", "10.9.0.7"])?;
+    let testbed = Testbed::new("err")?;
+    let mut first = Tollgate::start(&testbed, &["--from", "10.9.0.7"])?;
     for (args, status, expected) in [
         (&["-i", "eth0", "--from", "10.9.0.7"][..], 1, "another XDP program is on it"),
         (&["-i", "eth9", "--from", "10.9.0.7"], 1, "there is no interface `eth9`"),
@@ -145,31 +145,31 @@ fn errors_say_what_to_try() -> Result<()> {
         (&["-i", "eth0", "--from", "10.9.0.7/24"], 2, "more bits than"),
         (&["-i", "eth0", "--from", "lb-1"], 2, "no IP address"),
     ] {
-        let output = lab.command()?.arg("decap").args(args).output()?;
+        let output = testbed.command()?.arg("decap").args(args).output()?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(status), "{args:?}: {}: {stderr}", output.status);
         ensure!(stderr.contains(expected), "{args:?}: {stderr}");
     }
     let many = (1..=17).map(|host| format!("10.9.0.{host}")).collect::<Vec<_>>().join(",");
-    let output = lab.command()?.args(["decap", "-i", "eth0", "--from", &many]).output()?;
+    let output = testbed.command()?.args(["decap", "-i", "eth0", "--from", &many]).output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1) && stderr.contains("room for 16"), "{stderr}");
     // The first one is still there, and ends by itself with its interface.
-    lab.backend.ip(&["link", "delete", "eth0"])?;
+    testbed.backend.ip(&["link", "delete", "eth0"])?;
     let (status, stderr) = first.wait()?;
     ensure!(status == Some(1) && stderr.contains("`eth0` is gone"), "{status:?}: {stderr}");
     Ok(())
 }
 
 /// A balancer's end and a backend's of one wire.
-struct Lab {
+struct Testbed {
     balancer: Namespace,
     backend: Namespace,
     wire: OwnedFd,
     sockets: [UdpSocket; 2],
 }
 
-impl Lab {
+impl Testbed {
     /// Packets must be complete on the veth: checksums are not left to a card.
     fn new(name: &str) -> Result<Self> {
         static RUN: OnceLock<Result<Run, String>> = OnceLock::new();
@@ -286,8 +286,8 @@ struct Tollgate {
 }
 
 impl Tollgate {
-    fn start(lab: &Lab, args: &[&str]) -> Result<Self> {
-        let mut child = lab
+    fn start(testbed: &Testbed, args: &[&str]) -> Result<Self> {
+        let mut child = testbed
             .command()?
             .args(["decap", "--interface", "eth0"])
             .args(args)

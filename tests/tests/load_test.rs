@@ -15,18 +15,18 @@ const TRIES: u32 = 5;
 
 #[test]
 fn nothing_is_lost_while_the_machine_is_not_saturated() -> Result<()> {
-    let run = Run::start("tgspike")?;
+    let run = Run::start("tgload")?;
     let mut bench = Bench::new(run.prefix(), 1)?;
     Junk::ALL.into_iter().try_for_each(|junk| unsaturated(&mut bench, junk))
 }
 
 fn unsaturated(bench: &mut Bench, junk: Junk) -> Result<()> {
     for _ in 0..TRIES {
-        let spike = bench.at_tollgate(junk, Some(MODERATE), EFFORT)?;
-        if let Some(missed) = lost_unsaturated(&spike) {
+        let measurement = bench.at_tollgate(junk, Some(MODERATE), EFFORT)?;
+        if let Some(missed) = lost_unsaturated(&measurement) {
             bail!("{missed}");
         }
-        if !spike.is_saturated() {
+        if !measurement.is_saturated() {
             return Ok(());
         }
     }

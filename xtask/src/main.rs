@@ -63,7 +63,7 @@ enum Subcommands {
     ///
     /// Fails where a packet is lost while the machine is not saturated, or where delivery under a flood is worse than beside a
     /// program that does nothing but drop it.
-    Spike(options::Spike),
+    LoadTest(options::LoadTest),
     /// Formatting, clippy and rustdoc, warnings as errors, for the host's crates and the BPF crate
     Check(Shown),
     /// Fuzz every parser of bytes from outside
@@ -114,7 +114,7 @@ fn run(command: Subcommands) -> Result<()> {
         Subcommands::Test(shown) => test::run(shown.verbose),
         Subcommands::Demo(_) => demo::run(),
         Subcommands::Bench(_) => bench::run(),
-        Subcommands::Spike(_) => load_test::run(),
+        Subcommands::LoadTest(_) => load_test::run(),
         Subcommands::Check(shown) => check::run(shown.verbose),
         Subcommands::Fuzz(options) => fuzz::run(&options),
         Subcommands::Mutants(options) => mutants::run(&options),

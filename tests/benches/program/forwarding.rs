@@ -1,4 +1,4 @@
-//! The rows of the ways to a backend: a service, a key, a backend and a packet for each.
+//! The rows of the forwarding modes: a service, a key, a backend and a packet for each.
 
 use std::net::SocketAddr;
 
@@ -16,9 +16,9 @@ use lb_tests::model::{
     program::Program,
 };
 
-/// One way.
+/// One row.
 #[derive(Clone, Copy)]
-pub struct Way {
+pub struct Row {
     /// Its row.
     pub name: &'static str,
     /// Nanoseconds without the empty program that are to be reached.
@@ -39,35 +39,35 @@ const KATRAN: u64 = 100;
 pub const COUNT: u32 = all().len() as u32;
 
 /// All of them.
-pub const fn all() -> [Way; 18] {
+pub const fn all() -> [Row; 18] {
     use Family::{V4, V6};
-    const fn way(number: u16, name: &'static str, forward: u8, family: Family) -> Way {
+    const fn row(number: u16, name: &'static str, forward: u8, family: Family) -> Row {
         let (goal, backend) = (None, family);
-        Way { name, goal, forward, strip: false, family, backend, tags: 0, answer: false, number }
+        Row { name, goal, forward, strip: false, family, backend, tags: 0, answer: false, number }
     }
     [
-        Way { strip: true, ..way(0, "cached_l2_strip", FORWARD_L2, V4) },
-        Way { strip: true, ..way(1, "cached_l2_strip_v6", FORWARD_L2, V6) },
-        way(2, "cached_local_v4", FORWARD_LOCAL, V4),
-        way(3, "cached_local_v6", FORWARD_LOCAL, V6),
-        way(4, "cached_l2_v4", FORWARD_L2, V4),
-        way(5, "cached_l2_v6", FORWARD_L2, V6),
-        Way { tags: 1, ..way(6, "cached_l2_v4_1_tag", FORWARD_L2, V4) },
-        Way { tags: 2, ..way(7, "cached_l2_v4_2_tags", FORWARD_L2, V4) },
-        Way { goal: Some(KATRAN), ..way(8, "cached_ipip_v4", FORWARD_IPIP, V4) },
-        way(9, "cached_ipip_v6", FORWARD_IPIP, V6),
-        Way { backend: V6, ..way(10, "cached_ipip_v4_in_v6", FORWARD_IPIP, V4) },
-        Way { strip: true, ..way(11, "cached_ipip_strip_v4", FORWARD_IPIP, V4) },
-        way(12, "cached_gue_v4", FORWARD_GUE, V4),
-        way(13, "cached_gue_v6", FORWARD_GUE, V6),
-        way(14, "cached_nat_v4", FORWARD_NAT, V4),
-        way(15, "cached_nat_v6", FORWARD_NAT, V6),
-        Way { answer: true, ..way(16, "nat_reply_v4", FORWARD_NAT, V4) },
-        Way { answer: true, ..way(17, "nat_reply_v6", FORWARD_NAT, V6) },
+        Row { strip: true, ..row(0, "cached_l2_strip", FORWARD_L2, V4) },
+        Row { strip: true, ..row(1, "cached_l2_strip_v6", FORWARD_L2, V6) },
+        row(2, "cached_local_v4", FORWARD_LOCAL, V4),
+        row(3, "cached_local_v6", FORWARD_LOCAL, V6),
+        row(4, "cached_l2_v4", FORWARD_L2, V4),
+        row(5, "cached_l2_v6", FORWARD_L2, V6),
+        Row { tags: 1, ..row(6, "cached_l2_v4_1_tag", FORWARD_L2, V4) },
+        Row { tags: 2, ..row(7, "cached_l2_v4_2_tags", FORWARD_L2, V4) },
+        Row { goal: Some(KATRAN), ..row(8, "cached_ipip_v4", FORWARD_IPIP, V4) },
+        row(9, "cached_ipip_v6", FORWARD_IPIP, V6),
+        Row { backend: V6, ..row(10, "cached_ipip_v4_in_v6", FORWARD_IPIP, V4) },
+        Row { strip: true, ..row(11, "cached_ipip_strip_v4", FORWARD_IPIP, V4) },
+        row(12, "cached_gue_v4", FORWARD_GUE, V4),
+        row(13, "cached_gue_v6", FORWARD_GUE, V6),
+        row(14, "cached_nat_v4", FORWARD_NAT, V4),
+        row(15, "cached_nat_v6", FORWARD_NAT, V6),
+        Row { answer: true, ..row(16, "nat_reply_v4", FORWARD_NAT, V4) },
+        Row { answer: true, ..row(17, "nat_reply_v6", FORWARD_NAT, V6) },
     ]
 }
 
-impl Way {
+impl Row {
     /// Where its service is reached.
     pub fn at(&self) -> SocketAddr {
         let mut at = self.family.twin_at(fixture::SERVICE);

@@ -17,7 +17,7 @@ use lb_common::{
 };
 use lb_tests::{
     model::{
-        fixture::{self, SERVICE_INDEX, World},
+        fixture::{self, Fixture, SERVICE_INDEX},
         packet::Packet,
         program::{Counts, Program},
     },
@@ -115,19 +115,19 @@ pub fn measure(programs: &mut Programs, replay: &mut Replay, effort: &Effort) ->
     Ok(rows)
 }
 
-/// The default service leaves tokens on and sends by l2; beside it stands one for each other way.
-fn world() -> World {
+/// The default service leaves tokens on and sends by l2; beside it stands one for each other row.
+fn fixture() -> Fixture {
     let plain = Service { flags: 0, ..fixture::service() };
-    let mut world = World::with_service(plain);
-    for way in forwarding::all() {
-        world.services.push((way.at(), way.service()));
-        world.keys.push(way.key().held(way.service().id));
-        world.backends.push(way.backend());
+    let mut fixture = Fixture::with_service(plain);
+    for row in forwarding::all() {
+        fixture.services.push((row.at(), row.service()));
+        fixture.keys.push(row.key().held(row.service().id));
+        fixture.backends.push(row.backend());
     }
-    world.services.push((proofs::at(), proofs::service()));
-    world.keys.push(proofs::key().held(proofs::service().id));
-    world.backends.push(proofs::backend());
-    world.repeated()
+    fixture.services.push((proofs::at(), proofs::service()));
+    fixture.keys.push(proofs::key().held(proofs::service().id));
+    fixture.backends.push(proofs::backend());
+    fixture.repeated()
 }
 
 /// Fills the token caches in one order, and the table in another.
@@ -136,12 +136,12 @@ fn fill(programs: &mut Programs, replay: &mut Replay, effort: &Effort) -> Result
     let mut tokens: Vec<Header> =
         (0..u64::from(LIVE + new_tokens(effort))).map(fixture::token_number).collect();
     replay.write(0, &tokens)?;
-    let of_ways: Vec<_> = forwarding::all().iter().map(forwarding::Way::token).collect();
-    replay.write(LIVE + new_tokens(effort), &of_ways)?;
+    let mode_tokens: Vec<_> = forwarding::all().iter().map(forwarding::Row::token).collect();
+    replay.write(LIVE + new_tokens(effort), &mode_tokens)?;
 
     let frame = frame(&Packet::default());
     for (program, len) in [(&mut programs.usual, LIVE_USUAL), (&mut programs.large, LIVE)] {
-        program.enter(&world())?;
+        program.enter(&fixture())?;
         replay.run(Mode::Keeping, tested(program)?, &mut Window::new(0..len), &frame, len)?;
         ensure!(program.hmacs()? == u64::from(len), "not every token came into the cache");
     }
@@ -210,19 +210,19 @@ fn plans(programs: &mut Programs, effort: &Effort) -> Result<Vec<Plan>> {
         ..one(name, (len == 1000).then_some(120), &Packet::default(), Reason::Forwarded)
     }));
     plans.extend(proof_plans(effort, one));
-    for (way, place) in forwarding::all().iter().zip(LIVE + new_tokens(effort)..) {
+    for (row, place) in forwarding::all().iter().zip(LIVE + new_tokens(effort)..) {
         let window = || Window::new(place..place + 1);
-        let (packet, reason) = way.packet(&programs.usual)?;
-        let changes = way.changes_headers().then(|| Replayed {
+        let (packet, reason) = row.packet(&programs.usual)?;
+        let changes = row.changes_headers().then(|| Replayed {
             mode: Mode::Restoring { alternate: 0 },
-            empty_mode: Mode::Restoring { alternate: way.changes_length() },
+            empty_mode: Mode::Restoring { alternate: row.changes_length() },
             window: window(),
             empty_window: window(),
         });
         plans.push(Plan {
-            service: way.service().index,
+            service: row.service().index,
             replayed: changes,
-            ..one(way.name, way.goal, &packet, reason)
+            ..one(row.name, row.goal, &packet, reason)
         });
     }
     Ok(plans)
@@ -314,7 +314,7 @@ impl Plan {
             && reasons
                 .get(&(self.service, self.reason))
                 .is_some_and(|counter| counter.packets == u64::from(self.repeat));
-        ensure!(all, "{} packets took another way than {}: {reasons:?}", self.repeat, self.reason.name());
+        ensure!(all, "{} packets had another outcome than {}: {reasons:?}", self.repeat, self.reason.name());
         let made = program.hmacs()? - hmacs;
         let expected = if self.hmacs { u64::from(self.repeat) } else { 0 };
         ensure!(made == expected, "{made} HMACs were made, not {expected}");

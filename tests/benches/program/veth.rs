@@ -15,7 +15,7 @@ use aya_obj::programs::XdpAttachType;
 use lb_common::{backend::Backend, maps::PROGRAM, reason::Reason, token::Header};
 use lb_tests::{
     model::{
-        fixture::{self, SERVICE_INDEX, World},
+        fixture::{self, Fixture, SERVICE_INDEX},
         packet::Packet,
         program::Program,
     },
@@ -78,7 +78,7 @@ fn in_own_namespace(
     let backends = (1..=3).map(|id| Backend { ifindex: receiver, ..fixture::backend(id) }).collect();
     let packet = Packet::default();
     let macs = fixture::accepting_on(receiver, &[fixture::BALANCER_MAC], false);
-    program.enter(&World { macs, backends, ..World::default() })?;
+    program.enter(&Fixture { macs, backends, ..Fixture::default() })?;
     replay.write(0, &mix())?;
     replay.open(&Window::new(0..MIX.0), &packet.bytes())?;
     replay.program("discard")?.attach(SENDER, XdpMode::Driver).context("cannot attach to the sender")?;

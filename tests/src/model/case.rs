@@ -6,18 +6,18 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::{backend::Backend, reason::Reason};
 
 use crate::model::{
-    fixture::{LOOPBACK, SERVICE_INDEX, World},
+    fixture::{Fixture, LOOPBACK, SERVICE_INDEX},
     packet::{Family, Packet},
     program::{Counts, Outcome, Program, Verdict},
 };
 
-/// A packet, the world it comes into, and what is to become of it.
+/// A packet, the fixture it comes into, and what is to become of it.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// For people: what arrives.
     pub name: String,
     /// What the program has been told.
-    pub world: World,
+    pub fixture: Fixture,
     /// The frame that comes in.
     pub frame: Vec<u8>,
     /// What is to happen.
@@ -43,25 +43,25 @@ pub struct Expected {
 
 impl Case {
     /// A frame of whatever kind.
-    pub fn of_frame(name: impl Into<String>, world: World, frame: Vec<u8>, expected: Expected) -> Self {
-        Self { name: name.into(), world, frame, expected, before: vec![], packets: None }
+    pub fn of_frame(name: impl Into<String>, fixture: Fixture, frame: Vec<u8>, expected: Expected) -> Self {
+        Self { name: name.into(), fixture, frame, expected, before: vec![], packets: None }
     }
 
     /// A packet of the default service that is refused.
-    pub fn refused(name: impl Into<String>, world: World, packet: &Packet, reason: Reason) -> Self {
-        Self::new(name, world, packet, packet, Verdict::Drop, (SERVICE_INDEX, reason, None))
+    pub fn refused(name: impl Into<String>, fixture: Fixture, packet: &Packet, reason: Reason) -> Self {
+        Self::new(name, fixture, packet, packet, Verdict::Drop, (SERVICE_INDEX, reason, None))
     }
 
     /// A packet that is for no service.
-    pub fn not_ours(name: impl Into<String>, world: World, packet: &Packet) -> Self {
-        Self::new(name, world, packet, packet, Verdict::Pass, (0, Reason::NotOurs, None))
+    pub fn not_ours(name: impl Into<String>, fixture: Fixture, packet: &Packet) -> Self {
+        Self::new(name, fixture, packet, packet, Verdict::Pass, (0, Reason::NotOurs, None))
     }
 
     /// A packet of the default service that goes to this backend as `sent`, but for the MAC addresses, which follow
     /// from the backend.
     pub fn sent(
         name: impl Into<String>,
-        world: World,
+        fixture: Fixture,
         packet: &Packet,
         sent: &Packet,
         backend: &Backend,
@@ -70,34 +70,34 @@ impl Case {
         let Backend { destination_mac, source_mac, counter, ifindex, .. } = *backend;
         let sent = Packet { destination_mac, source_mac, ..sent.clone() };
         let verdict = if ifindex == LOOPBACK { Verdict::Transmit } else { Verdict::Redirect };
-        Self::new(name, world, packet, &sent, verdict, (SERVICE_INDEX, reason, Some(counter)))
+        Self::new(name, fixture, packet, &sent, verdict, (SERVICE_INDEX, reason, Some(counter)))
     }
 
     /// A packet of the default service that goes on to this host as `delivered`.
     pub fn local(
         name: impl Into<String>,
-        world: World,
+        fixture: Fixture,
         packet: &Packet,
         delivered: &Packet,
         reason: Reason,
     ) -> Self {
-        Self::new(name, world, packet, delivered, Verdict::Pass, (SERVICE_INDEX, reason, None))
+        Self::new(name, fixture, packet, delivered, Verdict::Pass, (SERVICE_INDEX, reason, None))
     }
 
     /// A packet that comes back out of its interface as `sent`, counted for the default service.
     pub fn answered(
         name: impl Into<String>,
-        world: World,
+        fixture: Fixture,
         packet: &Packet,
         sent: &Packet,
         reason: Reason,
     ) -> Self {
-        Self::new(name, world, packet, sent, Verdict::Transmit, (SERVICE_INDEX, reason, None))
+        Self::new(name, fixture, packet, sent, Verdict::Transmit, (SERVICE_INDEX, reason, None))
     }
 
     fn new(
         name: impl Into<String>,
-        world: World,
+        fixture: Fixture,
         packet: &Packet,
         out: &Packet,
         verdict: Verdict,
@@ -106,7 +106,7 @@ impl Case {
         let outcome = Outcome { verdict, frame: out.bytes() };
         let expected = Expected { outcome, service, reason, backend };
         let packets = Some((packet.clone(), out.clone()));
-        Self { name: name.into(), world, frame: packet.bytes(), expected, before: vec![], packets }
+        Self { name: name.into(), fixture, frame: packet.bytes(), expected, before: vec![], packets }
     }
 
     /// The same after these have come.
@@ -148,9 +148,9 @@ impl Case {
         Self { name: name.into(), ..self }
     }
 
-    /// The same in another world.
-    pub fn with_world(self, world: World) -> Self {
-        Self { world, ..self }
+    /// The same in another fixture.
+    pub fn with_fixture(self, fixture: Fixture) -> Self {
+        Self { fixture, ..self }
     }
 
     /// Runs it and checks everything: the verdict, each byte that comes out, the counters that move, and that no other
@@ -176,7 +176,7 @@ pub fn check_all(program: &mut Program, cases: &[Case]) -> Result<()> {
     let before = program.counts()?;
     let mut expected = Counts::default();
     for case in cases.iter().flat_map(Case::in_order) {
-        program.enter(&case.world)?;
+        program.enter(&case.fixture)?;
         let outcome = program.run(&case.frame).with_context(|| case.name.clone())?;
         let Expected { outcome: wanted, service, reason, backend } = &case.expected;
         // Nobody sees what has become of a packet that goes no further.

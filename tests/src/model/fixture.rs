@@ -32,7 +32,7 @@ pub const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0,
 /// The default client.
 pub const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 23)), 40_000);
 /// A router that sends ICMP errors.
-pub const ON_THE_WAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 66)), 0);
+pub const ICMP_ROUTER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 66)), 0);
 /// The network card under test.
 pub const BALANCER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 /// Where packets come from.
@@ -54,7 +54,7 @@ pub const SESSION: u64 = 0x1122_3344_5566_7788;
 
 /// All that the program is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct World {
+pub struct Fixture {
     /// Unix nanoseconds.
     pub now_ns: u64,
     /// What the program takes for a tick of the kernel, nanoseconds. At 0 the kernel's clock stands at 0. At a little more
@@ -72,7 +72,7 @@ pub struct World {
     pub revocations: Vec<(RevocationKey, u64)>,
     /// The classes that have a rate, in services with `FLAG_RATED`.
     pub rates: Vec<ClassRate>,
-    /// Backends, by place.
+    /// Backends, by index.
     pub backends: Vec<Backend>,
     /// Interfaces that frames may be sent out of.
     pub egress: Vec<u32>,
@@ -80,14 +80,14 @@ pub struct World {
     pub flows: Vec<(SocketAddr, u32, Admission)>,
     /// Whom ports of this node stand for.
     pub translations: Vec<(TranslationKey, Translation)>,
-    /// One more than the place that stands at every position of the Maglev tables; `None`: the places of a service's
-    /// backends in turns.
+    /// The value at every position of the Maglev tables: a backend's index plus one. `None`: the service's backends in
+    /// turns.
     pub maglev: Option<u16>,
     /// Generations of tables that have begun to be written since the current one.
     pub generations_begun: u32,
 }
 
-impl Default for World {
+impl Default for Fixture {
     fn default() -> Self {
         Self {
             now_ns: u64::from(NOW) * SECOND_NS,
@@ -108,18 +108,18 @@ impl Default for World {
     }
 }
 
-impl World {
-    /// The default world with this one service in place of the default one, at its addresses.
+impl Fixture {
+    /// The default fixture with this service instead of the default one, at its addresses.
     pub fn with_service(service: Service) -> Self {
         Self { services: at_both(service), ..Self::default() }
     }
 
-    /// The default world with this one key.
+    /// The default fixture with this one key.
     pub fn with_key(key: HeldKey) -> Self {
         Self { keys: vec![key], ..Self::default() }
     }
 
-    /// The default world at another moment, unix nanoseconds.
+    /// The default fixture at another moment, unix nanoseconds.
     pub fn at(now_ns: u64) -> Self {
         Self { now_ns, ..Self::default() }
     }
@@ -143,20 +143,20 @@ impl World {
         self
     }
 
-    /// The places of a service's backends.
-    pub fn places(&self, service_index: u32) -> Vec<u16> {
-        let places = self.backends.iter().zip(0..);
-        places
+    /// The indices of a service's backends.
+    pub fn backend_indices(&self, service_index: u32) -> Vec<u16> {
+        let indexed = self.backends.iter().zip(0..);
+        indexed
             .filter(|(backend, _)| u32::from(backend.service_index) == service_index)
             .map(|(_, at)| at)
             .collect()
     }
 
-    /// What stands at a position of a service's Maglev table.
+    /// The value at a position of a service's Maglev table.
     pub fn maglev_at(&self, service_index: u32, position: usize) -> u16 {
-        self.maglev.unwrap_or_else(|| match &self.places(service_index)[..] {
+        self.maglev.unwrap_or_else(|| match &self.backend_indices(service_index)[..] {
             [] => 0,
-            places => places[position % places.len()] + 1,
+            indices => indices[position % indices.len()] + 1,
         })
     }
 
@@ -173,8 +173,8 @@ impl World {
     pub fn snapshot(&self) -> Snapshot {
         let table = |service: &Service| {
             let mut table: Box<MaglevTable> = Box::new([0; TABLE_ROOM]);
-            for (position, place) in table.iter_mut().enumerate().take(TABLE_LEN) {
-                *place = self.maglev_at(service.index, position);
+            for (position, index) in table.iter_mut().enumerate().take(TABLE_LEN) {
+                *index = self.maglev_at(service.index, position);
             }
             (service.index, table)
         };
@@ -282,9 +282,9 @@ pub fn backend_at(id: u8, family: Family) -> Backend {
     }
 }
 
-/// A world whose default service sends to one backend this way.
-pub fn sending(forward: u8, flags: u8, backend: Backend) -> World {
-    World { backends: vec![backend], ..World::with_service(Service { forward, flags, ..service() }) }
+/// A fixture whose default service sends to one backend this way.
+pub fn sending(forward: u8, flags: u8, backend: Backend) -> Fixture {
+    Fixture { backends: vec![backend], ..Fixture::with_service(Service { forward, flags, ..service() }) }
 }
 
 /// So many packets of a session in a second, and so many at once.
@@ -334,7 +334,7 @@ impl Key {
         Self { id, master, derived: DerivedKeys::derive(&MasterKey::from_bytes(master), id) }
     }
 
-    /// In a world: verifying tokens of this service for all time.
+    /// In a fixture: verifying tokens of this service for all time.
     pub fn held(&self, service_id: u32) -> HeldKey {
         HeldKey { slot: self.slot(service_id), master: self.master }
     }

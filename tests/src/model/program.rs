@@ -30,7 +30,7 @@ use nix::time::{ClockId, clock_getres};
 use tollgate::datapath::{Datapath, DatapathError, Options, TableSet, embedded_object};
 
 use crate::model::{
-    fixture::{self, HeldKey, World},
+    fixture::{self, Fixture, HeldKey},
     packet::ETHERNET_LEN,
 };
 
@@ -102,7 +102,7 @@ pub struct Program {
     tracked: HashMap<MapData, TokenKey, TrackedSession>,
     egress: DevMapHash<MapData>,
     counters: PerCpuArray<MapData, Counter>,
-    world: World,
+    fixture: Fixture,
     used_slots: BTreeSet<u32>,
 }
 
@@ -133,7 +133,7 @@ impl Program {
         Self::load_with(&small())
     }
 
-    /// Loads it into the default [`World`].
+    /// Loads it into the default [`Fixture`].
     ///
     /// # Errors
     /// If it was built without its object or the kernel refuses it.
@@ -146,50 +146,50 @@ impl Program {
             counters: Map::PerCpuArray(map_of(&datapath, maps::COUNTERS)?).try_into()?,
             egress: Map::DevMapHash(map_of(&datapath, maps::EGRESS)?).try_into()?,
             datapath,
-            world: World {
+            fixture: Fixture {
                 services: vec![],
                 macs: Default::default(),
                 keys: vec![],
                 backends: vec![],
                 egress: vec![],
-                ..World::default()
+                ..Fixture::default()
             },
             used_slots: BTreeSet::new(),
         };
-        program.enter(&World::default())?;
+        program.enter(&Fixture::default())?;
         Ok(program)
     }
 
-    /// Makes the program's world this one.
+    /// Makes the program's fixture this one.
     ///
     /// # Errors
     /// If a map cannot be written.
-    pub fn enter(&mut self, world: &World) -> Result<()> {
-        let clock = |world: &World| (world.now_ns, world.tick_ns, world.clock_age_ns);
-        if clock(&self.world) != clock(world) || self.datapath.live.offset_ns() == 0 {
-            self.set_clock(world)?;
+    pub fn enter(&mut self, fixture: &Fixture) -> Result<()> {
+        let clock = |fixture: &Fixture| (fixture.now_ns, fixture.tick_ns, fixture.clock_age_ns);
+        if clock(&self.fixture) != clock(fixture) || self.datapath.live.offset_ns() == 0 {
+            self.set_clock(fixture)?;
         }
-        if self.world.keys != world.keys {
-            self.write_keys(&world.keys)?;
+        if self.fixture.keys != fixture.keys {
+            self.write_keys(&fixture.keys)?;
         }
-        if !self.world.same_tables(world) {
-            self.publish(&TableSet::new(&world.snapshot())?)?;
+        if !self.fixture.same_tables(fixture) {
+            self.publish(&TableSet::new(&fixture.snapshot())?)?;
         }
         let generation = self.datapath.live.tables().generation;
-        self.datapath.live.set_begun(generation.wrapping_add(world.generations_begun));
-        if self.world.egress != world.egress {
-            self.write_egress(&world.egress)?;
+        self.datapath.live.set_begun(generation.wrapping_add(fixture.generations_begun));
+        if self.fixture.egress != fixture.egress {
+            self.write_egress(&fixture.egress)?;
         }
-        if self.world.flows != world.flows {
-            self.write_flows(&world.flows)?;
+        if self.fixture.flows != fixture.flows {
+            self.write_flows(&fixture.flows)?;
         }
-        if self.world.revocations != world.revocations {
-            self.write_revocations(&world.revocations)?;
+        if self.fixture.revocations != fixture.revocations {
+            self.write_revocations(&fixture.revocations)?;
         }
-        if self.world.translations != world.translations {
-            self.write_translations(&world.translations)?;
+        if self.fixture.translations != fixture.translations {
+            self.write_translations(&fixture.translations)?;
         }
-        self.world = world.clone();
+        self.fixture = fixture.clone();
         Ok(())
     }
 
@@ -202,13 +202,13 @@ impl Program {
         }
     }
 
-    /// See [`World::tick_ns`].
-    fn set_clock(&self, world: &World) -> Result<()> {
+    /// See [`Fixture::tick_ns`].
+    fn set_clock(&self, fixture: &Fixture) -> Result<()> {
         let live = &self.datapath.live;
-        let kernel_ns = self.jiffies()?.wrapping_mul(world.tick_ns);
-        live.set_tick_ns(world.tick_ns);
-        live.set_offset_ns(world.now_ns.wrapping_sub(kernel_ns));
-        live.set_confirmed_ns(kernel_ns.wrapping_sub(world.clock_age_ns));
+        let kernel_ns = self.jiffies()?.wrapping_mul(fixture.tick_ns);
+        live.set_tick_ns(fixture.tick_ns);
+        live.set_offset_ns(fixture.now_ns.wrapping_sub(kernel_ns));
+        live.set_confirmed_ns(kernel_ns.wrapping_sub(fixture.clock_age_ns));
         Ok(())
     }
 
@@ -237,7 +237,7 @@ impl Program {
     /// If a map cannot be written.
     pub fn renew(&mut self) -> Result<()> {
         self.forget()?;
-        self.enter(&World::default())?;
+        self.enter(&Fixture::default())?;
         self.write_flows(&[])?;
         self.write_translations(&[])?;
         let mut scratch: PerCpuArray<_, Scratch> =
@@ -274,7 +274,7 @@ impl Program {
     }
 
     fn write_egress(&mut self, interfaces: &[u32]) -> Result<()> {
-        for ifindex in std::mem::take(&mut self.world.egress) {
+        for ifindex in std::mem::take(&mut self.fixture.egress) {
             self.egress.remove(ifindex)?;
         }
         // Any device will do: in a test run nothing is sent.

@@ -32,8 +32,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Where `/metrics` is.
 pub const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9477);
 
-/// What belongs to one daemon: configuration, store, control socket, pins.
-pub struct Place {
+/// The files of one daemon: configuration, store, control socket, pins.
+pub struct Instance {
     directory: PathBuf,
     bpffs: PathBuf,
     /// The file system that `bpffs` is a directory of; `None` once it is being removed.
@@ -42,7 +42,7 @@ pub struct Place {
     user: Option<String>,
 }
 
-impl Place {
+impl Instance {
     /// An empty one, with its files under `/run/NAME`, among them a BPF file system. `TOLLGATE_USER` says whom its daemons
     /// become.
     ///
@@ -52,13 +52,13 @@ impl Place {
         cleanup::hold_if_interrupted();
         let directory = Path::new(FILES).join(name);
         let (bpf, user) = (directory.join("pins"), env::var("TOLLGATE_USER").ok());
-        let mut place = Self { directory, bpffs: bpf.join("tollgate"), mounted: None, user };
-        fs::create_dir(&place.directory)
-            .with_context(|| format!("cannot make {}", place.directory.display()))?;
+        let mut instance = Self { directory, bpffs: bpf.join("tollgate"), mounted: None, user };
+        fs::create_dir(&instance.directory)
+            .with_context(|| format!("cannot make {}", instance.directory.display()))?;
         // The daemon's user has to get to it, whatever the umask is.
-        fs::set_permissions(&place.directory, Permissions::from_mode(0o755))?;
-        place.mounted = Some(Bpffs::mount(&bpf)?);
-        Ok(place)
+        fs::set_permissions(&instance.directory, Permissions::from_mode(0o755))?;
+        instance.mounted = Some(Bpffs::mount(&bpf)?);
+        Ok(instance)
     }
 
     /// Has its daemons become this user, or stay root, from here on.
@@ -81,7 +81,7 @@ impl Place {
         self.path("tollgate.toml")
     }
 
-    /// Writes the configuration: this place's paths, then `services`.
+    /// Writes the configuration: this instance's paths, then `services`.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -106,7 +106,7 @@ impl Place {
         Ok(fs::write(self.config(), text)?)
     }
 
-    /// The command line in a namespace, with this place's control socket.
+    /// The command line in a namespace, with this instance's control socket.
     ///
     /// # Errors
     /// If the namespace is gone.
@@ -135,7 +135,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Instance {
     fn drop(&mut self) {
         // Removing a link's pin takes the program off its interface.
         self.mounted = None;
@@ -161,30 +161,30 @@ impl Daemon {
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn spawn(place: &Place, namespace: &Namespace) -> Result<Self> {
-        Self::spawn_with(place, namespace, &[])
+    pub fn spawn(instance: &Instance, namespace: &Namespace) -> Result<Self> {
+        Self::spawn_with(instance, namespace, &[])
     }
 
     /// Starts it with these options of `tollgate run` and does not wait.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn spawn_with(place: &Place, namespace: &Namespace, options: &[&str]) -> Result<Self> {
-        let mut command = place.tollgate(namespace, &["run", "-c"])?;
-        command.arg(place.config()).args(options);
-        if let Some(user) = &place.user {
+    pub fn spawn_with(instance: &Instance, namespace: &Namespace, options: &[&str]) -> Result<Self> {
+        let mut command = instance.tollgate(namespace, &["run", "-c"])?;
+        command.arg(instance.config()).args(options);
+        if let Some(user) = &instance.user {
             command.args(["--user", user]);
         }
-        Self::spawn_as(place, command)
+        Self::spawn_as(instance, command)
     }
 
     /// Starts it by this command and does not wait.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn spawn_as(place: &Place, mut command: Command) -> Result<Self> {
+    pub fn spawn_as(instance: &Instance, mut command: Command) -> Result<Self> {
         cleanup::hold_if_interrupted();
-        let log = place.path("log");
+        let log = instance.path("log");
         let to = || fs::OpenOptions::new().create(true).append(true).open(&log);
         let (out, err) = (to()?, to()?);
         let log_before = usize::try_from(err.metadata()?.len())?;
@@ -196,8 +196,8 @@ impl Daemon {
     ///
     /// # Errors
     /// If it ends, or takes too long; with its log.
-    pub fn start(place: &Place, namespace: &Namespace) -> Result<Self> {
-        Self::spawn(place, namespace)?.until_ready(namespace)
+    pub fn start(instance: &Instance, namespace: &Namespace) -> Result<Self> {
+        Self::spawn(instance, namespace)?.until_ready(namespace)
     }
 
     /// Waits until it says that it filters.
@@ -355,8 +355,8 @@ pub fn service_named(id: u32, name: &str, at: SocketAddr, fields: &str, backends
 ///
 /// # Errors
 /// If the daemon cannot be asked.
-pub fn counters(place: &Place, namespace: &Namespace, service: &str) -> Result<BTreeMap<String, u64>> {
-    let report = place.json(namespace, &["counters", "--service", service])?;
+pub fn counters(instance: &Instance, namespace: &Namespace, service: &str) -> Result<BTreeMap<String, u64>> {
+    let report = instance.json(namespace, &["counters", "--service", service])?;
     let reasons = report["services"][0]["reasons"].as_array().context("the service's counters")?;
     let mut found = BTreeMap::new();
     for reason in reasons {

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 
 use crate::testbed::{
     cleanup,
-    daemon::{Place, said, wait_for},
+    daemon::{Instance, said, wait_for},
     netns::Namespace,
     topology::{Family, INTERFACE, Topology},
 };
@@ -74,7 +74,7 @@ impl FromStr for Forward {
     fn from_str(name: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|forward| forward.name() == name);
         let Some(found) = found else {
-            bail!("`{name}` is no way to a backend; take one of {}", Self::ALL.map(Self::name).join(", "));
+            bail!("`{name}` is no forwarding mode; take one of {}", Self::ALL.map(Self::name).join(", "));
         };
         Ok(found)
     }
@@ -90,20 +90,20 @@ impl Decap {
     ///
     /// # Errors
     /// If one does not start; with what it said.
-    pub fn on_backends(topology: &Topology, place: &Place, sources: &[String]) -> Result<Vec<Self>> {
+    pub fn on_backends(topology: &Topology, instance: &Instance, sources: &[String]) -> Result<Vec<Self>> {
         let from = sources.join(",");
-        topology.backends.iter().map(|backend| Self::start(place, backend, &from)).collect()
+        topology.backends.iter().map(|backend| Self::start(instance, backend, &from)).collect()
     }
 
     /// On one host, for what comes from these addresses; waits until it is there.
     ///
     /// # Errors
     /// If it does not start; with what it said.
-    pub fn start(place: &Place, host: &Namespace, from: &str) -> Result<Self> {
+    pub fn start(instance: &Instance, host: &Namespace, from: &str) -> Result<Self> {
         cleanup::hold_if_interrupted();
-        let log = place.path(&format!("decap-{}", host.name()));
+        let log = instance.path(&format!("decap-{}", host.name()));
         let (out, err) = (File::create(&log)?, File::options().append(true).open(&log)?);
-        let mut command = place.tollgate(host, &["decap", "-i", INTERFACE, "--from", from])?;
+        let mut command = instance.tollgate(host, &["decap", "-i", INTERFACE, "--from", from])?;
         let mut decap = Self { child: command.stdout(out).stderr(err).spawn()? };
         wait_for("tollgate decap", || {
             if let Some(status) = decap.child.try_wait()? {

@@ -17,7 +17,7 @@ use lb_common::{
 use tollgate::keyring::{KeyState, Keyset};
 
 use crate::testbed::{
-    daemon::{Place, said},
+    daemon::{Instance, said},
     netns::Namespace,
 };
 
@@ -32,8 +32,8 @@ impl Issuer {
     ///
     /// # Errors
     /// If that fails, or nothing may sign.
-    pub fn new(place: &Place, namespace: &Namespace, service: &str) -> Result<Self> {
-        let output = place.run(namespace, &["keys", "export", "--service", service])?;
+    pub fn new(instance: &Instance, namespace: &Namespace, service: &str) -> Result<Self> {
+        let output = instance.run(namespace, &["keys", "export", "--service", service])?;
         let keyset: Keyset = serde_json::from_slice(&output.stdout).with_context(|| said(&output))?;
         let keys = keyset.keys.iter().map(|key| {
             let id = KeyId(key.key_id);

@@ -1,13 +1,13 @@
 //! Clients, balancers, routers and backends, each in a namespace of its own, on bridges. A [`Plan`] says which there are.
 //!
 //! ```text
-//!   Way::Segment                                      with an edge, and two balancers of one address
+//!   Layout::Segment                                   with an edge, and two balancers of one address
 //!
 //!   client .2     lb .1, service .100                 client .2 ── clients ── edge .254 | .251
 //!      └───────────┴── front ──┴──────┐                                         │ equal-cost routes
 //!               backends .11, .12, …                 lb .1  lb2 .3  backends    │
 //!                                                      └──────┴── front ──┴─────┘
-//!   Way::Routed                                       Way::Cards
+//!   Layout::Routed                                    Layout::TwoInterfaces
 //!
 //!   client    lb .1                                   client    lb eth0 .1
 //!      └───────┴── front ──┐                             └───────┴── front ──┐
@@ -41,7 +41,7 @@ use nix::{
 use tollgate::datapath::embedded_object;
 
 use self::plan::ROUTERS;
-pub use self::plan::{Network, PORT, Plan, Way};
+pub use self::plan::{Layout, Network, PORT, Plan};
 pub use crate::model::packet::Family;
 use crate::testbed::{
     bpffs::Bpffs,
@@ -53,7 +53,7 @@ use crate::testbed::{
 
 /// Each host's interface; where it has two, the one on the clients' side.
 pub const INTERFACE: &str = "eth0";
-/// A balancer's interface on the backends' side, in [`Way::Cards`].
+/// A balancer's interface on the backends' side, in [`Layout::TwoInterfaces`].
 pub const BACK_INTERFACE: &str = "eth1";
 /// Room for what a backend's application has not read yet.
 const RECEIVE_BUFFER: usize = 64 << 20;
@@ -102,10 +102,10 @@ impl Topology {
         let balancer = maker.balancer("lb", BALANCERS[0])?;
         let second_balancer = plan.two_balancers.then(|| maker.balancer("lb2", BALANCERS[1])).transpose()?;
         let backends = (1..=plan.backends).map(|number| maker.backend(number)).collect::<Result<_>>()?;
-        let routers = match plan.way {
-            Way::Segment => 0,
-            Way::Routed => 2,
-            Way::Cards => 1,
+        let routers = match plan.layout {
+            Layout::Segment => 0,
+            Layout::Routed => 2,
+            Layout::TwoInterfaces => 1,
         };
         let routers = (0..routers).map(|index| maker.router(index)).collect::<Result<_>>()?;
         let edge = plan.edge.then(|| maker.edge()).transpose()?;
@@ -163,9 +163,9 @@ impl Topology {
 
     /// The addresses that outer headers for backends have, of both families and all balancers.
     pub fn tunnel_sources(&self) -> Vec<String> {
-        let network = match self.plan.way {
-            Way::Segment | Way::Routed => Network::Front,
-            Way::Cards => Network::Back,
+        let network = match self.plan.layout {
+            Layout::Segment | Layout::Routed => Network::Front,
+            Layout::TwoInterfaces => Network::Back,
         };
         let balancers = if self.plan.two_balancers { &BALANCERS[..] } else { &BALANCERS[..1] };
         let of = |host: &u8| Family::BOTH.map(|family| network.address(family, *host).to_string());
@@ -216,9 +216,9 @@ impl Maker<'_> {
         // Linux's default, below which the ports of `forward = "nat"` are.
         balancer.sysctl("net.ipv4.ip_local_port_range", "32768 60999")?;
         self.plug_balancer(&balancer, INTERFACE, role, Network::Front, address)?;
-        match self.plan.way {
-            Way::Segment => {}
-            Way::Routed => {
+        match self.plan.layout {
+            Layout::Segment => {}
+            Layout::Routed => {
                 for family in Family::BOTH {
                     route(
                         &balancer,
@@ -228,7 +228,7 @@ impl Maker<'_> {
                     )?;
                 }
             }
-            Way::Cards => {
+            Layout::TwoInterfaces => {
                 let port = format!("{role}-back");
                 self.plug_balancer(&balancer, BACK_INTERFACE, &port, Network::Back, address)?;
             }
@@ -265,10 +265,10 @@ impl Maker<'_> {
         service_address(&backend, "lo")?;
         let network = self.plan.backends_at();
         self.plug(&backend, INTERFACE, &role, network, 10 + number)?;
-        match (self.plan.way, self.plan.edge) {
-            (Way::Routed | Way::Cards, _) => default_route(&backend, network, ROUTERS[0])?,
-            (Way::Segment, true) => default_route(&backend, network, EDGE[1])?,
-            (Way::Segment, false) => {}
+        match (self.plan.layout, self.plan.edge) {
+            (Layout::Routed | Layout::TwoInterfaces, _) => default_route(&backend, network, ROUTERS[0])?,
+            (Layout::Segment, true) => default_route(&backend, network, EDGE[1])?,
+            (Layout::Segment, false) => {}
         }
         Ok(backend)
     }
@@ -297,9 +297,10 @@ impl Maker<'_> {
         let balancers = if self.plan.two_balancers { &BALANCERS[..] } else { &BALANCERS[..1] };
         for family in Family::BOTH {
             let service = format!("{}/{}", family.service().ip(), family.bits());
-            let ways: Vec<_> = balancers.iter().map(|host| Network::Front.address(family, *host)).collect();
-            route(&edge, family, &service, &ways)?;
-            if self.plan.way != Way::Segment {
+            let next_hops: Vec<_> =
+                balancers.iter().map(|host| Network::Front.address(family, *host)).collect();
+            route(&edge, family, &service, &next_hops)?;
+            if self.plan.layout != Layout::Segment {
                 route(
                     &edge,
                     family,

@@ -1,4 +1,4 @@
-//! The command lines of demo, benchmark and spike test. `cargo xtask` reads them with this very file before it builds the
+//! The command lines of demo, benchmark and load test. `cargo xtask` reads them with this very file before it builds the
 //! programs, so that a wrong argument is an error at once: it takes clap and nothing of this crate.
 
 use std::path::{Path, PathBuf};
@@ -51,9 +51,9 @@ pub struct Bench {
     pub bench: bool,
 }
 
-/// Options of the spike test.
+/// Options of the load test.
 #[derive(Args, Clone, Debug)]
-pub struct Spike {
+pub struct LoadTest {
     /// Write the figures to this file, too
     #[arg(long, value_name = "FILE", value_parser = output)]
     pub json: Option<PathBuf>,

@@ -15,7 +15,7 @@ use lb_tests::testbed::{
 use nix::unistd::Group;
 use tollgate::api::{access::Access, server};
 
-use crate::testbed::{L2, Lab};
+use crate::testbed::{L2, Testbed};
 
 const READERS: &str = "users";
 const ADMINS: &str = "staff";
@@ -24,23 +24,23 @@ fn gid(name: &str) -> Result<u32> {
     Ok(Group::from_name(name)?.with_context(|| format!("there is no group {name}"))?.gid.as_raw())
 }
 
-fn configured(groups: &str) -> Result<(Lab, Daemon)> {
-    let lab = Lab::new(L2, 1)?;
-    let text = fs::read_to_string(lab.place.config())?;
-    fs::write(lab.place.config(), format!("{groups}\n{text}"))?;
-    let daemon = lab.start()?;
-    Ok((lab, daemon))
+fn configured(groups: &str) -> Result<(Testbed, Daemon)> {
+    let testbed = Testbed::new(L2, 1)?;
+    let text = fs::read_to_string(testbed.instance.config())?;
+    fs::write(testbed.instance.config(), format!("{groups}\n{text}"))?;
+    let daemon = testbed.start()?;
+    Ok((testbed, daemon))
 }
 
 /// A command as this user and these groups, the first being its own: exit status and what was said.
-pub fn says(lab: &Lab, uid: u32, gids: &[u32], args: &[&str]) -> Result<(Option<i32>, String)> {
-    let command = lab.place.tollgate(&lab.topology.balancer, args)?;
+pub fn says(testbed: &Testbed, uid: u32, gids: &[u32], args: &[&str]) -> Result<(Option<i32>, String)> {
+    let command = testbed.instance.tollgate(&testbed.topology.balancer, args)?;
     let others: Vec<_> = gids[1..].iter().map(ToString::to_string).collect();
     let groups = match others.as_slice() {
         [] => "--clear-groups".to_owned(),
         others => format!("--groups={}", others.join(",")),
     };
-    let mut as_user = lab.topology.balancer.command("setpriv")?;
+    let mut as_user = testbed.topology.balancer.command("setpriv")?;
     as_user
         .args([format!("--reuid={uid}"), format!("--regid={}", gids[0]), groups])
         .arg(command.get_program())
@@ -51,10 +51,11 @@ pub fn says(lab: &Lab, uid: u32, gids: &[u32], args: &[&str]) -> Result<(Option<
 
 #[test]
 fn groups_decide_who_may_ask_for_what() -> Result<()> {
-    let (lab, daemon) = configured(&format!("control_group = \"{READERS}\"\nadmin_group = \"{ADMINS}\""))?;
-    let token = hex::encode(lab.token(1)?.to_bytes());
-    let keyset = lab.place.path("keyset.json");
-    fs::write(&keyset, lab.run(&["keys", "export", "--service", "game"])?.stdout)?;
+    let (testbed, daemon) =
+        configured(&format!("control_group = \"{READERS}\"\nadmin_group = \"{ADMINS}\""))?;
+    let token = hex::encode(testbed.token(1)?.to_bytes());
+    let keyset = testbed.instance.path("keyset.json");
+    fs::write(&keyset, testbed.run(&["keys", "export", "--service", "game"])?.stdout)?;
     let keyset = keyset.to_str().context("a path in UTF-8")?;
     let reads = [
         &["status"][..],
@@ -83,7 +84,7 @@ fn groups_decide_who_may_ask_for_what() -> Result<()> {
     ] {
         for (commands, may, group) in [(&reads[..], may_read, READERS), (&changes[..], may_change, ADMINS)] {
             for args in commands {
-                let (status, said) = says(&lab, STRANGER, gids, args)?;
+                let (status, said) = says(&testbed, STRANGER, gids, args)?;
                 if may {
                     let no_such_key = args.contains(&"revoke") && said.contains("keys list");
                     ensure!(status == Some(0) || no_such_key, "{gids:?} {args:?}: {status:?} {said}");
@@ -106,23 +107,23 @@ fn groups_decide_who_may_ask_for_what() -> Result<()> {
 
 #[test]
 fn without_groups_it_is_for_root_and_the_daemons_user() -> Result<()> {
-    let mut lab = Lab::new(L2, 1)?;
-    lab.place.set_user(Some(NAME));
-    let _daemon = lab.start()?;
+    let mut testbed = Testbed::new(L2, 1)?;
+    testbed.instance.set_user(Some(NAME));
+    let _daemon = testbed.start()?;
     let uid = user::uid()?.as_raw();
-    let (status, said) = says(&lab, uid, &[uid], &["keys", "rotate"])?;
+    let (status, said) = says(&testbed, uid, &[uid], &["keys", "rotate"])?;
     ensure!(status == Some(0), "{said}");
-    let (status, said) = says(&lab, STRANGER, &[STRANGER], &["status"])?;
+    let (status, said) = says(&testbed, STRANGER, &[STRANGER], &["status"])?;
     ensure!(status == Some(1) && said.contains("control_group"), "{status:?} {said}");
-    ensure!(lab.json(&["status"])?["ready"] == true, "root may ask");
+    ensure!(testbed.json(&["status"])?["ready"] == true, "root may ask");
     Ok(())
 }
 
 #[test]
 fn nobody_keeps_root_waiting() -> Result<()> {
-    let (lab, _daemon) = configured(&format!("control_group = \"{READERS}\""))?;
+    let (testbed, _daemon) = configured(&format!("control_group = \"{READERS}\""))?;
     let readers = gid(READERS)?;
-    let control = lab.place.path("control.sock");
+    let control = testbed.instance.path("control.sock");
     let connect = || {
         let stream = UnixStream::connect(&control)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -136,8 +137,8 @@ fn nobody_keeps_root_waiting() -> Result<()> {
         let _ = stream.write_all(b"GET /v1/status HTTP/1.1\r\n");
     }
     let asked = Instant::now();
-    ensure!(lab.json(&["status"])?["ready"] == true);
-    lab.json(&["keys", "rotate", "--wait"])?;
+    ensure!(testbed.json(&["status"])?["ready"] == true);
+    testbed.json(&["keys", "rotate", "--wait"])?;
     ensure!(asked.elapsed() < Duration::from_secs(4), "root waited {:?}", asked.elapsed());
     // Their own next request finds no room, until the others have been closed.
     let mut answer = Vec::new();
@@ -145,14 +146,21 @@ fn nobody_keeps_root_waiting() -> Result<()> {
         // A reset is as good an end.
         let _ = stream.read_to_end(&mut answer);
     }
-    let (status, said) = says(&lab, STRANGER, &[readers], &["status"])?;
+    let (status, said) = says(&testbed, STRANGER, &[readers], &["status"])?;
     ensure!(status == Some(0), "{said}");
     Ok(())
 }
 
 /// A request on the control socket, as this user with these groups: status and body.
-fn request(lab: &Lab, uid: u32, gids: &[u32], method: &str, path: &str, body: &str) -> Result<(u16, String)> {
-    let control = lab.place.path("control.sock");
+fn request(
+    testbed: &Testbed,
+    uid: u32,
+    gids: &[u32],
+    method: &str,
+    path: &str,
+    body: &str,
+) -> Result<(u16, String)> {
+    let control = testbed.instance.path("control.sock");
     let connect = || {
         let stream = UnixStream::connect(&control)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -174,14 +182,14 @@ fn request(lab: &Lab, uid: u32, gids: &[u32], method: &str, path: &str, body: &s
 /// A misspelt field would have the request mean something else: without `service`, it is for all services.
 #[test]
 fn a_misspelt_field_rotates_nothing() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let _daemon = lab.start()?;
-    let before = lab.json(&["keys", "list"])?;
-    let (status, body) = request(&lab, 0, &[], "POST", "/v1/keys/rotate", "{\"sevice\": \"game\"}")?;
+    let testbed = Testbed::new(L2, 1)?;
+    let _daemon = testbed.start()?;
+    let before = testbed.json(&["keys", "list"])?;
+    let (status, body) = request(&testbed, 0, &[], "POST", "/v1/keys/rotate", "{\"sevice\": \"game\"}")?;
     ensure!(status == 422 && body.contains("unknown field `sevice`"), "{status} {body}");
-    let (status, body) = request(&lab, 0, &[], "GET", "/v1/counters?sevice=game", "")?;
+    let (status, body) = request(&testbed, 0, &[], "GET", "/v1/counters?sevice=game", "")?;
     ensure!(status == 400 && body.contains("unknown field `sevice`"), "{status} {body}");
-    ensure!(lab.json(&["keys", "list"])? == before, "{before}");
+    ensure!(testbed.json(&["keys", "list"])? == before, "{before}");
     Ok(())
 }
 
@@ -213,7 +221,8 @@ const CHANGES: [&str; 11] = [
 
 #[test]
 fn every_route_is_closed_to_strangers_and_refuses_what_it_does_not_know() -> Result<()> {
-    let (lab, daemon) = configured(&format!("control_group = \"{READERS}\"\nadmin_group = \"{ADMINS}\""))?;
+    let (testbed, daemon) =
+        configured(&format!("control_group = \"{READERS}\"\nadmin_group = \"{ADMINS}\""))?;
     let (readers, admins) = (gid(READERS)?, gid(ADMINS)?);
     let routes: Vec<_> = server::routes()
         .into_iter()
@@ -226,7 +235,7 @@ fn every_route_is_closed_to_strangers_and_refuses_what_it_does_not_know() -> Res
     }
     ensure!(routes.len() == READS.len() + CHANGES.len(), "a route is missing above: {routes:?}");
 
-    let keys = || lab.json(&["keys", "list"]);
+    let keys = || testbed.json(&["keys", "list"]);
     let before = keys()?;
     for (method, path, access) in &routes {
         let unknown = match method.as_str() {
@@ -243,7 +252,7 @@ fn every_route_is_closed_to_strangers_and_refuses_what_it_does_not_know() -> Res
             (&[STRANGER, admins], Access::Change),
         ] {
             let ask =
-                |method: &str, path: &str, body: &str| request(&lab, STRANGER, gids, method, path, body);
+                |method: &str, path: &str, body: &str| request(&testbed, STRANGER, gids, method, path, body);
             for (path, body) in [&unknown, &body_or_query] {
                 let (status, answer) = ask(method, path, body)?;
                 let error: serde_json::Value = serde_json::from_str(&answer)?;
@@ -266,9 +275,9 @@ fn every_route_is_closed_to_strangers_and_refuses_what_it_does_not_know() -> Res
             );
         }
     }
-    let (status, answer) = request(&lab, STRANGER, &[STRANGER], "GET", "/v1/none", "")?;
+    let (status, answer) = request(&testbed, STRANGER, &[STRANGER], "GET", "/v1/none", "")?;
     ensure!(status == 403, "{answer}");
-    let (status, answer) = request(&lab, 0, &[], "GET", "/v1/none", "")?;
+    let (status, answer) = request(&testbed, 0, &[], "GET", "/v1/none", "")?;
     ensure!(status == 404 && answer.contains("another version"), "{answer}");
     ensure!(keys()? == before, "something has changed");
     ensure!(!daemon.log().contains("caller"), "something was done: {}", daemon.log());
@@ -277,9 +286,9 @@ fn every_route_is_closed_to_strangers_and_refuses_what_it_does_not_know() -> Res
 
 #[test]
 fn a_body_that_says_it_is_no_json_is_refused() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let _daemon = lab.start()?;
-    let mut stream = UnixStream::connect(lab.place.path("control.sock"))?;
+    let testbed = Testbed::new(L2, 1)?;
+    let _daemon = testbed.start()?;
+    let mut stream = UnixStream::connect(testbed.instance.path("control.sock"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let head =
         "POST /v1/keys/rotate HTTP/1.1\r\nHost: tollgate\r\nContent-Type: text/plain\r\nContent-Length: 2";
@@ -292,10 +301,10 @@ fn a_body_that_says_it_is_no_json_is_refused() -> Result<()> {
 
 #[test]
 fn what_is_too_large_or_no_json_is_refused_with_reasons() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let _daemon = lab.start()?;
+    let testbed = Testbed::new(L2, 1)?;
+    let _daemon = testbed.start()?;
     let answer = |head: &str, body: &[u8]| {
-        let mut stream = UnixStream::connect(lab.place.path("control.sock"))?;
+        let mut stream = UnixStream::connect(testbed.instance.path("control.sock"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(
             stream,
@@ -313,14 +322,14 @@ fn what_is_too_large_or_no_json_is_refused_with_reasons() -> Result<()> {
     ensure!(broken.starts_with("HTTP/1.1 400") && broken.contains("\"error\""), "{broken}");
     let head = answer(&format!("X: {}", "x".repeat(100_000)), b"");
     ensure!(head.as_ref().map_or(true, |answer| answer.starts_with("HTTP/1.1 431")), "{head:?}");
-    let file = lab.place.path("large.json");
+    let file = testbed.instance.path("large.json");
     let key = format!(
         "{{\"key_id\":1,\"state\":\"retiring\",\"master\":\"{}\",\"not_after\":1,\"sign_until\":0}}",
         "00".repeat(32)
     );
     let keys = vec![key; 40_000].join(",");
     fs::write(&file, format!("{{\"service\":\"game\",\"service_id\":42,\"keys\":[{keys}]}}"))?;
-    let output = lab.run(&["keys", "import", file.to_str().context("a path in UTF-8")?])?;
+    let output = testbed.run(&["keys", "import", file.to_str().context("a path in UTF-8")?])?;
     ensure!(output.status.code() == Some(1) && said(&output).contains("at most"), "{}", said(&output));
     Ok(())
 }

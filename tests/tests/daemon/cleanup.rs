@@ -14,7 +14,7 @@ use lb_tests::testbed::{
     daemon::wait_for,
 };
 
-use crate::testbed::{L2, Lab};
+use crate::testbed::{L2, Testbed};
 
 /// Files, namespaces and mounts whose names begin so.
 fn there_is(name: &str) -> Result<Vec<String>> {
@@ -31,12 +31,12 @@ fn there_is(name: &str) -> Result<Vec<String>> {
 
 #[test]
 fn a_test_leaves_nothing() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let name = lab.name().to_owned();
-    let daemon = lab.start()?;
-    lab.delivered(&lab.token(1)?)?;
+    let testbed = Testbed::new(L2, 1)?;
+    let name = testbed.name().to_owned();
+    let daemon = testbed.start()?;
+    testbed.delivered(&testbed.token(1)?)?;
     ensure!(there_is(&name)?.iter().any(|line| line.contains(" - bpf ")), "no BPF file system");
-    drop((daemon, lab));
+    drop((daemon, testbed));
     let left = there_is(&format!("{name}-"))?;
     ensure!(left.is_empty(), "left behind: {left:#?}");
     ensure!(!Path::new(FILES).join(&name).exists());
@@ -47,9 +47,9 @@ fn a_test_leaves_nothing() -> Result<()> {
 const KILLED: &str = "TOLLGATE_RUN_TO_BE_KILLED";
 
 fn wait_to_be_killed() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let daemon = lab.start()?;
-    eprintln!("{} {}", lab.name(), daemon.pid());
+    let testbed = Testbed::new(L2, 1)?;
+    let daemon = testbed.start()?;
+    eprintln!("{} {}", testbed.name(), daemon.pid());
     loop {
         thread::park();
     }

@@ -14,7 +14,7 @@ use lb_tests::testbed::{
     topology::Family,
 };
 
-use crate::testbed::{L2, Lab, TTL, over_both};
+use crate::testbed::{L2, TTL, Testbed, over_both};
 
 over_both!(
     a_clock_that_was_set_back_brings_no_token_back,
@@ -24,8 +24,8 @@ over_both!(
 );
 
 /// Changes what the program knows of time, while no daemon does.
-pub fn change_live(lab: &Lab, change: impl FnOnce(&mut Live)) -> Result<()> {
-    let pin = lab.pin(LIVE);
+pub fn change_live(testbed: &Testbed, change: impl FnOnce(&mut Live)) -> Result<()> {
+    let pin = testbed.pin(LIVE);
     let mut map: Array<_, Live> = Map::Array(MapData::from_pin(pin)?).try_into()?;
     let mut live = map.get(&0, 0)?;
     change(&mut live);
@@ -33,113 +33,113 @@ pub fn change_live(lab: &Lab, change: impl FnOnce(&mut Live)) -> Result<()> {
 }
 
 /// Starts the daemon and waits until it says why it is not ready.
-fn start_unready(lab: &Lab, why: &str) -> Result<Daemon> {
-    let daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+fn start_unready(testbed: &Testbed, why: &str) -> Result<Daemon> {
+    let daemon = Daemon::spawn(&testbed.instance, &testbed.topology.balancer)?;
     wait_for(why, || {
-        let answer = http(&lab.topology.balancer, "/readyz");
+        let answer = http(&testbed.topology.balancer, "/readyz");
         Ok(answer.is_ok_and(|(status, reasons)| status == 503 && reasons.contains(why)))
     })?;
     Ok(daemon)
 }
 
 /// The sample of a metric.
-fn sample(lab: &Lab, name: &str) -> Result<f64> {
-    let (_, page) = http(&lab.topology.balancer, "/metrics")?;
+fn sample(testbed: &Testbed, name: &str) -> Result<f64> {
+    let (_, page) = http(&testbed.topology.balancer, "/metrics")?;
     let line =
         page.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("{name}\n{page}"))?;
     Ok(line.trim().parse()?)
 }
 
 fn a_clock_that_was_set_back_brings_no_token_back(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
-    lab.delivered(&token)?;
-    let clock = lab.json(&["clock"])?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
+    testbed.delivered(&token)?;
+    let clock = testbed.json(&["clock"])?;
     let follows = clock["held"] == false && clock["stale"] == false;
     ensure!(follows && clock["difference_seconds"].as_f64().is_some_and(|by| by.abs() < 0.5), "{clock}");
-    let output = lab.run(&["clock", "accept"])?;
+    let output = testbed.run(&["clock", "accept"])?;
     let nothing = output.status.code() == Some(1) && said(&output).contains("nothing to accept");
     ensure!(nothing, "{}", said(&output));
     daemon.terminate()?;
 
     // An hour ago it was an hour later.
-    change_live(&lab, |live| live.offset_ns += 3600 * SECOND_NS)?;
-    let daemon = start_unready(&lab, "the wall clock was set back by 59m")?;
-    lab.refused_token(&token, Reason::Expired)?;
-    let clock = lab.json(&["clock"])?;
+    change_live(&testbed, |live| live.offset_ns += 3600 * SECOND_NS)?;
+    let daemon = start_unready(&testbed, "the wall clock was set back by 59m")?;
+    testbed.refused_token(&token, Reason::Expired)?;
+    let clock = testbed.json(&["clock"])?;
     ensure!(clock["held"] == true && clock["jumps_backward"] == 1, "{clock}");
-    ensure!(sample(&lab, "tollgate_clock_jumps_total{direction=\"backward\"}")? == 1.0);
-    ensure!((-3601.0..-3599.0).contains(&sample(&lab, "tollgate_clock_difference_seconds{}")?));
+    ensure!(sample(&testbed, "tollgate_clock_jumps_total{direction=\"backward\"}")? == 1.0);
+    ensure!((-3601.0..-3599.0).contains(&sample(&testbed, "tollgate_clock_difference_seconds{}")?));
     ensure!(daemon.log().contains("the wall clock was set back by"), "{}", daemon.log());
     daemon.kill()?;
-    let _daemon = start_unready(&lab, "`tollgate clock accept`")?;
-    lab.refused_token(&token, Reason::Expired)?;
+    let _daemon = start_unready(&testbed, "`tollgate clock accept`")?;
+    testbed.refused_token(&token, Reason::Expired)?;
 
-    let accepted = lab.json(&["clock", "accept"])?;
+    let accepted = testbed.json(&["clock", "accept"])?;
     ensure!(accepted["seconds_back"].as_u64().is_some_and(|by| (3599..=3601).contains(&by)), "{accepted}");
-    wait_for("readiness", || Ok(http(&lab.topology.balancer, "/readyz")?.0 == 200))?;
-    ensure!(lab.json(&["clock"])?["held"] == false);
-    lab.refused_token(&token, Reason::Revoked)?;
-    lab.delivered(&lab.mint(&[])?)?;
+    wait_for("readiness", || Ok(http(&testbed.topology.balancer, "/readyz")?.0 == 200))?;
+    ensure!(testbed.json(&["clock"])?["held"] == false);
+    testbed.refused_token(&token, Reason::Revoked)?;
+    testbed.delivered(&testbed.mint(&[])?)?;
     Ok(())
 }
 
 fn a_clock_that_was_set_forward_is_followed(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
     daemon.terminate()?;
-    change_live(&lab, |live| live.offset_ns -= 3600 * SECOND_NS)?;
-    let daemon = lab.start()?;
+    change_live(&testbed, |live| live.offset_ns -= 3600 * SECOND_NS)?;
+    let daemon = testbed.start()?;
     ensure!(daemon.log().contains("the wall clock was set forward by"), "{}", daemon.log());
-    ensure!(sample(&lab, "tollgate_clock_jumps_total{direction=\"forward\"}")? == 1.0);
-    lab.delivered(&token)?;
+    ensure!(sample(&testbed, "tollgate_clock_jumps_total{direction=\"forward\"}")? == 1.0);
+    testbed.delivered(&token)?;
     Ok(())
 }
 
 fn a_clock_that_nobody_confirms_admits_nothing_new(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let (cached, new) = (lab.token(1)?, lab.token(2)?);
-    lab.delivered(&cached)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let (cached, new) = (testbed.token(1)?, testbed.token(2)?);
+    testbed.delivered(&cached)?;
     daemon.terminate()?;
     // Both tokens live as long, and the daemon holds.
-    change_live(&lab, |live| {
+    change_live(&testbed, |live| {
         live.offset_ns += 10 * SECOND_NS;
         live.confirmed_ns -= OFFSET_STALE_NS + SECOND_NS;
     })?;
-    let _daemon = start_unready(&lab, "new tokens are not admitted")?;
-    lab.delivered(&cached)?;
-    lab.refused_token(&new, Reason::StaleClock)?;
-    lab.delivered(&cached)?;
-    ensure!(lab.json(&["clock"])?["stale"] == true);
-    ensure!(sample(&lab, "tollgate_clock_confirmed_age_seconds{}")? > 4000.0);
-    lab.json(&["clock", "accept"])?;
-    lab.delivered(&lab.mint(&[])?)?;
+    let _daemon = start_unready(&testbed, "new tokens are not admitted")?;
+    testbed.delivered(&cached)?;
+    testbed.refused_token(&new, Reason::StaleClock)?;
+    testbed.delivered(&cached)?;
+    ensure!(testbed.json(&["clock"])?["stale"] == true);
+    ensure!(sample(&testbed, "tollgate_clock_confirmed_age_seconds{}")? > 4000.0);
+    testbed.json(&["clock", "accept"])?;
+    testbed.delivered(&testbed.mint(&[])?)?;
     Ok(())
 }
 
 fn what_was_issued_by_a_clock_that_was_ahead_can_be_revoked(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    lab.start()?.terminate()?;
-    change_live(&lab, |live| live.offset_ns += 3600 * SECOND_NS)?;
-    let _daemon = start_unready(&lab, "`tollgate clock accept`")?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    testbed.start()?.terminate()?;
+    change_live(&testbed, |live| live.offset_ns += 3600 * SECOND_NS)?;
+    let _daemon = start_unready(&testbed, "`tollgate clock accept`")?;
     // By an issuer whose clock is still an hour ahead.
     let ahead = unix_now() + 3600;
-    let token = lab.issuer()?.token_at(session(7, 0), ahead, TTL);
-    lab.delivered(&token)?;
-    let answer = lab.json(&["services", "revoke-before", "game"])?;
+    let token = testbed.issuer()?.token_at(session(7, 0), ahead, TTL);
+    testbed.delivered(&token)?;
+    let answer = testbed.json(&["services", "revoke-before", "game"])?;
     let before = answer["revoked_before"].as_u64().context("a second")?;
     ensure!(before > u64::from(ahead), "{answer}");
-    lab.refused_token(&token, Reason::Revoked)?;
-    let later = lab.issuer()?.token_at(session(7, 0), u32::try_from(before)?, TTL);
-    lab.delivered(&later)?;
+    testbed.refused_token(&token, Reason::Revoked)?;
+    let later = testbed.issuer()?.token_at(session(7, 0), u32::try_from(before)?, TTL);
+    testbed.delivered(&later)?;
 
     // By the right clock nothing can be issued for an hour that would be admitted, and that is said.
-    lab.json(&["clock", "accept"])?;
-    lab.refused_token(&later, Reason::NotYetValid)?;
-    let output = lab.run(&["token", "mint", "--service", "game", "--session", "7"])?;
+    testbed.json(&["clock", "accept"])?;
+    testbed.refused_token(&later, Reason::NotYetValid)?;
+    let output = testbed.run(&["token", "mint", "--service", "game", "--session", "7"])?;
     let said = said(&output);
     ensure!(output.status.code() == Some(1) && said.contains("would be refused"), "{said}");
     Ok(())

@@ -9,14 +9,14 @@ use lb_tests::testbed::{
     topology::{Family, Network},
 };
 
-use crate::testbed::{L2, Lab, minted_header, over_both};
+use crate::testbed::{L2, Testbed, minted_header, over_both};
 
 over_both!(minted_tokens_are_valid, tokens_without_a_daemon);
 
 #[test]
 fn json_of_every_command() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let daemon = lab.start()?;
+    let testbed = Testbed::new(L2, 1)?;
+    let daemon = testbed.start()?;
     for args in [
         &["status"][..],
         &["counters"],
@@ -34,31 +34,31 @@ fn json_of_every_command() -> Result<()> {
         &["sessions", "list", "--revoked", "--service", "game"],
         &["clock"],
     ] {
-        let value = lab.json(args)?;
+        let value = testbed.json(args)?;
         ensure!(value.is_object() || value.is_array(), "{args:?}: {value}");
-        let table = lab.run(args)?;
+        let table = testbed.run(args)?;
         ensure!(table.status.success() && !table.stdout.is_empty(), "{args:?}: {}", said(&table));
     }
-    let keyset = lab.place.path("keyset.json");
-    fs::write(&keyset, lab.run(&["keys", "export", "--service", "game"])?.stdout)?;
-    let report = lab.json(&["keys", "import", keyset.to_str().context("a path in UTF-8")?])?;
+    let keyset = testbed.instance.path("keyset.json");
+    fs::write(&keyset, testbed.run(&["keys", "export", "--service", "game"])?.stdout)?;
+    let report = testbed.json(&["keys", "import", keyset.to_str().context("a path in UTF-8")?])?;
     ensure!(["added", "known", "skipped"].iter().all(|field| report[field].is_array()), "{report}");
-    let active = lab.issuer()?.active().0;
-    ensure!(lab.json(&["keys", "revoke", &active.to_string()])?["key_id"] == active);
-    let minted = lab.json(&["token", "mint", "--service", "game", "--session", "7"])?;
-    let inspected = lab.json(&["token", "inspect", minted["header"].as_str().context("a header")?])?;
+    let active = testbed.issuer()?.active().0;
+    ensure!(testbed.json(&["keys", "revoke", &active.to_string()])?["key_id"] == active);
+    let minted = testbed.json(&["token", "mint", "--service", "game", "--session", "7"])?;
+    let inspected = testbed.json(&["token", "inspect", minted["header"].as_str().context("a header")?])?;
     ensure!(inspected.is_object(), "{inspected}");
-    let config = lab.place.config();
-    let check = lab.json(&["check", "-c", config.to_str().unwrap()])?;
+    let config = testbed.instance.config();
+    let check = testbed.json(&["check", "-c", config.to_str().unwrap()])?;
     ensure!(check.is_object() || check.is_array(), "{check}");
     daemon.terminate()?;
-    lab.json(&["detach", "-c", config.to_str().unwrap()])?;
+    testbed.json(&["detach", "-c", config.to_str().unwrap()])?;
     Ok(())
 }
 
 #[test]
 fn exit_statuses() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+    let testbed = Testbed::new(L2, 1)?;
     for (args, status) in [
         (&["status"][..], 3),
         (&["counters"], 3),
@@ -81,12 +81,12 @@ fn exit_statuses() -> Result<()> {
         (&["--log", "tollgate=debug", "status"], 2),
         (&["token", "inspect", "not hex"], 1),
     ] {
-        let output = lab.run(args)?;
+        let output = testbed.run(args)?;
         ensure!(output.status.code() == Some(status), "{args:?}: {} {}", output.status, said(&output));
         ensure!(!output.stderr.is_empty(), "{args:?} fails in silence");
     }
-    let _daemon = lab.start()?;
-    let output = lab.run(&["token", "mint", "--service", "none", "--session", "7"])?;
+    let _daemon = testbed.start()?;
+    let output = testbed.run(&["token", "mint", "--service", "none", "--session", "7"])?;
     ensure!(output.status.code() == Some(1) && said(&output).contains("game"), "{}", said(&output));
     Ok(())
 }
@@ -94,8 +94,8 @@ fn exit_statuses() -> Result<()> {
 /// Results are on standard output, errors on standard error; `check` alone reports its failures as a result.
 #[test]
 fn what_json_says_of_failures() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let config = lab.place.config();
+    let testbed = Testbed::new(L2, 1)?;
+    let config = testbed.instance.config();
     let config = config.to_str().context("a path in UTF-8")?;
     for args in [
         &["status"][..],
@@ -112,13 +112,13 @@ fn what_json_says_of_failures() -> Result<()> {
         &["run", "-c", "/nowhere.toml"],
         &["decap", "-i", "none", "--from", "10.0.0.1"],
     ] {
-        let output = lab.run(&[args, &["-o", "json"]].concat())?;
+        let output = testbed.run(&[args, &["-o", "json"]].concat())?;
         ensure!(!output.status.success() && output.stdout.is_empty(), "{args:?}: {}", said(&output));
         ensure!(output.stderr.starts_with(b"tollgate: "), "{args:?}: {}", said(&output));
     }
     let text = fs::read_to_string(config)?;
     let check = |args: &[&str]| {
-        let output = lab.run(&[&["check", "-o", "json", "-c"][..], args].concat())?;
+        let output = testbed.run(&[&["check", "-o", "json", "-c"][..], args].concat())?;
         let report: serde_json::Value = serde_json::from_slice(&output.stdout)
             .with_context(|| format!("{args:?}: no JSON: {}", said(&output)))?;
         ensure!(output.status.code() == Some(1) && report["ok"] == false, "{}", said(&output));
@@ -143,12 +143,12 @@ fn what_json_says_of_failures() -> Result<()> {
 /// With few descriptors, a command works or says what to raise.
 #[test]
 fn with_few_descriptors() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let config = lab.place.config();
+    let testbed = Testbed::new(L2, 1)?;
+    let config = testbed.instance.config();
     let config = config.to_str().context("a path in UTF-8")?;
     let with = |limit: &str, args: &[&str]| {
-        let command = lab.place.tollgate(&lab.topology.balancer, args)?;
-        let mut limited = lab.topology.balancer.command("prlimit")?;
+        let command = testbed.instance.tollgate(&testbed.topology.balancer, args)?;
+        let mut limited = testbed.topology.balancer.command("prlimit")?;
         limited.arg(format!("--nofile={limit}")).arg(command.get_program()).args(command.get_args());
         // What does not fail is stopped.
         Ok::<_, anyhow::Error>(limited)
@@ -182,70 +182,70 @@ fn with_few_descriptors() -> Result<()> {
     // A low soft limit is raised.
     let mut command = with("8:1024", &["run", "-c", config])?;
     command.args(["--log", "debug"]);
-    let daemon = Daemon::spawn_as(&lab.place, command)?.until_ready(&lab.topology.balancer)?;
+    let daemon = Daemon::spawn_as(&testbed.instance, command)?.until_ready(&testbed.topology.balancer)?;
     let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid()))?;
     let files = limits.lines().find(|line| line.starts_with("Max open files")).context("the limit")?;
     ensure!(files.split_whitespace().nth(3) == Some("1024"), "{files}");
     daemon.terminate()?;
     // With what the daemon needs at least, it starts, and says that it has little.
-    let daemon = Daemon::spawn_as(&lab.place, with("128", &["run", "-c", config])?)?;
-    let daemon = daemon.until_ready(&lab.topology.balancer)?;
+    let daemon = Daemon::spawn_as(&testbed.instance, with("128", &["run", "-c", config])?)?;
+    let daemon = daemon.until_ready(&testbed.topology.balancer)?;
     ensure!(daemon.log().contains("may open 128 files"), "{}", daemon.log());
-    lab.json(&["keys", "rotate", "--wait"])?;
+    testbed.json(&["keys", "rotate", "--wait"])?;
     Ok(())
 }
 
 fn minted_tokens_are_valid(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 2)?;
-    let _daemon = lab.start()?;
+    let testbed = Testbed::of(family, L2, 2)?;
+    let _daemon = testbed.start()?;
     let mint = ["token", "mint", "--service", "game", "--session", "18446744073709551615"];
-    let minted = lab.json(&mint)?;
+    let minted = testbed.json(&mint)?;
     ensure!(minted["type"] == "bearer", "{minted}");
-    lab.delivered(&minted_header(&minted)?)?;
-    let pinned = lab.json(&[&mint[..], &["--backend", "2", "--ttl", "60s"]].concat())?;
-    ensure!(lab.delivered(&minted_header(&pinned)?)? == 2);
-    let bound = lab.json(&[&mint[..], &["--bind", &Network::Front.prefix(family, 0)]].concat())?;
-    lab.delivered(&minted_header(&bound)?)?;
+    testbed.delivered(&minted_header(&minted)?)?;
+    let pinned = testbed.json(&[&mint[..], &["--backend", "2", "--ttl", "60s"]].concat())?;
+    ensure!(testbed.delivered(&minted_header(&pinned)?)? == 2);
+    let bound = testbed.json(&[&mint[..], &["--bind", &Network::Front.prefix(family, 0)]].concat())?;
+    testbed.delivered(&minted_header(&bound)?)?;
     let elsewhere = match family {
         Family::V4 => "192.0.2.7",
         Family::V6 => "2001:db8::7",
     };
-    let elsewhere = lab.json(&[&mint[..], &["--bind", elsewhere]].concat())?;
-    lab.refused_token(&minted_header(&elsewhere)?, Reason::BadFastTag)?;
-    let proof = lab.run(&[&mint[..], &["--type", "proof"]].concat())?;
+    let elsewhere = testbed.json(&[&mint[..], &["--bind", elsewhere]].concat())?;
+    testbed.refused_token(&minted_header(&elsewhere)?, Reason::BadFastTag)?;
+    let proof = testbed.run(&[&mint[..], &["--type", "proof"]].concat())?;
     ensure!(proof.status.code() == Some(1) && said(&proof).contains("`accept`"), "{}", said(&proof));
     for (args, expected) in [
         (["--ttl", "0s"], "a second or more"),
         (["--ttl", "500ms"], "a second or more"),
         (["--bind-port", "0"], "no client sends from port 0"),
     ] {
-        let refused = lab.run(&[&mint[..], &args].concat())?;
+        let refused = testbed.run(&[&mint[..], &args].concat())?;
         ensure!(refused.status.code() == Some(1) && said(&refused).contains(expected), "{}", said(&refused));
     }
-    let too_long = lab.run(&[&mint[..], &["--ttl", "2h"]].concat())?;
+    let too_long = testbed.run(&[&mint[..], &["--ttl", "2h"]].concat())?;
     ensure!(too_long.status.code() == Some(1) && said(&too_long).contains("max_ttl"), "{}", said(&too_long));
     Ok(())
 }
 
 fn tokens_without_a_daemon(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let keyset = lab.place.path("keyset.json");
-    fs::write(&keyset, lab.run(&["keys", "export", "--service", "game"])?.stdout)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let keyset = testbed.instance.path("keyset.json");
+    fs::write(&keyset, testbed.run(&["keys", "export", "--service", "game"])?.stdout)?;
     daemon.terminate()?;
     let keyset = keyset.to_str().context("a path in UTF-8")?;
     let mint = ["token", "mint", "--service", "game", "--session", "7", "--keyset", keyset];
-    let minted = lab.json(&mint)?;
-    lab.delivered(&minted_header(&minted)?)?;
+    let minted = testbed.json(&mint)?;
+    testbed.delivered(&minted_header(&minted)?)?;
     let text = minted["header"].as_str().context("a header")?;
-    let inspected = lab.json(&["token", "inspect", text, "--keyset", keyset])?;
+    let inspected = testbed.json(&["token", "inspect", text, "--keyset", keyset])?;
     ensure!(inspected.to_string().contains("\"7\""), "the session is a string: {inspected}");
     // One bit of the full tag is one too many.
     let last = if text.ends_with('0') { "1" } else { "0" };
     let damaged = [&text[..text.len() - 1], last].concat();
-    let inspected = lab.run(&["token", "inspect", &damaged, "--keyset", keyset])?;
+    let inspected = testbed.run(&["token", "inspect", &damaged, "--keyset", keyset])?;
     ensure!(said(&inspected).contains("bad_fast_tag"), "{}", said(&inspected));
-    let nothing = lab.run(&["token", "inspect", "", "--keyset", keyset])?;
+    let nothing = testbed.run(&["token", "inspect", "", "--keyset", keyset])?;
     ensure!(nothing.status.code() == Some(1) && said(&nothing).contains("no token"), "{}", said(&nothing));
     Ok(())
 }

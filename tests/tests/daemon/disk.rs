@@ -14,7 +14,7 @@ use lb_common::reason::Reason;
 use lb_tests::testbed::daemon::{http, said, wait_for};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 
-use crate::testbed::{Flow, L2, Lab, Mounted};
+use crate::testbed::{Flow, L2, Mounted, Testbed};
 
 /// Of the file system, bytes.
 const BLOCK: usize = 4096;
@@ -35,20 +35,20 @@ fn fill(store: &Path, free: usize) -> Result<()> {
 
 #[test]
 fn what_cannot_be_stored_is_not_done() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let store = lab.place.path("store");
+    let testbed = Testbed::new(L2, 1)?;
+    let store = testbed.instance.path("store");
     fs::create_dir(&store)?;
     let _mounted = Mounted::new("tmpfs", &store, "size=256k,mode=0700")?;
-    let daemon = lab.start()?;
-    let (token, revoked) = (lab.token(7)?, lab.token(9)?);
-    lab.delivered(&token)?;
-    lab.json(&["sessions", "revoke", "9", "--service", "game"])?;
+    let daemon = testbed.start()?;
+    let (token, revoked) = (testbed.token(7)?, testbed.token(9)?);
+    testbed.delivered(&token)?;
+    testbed.json(&["sessions", "revoke", "9", "--service", "game"])?;
     let known = || {
         let lists = [&["keys", "list"][..], &["sessions", "list", "--revoked"], &["services", "list"]];
-        lists.into_iter().map(|list| lab.json(list)).collect::<Result<Vec<_>>>()
+        lists.into_iter().map(|list| testbed.json(list)).collect::<Result<Vec<_>>>()
     };
     let before = known()?;
-    let key = lab.issuer()?.active().0.to_string();
+    let key = testbed.issuer()?.active().0.to_string();
     let header = hex::encode(token.to_bytes());
     let many: Vec<String> = (1000..1400).map(|session: u32| session.to_string()).collect();
     let many: Vec<&str> = ["sessions", "revoke", "--service", "game"]
@@ -57,7 +57,7 @@ fn what_cannot_be_stored_is_not_done() -> Result<()> {
         .collect();
 
     let fails = |args: &[&str]| {
-        let output = lab.run(args)?;
+        let output = testbed.run(args)?;
         let loud = output.status.code() == Some(1) && said(&output).contains("free some space and try again");
         ensure!(loud, "{args:?}: {} {}", output.status, said(&output));
         ensure!(known()? == before, "{args:?} has changed something: {:?}", known()?);
@@ -82,45 +82,45 @@ fn what_cannot_be_stored_is_not_done() -> Result<()> {
         fails(args)?;
     }
     let as_before = || {
-        lab.delivered(&token)?;
-        lab.refused_token(&revoked, Reason::Revoked)?;
-        lab.delivered(&lab.mint(&[])?)?;
-        ensure!(lab.json(&["status"])?["ready"] == true);
+        testbed.delivered(&token)?;
+        testbed.refused_token(&revoked, Reason::Revoked)?;
+        testbed.delivered(&testbed.mint(&[])?)?;
+        ensure!(testbed.json(&["status"])?["ready"] == true);
         ensure!(known()? == before, "{:?}", known()?);
         anyhow::Ok(())
     };
     as_before()?;
     daemon.kill()?;
-    let daemon = lab.start()?;
+    let daemon = testbed.start()?;
     as_before()?;
 
     fs::remove_file(store.join("filler"))?;
-    lab.json(&["keys", "rotate", "--wait"])?;
-    lab.json(&many)?;
-    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
-    lab.refused_token(&token, Reason::Revoked)?;
+    testbed.json(&["keys", "rotate", "--wait"])?;
+    testbed.json(&many)?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    testbed.refused_token(&token, Reason::Revoked)?;
     daemon.kill()?;
-    let _daemon = lab.start()?;
-    lab.refused_token(&token, Reason::Revoked)?;
-    lab.delivered(&lab.token(1)?)?;
+    let _daemon = testbed.start()?;
+    testbed.refused_token(&token, Reason::Revoked)?;
+    testbed.delivered(&testbed.token(1)?)?;
     Ok(())
 }
 
 /// A FIFO in the place of the state: whoever opens it waits, as for a disk that is gone.
 #[test]
 fn a_disk_that_does_not_answer_is_said() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
-    let (state, aside) = (lab.place.path("store/state.json"), lab.place.path("store/aside"));
+    let testbed = Testbed::new(L2, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
+    let (state, aside) = (testbed.instance.path("store/state.json"), testbed.instance.path("store/aside"));
     let owner = fs::metadata(&state)?;
     fs::rename(&state, &aside)?;
     mkfifo(&state, Mode::S_IRUSR | Mode::S_IWUSR)?;
     chown(&state, Some(owner.uid()), Some(owner.gid()))?;
-    let mut waiting = lab.place.tollgate(&lab.topology.balancer, &["keys", "rotate"])?;
+    let mut waiting = testbed.instance.tollgate(&testbed.topology.balancer, &["keys", "rotate"])?;
     let mut waiting = waiting.stderr(Stdio::null()).spawn()?;
-    let flow = Flow::start(&lab, vec![token])?;
-    let ready = || http(&lab.topology.balancer, "/readyz");
+    let flow = Flow::start(&testbed, vec![token])?;
+    let ready = || http(&testbed.topology.balancer, "/readyz");
     let noticed = wait_for("the daemon to notice", || Ok(ready()?.0 == 503));
     let why = ready()?.1;
     // What it reads there now is not what it wrote: an error, and it goes on.
@@ -132,7 +132,7 @@ fn a_disk_that_does_not_answer_is_said() -> Result<()> {
     ensure!(why.contains("disk of the store") && daemon.log().contains("disk of the store"), "{why}");
     ensure!(status.code() == Some(1), "{status}");
     wait_for("readiness", || Ok(ready()?.0 == 200))?;
-    lab.json(&["keys", "rotate", "--wait"])?;
+    testbed.json(&["keys", "rotate", "--wait"])?;
     ensure!(flow.finish()? > 100, "no traffic");
     Ok(())
 }

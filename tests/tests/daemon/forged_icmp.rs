@@ -13,11 +13,11 @@ use lb_tests::testbed::{
     forward::{Decap, Forward},
     issuer::session,
     netns::Namespace,
-    topology::{Family, INTERFACE, Network, Plan, Way},
+    topology::{Family, INTERFACE, Layout, Network, Plan},
 };
 use nix::{errno::Errno, libc};
 
-use crate::testbed::{Lab, TTL, over_both};
+use crate::testbed::{TTL, Testbed, over_both};
 
 over_both!(a_path_mtu, a_redirect);
 
@@ -29,10 +29,10 @@ const LONG: usize = 1300;
 /// Forged "fragmentation needed" (RFC 792) and "packet too big" (RFC 4443) change the kernel's path MTU, not a backend's.
 fn a_path_mtu(family: Family) -> Result<()> {
     for forward in [Forward::Ipip, Forward::Nat] {
-        let (lab, _decap) = routed(family, forward)?;
-        let _daemon = lab.start()?;
-        long_ones_arrive(&lab).context("before")?;
-        let victim = Victim::new(&lab)?;
+        let (testbed, _decap) = routed(family, forward)?;
+        let _daemon = testbed.start()?;
+        long_ones_arrive(&testbed).context("before")?;
+        let victim = Victim::new(&testbed)?;
         let mtu: u16 = if family == Family::V4 { 600 } else { 1280 };
         let body = match (victim.quoted[0].ip(), victim.quoted[1].ip()) {
             (IpAddr::V4(_), _) => [&[3, 4, 0, 0, 0, 0][..], &mtu.to_be_bytes(), &victim.quote()?].concat(),
@@ -40,67 +40,67 @@ fn a_path_mtu(family: Family) -> Result<()> {
         };
         // From anywhere: the client's own address.
         let attacker = Network::Front.address(family, 2);
-        victim.believes(&lab, attacker, &body, &format!("mtu {mtu}"))?;
-        routes_are_read_again(&lab)?;
-        let listed = lab.json(&["backends", "list"])?[0]["mtu"].clone();
+        victim.believes(&testbed, attacker, &body, &format!("mtu {mtu}"))?;
+        routes_are_read_again(&testbed)?;
+        let listed = testbed.json(&["backends", "list"])?[0]["mtu"].clone();
         ensure!(listed == 1500, "{}: the MTU to the backend is {listed}", forward.name());
-        long_ones_arrive(&lab).with_context(|| format!("{}, after", forward.name()))?;
+        long_ones_arrive(&testbed).with_context(|| format!("{}, after", forward.name()))?;
     }
     Ok(())
 }
 
 /// A forged redirect (RFC 792; RFC 4861, 4.5) changes the kernel's next hop, not a backend's.
 fn a_redirect(family: Family) -> Result<()> {
-    let (lab, _decap) = routed(family, Forward::Ipip)?;
-    let balancer = &lab.topology.balancer;
+    let (testbed, _decap) = routed(family, Forward::Ipip)?;
+    let balancer = &testbed.topology.balancer;
     accept_redirects(balancer)?;
     let (router, attacker) = match family {
         Family::V4 => {
-            (lab.topology.plan.router(family, Network::Front, 1), Network::Front.address(family, 2))
+            (testbed.topology.plan.router(family, Network::Front, 1), Network::Front.address(family, 2))
         }
         Family::V6 => {
-            let router = link_local(&lab.topology.routers[0])?;
+            let router = link_local(&testbed.topology.routers[0])?;
             // Redirects come from the address that the route has (RFC 4861, 8.1).
             let (to, via) = (Network::Back.prefix(family, 0), router.to_string());
             balancer.ip(&["-6", "route", "replace", &to, "via", &via, "dev", INTERFACE])?;
-            (router, link_local(&lab.topology.client)?)
+            (router, link_local(&testbed.topology.client)?)
         }
     };
-    let _daemon = lab.start()?;
-    long_ones_arrive(&lab).context("before")?;
-    let backend = lab.json(&["backends", "list"])?[0].clone();
+    let _daemon = testbed.start()?;
+    long_ones_arrive(&testbed).context("before")?;
+    let backend = testbed.json(&["backends", "list"])?[0].clone();
     ensure!(backend["gateway"] == router.to_string(), "{backend}");
 
-    let victim = Victim::new(&lab)?;
+    let victim = Victim::new(&testbed)?;
     let body = match (attacker, victim.quoted[1].ip()) {
         (IpAddr::V4(attacker), _) => [&[5, 1, 0, 0][..], &attacker.octets(), &victim.quote()?].concat(),
         (IpAddr::V6(target), IpAddr::V6(destination)) => redirect_v6(target, destination, &[]),
         (IpAddr::V6(_), IpAddr::V4(_)) => bail!("two families"),
     };
-    victim.believes(&lab, router, &body, &format!("via {attacker} "))?;
-    routes_are_read_again(&lab)?;
-    let after = lab.json(&["backends", "list"])?[0].clone();
+    victim.believes(&testbed, router, &body, &format!("via {attacker} "))?;
+    routes_are_read_again(&testbed)?;
+    let after = testbed.json(&["backends", "list"])?[0].clone();
     ensure!((&after["gateway"], &after["mac"]) == (&backend["gateway"], &backend["mac"]), "{after}");
-    long_ones_arrive(&lab).context("after")
+    long_ones_arrive(&testbed).context("after")
 }
 
 /// A redirect that names the router itself writes the sender's MAC address into its neighbour entry (RFC 4861, 8.3), as
 /// does a neighbour advertisement. A permanent entry takes neither.
 #[test]
 fn a_permanent_neighbour_entry_takes_no_redirect() -> Result<()> {
-    let (lab, _decap) = routed(Family::V6, Forward::Ipip)?;
-    let balancer = &lab.topology.balancer;
+    let (testbed, _decap) = routed(Family::V6, Forward::Ipip)?;
+    let balancer = &testbed.topology.balancer;
     accept_redirects(balancer)?;
-    let (router, attacker) = (link_local(&lab.topology.routers[0])?, mac(&lab.topology.client)?);
+    let (router, attacker) = (link_local(&testbed.topology.routers[0])?, mac(&testbed.topology.client)?);
     let (to, via) = (Network::Back.prefix(Family::V6, 0), router.to_string());
     balancer.ip(&["-6", "route", "replace", &to, "via", &via, "dev", INTERFACE])?;
-    let genuine = mac(&lab.topology.routers[0])?;
+    let genuine = mac(&testbed.topology.routers[0])?;
     let set = |state: &str| {
         let entry = ["-6", "neighbour", "replace", &via, "lladdr", &genuine, "dev", INTERFACE, "nud", state];
         balancer.ip(&entry)
     };
-    let _daemon = lab.start()?;
-    let victim = Victim::new(&lab)?;
+    let _daemon = testbed.start()?;
+    let victim = Victim::new(&testbed)?;
     let (IpAddr::V6(target), IpAddr::V6(destination)) = (router, victim.quoted[1].ip()) else {
         bail!("an IPv4 address");
     };
@@ -114,28 +114,28 @@ fn a_permanent_neighbour_entry_takes_no_redirect() -> Result<()> {
     // The redirect is one that the kernel takes.
     set("stale")?;
     wait_for("the kernel to take the redirect", || {
-        victim.tell(&lab, router, &body)?;
+        victim.tell(&testbed, router, &body)?;
         has(&attacker)
     })?;
     set("permanent")?;
     for _ in 0..10 {
-        victim.tell(&lab, router, &body)?;
+        victim.tell(&testbed, router, &body)?;
     }
     wait_for("the daemon to have the router again", || {
-        Ok(lab.json(&["backends", "list"])?[0]["mac"] == *genuine)
+        Ok(testbed.json(&["backends", "list"])?[0]["mac"] == *genuine)
     })?;
     ensure!(has(&genuine)?, "the permanent entry has changed");
-    long_ones_arrive(&lab)
+    long_ones_arrive(&testbed)
 }
 
 /// `check` and the log say where redirects are taken, and what turns them off does.
 #[test]
 fn where_redirects_are_taken_is_said() -> Result<()> {
-    let (lab, _decap) = routed(Family::V4, Forward::Ipip)?;
-    let balancer = &lab.topology.balancer;
+    let (testbed, _decap) = routed(Family::V4, Forward::Ipip)?;
+    let balancer = &testbed.topology.balancer;
     accept_redirects(balancer)?;
-    let config = lab.place.config();
-    let check = || lab.json(&["check", "-c", config.to_str().context("a path of text")?]);
+    let config = testbed.instance.config();
+    let check = || testbed.json(&["check", "-c", config.to_str().context("a path of text")?]);
     let warnings = |report: &serde_json::Value| -> Result<Vec<String>> {
         let lines = report["checks"].as_array().context("checks")?.iter();
         let about = lines.filter(|line| line["verdict"] == "warning" && line["name"] == "interface eth0");
@@ -143,7 +143,7 @@ fn where_redirects_are_taken_is_said() -> Result<()> {
     };
     let said = warnings(&check()?)?;
     let [mend] = said.as_slice() else { bail!("{said:?}") };
-    let daemon = lab.start()?;
+    let daemon = testbed.start()?;
     ensure!(daemon.log().contains("interface eth0 takes ICMP redirects"), "{}", daemon.log());
     daemon.terminate()?;
     // Followed without the program `sysctl`, which is in procps: minimal systems do not have it.
@@ -154,16 +154,17 @@ fn where_redirects_are_taken_is_said() -> Result<()> {
         balancer.sysctl(name, value)?;
     }
     ensure!(warnings(&check()?)?.is_empty(), "{}", check()?);
-    let daemon = lab.start()?;
+    let daemon = testbed.start()?;
     ensure!(!daemon.log().contains("redirects"), "{}", daemon.log());
     Ok(())
 }
 
-fn routed(family: Family, forward: Forward) -> Result<(Lab, Vec<Decap>)> {
+fn routed(family: Family, forward: Forward) -> Result<(Testbed, Vec<Decap>)> {
     let fields = format!("forward = \"{}\"\nkey_rotation = \"off\"", forward.name());
-    let lab = Lab::of(family, &fields, Plan { backends: 2, way: Way::Routed, ..Plan::default() })?;
-    let decap = if forward.encapsulates() { lab.decap()? } else { Vec::new() };
-    Ok((lab, decap))
+    let testbed =
+        Testbed::of(family, &fields, Plan { backends: 2, layout: Layout::Routed, ..Plan::default() })?;
+    let decap = if forward.encapsulates() { testbed.decap()? } else { Vec::new() };
+    Ok((testbed, decap))
 }
 
 fn accept_redirects(host: &Namespace) -> Result<()> {
@@ -181,22 +182,22 @@ fn accept_redirects(host: &Namespace) -> Result<()> {
 }
 
 /// A long datagram reaches backend 1.
-fn long_ones_arrive(lab: &Lab) -> Result<()> {
-    let token = lab.issuer()?.token(session(1, 1), TTL);
+fn long_ones_arrive(testbed: &Testbed) -> Result<()> {
+    let token = testbed.issuer()?.token(session(1, 1), TTL);
     let data = vec![7; LONG];
-    lab.send(&[&token.to_bytes()[..], &data].concat())?;
-    ensure!(lab.arrives(&data)? == 1);
+    testbed.send(&[&token.to_bytes()[..], &data].concat())?;
+    ensure!(testbed.arrives(&data)? == 1);
     Ok(())
 }
 
 /// Changes the route to backend 2 and waits until the daemon has followed it: by then it has asked for all routes again.
-fn routes_are_read_again(lab: &Lab) -> Result<()> {
-    let plan = &lab.topology.plan;
-    let second = plan.router(lab.family, Network::Front, 2).to_string();
-    let backend = plan.backend(lab.family, 2).to_string();
-    lab.topology.balancer.ip(&[lab.family.option(), "route", "replace", &backend, "via", &second])?;
+fn routes_are_read_again(testbed: &Testbed) -> Result<()> {
+    let plan = &testbed.topology.plan;
+    let second = plan.router(testbed.family, Network::Front, 2).to_string();
+    let backend = plan.backend(testbed.family, 2).to_string();
+    testbed.topology.balancer.ip(&[testbed.family.option(), "route", "replace", &backend, "via", &second])?;
     wait_for("the daemon to follow the route to backend 2", || {
-        Ok(lab.json(&["backends", "list"])?[1]["gateway"] == second)
+        Ok(testbed.json(&["backends", "list"])?[1]["gateway"] == second)
     })
 }
 
@@ -208,11 +209,11 @@ struct Victim {
 }
 
 impl Victim {
-    fn new(lab: &Lab) -> Result<Self> {
-        let family = lab.family;
-        let socket = lab.topology.balancer.enter(|| UdpSocket::bind((family.any(), 0)))??;
+    fn new(testbed: &Testbed) -> Result<Self> {
+        let family = testbed.family;
+        let socket = testbed.topology.balancer.enter(|| UdpSocket::bind((family.any(), 0)))??;
         let from = (Network::Front.address(family, 1), socket.local_addr()?.port());
-        let to = (lab.topology.plan.backend(family, 1), 9);
+        let to = (testbed.topology.plan.backend(family, 1), 9);
         Ok(Self { _socket: socket, quoted: [from.into(), to.into()] })
     }
 
@@ -230,20 +231,20 @@ impl Victim {
     }
 
     /// Sends a forged ICMP message to the balancer again and again, until its kernel has made the exception.
-    fn believes(&self, lab: &Lab, from: IpAddr, message: &[u8], shown: &str) -> Result<()> {
+    fn believes(&self, testbed: &Testbed, from: IpAddr, message: &[u8], shown: &str) -> Result<()> {
         let backend = self.quoted[1].ip().to_string();
         let mut route = String::new();
         wait_for("the kernel to believe it", || {
-            self.tell(lab, from, message)?;
+            self.tell(testbed, from, message)?;
             let command = ["route", "get", &backend];
-            route = said(&lab.topology.balancer.command("ip")?.args(command).output()?);
+            route = said(&testbed.topology.balancer.command("ip")?.args(command).output()?);
             Ok(route.replace('\n', " ").contains(shown))
         })
         .with_context(|| format!("no `{shown}` in: {route}"))
     }
 
     /// Sends an ICMP message, without its checksum so far, from the client's host under another's address.
-    fn tell(&self, lab: &Lab, from: IpAddr, message: &[u8]) -> Result<()> {
+    fn tell(&self, testbed: &Testbed, from: IpAddr, message: &[u8]) -> Result<()> {
         let [kind, code, _, _, rest @ ..] = message else { bail!("no ICMP message") };
         let (word, body) = rest.split_first_chunk::<4>().context("no ICMP message")?;
         let mut packet = Vec::new();
@@ -261,7 +262,7 @@ impl Victim {
             }
             _ => bail!("two families"),
         }
-        lab.topology.client.enter(|| send_raw(&packet, self.quoted[0].ip()))?
+        testbed.topology.client.enter(|| send_raw(&packet, self.quoted[0].ip()))?
     }
 }
 

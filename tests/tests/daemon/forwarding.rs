@@ -10,66 +10,66 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{reason::Reason, token::Claims};
 use lb_tests::testbed::{
-    daemon::{Daemon, Place, counters, said, service_named},
+    daemon::{Daemon, Instance, counters, said, service_named},
     forward::{Decap, Forward},
     issuer::Issuer,
-    topology::{BACK_INTERFACE, Family, INTERFACE, Network, PORT, Plan, Topology, Way},
+    topology::{BACK_INTERFACE, Family, INTERFACE, Layout, Network, PORT, Plan, Topology},
 };
 use nix::{
     libc,
     sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
 };
 
-use crate::testbed::{Datagram, Lab, TTL, new_name, receive, set_option};
+use crate::testbed::{Datagram, TTL, Testbed, new_name, receive, set_option};
 
 #[test]
 fn on_one_segment() -> Result<()> {
-    every_way(Plan::default(), "")
+    every_mode(Plan::default(), "")
 }
 
 #[test]
 fn on_one_segment_in_generic_mode() -> Result<()> {
-    every_way(Plan::default(), "xdp_mode = \"generic\"\n")
+    every_mode(Plan::default(), "xdp_mode = \"generic\"\n")
 }
 
 #[test]
 fn on_one_tagged_segment() -> Result<()> {
-    every_way(Plan { tagged: true, ..Plan::default() }, "")
+    every_mode(Plan { tagged: true, ..Plan::default() }, "")
 }
 
 #[test]
 fn through_a_router() -> Result<()> {
-    every_way(Plan { way: Way::Routed, ..Plan::default() }, "")
+    every_mode(Plan { layout: Layout::Routed, ..Plan::default() }, "")
 }
 
 #[test]
 fn through_a_router_from_many_sources() -> Result<()> {
-    every_way(Plan { way: Way::Routed, ..Plan::default() }, &format!("tunnel_sources = {SOURCES:?}\n"))
+    every_mode(Plan { layout: Layout::Routed, ..Plan::default() }, &format!("tunnel_sources = {SOURCES:?}\n"))
 }
 
 #[test]
 fn out_of_another_interface() -> Result<()> {
-    every_way(Plan { way: Way::Cards, ..Plan::default() }, "")
+    every_mode(Plan { layout: Layout::TwoInterfaces, ..Plan::default() }, "")
 }
 
 #[test]
 fn out_of_another_interface_in_generic_mode() -> Result<()> {
-    every_way(Plan { way: Way::Cards, ..Plan::default() }, "xdp_mode = \"generic\"\n")
+    every_mode(Plan { layout: Layout::TwoInterfaces, ..Plan::default() }, "xdp_mode = \"generic\"\n")
 }
 
 #[test]
 fn with_checksums_left_to_network_cards() -> Result<()> {
-    every_way(Plan { checksum_offload: true, ..Plan::default() }, "")
+    every_mode(Plan { checksum_offload: true, ..Plan::default() }, "")
 }
 
 #[test]
 fn with_checksums_left_to_network_cards_out_of_another_interface() -> Result<()> {
-    every_way(Plan { checksum_offload: true, way: Way::Cards, ..Plan::default() }, "")
+    every_mode(Plan { checksum_offload: true, layout: Layout::TwoInterfaces, ..Plan::default() }, "")
 }
 
 #[test]
 fn with_checksums_left_to_network_cards_through_a_router() -> Result<()> {
-    every_way(Plan { checksum_offload: true, way: Way::Routed, ..Plan::default() }, "")
+    every_mode(Plan { checksum_offload: true, layout: Layout::Routed, ..Plan::default() }, "")
 }
 
 /// In generic mode only `local` can deliver them; the rest is counted under a reason of its own, as the log says.
@@ -78,21 +78,21 @@ fn with_checksums_left_to_network_cards_in_generic_mode() -> Result<()> {
     let plan = Plan { checksum_offload: true, ..Plan::default() };
     for forward in Forward::ALL {
         let fields = format!("forward = \"{}\"\nkey_rotation = \"off\"", forward.name());
-        let lab = Lab::of(Family::V4, &fields, Plan { backends: 1, ..plan })?;
-        let text = fs::read_to_string(lab.place.config())?;
-        fs::write(lab.place.config(), format!("xdp_mode = \"generic\"\n{text}"))?;
-        let daemon = lab.start()?;
-        let token = lab.token(1)?;
+        let testbed = Testbed::of(Family::V4, &fields, Plan { backends: 1, ..plan })?;
+        let text = fs::read_to_string(testbed.instance.config())?;
+        fs::write(testbed.instance.config(), format!("xdp_mode = \"generic\"\n{text}"))?;
+        let daemon = testbed.start()?;
+        let token = testbed.token(1)?;
         // The mode is published once the program is attached.
-        lab.ready_again()?;
+        testbed.ready_again()?;
         if forward == Forward::Local {
-            lab.delivered(&token)?;
+            testbed.delivered(&token)?;
         } else {
-            lab.refused_token(&token, Reason::PartialChecksum).context(forward.name())?;
+            testbed.refused_token(&token, Reason::PartialChecksum).context(forward.name())?;
             let log = daemon.log();
             ensure!(log.contains("partial_checksum") && log.contains("native"), "{log}");
-            let config = lab.place.config();
-            let checked = lab.run(&["check", "-c", config.to_str().context("a path of text")?])?;
+            let config = testbed.instance.config();
+            let checked = testbed.run(&["check", "-c", config.to_str().context("a path of text")?])?;
             ensure!(said(&checked).contains("partial_checksum"), "{}", said(&checked));
         }
     }
@@ -105,27 +105,28 @@ const SOURCES: [&str; 2] = ["10.9.0.0/24", "fd00:9::/64"];
 const MTU: usize = 1500;
 
 /// All services at once, on one node with these other settings.
-fn every_way(plan: Plan, settings: &str) -> Result<()> {
-    let (name, way) = (new_name()?, plan.way);
+fn every_mode(plan: Plan, settings: &str) -> Result<()> {
+    let (name, layout) = (new_name()?, plan.layout);
     let topology = Topology::new(&name, Plan { backends: 2, ..plan })?;
-    let place = Place::new(&name)?;
-    let cases = Case::all(way);
+    let instance = Instance::new(&name)?;
+    let cases = Case::all(layout);
     let services: Vec<_> = cases.iter().map(|case| case.configuration(&topology)).collect();
     // Answers come in on the second.
-    let interfaces: &[_] = if way == Way::Cards { &[INTERFACE, BACK_INTERFACE] } else { &[INTERFACE] };
-    place.configure_on(interfaces, &services.join("\n"))?;
-    let text = fs::read_to_string(place.config())?;
-    fs::write(place.config(), format!("{settings}{text}"))?;
-    let daemon = Daemon::start(&place, &topology.balancer)?;
+    let interfaces: &[_] =
+        if layout == Layout::TwoInterfaces { &[INTERFACE, BACK_INTERFACE] } else { &[INTERFACE] };
+    instance.configure_on(interfaces, &services.join("\n"))?;
+    let text = fs::read_to_string(instance.config())?;
+    fs::write(instance.config(), format!("{settings}{text}"))?;
+    let daemon = Daemon::start(&instance, &topology.balancer)?;
     let sources = match settings.contains("tunnel_sources") {
         true => SOURCES.map(str::to_owned).to_vec(),
         false => topology.tunnel_sources(),
     };
-    let _decap = Decap::on_backends(&topology, &place, &sources)?;
+    let _decap = Decap::on_backends(&topology, &instance, &sources)?;
     let failures: Vec<_> = cases
         .iter()
         .filter_map(|case| {
-            case.check(&topology, &place).err().map(|error| format!("{}: {error:#}", case.name()))
+            case.check(&topology, &instance).err().map(|error| format!("{}: {error:#}", case.name()))
         })
         .collect();
     ensure!(
@@ -151,11 +152,11 @@ struct Case {
 
 impl Case {
     /// All that a way serves.
-    fn all(way: Way) -> Vec<Self> {
+    fn all(layout: Layout) -> Vec<Self> {
         let mut cases = Vec::new();
         for forward in Forward::ALL {
             // l2 ends at the first router.
-            if (forward, way) == (Forward::L2, Way::Routed) {
+            if (forward, layout) == (Forward::L2, Layout::Routed) {
                 continue;
             }
             for (family, outer) in
@@ -190,8 +191,8 @@ impl Case {
     }
 
     /// Datagrams of many lengths to each backend, and their answers.
-    fn check(&self, topology: &Topology, place: &Place) -> Result<()> {
-        let issuer = Issuer::new(place, &topology.balancer, &self.name())?;
+    fn check(&self, topology: &Topology, instance: &Instance) -> Result<()> {
+        let issuer = Issuer::new(instance, &topology.balancer, &self.name())?;
         let applications = self.forward.applications(topology, self.address(), self.outer)?;
         let mut sent = 0;
         for checksums in [true, false] {
@@ -216,7 +217,7 @@ impl Case {
                     sent += 1;
                     self.exchange(topology, &client, &applications, backend - 1, &expected).with_context(
                         || {
-                            let counted = counters(place, &topology.balancer, &self.name());
+                            let counted = counters(instance, &topology.balancer, &self.name());
                             format!(
                                 "{len} bytes to backend {backend}, checksums {checksums}; counted {counted:?}"
                             )
@@ -229,7 +230,7 @@ impl Case {
         if self.forward == Forward::Nat {
             expected.insert(Reason::Reply.name().to_owned(), sent);
         }
-        let counted = counters(place, &topology.balancer, &self.name())?;
+        let counted = counters(instance, &topology.balancer, &self.name())?;
         ensure!(counted == expected, "counted {counted:?}, and expected {expected:?}");
         Ok(())
     }
@@ -259,7 +260,11 @@ impl Case {
         ensure!(bytes == expected, "it came as {}", hex::encode(&bytes));
         match self.forward {
             Forward::Nat => {
-                let network = if topology.plan.way == Way::Cards { Network::Back } else { Network::Front };
+                let network = if topology.plan.layout == Layout::TwoInterfaces {
+                    Network::Back
+                } else {
+                    Network::Front
+                };
                 ensure!(
                     from.ip() == network.address(self.family, 1) && NAT_PORTS.contains(&from.port()),
                     "from {from}"

@@ -16,7 +16,7 @@ use nix::sys::{
     },
 };
 
-use crate::testbed::{L2, Lab};
+use crate::testbed::{L2, Testbed};
 
 /// How long a probe waits.
 const SOON: Duration = Duration::from_secs(1);
@@ -32,11 +32,11 @@ fn connect_from(last: u8) -> Result<TcpStream> {
 }
 
 /// So many connections from so many addresses that have sent this, and read nothing.
-fn crowd(lab: &Lab, connections: usize, addresses: u8, sent: &str) -> Result<Vec<TcpStream>> {
+fn crowd(testbed: &Testbed, connections: usize, addresses: u8, sent: &str) -> Result<Vec<TcpStream>> {
     // More than this process may have open on a machine with strict limits.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most.min(8192), most)?;
-    lab.topology.balancer.enter(|| {
+    testbed.topology.balancer.enter(|| {
         (0..connections)
             .map(|number| {
                 let mut stream = connect_from(2 + (number % usize::from(addresses)) as u8)?;
@@ -47,10 +47,10 @@ fn crowd(lab: &Lab, connections: usize, addresses: u8, sent: &str) -> Result<Vec
     })?
 }
 
-fn answers_soon(lab: &Lab, what: &str) -> Result<()> {
+fn answers_soon(testbed: &Testbed, what: &str) -> Result<()> {
     for path in ["/readyz", "/healthz"] {
         let asked = Instant::now();
-        let answer = http(&lab.topology.balancer, path).with_context(|| format!("{what}: {path}"))?;
+        let answer = http(&testbed.topology.balancer, path).with_context(|| format!("{what}: {path}"))?;
         let took = asked.elapsed();
         ensure!(
             answer == (200, "ok\n".to_owned()) && took < SOON,
@@ -62,14 +62,14 @@ fn answers_soon(lab: &Lab, what: &str) -> Result<()> {
 
 #[test]
 fn half_requests_keep_no_probe_waiting() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let _daemon = lab.start()?;
+    let testbed = Testbed::new(L2, 1)?;
+    let _daemon = testbed.start()?;
     const HALF: &str = "GET /readyz HTTP/1.1\r\nHost: ";
     for (connections, addresses) in [(80, 4), (1000, 4), (1000, 1), (1000, 100)] {
         let what = format!("{connections} half requests from {addresses} addresses");
-        let _streams = crowd(&lab, connections, addresses, HALF)?;
-        answers_soon(&lab, &what)?;
-        let (status, page) = http(&lab.topology.balancer, "/metrics")?;
+        let _streams = crowd(&testbed, connections, addresses, HALF)?;
+        answers_soon(&testbed, &what)?;
+        let (status, page) = http(&testbed.topology.balancer, "/metrics")?;
         ensure!(status == 200 && page.contains("tollgate_build_info"), "{what}: {status}");
     }
     Ok(())
@@ -77,14 +77,14 @@ fn half_requests_keep_no_probe_waiting() -> Result<()> {
 
 #[test]
 fn pages_that_nobody_reads_keep_no_probe_waiting() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let _daemon = lab.start()?;
+    let testbed = Testbed::new(L2, 1)?;
+    let _daemon = testbed.start()?;
     const WHOLE: &str = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for (connections, addresses) in [(80, 4), (500, 4), (500, 100)] {
         let what = format!("{connections} unread pages for {addresses} addresses");
-        let _streams = crowd(&lab, connections, addresses, WHOLE)?;
-        answers_soon(&lab, &what)?;
-        let (status, _) = http(&lab.topology.balancer, "/metrics")?;
+        let _streams = crowd(&testbed, connections, addresses, WHOLE)?;
+        answers_soon(&testbed, &what)?;
+        let (status, _) = http(&testbed.topology.balancer, "/metrics")?;
         ensure!(status == 200, "{what}: {status}");
     }
     Ok(())
@@ -93,13 +93,13 @@ fn pages_that_nobody_reads_keep_no_probe_waiting() -> Result<()> {
 /// A slow sender that nobody crowds out is answered: an address with one connection loses it to no other.
 #[test]
 fn a_slow_request_survives_a_crowd() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let _daemon = lab.start()?;
+    let testbed = Testbed::new(L2, 1)?;
+    let _daemon = testbed.start()?;
     let slow = SocketAddr::from((METRICS.0, METRICS.1));
     ensure!(slow.ip() == IpAddr::from(Ipv4Addr::LOCALHOST), "the crowd comes from other addresses");
-    let mut stream = lab.topology.balancer.enter(|| TcpStream::connect(slow))??;
+    let mut stream = testbed.topology.balancer.enter(|| TcpStream::connect(slow))??;
     stream.write_all(b"GET /healthz HTTP/1.1\r\n")?;
-    let _streams = crowd(&lab, 500, 4, "GET /")?;
+    let _streams = crowd(&testbed, 500, 4, "GET /")?;
     stream.write_all(b"Host: localhost\r\n\r\n")?;
     stream.set_read_timeout(Some(SOON))?;
     let mut answer = String::new();

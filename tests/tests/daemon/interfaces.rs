@@ -10,7 +10,7 @@ use lb_tests::testbed::{
     topology::{Family, INTERFACE},
 };
 
-use crate::testbed::{Flow, L2, Lab, over_both};
+use crate::testbed::{Flow, L2, Testbed, over_both};
 
 over_both!(interfaces_that_stack, interfaces_that_come_to_stack, a_name_that_another_interface_takes);
 
@@ -19,8 +19,8 @@ const LOCAL: &str = "forward = \"local\"\nkey_rotation = \"off\"";
 /// Each datagram would be checked twice, the second time without its token. Other kinds of stacks, and those of several
 /// levels, are in the unit tests of `control::links`.
 fn interfaces_that_stack(family: Family) -> Result<()> {
-    let lab = Lab::of(family, LOCAL, 0)?;
-    let balancer = &lab.topology.balancer;
+    let testbed = Testbed::of(family, LOCAL, 0)?;
+    let balancer = &testbed.topology.balancer;
     for commands in
         ["link add br0 type bridge", "link add card1 type veth peer name peer1", "link set card1 master br0"]
     {
@@ -28,15 +28,15 @@ fn interfaces_that_stack(family: Family) -> Result<()> {
     }
     let relation = "card1 is in the bridge br0";
     for order in [["card1", "br0"], ["br0", "card1"]] {
-        lab.place.configure_on(&order, &lab.service(LOCAL, 0))?;
-        let config = lab.place.config();
-        let checked = lab.run(&["check", "-c", config.to_str().context("a path of text")?])?;
+        testbed.instance.configure_on(&order, &testbed.service(LOCAL, 0))?;
+        let config = testbed.instance.config();
+        let checked = testbed.run(&["check", "-c", config.to_str().context("a path of text")?])?;
         ensure!(
             checked.status.code() == Some(1) && said(&checked).contains(relation),
             "{order:?}: {}",
             said(&checked)
         );
-        let mut daemon = Daemon::spawn(&lab.place, balancer)?;
+        let mut daemon = Daemon::spawn(&testbed.instance, balancer)?;
         ensure!(daemon.ended()?.code() == Some(1), "{order:?}: it started");
         ensure!(daemon.log().contains(relation), "{order:?}: {}", daemon.log());
         let links = said(&balancer.command("ip")?.args(["link"]).output()?);
@@ -46,14 +46,14 @@ fn interfaces_that_stack(family: Family) -> Result<()> {
     for end in ["card1", "peer1"] {
         balancer.ip(&["link", "set", end, "up"])?;
     }
-    lab.place.configure_on(&["card1", "peer1"], &lab.service(LOCAL, 0))?;
-    lab.start()?;
+    testbed.instance.configure_on(&["card1", "peer1"], &testbed.service(LOCAL, 0))?;
+    testbed.start()?;
     Ok(())
 }
 
 fn interfaces_that_come_to_stack(family: Family) -> Result<()> {
-    let lab = Lab::of(family, LOCAL, 0)?;
-    let balancer = &lab.topology.balancer;
+    let testbed = Testbed::of(family, LOCAL, 0)?;
+    let balancer = &testbed.topology.balancer;
     for commands in [
         "link add br0 type bridge",
         "link add port0 type veth peer name peer0",
@@ -63,23 +63,23 @@ fn interfaces_that_come_to_stack(family: Family) -> Result<()> {
     ] {
         balancer.ip(&commands.split(' ').collect::<Vec<_>>())?;
     }
-    lab.place.configure_on(&["eth0", "br0"], &lab.service(LOCAL, 0))?;
-    let daemon = lab.start()?;
+    testbed.instance.configure_on(&["eth0", "br0"], &testbed.service(LOCAL, 0))?;
+    let daemon = testbed.start()?;
     balancer.ip(&["link", "set", INTERFACE, "master", "br0"])?;
-    lab.not_ready("eth0 is in the bridge br0")?;
-    let differences = lab.json(&["status"])?["differences"].to_string();
+    testbed.not_ready("eth0 is in the bridge br0")?;
+    let differences = testbed.json(&["status"])?["differences"].to_string();
     ensure!(differences.contains("eth0 is in the bridge br0"), "{differences}");
     let (_, metrics) = http(balancer, "/metrics")?;
     ensure!(metrics.contains("tollgate_kernel_differences{} 1"), "{metrics}");
     wait_for("the log", || Ok(daemon.log().contains("eth0 is in the bridge br0")))?;
     balancer.ip(&["link", "set", INTERFACE, "nomaster"])?;
-    lab.ready_again()
+    testbed.ready_again()
 }
 
 /// The interface that has the traffic is renamed, and another one gets its name: both are filtered, without a gap.
 fn a_name_that_another_interface_takes(family: Family) -> Result<()> {
-    let lab = Lab::of(family, LOCAL, 0)?;
-    let (balancer, client) = (&lab.topology.balancer, &lab.topology.client);
+    let testbed = Testbed::of(family, LOCAL, 0)?;
+    let (balancer, client) = (&testbed.topology.balancer, &testbed.topology.client);
     let add = ["link", "add", "spare", "type", "veth", "peer", "name", "spare0", "netns", client.name()];
     balancer.ip(&add)?;
     let (own, other, len) = match family {
@@ -92,15 +92,15 @@ fn a_name_that_another_interface_takes(family: Family) -> Result<()> {
         host.ip(&["address", "add", &format!("{address}/{len}"), "dev", interface])?;
         host.ip(&["link", "set", interface, "up"])?;
     }
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
-    let flow = Flow::start(&lab, vec![token])?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
+    let flow = Flow::start(&testbed, vec![token])?;
     flow.pass(50)?;
     balancer.ip(&["link", "set", INTERFACE, "name", "old0"])?;
     flow.pass(50)?;
-    lab.ready_again()?;
+    testbed.ready_again()?;
     balancer.ip(&["link", "set", "spare", "name", INTERFACE])?;
-    on_both(&lab)?;
+    on_both(&testbed)?;
     flow.pass(50)?;
     ensure!(
         daemon.log().contains("interface eth0 is called old0 now and is still filtered"),
@@ -110,12 +110,12 @@ fn a_name_that_another_interface_takes(family: Family) -> Result<()> {
     ensure!(daemon.log().contains("another interface is called eth0 now"), "{}", daemon.log());
     // A restart follows both as well.
     daemon.terminate()?;
-    let daemon = lab.start()?;
-    on_both(&lab)?;
+    let daemon = testbed.start()?;
+    on_both(&testbed)?;
     ensure!(daemon.log().matches("no packet missed").count() == 2, "{}", daemon.log());
     ensure!(flow.finish()? > 150, "no traffic");
 
-    lab.refused(b"junk", Reason::NoToken)?;
+    testbed.refused(b"junk", Reason::NoToken)?;
     let service = format!("{}/{}", family.service().ip(), if family == Family::V4 { 32 } else { 128 });
     client.ip(&[family.option(), "route", "add", &service, "via", own, "dev", "spare0"])?;
     let received = || {
@@ -124,22 +124,22 @@ fn a_name_that_another_interface_takes(family: Family) -> Result<()> {
         shown[0]["stats64"]["rx"]["packets"].as_u64().context("received packets")
     };
     let before = received()?;
-    lab.refused(b"junk", Reason::NoToken)?;
-    lab.delivered(&token)?;
+    testbed.refused(b"junk", Reason::NoToken)?;
+    testbed.delivered(&token)?;
     ensure!(received()? >= before + 2, "not through the new eth0");
 
     // The first one goes, and is no longer missed.
     balancer.ip(&["link", "delete", "old0"])?;
     wait_for("one interface", || {
-        Ok(lab.json(&["status"])?["interfaces"].as_array().is_some_and(|list| list.len() == 1))
+        Ok(testbed.json(&["status"])?["interfaces"].as_array().is_some_and(|list| list.len() == 1))
     })?;
-    lab.ready_again()
+    testbed.ready_again()
 }
 
-fn on_both(lab: &Lab) -> Result<()> {
+fn on_both(testbed: &Testbed) -> Result<()> {
     let mut seen = serde_json::Value::Null;
     wait_for("the program on both", || {
-        seen = lab.json(&["status"])?["interfaces"].take();
+        seen = testbed.json(&["status"])?["interfaces"].take();
         let list = seen.as_array().context("interfaces")?;
         let names: Vec<_> = list.iter().filter_map(|interface| interface["name"].as_str()).collect();
         Ok(names == ["eth0", "old0"] && list.iter().all(|interface| interface["attached"] == true))
@@ -150,19 +150,19 @@ fn on_both(lab: &Lab) -> Result<()> {
 /// A name with a dot, as VLAN interfaces have and no pin may have.
 #[test]
 fn a_name_with_a_dot() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let balancer = &lab.topology.balancer;
+    let testbed = Testbed::new(L2, 1)?;
+    let balancer = &testbed.topology.balancer;
     balancer.ip(&["link", "add", "eth0.5", "type", "veth", "peer", "name", "peer"])?;
     for end in ["eth0.5", "peer"] {
         balancer.ip(&["link", "set", end, "up"])?;
     }
-    lab.place.configure_on(&["eth0.5"], &lab.service(L2, 1))?;
-    let daemon = lab.start()?;
+    testbed.instance.configure_on(&["eth0.5"], &testbed.service(L2, 1))?;
+    let daemon = testbed.start()?;
     daemon.terminate()?;
-    let log = fs::read_to_string(lab.place.path("log"))?;
+    let log = fs::read_to_string(testbed.instance.path("log"))?;
     ensure!(log.contains("the XDP program stays attached to eth0.5"), "{log}");
-    let config = lab.place.config();
-    let detached = lab.run(&["detach", "-c", config.to_str().context("a path of text")?])?;
+    let config = testbed.instance.config();
+    let detached = testbed.run(&["detach", "-c", config.to_str().context("a path of text")?])?;
     ensure!(said(&detached).contains("taken off eth0.5"), "{}", said(&detached));
     Ok(())
 }

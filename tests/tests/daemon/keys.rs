@@ -16,7 +16,7 @@ use lb_tests::testbed::{
 };
 use nix::{errno::Errno, libc};
 
-use crate::testbed::{Flow, L2, Lab, over_both};
+use crate::testbed::{Flow, L2, Testbed, over_both};
 
 over_both!(
     rotations_lose_nothing,
@@ -30,24 +30,24 @@ over_both!(
 );
 
 fn rotations_lose_nothing(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let _daemon = lab.start()?;
-    let first = lab.issuer()?.active();
-    let mut tokens = vec![lab.token(1)?];
+    let testbed = Testbed::of(family, L2, 1)?;
+    let _daemon = testbed.start()?;
+    let first = testbed.issuer()?.active();
+    let mut tokens = vec![testbed.token(1)?];
     for _ in 0..3 {
         // Tokens of every key so far, all the time.
-        let flow = Flow::start(&lab, tokens.clone())?;
-        let rotated = lab.json(&["keys", "rotate", "--service", "game", "--wait"])?;
+        let flow = Flow::start(&testbed, tokens.clone())?;
+        let rotated = testbed.json(&["keys", "rotate", "--service", "game", "--wait"])?;
         ensure!(rotated[0]["state"] == "active", "{rotated}");
-        let issuer = lab.issuer()?;
+        let issuer = testbed.issuer()?;
         ensure!(rotated[0]["key_id"] == issuer.active().0, "{rotated}");
-        tokens.push(lab.token(1)?);
+        tokens.push(testbed.token(1)?);
         ensure!(flow.finish()? > 0, "no traffic");
     }
     for token in &tokens {
-        lab.delivered(token)?;
+        testbed.delivered(token)?;
     }
-    let keys = lab.json(&["keys", "list"])?;
+    let keys = testbed.json(&["keys", "list"])?;
     let keys = keys.as_array().context("a list")?;
     ensure!(keys.len() == 4, "{keys:?}");
     let of_first = keys.iter().find(|key| key["key_id"] == first.0).context("the first key is listed")?;
@@ -57,107 +57,109 @@ fn rotations_lose_nothing(family: Family) -> Result<()> {
 }
 
 fn crashes_at_any_moment_of_a_rotation_lose_nothing(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let mut daemon = lab.start()?;
-    let mut tokens = vec![lab.token(1)?];
-    let flow = Flow::start(&lab, tokens.clone())?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let mut daemon = testbed.start()?;
+    let mut tokens = vec![testbed.token(1)?];
+    let flow = Flow::start(&testbed, tokens.clone())?;
     let before = flow.passed();
-    lab.json(&["keys", "rotate"])?;
+    testbed.json(&["keys", "rotate"])?;
     let step = (flow.passed() - before) / 8 + 1;
     flow.finish()?;
     // Later and later after the command's first instruction, until it was done twice.
     let (mut crashes, mut rotated) = (0, 0);
     while rotated < 2 {
         ensure!(crashes < 100, "a rotation takes {} datagrams and more", crashes * step);
-        let key_before = lab.issuer()?.active();
-        let flow = Flow::start(&lab, tokens.clone())?;
-        let mut rotate = lab.place.tollgate(&lab.topology.balancer, &["keys", "rotate"])?;
+        let key_before = testbed.issuer()?.active();
+        let flow = Flow::start(&testbed, tokens.clone())?;
+        let mut rotate = testbed.instance.tollgate(&testbed.topology.balancer, &["keys", "rotate"])?;
         let mut rotate = rotate.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         flow.pass(crashes * step)?;
         daemon.kill()?;
         let answered = rotate.wait()?.success();
-        daemon = lab.start()?;
-        let keys = lab.json(&["keys", "list"])?;
+        daemon = testbed.start()?;
+        let keys = testbed.json(&["keys", "list"])?;
         let active = keys.as_array().into_iter().flatten().filter(|key| key["state"] == "active").count();
         ensure!(active == 1, "after crash {crashes}: {keys}");
         // What was answered with success holds.
-        wait_for("the rotation that was promised", || Ok(!answered || lab.issuer()?.active() != key_before))?;
-        rotated += u32::from(lab.issuer()?.active() != key_before);
-        tokens.push(lab.token(1)?);
+        wait_for("the rotation that was promised", || {
+            Ok(!answered || testbed.issuer()?.active() != key_before)
+        })?;
+        rotated += u32::from(testbed.issuer()?.active() != key_before);
+        tokens.push(testbed.token(1)?);
         flow.finish()?;
         crashes += 1;
     }
     for token in &tokens {
-        lab.delivered(token)?;
+        testbed.delivered(token)?;
     }
     Ok(())
 }
 
 fn a_revoked_key_ends_with_the_next_packet(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let old = lab.issuer()?.active().0;
-    let token = lab.token(1)?;
-    lab.delivered(&token)?;
-    lab.delivered(&token)?; // from the token cache
-    let revoked = lab.json(&["keys", "revoke", &old.to_string()])?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let old = testbed.issuer()?.active().0;
+    let token = testbed.token(1)?;
+    testbed.delivered(&token)?;
+    testbed.delivered(&token)?; // from the token cache
+    let revoked = testbed.json(&["keys", "revoke", &old.to_string()])?;
     ensure!(revoked["key_id"] == old, "{revoked}");
-    lab.refused_token(&token, Reason::InactiveKey)?;
+    testbed.refused_token(&token, Reason::InactiveKey)?;
     // The service has a key that signs again.
-    wait_for("a new key", || Ok(lab.issuer().is_ok_and(|issuer| issuer.active().0 != old)))?;
-    lab.delivered(&lab.token(1)?)?;
-    let again = lab.run(&["keys", "revoke", &old.to_string()])?;
+    wait_for("a new key", || Ok(testbed.issuer().is_ok_and(|issuer| issuer.active().0 != old)))?;
+    testbed.delivered(&testbed.token(1)?)?;
+    let again = testbed.run(&["keys", "revoke", &old.to_string()])?;
     ensure!(again.status.success() && said(&again).contains("was revoked before"), "{}", said(&again));
     ensure!(daemon.log().matches("key revoked").count() == 1, "{}", daemon.log());
-    let output = lab.run(&["keys", "revoke", "1"])?;
+    let output = testbed.run(&["keys", "revoke", "1"])?;
     ensure!(output.status.code() == Some(1) && said(&output).contains("keys list"), "{}", said(&output));
     Ok(())
 }
 
 fn revocation_survives_a_crash(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
-    let key = lab.issuer()?.active().0.to_string();
-    lab.json(&["keys", "revoke", &key])?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
+    let key = testbed.issuer()?.active().0.to_string();
+    testbed.json(&["keys", "revoke", &key])?;
     daemon.kill()?;
-    lab.remove_pins()?;
-    let _daemon = lab.start()?;
-    lab.send(&token.to_bytes())?;
-    wait_for("the refusal", || Ok(!lab.counters()?.is_empty()))?;
-    let counters = lab.counters()?;
+    testbed.remove_pins()?;
+    let _daemon = testbed.start()?;
+    testbed.send(&token.to_bytes())?;
+    wait_for("the refusal", || Ok(!testbed.counters()?.is_empty()))?;
+    let counters = testbed.counters()?;
     let refused = [Reason::InactiveKey, Reason::UnknownKey].map(|reason| counters.get(reason.name()));
     ensure!(refused.into_iter().flatten().sum::<u64>() == 1, "{counters:?}");
     Ok(())
 }
 
 fn keys_survive_without_pins(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
     daemon.kill()?;
-    lab.remove_pins()?;
-    let _daemon = lab.start()?;
-    lab.delivered(&token)?;
+    testbed.remove_pins()?;
+    let _daemon = testbed.start()?;
+    testbed.delivered(&token)?;
     Ok(())
 }
 
 #[test]
 fn rotation_by_itself() -> Result<()> {
-    let lab = Lab::new("forward = \"l2\"\nmax_ttl = \"2s\"\nkey_rotation = \"3s\"", 1)?;
-    let _daemon = lab.start()?;
-    let first = lab.issuer()?.active();
-    wait_for("a rotation", || Ok(lab.issuer()?.active() != first))
+    let testbed = Testbed::new("forward = \"l2\"\nmax_ttl = \"2s\"\nkey_rotation = \"3s\"", 1)?;
+    let _daemon = testbed.start()?;
+    let first = testbed.issuer()?.active();
+    wait_for("a rotation", || Ok(testbed.issuer()?.active() != first))
 }
 
 fn two_nodes_share_a_keyset(family: Family) -> Result<()> {
-    let (one, other) = (Lab::of(family, L2, 1)?, Lab::of(family, L2, 1)?);
+    let (one, other) = (Testbed::of(family, L2, 1)?, Testbed::of(family, L2, 1)?);
     let (_first, _second) = (one.start()?, other.start()?);
     let token = one.token(1)?;
     other.refused_token(&token, Reason::UnknownKey)?;
 
     let exported = one.run(&["keys", "export", "--service", "game"])?;
-    let file = other.place.path("keyset.json");
+    let file = other.instance.path("keyset.json");
     fs::write(&file, &exported.stdout)?;
     let file = file.to_str().context("a path in UTF-8")?;
     let report = other.json(&["keys", "import", file])?;
@@ -166,30 +168,30 @@ fn two_nodes_share_a_keyset(family: Family) -> Result<()> {
     let again = other.json(&["keys", "import", file])?;
     ensure!(again["added"].as_array().is_some_and(Vec::is_empty), "{again}");
 
-    fs::write(other.place.path("broken.json"), &exported.stdout[..40])?;
-    let output = other.run(&["keys", "import", other.place.path("broken.json").to_str().unwrap()])?;
+    fs::write(other.instance.path("broken.json"), &exported.stdout[..40])?;
+    let output = other.run(&["keys", "import", other.instance.path("broken.json").to_str().unwrap()])?;
     ensure!(output.status.code() == Some(1) && said(&output).contains("keys export"), "{}", said(&output));
     Ok(())
 }
 
 fn old_tokens_live_until_they_expire(family: Family) -> Result<()> {
-    let lab = Lab::of(family, "forward = \"l2\"\nmax_ttl = \"2s\"\nkey_rotation = \"off\"", 1)?;
-    let _daemon = lab.start()?;
+    let testbed = Testbed::of(family, "forward = \"l2\"\nmax_ttl = \"2s\"\nkey_rotation = \"off\"", 1)?;
+    let _daemon = testbed.start()?;
     let key = |id: u32| {
-        let keys = lab.json(&["keys", "list"])?;
+        let keys = testbed.json(&["keys", "list"])?;
         anyhow::Ok(keys.as_array().into_iter().flatten().find(|key| key["key_id"] == id).cloned())
     };
     // Nobody but the daemon signs with the first key; the second is promised to an issuer for a day.
-    let token = lab.mint(&["--ttl", "2s"])?;
+    let token = testbed.mint(&["--ttl", "2s"])?;
     let first = token.key_id().0;
-    lab.json(&["keys", "rotate", "--wait"])?;
-    lab.delivered(&token)?;
-    let second = lab.issuer()?.active().0;
-    lab.json(&["keys", "rotate", "--wait"])?;
+    testbed.json(&["keys", "rotate", "--wait"])?;
+    testbed.delivered(&token)?;
+    let second = testbed.issuer()?.active().0;
+    testbed.json(&["keys", "rotate", "--wait"])?;
 
     let refused = |reasons: &[Reason]| {
-        lab.send(&token.to_bytes())?;
-        let counters = lab.counters()?;
+        testbed.send(&token.to_bytes())?;
+        let counters = testbed.counters()?;
         Ok(reasons.iter().any(|reason| counters.contains_key(reason.name())))
     };
     wait_for("the token's end", || refused(&[Reason::Expired]))?;
@@ -217,16 +219,16 @@ fn freeze(pin: &Path) -> Result<()> {
 /// The promise on which rotation rests. The kernel takes no key here: the one that is being replaced signs on, for
 /// everybody who asks, until a kernel verifies with the next.
 fn a_key_signs_only_once_the_kernel_has_it(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let first = lab.issuer()?.active();
-    freeze(&lab.pin(KEY_SLOTS))?;
-    let rotated = lab.run(&["keys", "rotate"])?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let first = testbed.issuer()?.active();
+    freeze(&testbed.pin(KEY_SLOTS))?;
+    let rotated = testbed.run(&["keys", "rotate"])?;
     ensure!(rotated.status.code() == Some(1), "{}", said(&rotated));
     ensure!(said(&rotated).contains("stored, but not in the kernel yet"), "{}", said(&rotated));
 
     let staged = || {
-        let keys = lab.json(&["keys", "list"])?;
+        let keys = testbed.json(&["keys", "list"])?;
         let keys = keys.as_array().context("a list")?;
         ensure!(keys.len() == 2, "{keys:?}");
         let of = |id: u32| keys.iter().find(|key| key["key_id"] == id).context("the first key is listed");
@@ -239,23 +241,23 @@ fn a_key_signs_only_once_the_kernel_has_it(family: Family) -> Result<()> {
     // The loop has tried again, and failed.
     let (status, mut said_of_it) = (503, String::new());
     wait_for("the loop to say that the kernel has no such key", || {
-        let (found, body) = http(&lab.topology.balancer, "/readyz")?;
+        let (found, body) = http(&testbed.topology.balancer, "/readyz")?;
         said_of_it = body;
         Ok(found == status && said_of_it.contains(&second.to_string()))
     })
     .with_context(|| format!("/readyz says {said_of_it}"))?;
     ensure!(staged()? == second, "another key was made");
-    ensure!(lab.issuer()?.active() == first, "an issuer is told to sign with a key that no kernel has");
-    let minted = lab.mint(&[])?;
+    ensure!(testbed.issuer()?.active() == first, "an issuer is told to sign with a key that no kernel has");
+    let minted = testbed.mint(&[])?;
     ensure!(minted.key_id() == first, "the daemon signed with key {}", minted.key_id().0);
-    lab.delivered(&minted)?;
-    lab.delivered(&lab.token(1)?)?;
+    testbed.delivered(&minted)?;
+    testbed.delivered(&testbed.token(1)?)?;
 
     // A new map takes both keys.
     daemon.kill()?;
-    lab.remove_pins()?;
-    let _daemon = lab.start()?;
-    wait_for("the second key to sign", || Ok(u64::from(lab.issuer()?.active().0) == second))?;
-    lab.delivered(&lab.token(1)?)?;
-    lab.delivered(&minted).map(drop)
+    testbed.remove_pins()?;
+    let _daemon = testbed.start()?;
+    wait_for("the second key to sign", || Ok(u64::from(testbed.issuer()?.active().0) == second))?;
+    testbed.delivered(&testbed.token(1)?)?;
+    testbed.delivered(&minted).map(drop)
 }

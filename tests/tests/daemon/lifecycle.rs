@@ -29,7 +29,7 @@ use nix::{
 
 use crate::{
     callers::says,
-    testbed::{Flow, L2, Lab, TTL, over_both},
+    testbed::{Flow, L2, TTL, Testbed, over_both},
 };
 
 over_both!(
@@ -50,64 +50,64 @@ over_both!(
 );
 
 fn a_restart_loses_nothing(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let flow = Flow::start(&lab, vec![lab.token(1)?, lab.token(2)?])?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let flow = Flow::start(&testbed, vec![testbed.token(1)?, testbed.token(2)?])?;
     let status = daemon.terminate()?;
     ensure!(status.success(), "SIGTERM: {status}");
-    let daemon = lab.start()?;
+    let daemon = testbed.start()?;
     daemon.kill()?;
-    let _daemon = lab.start()?;
+    let _daemon = testbed.start()?;
     let sent = flow.finish()?;
     ensure!(sent > 100, "{sent} datagrams are no traffic");
     // Counters go on where they were.
-    let counted = lab.counters()?[Reason::Forwarded.name()];
+    let counted = testbed.counters()?[Reason::Forwarded.name()];
     ensure!(counted == u64::from(sent), "{counted} counted, {sent} sent");
     Ok(())
 }
 
 fn crashes_at_any_moment_of_the_start_lose_nothing(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let flow = Flow::start(&lab, vec![lab.token(1)?])?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let flow = Flow::start(&testbed, vec![testbed.token(1)?])?;
     daemon.kill()?;
     let before = flow.passed();
-    lab.start()?.kill()?;
+    testbed.start()?.kill()?;
     let step = (flow.passed() - before) / 12 + 1;
     // Later and later after the first instruction, until it was ready twice.
     let (mut crashes, mut ready) = (0, 0);
     while ready < 2 {
         ensure!(crashes < 100, "a start takes {} datagrams and more", crashes * step);
-        let daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+        let daemon = Daemon::spawn(&testbed.instance, &testbed.topology.balancer)?;
         flow.pass(crashes * step)?;
         ready += u32::from(daemon.log().contains("ready"));
         daemon.kill()?;
         crashes += 1;
     }
-    let _daemon = lab.start()?;
+    let _daemon = testbed.start()?;
     let sent = flow.finish()?;
-    let counters = lab.counters()?;
+    let counters = testbed.counters()?;
     ensure!(
         counters == BTreeMap::from([(Reason::Forwarded.name().to_owned(), u64::from(sent))]),
         "{sent} sent, {counters:?}"
     );
-    lab.refused(b"junk", Reason::NoToken)
+    testbed.refused(b"junk", Reason::NoToken)
 }
 
 fn without_a_daemon_it_filters_on(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
     daemon.terminate()?;
-    lab.delivered(&token)?;
+    testbed.delivered(&token)?;
     let mut forged = token.to_bytes();
     forged[63] ^= 1;
-    lab.send(&forged)?;
-    lab.send(b"junk")?;
+    testbed.send(&forged)?;
+    testbed.send(b"junk")?;
     // What comes after both has arrived, and neither has.
-    lab.delivered(&token)?;
-    let _daemon = lab.start()?;
-    let counters = lab.counters()?;
+    testbed.delivered(&token)?;
+    let _daemon = testbed.start()?;
+    let counters = testbed.counters()?;
     ensure!(
         counters[Reason::BadFastTag.name()] == 1 && counters[Reason::NoToken.name()] == 1,
         "{counters:?}"
@@ -116,37 +116,37 @@ fn without_a_daemon_it_filters_on(family: Family) -> Result<()> {
 }
 
 fn a_second_daemon_is_refused(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let _first = lab.start()?;
-    let mut second = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let _first = testbed.start()?;
+    let mut second = Daemon::spawn(&testbed.instance, &testbed.topology.balancer)?;
     let status = second.ended()?;
     ensure!(status.code() == Some(1), "{status}");
     ensure!(second.log().contains("in use by process"), "{}", second.log());
     // The first is none the worse.
-    lab.delivered(&lab.token(1)?)?;
+    testbed.delivered(&testbed.token(1)?)?;
     Ok(())
 }
 
 fn detach_removes_everything(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let config = lab.place.config();
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let config = testbed.instance.config();
     let detach = ["detach", "-c", config.to_str().unwrap()];
-    let output = lab.run(&detach)?;
+    let output = testbed.run(&detach)?;
     ensure!(output.status.code() == Some(1), "detached under a running daemon: {}", said(&output));
     daemon.terminate()?;
-    let output = lab.run(&detach)?;
+    let output = testbed.run(&detach)?;
     ensure!(output.status.success(), "{}", said(&output));
-    let pins = fs::read_dir(lab.place.bpffs()).map_or(0, Iterator::count);
+    let pins = fs::read_dir(testbed.instance.bpffs()).map_or(0, Iterator::count);
     ensure!(pins == 0, "{pins} pins are left");
     // Nothing is filtered any more: junk reaches the balancer's own socket.
-    let socket = lab.topology.local_socket(lab.family.service())?;
+    let socket = testbed.topology.local_socket(testbed.family.service())?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut buffer = [0; 64];
     // The kernel takes a program off some time after its link's last reference has gone.
     let deadline = Instant::now() + PATIENCE;
     let len = loop {
-        lab.send(b"junk")?;
+        testbed.send(b"junk")?;
         match socket.recv(&mut buffer) {
             Ok(len) => break len,
             Err(error) => ensure!(Instant::now() < deadline, "still filtered: {error}"),
@@ -154,55 +154,55 @@ fn detach_removes_everything(family: Family) -> Result<()> {
     };
     ensure!(buffer[..len] == *b"junk");
     // Once more is fine, too.
-    ensure!(lab.run(&detach)?.status.success());
+    ensure!(testbed.run(&detach)?.status.success());
     Ok(())
 }
 
 fn another_size_of_the_token_cache_begins_empty(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
-    lab.delivered(&token)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
+    testbed.delivered(&token)?;
     daemon.terminate()?;
-    let text = fs::read_to_string(lab.place.config())?;
-    fs::write(lab.place.config(), text.replace("sessions = 4096", "sessions = 8192"))?;
-    let daemon = lab.start()?;
+    let text = fs::read_to_string(testbed.instance.config())?;
+    fs::write(testbed.instance.config(), text.replace("sessions = 4096", "sessions = 8192"))?;
+    let daemon = testbed.start()?;
     ensure!(daemon.log().contains("begins empty, for it had another size"), "{}", daemon.log());
-    ensure!(lab.json(&["status"])?["sessions_max"] == 8192);
-    lab.delivered(&token)?;
+    ensure!(testbed.json(&["status"])?["sessions_max"] == 8192);
+    testbed.delivered(&token)?;
     Ok(())
 }
 
 fn ready_only_while_it_filters(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let (status, _) = http(&lab.topology.balancer, "/healthz")?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let (status, _) = http(&testbed.topology.balancer, "/healthz")?;
     ensure!(status == 200, "/healthz: {status}");
-    let status = lab.json(&["status"])?;
+    let status = testbed.json(&["status"])?;
     ensure!(status["ready"] == true && status["interfaces"][0]["mode"] == "native", "{status}");
     daemon.terminate()?;
-    ensure!(http(&lab.topology.balancer, "/readyz").is_err());
+    ensure!(http(&testbed.topology.balancer, "/readyz").is_err());
     Ok(())
 }
 
 fn a_restart_takes_another_configuration(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 2)?;
-    let daemon = lab.start()?;
-    let to_second = lab.issuer()?.token(session(1, 2), TTL);
-    ensure!(lab.delivered(&to_second)? == 2);
+    let testbed = Testbed::of(family, L2, 2)?;
+    let daemon = testbed.start()?;
+    let to_second = testbed.issuer()?.token(session(1, 2), TTL);
+    ensure!(testbed.delivered(&to_second)? == 2);
     daemon.terminate()?;
-    lab.place.configure(&lab.service(L2, 1))?;
-    let daemon = lab.start()?;
-    lab.refused_token(&to_second, Reason::NoBackend)?;
-    lab.delivered(&lab.token(1)?)?;
+    testbed.instance.configure(&testbed.service(L2, 1))?;
+    let daemon = testbed.start()?;
+    testbed.refused_token(&to_second, Reason::NoBackend)?;
+    testbed.delivered(&testbed.token(1)?)?;
     daemon.kill()?;
-    lab.place.configure(&lab.service("forward = \"l2\"\nstrip = false\nmode = \"observe\"", 2))?;
-    let _daemon = lab.start()?;
-    lab.send(&to_second.to_bytes())?;
-    ensure!(lab.arrives(&to_second.to_bytes())? == 2);
-    lab.send(b"observed")?;
-    lab.arrives(b"observed")?;
-    let counters = lab.counters()?;
+    testbed.instance.configure(&testbed.service("forward = \"l2\"\nstrip = false\nmode = \"observe\"", 2))?;
+    let _daemon = testbed.start()?;
+    testbed.send(&to_second.to_bytes())?;
+    ensure!(testbed.arrives(&to_second.to_bytes())? == 2);
+    testbed.send(b"observed")?;
+    testbed.arrives(b"observed")?;
+    let counters = testbed.counters()?;
     let expected = [Reason::Forwarded, Reason::NoBackend, Reason::NoToken].map(Reason::name);
     ensure!(counters.keys().eq(&BTreeSet::from(expected)), "{counters:?}");
     ensure!(counters[Reason::Forwarded.name()] == 3, "counters go on: {counters:?}");
@@ -210,22 +210,22 @@ fn a_restart_takes_another_configuration(family: Family) -> Result<()> {
 }
 
 fn an_interface_that_goes_and_comes_back(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let balancer = &lab.topology.balancer;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let balancer = &testbed.topology.balancer;
     let add = || {
         balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth2"])?;
         ["eth1", "eth2"].iter().try_for_each(|end| balancer.ip(&["link", "set", end, "up"]))
     };
     add()?;
-    lab.place.configure_on(&["eth0", "eth1"], &lab.service(L2, 1))?;
-    let daemon = lab.start()?;
+    testbed.instance.configure_on(&["eth0", "eth1"], &testbed.service(L2, 1))?;
+    let daemon = testbed.start()?;
     balancer.ip(&["link", "delete", "eth1"])?;
     let ready = || http(balancer, "/readyz");
     wait_for("the daemon to notice", || Ok(ready()?.0 == 503))?;
     let (_, why) = ready()?;
     ensure!(why.contains("eth1"), "{why}");
-    ensure!(lab.json(&["status"])?["ready"] == false);
-    lab.delivered(&lab.token(1)?)?;
+    ensure!(testbed.json(&["status"])?["ready"] == false);
+    testbed.delivered(&testbed.token(1)?)?;
     add()?;
     wait_for("the program on the new interface", || Ok(ready()?.0 == 200))?;
     let links = balancer.command("ip")?.args(["link", "show", "eth1"]).output()?;
@@ -235,19 +235,19 @@ fn an_interface_that_goes_and_comes_back(family: Family) -> Result<()> {
 }
 
 fn sigint_is_as_good_as_sigterm(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
+    let testbed = Testbed::of(family, L2, 1)?;
     for signal in [Signal::SIGINT, Signal::SIGQUIT] {
-        let daemon = lab.start()?;
-        let token = lab.token(1)?;
+        let daemon = testbed.start()?;
+        let token = testbed.token(1)?;
         let status = daemon.stop(signal)?;
         ensure!(status.success(), "{signal}: {status}");
-        ensure!(!lab.place.path("control.sock").exists(), "the control socket is left");
-        let log = fs::read_to_string(lab.place.path("log"))?;
+        ensure!(!testbed.instance.path("control.sock").exists(), "the control socket is left");
+        let log = fs::read_to_string(testbed.instance.path("log"))?;
         ensure!(log.contains("the XDP program stays attached to eth0"), "{log}");
-        let detach = format!("`tollgate detach -c {}`", lab.place.config().display());
+        let detach = format!("`tollgate detach -c {}`", testbed.instance.config().display());
         ensure!(log.contains(&detach), "the log does not name {detach}:\n{log}");
         ensure!(log.contains(&format!("{signal}: ending")), "{log}");
-        lab.delivered(&token)?;
+        testbed.delivered(&token)?;
     }
     Ok(())
 }
@@ -258,8 +258,8 @@ fn send_signal(daemon: &Daemon, signal: Signal) -> Result<()> {
 
 #[test]
 fn signals_that_do_not_end_it_are_logged() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let mut daemon = lab.start()?;
+    let testbed = Testbed::new(L2, 1)?;
+    let mut daemon = testbed.start()?;
     for (signal, text) in [
         (Signal::SIGHUP, "SIGHUP: a running daemon does not read its configuration again; restart it"),
         (Signal::SIGUSR1, "SIGUSR1: this signal has no meaning here"),
@@ -275,8 +275,8 @@ fn signals_that_do_not_end_it_are_logged() -> Result<()> {
         })?;
     }
     send_signal(&daemon, Signal::SIGPIPE)?;
-    lab.delivered(&lab.token(1)?)?;
-    ensure!(lab.json(&["status"])?["ready"] == true && !daemon.has_ended()?);
+    testbed.delivered(&testbed.token(1)?)?;
+    ensure!(testbed.json(&["status"])?["ready"] == true && !daemon.has_ended()?);
     ensure!(daemon.terminate()?.success());
     Ok(())
 }
@@ -284,16 +284,16 @@ fn signals_that_do_not_end_it_are_logged() -> Result<()> {
 /// A pipe to a log reader that has ended, as a terminal that was closed: what cannot be logged ends nothing.
 #[test]
 fn a_log_that_nobody_reads_does_not_end_it() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let mut command = lab.place.tollgate(&lab.topology.balancer, &["run", "-c"])?;
-    let mut child = command.arg(lab.place.config()).stderr(Stdio::piped()).spawn()?;
+    let testbed = Testbed::new(L2, 1)?;
+    let mut command = testbed.instance.tollgate(&testbed.topology.balancer, &["run", "-c"])?;
+    let mut child = command.arg(testbed.instance.config()).stderr(Stdio::piped()).spawn()?;
     drop(child.stderr.take());
     let ready = wait_for("readiness", || {
         ensure!(child.try_wait()?.is_none(), "it ended before it was ready");
-        Ok(http(&lab.topology.balancer, "/readyz").is_ok_and(|(status, _)| status == 200))
+        Ok(http(&testbed.topology.balancer, "/readyz").is_ok_and(|(status, _)| status == 200))
     });
-    let rotated = ready.and_then(|()| lab.json(&["keys", "rotate", "--wait"]));
-    let delivered = rotated.and_then(|_| lab.delivered(&lab.token(1)?));
+    let rotated = ready.and_then(|()| testbed.json(&["keys", "rotate", "--wait"]));
+    let delivered = rotated.and_then(|_| testbed.delivered(&testbed.token(1)?));
     let alive = child.try_wait()?.is_none();
     // What it logs at its end cannot be written, either.
     kill(Pid::from_raw(child.id().try_into()?), Signal::SIGTERM)?;
@@ -306,13 +306,13 @@ fn a_log_that_nobody_reads_does_not_end_it() -> Result<()> {
 /// Answers under way have two seconds. Whoever does not want to wait sends the signal again.
 #[test]
 fn a_second_sigterm_ends_it_at_once() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let mut daemon = lab.start()?;
-    let mut unfinished = UnixStream::connect(lab.place.path("control.sock"))?;
+    let testbed = Testbed::new(L2, 1)?;
+    let mut daemon = testbed.start()?;
+    let mut unfinished = UnixStream::connect(testbed.instance.path("control.sock"))?;
     let head = "POST /v1/keys/rotate HTTP/1.1\r\nHost: tollgate\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n";
     unfinished.write_all(head.as_bytes())?;
     // It was accepted after the request before this one.
-    lab.json(&["status"])?;
+    testbed.json(&["status"])?;
     let first = Instant::now();
     send_signal(&daemon, Signal::SIGTERM)?;
     wait_for("the first to be taken", || Ok(daemon.log().contains("SIGTERM: ending")))?;
@@ -321,19 +321,19 @@ fn a_second_sigterm_ends_it_at_once() -> Result<()> {
     let status = daemon.ended()?;
     ensure!(status.success(), "{status}");
     ensure!(first.elapsed() < Duration::from_millis(1500), "{:?}", first.elapsed());
-    ensure!(!lab.place.path("control.sock").exists(), "the control socket is left");
+    ensure!(!testbed.instance.path("control.sock").exists(), "the control socket is left");
     Ok(())
 }
 
 /// Replay windows and counters that were taken away are not lost in silence.
 #[test]
 fn a_map_that_was_removed_is_missed() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    lab.start()?.terminate()?;
+    let testbed = Testbed::new(L2, 1)?;
+    testbed.start()?.terminate()?;
     for map in [TRACKED, COUNTERS] {
-        fs::remove_file(lab.pin(map))?;
+        fs::remove_file(testbed.pin(map))?;
     }
-    let daemon = lab.start()?;
+    let daemon = testbed.start()?;
     let log = daemon.log();
     ensure!(
         log.contains("replay windows and limits begin anew") && log.contains("counters begin at zero"),
@@ -346,68 +346,68 @@ fn a_map_that_was_removed_is_missed() -> Result<()> {
 /// Who may not see the pins is not told that there are none.
 #[test]
 fn detach_by_a_stranger_fails() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let daemon = lab.start()?;
+    let testbed = Testbed::new(L2, 1)?;
+    let daemon = testbed.start()?;
     daemon.terminate()?;
-    let config = lab.place.config();
+    let config = testbed.instance.config();
     let detach = ["detach", "-c", config.to_str().context("a path of text")?];
-    let (status, text) = says(&lab, STRANGER, &[STRANGER], &detach)?;
+    let (status, text) = says(&testbed, STRANGER, &[STRANGER], &detach)?;
     ensure!(status == Some(1) && text.contains("run as root"), "{text}");
-    let daemon = lab.start()?;
+    let daemon = testbed.start()?;
     ensure!(daemon.log().contains("program replaced, no packet missed"), "{}", daemon.log());
     Ok(())
 }
 
 /// Junk is dropped, and a token gets through, whatever has happened before.
-fn filters(lab: &Lab) -> Result<()> {
+fn filters(testbed: &Testbed) -> Result<()> {
     wait_for("the program on the interface", || {
-        Ok(http(&lab.topology.balancer, "/readyz").is_ok_and(|(status, _)| status == 200))
+        Ok(http(&testbed.topology.balancer, "/readyz").is_ok_and(|(status, _)| status == 200))
     })?;
-    lab.refused(b"junk", Reason::NoToken)?;
-    lab.delivered(&lab.token(1)?)?;
+    testbed.refused(b"junk", Reason::NoToken)?;
+    testbed.delivered(&testbed.token(1)?)?;
     Ok(())
 }
 
 fn pins_removed_while_it_runs(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    fs::remove_dir_all(lab.place.bpffs())?;
-    wait_for("another pin", || lab.is_link_pinned(lab.place.bpffs(), "eth0"))?;
-    filters(&lab)?;
-    let counted = lab.counters()?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    fs::remove_dir_all(testbed.instance.bpffs())?;
+    wait_for("another pin", || testbed.is_link_pinned(testbed.instance.bpffs(), "eth0"))?;
+    filters(&testbed)?;
+    let counted = testbed.counters()?;
     // What was pinned again serves the next daemon, which has its maps.
     daemon.kill()?;
-    let daemon = lab.start()?;
-    ensure!(lab.counters()? == counted && !daemon.log().contains("begins empty"), "{}", daemon.log());
-    filters(&lab)
+    let daemon = testbed.start()?;
+    ensure!(testbed.counters()? == counted && !daemon.log().contains("begins empty"), "{}", daemon.log());
+    filters(&testbed)
 }
 
 fn pins_removed_that_cannot_come_back(family: Family) -> Result<()> {
-    let mut lab = Lab::of(family, L2, 1)?;
+    let mut testbed = Testbed::of(family, L2, 1)?;
     // It cannot make the directory again.
-    lab.place.set_user(Some(NAME));
-    let daemon = lab.start()?;
-    fs::remove_dir_all(lab.place.bpffs())?;
-    lab.not_ready("filtering ends with this daemon")?;
+    testbed.instance.set_user(Some(NAME));
+    let daemon = testbed.start()?;
+    fs::remove_dir_all(testbed.instance.bpffs())?;
+    testbed.not_ready("filtering ends with this daemon")?;
     // It holds the link itself.
-    lab.refused(b"junk", Reason::NoToken)?;
+    testbed.refused(b"junk", Reason::NoToken)?;
     daemon.terminate()?;
-    let log = fs::read_to_string(lab.place.path("log"))?;
+    let log = fs::read_to_string(testbed.instance.path("log"))?;
     ensure!(log.contains("NOTHING IS FILTERED on eth0") && !log.contains("stays attached"), "{log}");
-    lab.is_off()?;
-    let _daemon = lab.start()?;
-    filters(&lab)
+    testbed.is_off()?;
+    let _daemon = testbed.start()?;
+    filters(&testbed)
 }
 
 fn another_interface_under_the_same_name(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let balancer = &lab.topology.balancer;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let balancer = &testbed.topology.balancer;
     balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "peer1"])?;
     for end in ["eth1", "peer1"] {
         balancer.ip(&["link", "set", end, "up"])?;
     }
-    lab.place.configure_on(&["eth0", "eth1"], &lab.service(L2, 1))?;
-    let daemon = lab.start()?;
+    testbed.instance.configure_on(&["eth0", "eth1"], &testbed.service(L2, 1))?;
+    let daemon = testbed.start()?;
     balancer.ip(&["link", "set", "eth1", "down"])?;
     balancer.ip(&["link", "set", "eth1", "name", "old1"])?;
     balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "peer2"])?;
@@ -416,7 +416,7 @@ fn another_interface_under_the_same_name(family: Family) -> Result<()> {
     }
     // On both: the one before may still have traffic.
     let attached = || {
-        let status = lab.json(&["status"])?;
+        let status = testbed.json(&["status"])?;
         let interfaces = status["interfaces"].as_array().context("interfaces")?;
         let all = interfaces.iter().all(|interface| interface["attached"] == true);
         let names: Vec<_> = interfaces.iter().filter_map(|interface| interface["name"].as_str()).collect();
@@ -424,20 +424,20 @@ fn another_interface_under_the_same_name(family: Family) -> Result<()> {
     };
     wait_for("the program on the new interface", attached)?;
     daemon.kill()?;
-    let _daemon = lab.start()?;
-    ensure!(attached()?, "not on both after a restart: {}", lab.json(&["status"])?);
+    let _daemon = testbed.start()?;
+    ensure!(attached()?, "not on both after a restart: {}", testbed.json(&["status"])?);
     Ok(())
 }
 
 fn a_daemon_that_is_stopped(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
     let pid = Pid::from_raw(daemon.pid().try_into()?);
     kill(pid, Signal::SIGSTOP)?;
-    let flow = Flow::start(&lab, vec![token])?;
+    let flow = Flow::start(&testbed, vec![token])?;
     let says = |args: &[&str]| -> Result<()> {
-        let output = lab.run(args)?;
+        let output = testbed.run(args)?;
         let mend = format!("`kill -CONT {pid}`");
         ensure!(
             output.status.code() == Some(1) && said(&output).contains(&mend),
@@ -458,10 +458,10 @@ fn a_daemon_that_is_stopped(family: Family) -> Result<()> {
             .try_for_each(|command| command.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })?;
     ensure!(flow.finish()? > 100, "no traffic");
-    lab.send(b"junk")?;
-    lab.delivered(&token)?;
+    testbed.send(b"junk")?;
+    testbed.delivered(&token)?;
     kill(pid, Signal::SIGCONT)?;
-    filters(&lab)?;
-    lab.json(&["keys", "rotate", "--wait"])?;
+    filters(&testbed)?;
+    testbed.json(&["keys", "rotate", "--wait"])?;
     Ok(())
 }

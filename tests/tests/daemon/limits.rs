@@ -14,93 +14,93 @@ use lb_common::{
 use lb_tests::testbed::{daemon::wait_for, issuer::session, topology::Family};
 use serde_json::Value;
 
-use crate::testbed::{L2, Lab, TTL, over_both};
+use crate::testbed::{L2, TTL, Testbed, over_both};
 
 over_both!(a_session_has_the_rate_of_its_class, a_token_has_so_many_sources, proof_tokens_are_delivered_once,);
 
 fn a_session_has_the_rate_of_its_class(family: Family) -> Result<()> {
-    let lab = Lab::of(family, &format!("{L2}\nrate = {{ \"3\" = \"1/s burst 4\" }}"), 1)?;
-    let daemon = lab.start()?;
-    let issuer = lab.issuer()?;
+    let testbed = Testbed::of(family, &format!("{L2}\nrate = {{ \"3\" = \"1/s burst 4\" }}"), 1)?;
+    let daemon = testbed.start()?;
+    let issuer = testbed.issuer()?;
     let of_class = |id, class| issuer.token(Claims { class, ..session(id, 0) }, TTL);
     let (limited, same_class, unlimited) = (of_class(1, 3), of_class(2, 3), of_class(3, 0));
     // A second may pass meanwhile.
-    let passed = passed_of_20(&lab, &limited)?;
+    let passed = passed_of_20(&testbed, &limited)?;
     ensure!((4..=6).contains(&passed), "{passed} of a burst of 4");
-    let passed = passed_of_20(&lab, &same_class)?;
+    let passed = passed_of_20(&testbed, &same_class)?;
     ensure!((4..=6).contains(&passed), "{passed} of another session's burst of 4");
-    ensure!(passed_of_20(&lab, &unlimited)? == 20);
+    ensure!(passed_of_20(&testbed, &unlimited)? == 20);
 
     // Another configuration counts from the next start on.
     daemon.terminate()?;
-    lab.place.configure(&lab.service(L2, 1))?;
-    let _daemon = lab.start()?;
-    ensure!(passed_of_20(&lab, &limited)? == 20);
+    testbed.instance.configure(&testbed.service(L2, 1))?;
+    let _daemon = testbed.start()?;
+    ensure!(passed_of_20(&testbed, &limited)? == 20);
     Ok(())
 }
 
 /// Sends a token 20 times at once; returns how many arrived. All others must be counted as `rate_limited`.
-fn passed_of_20(lab: &Lab, token: &Header) -> Result<u64> {
+fn passed_of_20(testbed: &Testbed, token: &Header) -> Result<u64> {
     let packets =
         |counters: &BTreeMap<String, u64>, reason: Reason| counters.get(reason.name()).copied().unwrap_or(0);
     let count = || -> Result<_> {
-        let counters = lab.counters()?;
+        let counters = testbed.counters()?;
         Ok((packets(&counters, Reason::Forwarded), packets(&counters, Reason::RateLimited)))
     };
     let before = count()?;
-    (0..20).try_for_each(|_| lab.send(&token.to_bytes()))?;
+    (0..20).try_for_each(|_| testbed.send(&token.to_bytes()))?;
     let mut after = before;
     wait_for("all to be counted", || {
         after = count()?;
         Ok(after.0 + after.1 == before.0 + before.1 + 20)
     })?;
     let passed = after.0 - before.0;
-    (0..passed).try_for_each(|_| lab.arrives(&[]).map(drop))?;
-    lab.nothing_arrived()?;
+    (0..passed).try_for_each(|_| testbed.arrives(&[]).map(drop))?;
+    testbed.nothing_arrived()?;
     Ok(passed)
 }
 
 /// A socket of the client's at another of its addresses.
-fn socket_at(lab: &Lab, last: u8) -> Result<UdpSocket> {
+fn socket_at(testbed: &Testbed, last: u8) -> Result<UdpSocket> {
     // Sources over IPv6 are told apart by their first 64 bits.
-    let (address, length): (IpAddr, _) = match lab.family {
+    let (address, length): (IpAddr, _) = match testbed.family {
         Family::V4 => ([10, 77, 0, last].into(), "24"),
         Family::V6 => ([0xfd78, 0, 0, last.into(), 0, 0, 0, 1].into(), "64"),
     };
     let mut add = vec!["address", "add"];
     let with_length = format!("{address}/{length}");
     add.extend([with_length.as_str(), "dev", "eth0"]);
-    add.extend((lab.family == Family::V6).then_some("nodad"));
-    lab.topology.client.ip(&add)?;
-    let socket = lab.topology.client.enter(|| UdpSocket::bind((address, 0)))??;
-    socket.connect(lab.family.service())?;
+    add.extend((testbed.family == Family::V6).then_some("nodad"));
+    testbed.topology.client.ip(&add)?;
+    let socket = testbed.topology.client.enter(|| UdpSocket::bind((address, 0)))??;
+    socket.connect(testbed.family.service())?;
     Ok(socket)
 }
 
 fn a_token_has_so_many_sources(family: Family) -> Result<()> {
-    let lab = Lab::of(family, &format!("{L2}\nmax_sources = 2"), 1)?;
-    let _daemon = lab.start()?;
-    let token = lab.token(1)?;
-    let sockets = [61, 62, 63].map(|last| socket_at(&lab, last));
+    let testbed = Testbed::of(family, &format!("{L2}\nmax_sources = 2"), 1)?;
+    let _daemon = testbed.start()?;
+    let token = testbed.token(1)?;
+    let sockets = [61, 62, 63].map(|last| socket_at(&testbed, last));
     let [first, second, third] = sockets;
     let (first, second, third) = (first?, second?, third?);
     let delivered = |socket: &UdpSocket| -> Result<()> {
         let data = fastrand::u128(..).to_be_bytes();
         socket.send(&[&token.to_bytes()[..], &data].concat())?;
-        lab.arrives(&data)?;
+        testbed.arrives(&data)?;
         Ok(())
     };
     delivered(&first)?;
     delivered(&second)?;
     third.send(&token.to_bytes())?;
-    let refused = || Ok(lab.counters()?.get(Reason::TooManySources.name()) == Some(&1));
+    let refused = || Ok(testbed.counters()?.get(Reason::TooManySources.name()) == Some(&1));
     wait_for("too_many_sources", refused)?;
-    lab.nothing_arrived()?;
+    testbed.nothing_arrived()?;
     // The first two are none the worse, nor is another token.
     delivered(&first)?;
     delivered(&second)?;
-    lab.delivered(&lab.token(1)?)?;
-    let listed = lab.json(&["sessions", "list"])?;
+    testbed.delivered(&testbed.token(1)?)?;
+    let listed = testbed.json(&["sessions", "list"])?;
     let sources: Vec<_> =
         listed["sessions"].as_array().context("a list")?.iter().map(|one| &one["sources"]).collect();
     ensure!(listed["matching"] == 2 && sources.contains(&&Value::from(2)), "{listed}");
@@ -119,30 +119,30 @@ fn proven(minted: &Value, seq: u32, ts_ms: u32, payload: &[u8]) -> Result<Vec<u8
 }
 
 fn proof_tokens_are_delivered_once(family: Family) -> Result<()> {
-    let lab = Lab::of(family, &format!("{L2}\naccept = [\"proof\"]"), 1)?;
-    let _daemon = lab.start()?;
+    let testbed = Testbed::of(family, &format!("{L2}\naccept = [\"proof\"]"), 1)?;
+    let _daemon = testbed.start()?;
     let mint = ["token", "mint", "--service", "game", "--session", "7", "--type", "proof"];
-    let minted = lab.json(&mint)?;
+    let minted = testbed.json(&mint)?;
     for seq in 0..3 {
         let payload = format!("payload number {seq}");
-        lab.send(&proven(&minted, seq, 0, payload.as_bytes())?)?;
-        lab.arrives(payload.as_bytes())?;
+        testbed.send(&proven(&minted, seq, 0, payload.as_bytes())?)?;
+        testbed.arrives(payload.as_bytes())?;
     }
-    lab.refused(&proven(&minted, 1, 0, b"payload number 1")?, Reason::Replay)?;
-    lab.refused(&proven(&minted, 9, 60_000, b"too late")?, Reason::StaleProof)?;
+    testbed.refused(&proven(&minted, 1, 0, b"payload number 1")?, Reason::Replay)?;
+    testbed.refused(&proven(&minted, 9, 60_000, b"too late")?, Reason::StaleProof)?;
     let mut changed = proven(&minted, 9, 0, b"as the client wrote it")?;
     *changed.last_mut().context("a byte")? ^= 1;
     changed[70] ^= 1;
-    lab.refused(&changed, Reason::BadProof)?;
-    let listed = lab.json(&["sessions", "list"])?;
+    testbed.refused(&changed, Reason::BadProof)?;
+    let listed = testbed.json(&["sessions", "list"])?;
     ensure!(listed["sessions"][0]["type"] == "proof", "{listed}");
     ensure!(!listed.to_string().contains(minted["session_key"].as_str().context("a key")?), "a key is shown");
     // The header that is printed is the first packet's, with an empty payload.
-    let first = lab.json(&mint)?;
+    let first = testbed.json(&mint)?;
     let header = hex::decode(first["header"].as_str().context("a header")?)?;
-    lab.send(&header)?;
-    lab.arrives(&[])?;
-    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
-    lab.refused(&proven(&minted, 4, 0, b"revoked")?, Reason::Revoked)?;
-    lab.refused_token(&lab.issuer()?.token(session(8, 0), TTL), Reason::Policy)
+    testbed.send(&header)?;
+    testbed.arrives(&[])?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    testbed.refused(&proven(&minted, 4, 0, b"revoked")?, Reason::Revoked)?;
+    testbed.refused_token(&testbed.issuer()?.token(session(8, 0), TTL), Reason::Policy)
 }

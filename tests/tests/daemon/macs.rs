@@ -5,14 +5,14 @@ use std::{net::UdpSocket, slice};
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::testbed::{
-    daemon::{Daemon, Place, counters, said, wait_for},
+    daemon::{Daemon, Instance, counters, said, wait_for},
     issuer::session,
     netns::Namespace,
     topology::{Family, INTERFACE, Network, Plan},
 };
 use serde_json::Value;
 
-use crate::testbed::{L2, Lab, TTL, over_both, receive};
+use crate::testbed::{L2, TTL, Testbed, over_both, receive};
 
 over_both!(a_flooded_frame_is_forwarded_once, an_address_that_changes, frames_for_all_reach_nobody);
 
@@ -35,32 +35,32 @@ fn address(host: &Namespace, interface: &str) -> Result<String> {
 }
 
 /// The MAC addresses that the daemon lists for the interface.
-fn listed(lab: &Lab) -> Result<Vec<String>> {
-    let status = lab.json(&["status"])?;
+fn listed(testbed: &Testbed) -> Result<Vec<String>> {
+    let status = testbed.json(&["status"])?;
     let macs = status["interfaces"][0]["macs"].as_array().with_context(|| status.to_string())?;
     Ok(macs.iter().filter_map(|mac| mac.as_str().map(str::to_owned)).collect())
 }
 
-fn lists(lab: &Lab, mac: &str) -> Result<()> {
-    wait_for(mac, || Ok(listed(lab)?.iter().any(|listed| listed == mac)))
+fn lists(testbed: &Testbed, mac: &str) -> Result<()> {
+    wait_for(mac, || Ok(listed(testbed)?.iter().any(|listed| listed == mac)))
 }
 
-fn not_ours(place: &Place, balancer: &Namespace) -> Result<u64> {
-    place.json(balancer, &["counters"])?["not_ours"]["packets"].as_u64().context("not_ours")
+fn not_ours(instance: &Instance, balancer: &Namespace) -> Result<u64> {
+    instance.json(balancer, &["counters"])?["not_ours"]["packets"].as_u64().context("not_ours")
 }
 
 /// Two balancers of one segment, to each of which a switch gives each frame: one packet without a token leaves one of them
 /// once, and a valid one arrives once.
 fn a_flooded_frame_is_forwarded_once(family: Family) -> Result<()> {
     let plan = Plan { backends: 1, two_balancers: true, edge: true, ..Plan::default() };
-    let lab = Lab::of(family, OBSERVED, plan)?;
-    let first = &lab.topology.balancer;
-    let second = lab.topology.second_balancer.as_ref().context("a second balancer")?;
-    let _daemon = lab.start()?;
-    let place = Place::new(&format!("{}-second", lab.name()))?;
-    place.configure(&lab.service(OBSERVED, 1))?;
-    let _other = Daemon::start(&place, second)?;
-    lab.topology.flood()?;
+    let testbed = Testbed::of(family, OBSERVED, plan)?;
+    let first = &testbed.topology.balancer;
+    let second = testbed.topology.second_balancer.as_ref().context("a second balancer")?;
+    let _daemon = testbed.start()?;
+    let instance = Instance::new(&format!("{}-second", testbed.name()))?;
+    instance.configure(&testbed.service(OBSERVED, 1))?;
+    let _other = Daemon::start(&instance, second)?;
+    testbed.topology.flood()?;
     // Where frames are flooded, a card takes them all.
     for balancer in [first, second] {
         balancer.ip(&["link", "set", INTERFACE, "promisc", "on"])?;
@@ -69,110 +69,113 @@ fn a_flooded_frame_is_forwarded_once(family: Family) -> Result<()> {
         counts.get(reason.name()).copied().unwrap_or(0)
     };
     let counted = |reason| -> Result<[u64; 2]> {
-        Ok([of(&lab.counters()?, reason), of(&counters(&place, second, "game")?, reason)])
+        Ok([of(&testbed.counters()?, reason), of(&counters(&instance, second, "game")?, reason)])
     };
     // The edge sends to one of the two, whichever it chooses for the client's port; both get the frame.
-    let strangers = [not_ours(&lab.place, first)?, not_ours(&place, second)?];
-    lab.send(b"no token")?;
-    lab.arrives(b"no token")?;
-    lab.nothing_arrived()?;
+    let strangers = [not_ours(&testbed.instance, first)?, not_ours(&instance, second)?];
+    testbed.send(b"no token")?;
+    testbed.arrives(b"no token")?;
+    testbed.nothing_arrived()?;
     let once = counted(Reason::NoToken)?;
     ensure!(once.iter().sum::<u64>() == 1, "one packet was counted {once:?} times");
-    let strangers_after = [not_ours(&lab.place, first)?, not_ours(&place, second)?];
+    let strangers_after = [not_ours(&testbed.instance, first)?, not_ours(&instance, second)?];
     let other = usize::from(once[0] == 1);
     ensure!(strangers_after[other] > strangers[other], "the frame did not come to the other balancer");
-    let token = lab.issuer()?.token(session(1, 0), TTL);
-    lab.send(&[&token.to_bytes()[..], b"once"].concat())?;
-    receive(&lab.backends)?;
-    lab.nothing_arrived()
+    let token = testbed.issuer()?.token(session(1, 0), TTL);
+    testbed.send(&[&token.to_bytes()[..], b"once"].concat())?;
+    receive(&testbed.backends)?;
+    testbed.nothing_arrived()
 }
 
 /// A datagram in a frame for all stations is dropped, whoever has its IP address; in observe mode, this host's own socket gets
 /// it.
 fn frames_for_all_reach_nobody(family: Family) -> Result<()> {
     for fields in [L2, OBSERVED, LOCAL] {
-        let lab = Lab::of(family, fields, 1)?;
+        let testbed = Testbed::of(family, fields, 1)?;
         // The backend is on the same segment, and gets the frame from the switch, too.
         for option in
             ["net.ipv4", "net.ipv6"].map(|of| format!("{of}.conf.eth0.drop_unicast_in_l2_multicast"))
         {
-            lab.topology.backends[0].sysctl(&option, "1")?;
+            testbed.topology.backends[0].sysctl(&option, "1")?;
         }
-        let _daemon = lab.start()?;
-        let token = lab.token(1)?;
-        lab.delivered(&token)?;
+        let _daemon = testbed.start()?;
+        let token = testbed.token(1)?;
+        testbed.delivered(&token)?;
         for station in ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "33:33:00:00:00:01"] {
-            sends_to(&lab.topology.client, family, station)?;
-            lab.refused_token(&token, Reason::Unsupported).with_context(|| format!("{fields}: {station}"))?;
+            sends_to(&testbed.topology.client, family, station)?;
+            testbed
+                .refused_token(&token, Reason::Unsupported)
+                .with_context(|| format!("{fields}: {station}"))?;
         }
     }
-    let lab = Lab::of(family, &format!("{LOCAL}\nmode = \"observe\""), 1)?;
-    let _daemon = lab.start()?;
-    sends_to(&lab.topology.client, family, "ff:ff:ff:ff:ff:ff")?;
-    lab.send(b"to all")?;
-    lab.arrives(b"to all")?;
+    let testbed = Testbed::of(family, &format!("{LOCAL}\nmode = \"observe\""), 1)?;
+    let _daemon = testbed.start()?;
+    sends_to(&testbed.topology.client, family, "ff:ff:ff:ff:ff:ff")?;
+    testbed.send(b"to all")?;
+    testbed.arrives(b"to all")?;
     Ok(())
 }
 
 /// The interface gets another address while datagrams come: those to the new one are filtered from the first on, and soon
 /// forwarded; those to the one before are not taken any more.
 fn an_address_that_changes(family: Family) -> Result<()> {
-    let lab = Lab::of(family, LOCAL, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
-    lab.delivered(&token)?;
-    let balancer = &lab.topology.balancer;
+    let testbed = Testbed::of(family, LOCAL, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
+    testbed.delivered(&token)?;
+    let balancer = &testbed.topology.balancer;
     let before = address(balancer, INTERFACE)?;
-    ensure!(listed(&lab)? == slice::from_ref(&before), "{:?}", listed(&lab)?);
+    ensure!(listed(&testbed)? == slice::from_ref(&before), "{:?}", listed(&testbed)?);
 
     // Without a daemon that could tell the program: it is closed, not open.
     daemon.kill()?;
     balancer.ip(&["link", "set", INTERFACE, "address", "02:00:00:00:00:88"])?;
-    sends_to(&lab.topology.client, family, "02:00:00:00:00:88")?;
+    sends_to(&testbed.topology.client, family, "02:00:00:00:00:88")?;
     for _ in 0..20 {
-        lab.send(b"no token")?;
-        lab.send(&[&token.to_bytes()[..], b"valid"].concat())?;
+        testbed.send(b"no token")?;
+        testbed.send(&[&token.to_bytes()[..], b"valid"].concat())?;
     }
-    lab.nothing_arrived()?;
-    let _daemon = lab.start()?;
-    lab.delivered(&token)?;
+    testbed.nothing_arrived()?;
+    let _daemon = testbed.start()?;
+    testbed.delivered(&token)?;
 
     // Under traffic: nothing without a token gets in, and what is valid does again within a moment.
     let next = "02:00:00:00:00:99";
     let begun = std::time::Instant::now();
     balancer.ip(&["link", "set", INTERFACE, "address", next])?;
-    sends_to(&lab.topology.client, family, next)?;
+    sends_to(&testbed.topology.client, family, next)?;
     let mut buffer = [0; 64];
     loop {
-        lab.send(b"no token")?;
-        lab.send(&[&token.to_bytes()[..], b"valid"].concat())?;
-        if let Ok(len) = lab.backends[0].recv(&mut buffer) {
+        testbed.send(b"no token")?;
+        testbed.send(&[&token.to_bytes()[..], b"valid"].concat())?;
+        if let Ok(len) = testbed.backends[0].recv(&mut buffer) {
             ensure!(buffer[..len] == *b"valid", "{:?} got in", &buffer[..len]);
             break;
         }
-        ensure!(begun.elapsed().as_secs() < 2, "nothing has arrived: {:?}", lab.counters()?);
+        ensure!(begun.elapsed().as_secs() < 2, "nothing has arrived: {:?}", testbed.counters()?);
     }
-    lists(&lab, next)?;
-    ensure!(!listed(&lab)?.contains(&before), "{:?}", listed(&lab)?);
+    lists(&testbed, next)?;
+    ensure!(!listed(&testbed)?.contains(&before), "{:?}", listed(&testbed)?);
     Ok(())
 }
 
 #[test]
 fn a_virtual_router_has_its_frames() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
-    sends_to(&lab.topology.client, Family::V4, VIRTUAL_ROUTER)?;
-    lab.send(&[&token.to_bytes()[..], b"unknown"].concat())?;
-    lab.nothing_arrived()?;
+    let testbed = Testbed::new(L2, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
+    sends_to(&testbed.topology.client, Family::V4, VIRTUAL_ROUTER)?;
+    testbed.send(&[&token.to_bytes()[..], b"unknown"].concat())?;
+    testbed.nothing_arrived()?;
     daemon.terminate()?;
-    let text = std::fs::read_to_string(lab.place.config())?;
-    std::fs::write(lab.place.config(), format!("virtual_macs = [\"{VIRTUAL_ROUTER}\"]\n{text}"))?;
-    let _daemon = lab.start()?;
-    ensure!(listed(&lab)?.iter().any(|mac| mac == VIRTUAL_ROUTER), "{:?}", listed(&lab)?);
-    let checked = lab.run(&["check", "-c", lab.place.config().to_str().context("a path in UTF-8")?])?;
+    let text = std::fs::read_to_string(testbed.instance.config())?;
+    std::fs::write(testbed.instance.config(), format!("virtual_macs = [\"{VIRTUAL_ROUTER}\"]\n{text}"))?;
+    let _daemon = testbed.start()?;
+    ensure!(listed(&testbed)?.iter().any(|mac| mac == VIRTUAL_ROUTER), "{:?}", listed(&testbed)?);
+    let checked =
+        testbed.run(&["check", "-c", testbed.instance.config().to_str().context("a path in UTF-8")?])?;
     ensure!(said(&checked).contains(VIRTUAL_ROUTER), "{}", said(&checked));
-    lab.delivered(&token)?;
+    testbed.delivered(&token)?;
     Ok(())
 }
 
@@ -180,44 +183,44 @@ fn a_virtual_router_has_its_frames() -> Result<()> {
 /// from another namespace, as a container's macvlan does.
 #[test]
 fn what_is_above_the_interface_has_its_frames() -> Result<()> {
-    let lab = Lab::new(LOCAL, 1)?;
-    let _daemon = lab.start()?;
-    let token = lab.token(1)?;
-    lab.delivered(&token)?;
-    let balancer = &lab.topology.balancer;
+    let testbed = Testbed::new(LOCAL, 1)?;
+    let _daemon = testbed.start()?;
+    let token = testbed.token(1)?;
+    testbed.delivered(&token)?;
+    let balancer = &testbed.topology.balancer;
 
     // As `dev_uc_add` does for a macvlan: nobody tells of it.
     let asked = "02:00:00:00:00:66";
     run(balancer, "bridge", &["fdb", "add", asked, "dev", INTERFACE, "self"])?;
-    lists(&lab, asked)?;
-    sends_to(&lab.topology.client, Family::V4, asked)?;
-    lab.refused(b"no token", Reason::NoToken)?;
+    lists(&testbed, asked)?;
+    sends_to(&testbed.topology.client, Family::V4, asked)?;
+    testbed.refused(b"no token", Reason::NoToken)?;
     run(balancer, "bridge", &["fdb", "del", asked, "dev", INTERFACE, "self"])?;
-    wait_for("the address to go", || Ok(!listed(&lab)?.iter().any(|mac| mac == asked)))?;
+    wait_for("the address to go", || Ok(!listed(&testbed)?.iter().any(|mac| mac == asked)))?;
 
     let of_bridge = "02:00:00:00:00:55";
     balancer.ip(&["link", "add", "br0", "address", of_bridge, "type", "bridge", "mcast_snooping", "0"])?;
     balancer.ip(&["link", "set", "br0", "up"])?;
     balancer.ip(&["link", "set", INTERFACE, "master", "br0"])?;
-    lists(&lab, of_bridge)?;
+    lists(&testbed, of_bridge)?;
     let addresses = [Network::Front.prefix(Family::V4, 1), format!("{}/32", Family::V4.service().ip())];
     for address in &addresses {
         balancer.ip(&["address", "del", address, "dev", INTERFACE])?;
         balancer.ip(&["address", "add", address, "dev", "br0"])?;
     }
-    sends_to(&lab.topology.client, Family::V4, of_bridge)?;
-    lab.refused(b"no token", Reason::NoToken)?;
-    lab.delivered(&token)?;
+    sends_to(&testbed.topology.client, Family::V4, of_bridge)?;
+    testbed.refused(b"no token", Reason::NoToken)?;
+    testbed.delivered(&token)?;
 
     // Behind the bridge: a guest's frames are its own.
-    let guest = Guest::on(&lab, "br0")?;
-    sends_to(&lab.topology.client, Family::V4, &guest.address)?;
-    lab.send(b"for the guest")?;
+    let guest = Guest::on(&testbed, "br0")?;
+    sends_to(&testbed.topology.client, Family::V4, &guest.address)?;
+    testbed.send(b"for the guest")?;
     let mut buffer = [0; 64];
     guest.socket.set_read_timeout(Some(lb_tests::testbed::daemon::PATIENCE))?;
     let len = guest.socket.recv(&mut buffer).context("the guest has got nothing")?;
     ensure!(buffer[..len] == *b"for the guest");
-    lab.nothing_arrived()
+    testbed.nothing_arrived()
 }
 
 /// A machine behind a bridge that has the service's address, too.
@@ -228,9 +231,9 @@ struct Guest {
 }
 
 impl Guest {
-    fn on(lab: &Lab, bridge: &str) -> Result<Self> {
-        let namespace = Namespace::new(&format!("{}-guest", lab.name()))?;
-        let balancer = &lab.topology.balancer;
+    fn on(testbed: &Testbed, bridge: &str) -> Result<Self> {
+        let namespace = Namespace::new(&format!("{}-guest", testbed.name()))?;
+        let balancer = &testbed.topology.balancer;
         balancer.ip(&[
             "link",
             "add",
@@ -259,12 +262,12 @@ fn run(host: &Namespace, program: &str, args: &[&str]) -> Result<()> {
 /// Its frames have no Ethernet header: nothing in them could be filtered.
 #[test]
 fn an_interface_without_ethernet_is_refused() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let balancer = &lab.topology.balancer;
+    let testbed = Testbed::new(L2, 1)?;
+    let balancer = &testbed.topology.balancer;
     // VXLAN-GPE carries packets without one. A TUN device would need /dev/net/tun, which many containers do not have.
     balancer.ip(&["link", "add", "gpe0", "type", "vxlan", "dstport", "4790", "gpe", "external"])?;
-    lab.place.configure_on(&[INTERFACE, "gpe0"], &lab.service(L2, 1))?;
-    let mut daemon = Daemon::spawn(&lab.place, balancer)?;
+    testbed.instance.configure_on(&[INTERFACE, "gpe0"], &testbed.service(L2, 1))?;
+    let mut daemon = Daemon::spawn(&testbed.instance, balancer)?;
     let status = daemon.ended()?;
     let log = daemon.log();
     ensure!(status.code() == Some(1) && log.contains("`gpe0`") && log.contains("Ethernet header"), "{log}");

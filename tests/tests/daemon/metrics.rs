@@ -14,16 +14,16 @@ use lb_tests::testbed::{
     topology::Family,
 };
 
-use crate::testbed::{L2, Lab, over_both};
+use crate::testbed::{L2, Testbed, over_both};
 
 over_both!(the_page_and_the_command_agree);
 
 #[test]
 fn promtool_finds_nothing() -> Result<()> {
-    let lab = Lab::new(L2, 2)?;
-    let _daemon = lab.start()?;
-    lab.delivered(&lab.token(1)?)?;
-    let (status, page) = http(&lab.topology.balancer, "/metrics")?;
+    let testbed = Testbed::new(L2, 2)?;
+    let _daemon = testbed.start()?;
+    testbed.delivered(&testbed.token(1)?)?;
+    let (status, page) = http(&testbed.topology.balancer, "/metrics")?;
     ensure!(status == 200, "/metrics: {status}");
     let promtool = env::var("PROMTOOL").context("PROMTOOL does not say where promtool is")?;
     let mut promtool = Command::new(promtool)
@@ -43,30 +43,31 @@ fn promtool_finds_nothing() -> Result<()> {
 /// A reason that no service has is shown as well. The tables did not change; the word says so that names the newest.
 #[test]
 fn what_is_dropped_for_no_service_is_shown() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let _daemon = lab.start()?;
-    let token = lab.token(1)?.to_bytes();
-    let pinned = Map::Array(MapData::from_pin(lab.pin(maps::LIVE))?);
+    let testbed = Testbed::new(L2, 1)?;
+    let _daemon = testbed.start()?;
+    let token = testbed.token(1)?.to_bytes();
+    let pinned = Map::Array(MapData::from_pin(testbed.pin(maps::LIVE))?);
     let mut live: Array<_, Live> = pinned.try_into()?;
     let value = live.get(&0, 0)?;
     live.set(0, Live { begun: value.begun + 2, ..value }, 0)?;
-    lab.send(&token)?;
-    let shown = || anyhow::Ok(lab.json(&["counters"])?["tables_changed"]["packets"].as_u64().unwrap_or(0));
+    testbed.send(&token)?;
+    let shown =
+        || anyhow::Ok(testbed.json(&["counters"])?["tables_changed"]["packets"].as_u64().unwrap_or(0));
     wait_for("tables_changed", || Ok(shown()? > 0))?;
-    let row = said(&lab.run(&["counters"])?);
+    let row = said(&testbed.run(&["counters"])?);
     ensure!(row.contains("tables_changed"), "{row}");
-    let (_, page) = http(&lab.topology.balancer, "/metrics")?;
+    let (_, page) = http(&testbed.topology.balancer, "/metrics")?;
     let sample = "tollgate_packets_total{service=\"\",reason=\"tables_changed\"} ";
     let sample = page.lines().find_map(|line| line.strip_prefix(sample)).context("no such sample")?;
     ensure!(sample.parse::<u64>()? > 0, "{sample}");
-    lab.nothing_arrived()
+    testbed.nothing_arrived()
 }
 
 #[test]
 fn every_promised_name_is_there() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let _daemon = lab.start()?;
-    let (_, page) = http(&lab.topology.balancer, "/metrics")?;
+    let testbed = Testbed::new(L2, 1)?;
+    let _daemon = testbed.start()?;
+    let (_, page) = http(&testbed.topology.balancer, "/metrics")?;
     for name in [
         "tollgate_packets_total{",
         "tollgate_bytes_total{",
@@ -94,22 +95,22 @@ fn every_promised_name_is_there() -> Result<()> {
 }
 
 fn the_page_and_the_command_agree(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let _daemon = lab.start()?;
-    let token = lab.token(1)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let _daemon = testbed.start()?;
+    let token = testbed.token(1)?;
     for _ in 0..3 {
-        lab.delivered(&token)?;
+        testbed.delivered(&token)?;
     }
-    lab.refused(b"junk", Reason::NoToken)?;
-    lab.refused(&[0x0b; 80], Reason::BadHeader)?;
-    let counters = lab.counters()?;
-    let (_, page) = http(&lab.topology.balancer, "/metrics")?;
+    testbed.refused(b"junk", Reason::NoToken)?;
+    testbed.refused(&[0x0b; 80], Reason::BadHeader)?;
+    let counters = testbed.counters()?;
+    let (_, page) = http(&testbed.topology.balancer, "/metrics")?;
     for reason in Reason::ALL.iter().filter(|reason| **reason != Reason::NotOurs) {
         let value = value(&page, &["tollgate_packets_total{", "\"game\"", &format!("\"{}\"", reason.name())]);
         let counted = counters.get(reason.name()).copied().unwrap_or(0);
         ensure!(value.unwrap_or(0) == counted, "{}: {value:?} and {counted}\n{page}", reason.name());
     }
-    let report = lab.json(&["counters", "--service", "game"])?;
+    let report = testbed.json(&["counters", "--service", "game"])?;
     let reasons = report["services"][0]["reasons"].as_array().context("the service's counters")?;
     ensure!(reasons.len() == Reason::ALL.len() - 2, "all reasons that a service can have: {report}");
     let mut bytes = 0;
@@ -122,7 +123,7 @@ fn the_page_and_the_command_agree(family: Family) -> Result<()> {
     // Ethernet, IP and UDP headers of five datagrams, three with 64 + 16 bytes, then 4 and 80.
     let headers = if family == Family::V4 { 42 } else { 62 };
     ensure!(bytes == 5 * headers + 3 * 80 + 4 + 80, "{bytes} bytes are counted");
-    let backend = &lab.json(&["backends", "list"])?[0];
+    let backend = &testbed.json(&["backends", "list"])?[0];
     let of_backend = |name: &str| value(&page, &[name, "\"game\""]);
     ensure!(
         of_backend("tollgate_backend_packets_total{") == backend["packets"].as_u64(),

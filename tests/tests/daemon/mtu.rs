@@ -7,11 +7,11 @@ use lb_common::reason::Reason;
 use lb_tests::testbed::{
     daemon::wait_for,
     forward::Forward,
-    topology::{BACK_INTERFACE, Family, Network, Plan, Way},
+    topology::{BACK_INTERFACE, Family, Layout, Network, Plan},
 };
 use nix::{errno::Errno, libc};
 
-use crate::testbed::{Lab, over_both, receive, set_option};
+use crate::testbed::{Testbed, over_both, receive, set_option};
 
 over_both!(clients_learn_what_fits, backends_learn_what_fits);
 
@@ -28,59 +28,59 @@ const fn header(family: Family) -> usize {
 /// A step of the MTU behind the balancer, of a route or of a link: what does not fit is counted, and the client learns
 /// what does.
 fn clients_learn_what_fits(family: Family) -> Result<()> {
-    for (forward, way, outer, strip) in [
-        (Forward::L2, Way::Cards, 0, false),
-        (Forward::Ipip, Way::Routed, header(family), true),
-        (Forward::Gue, Way::Routed, header(family) + 8, false),
-        (Forward::Nat, Way::Routed, 0, true),
+    for (forward, layout, outer, strip) in [
+        (Forward::L2, Layout::TwoInterfaces, 0, false),
+        (Forward::Ipip, Layout::Routed, header(family), true),
+        (Forward::Gue, Layout::Routed, header(family) + 8, false),
+        (Forward::Nat, Layout::Routed, 0, true),
     ] {
         let fields = format!("forward = \"{}\"\nstrip = {strip}\nkey_rotation = \"off\"", forward.name());
-        let lab = Lab::of(family, &fields, Plan { backends: 1, way, ..Plan::default() })?;
-        narrow(&lab)?;
-        let _daemon = lab.start()?;
-        let _decap = if forward.encapsulates() { lab.decap()? } else { Vec::new() };
-        let listed = lab.json(&["backends", "list"])?[0]["mtu"].clone();
-        ensure!(listed == NARROW, "{}: the way's MTU is listed as {listed}", forward.name());
-        steps(&lab, outer, strip).with_context(|| forward.name())?;
+        let testbed = Testbed::of(family, &fields, Plan { backends: 1, layout, ..Plan::default() })?;
+        narrow(&testbed)?;
+        let _daemon = testbed.start()?;
+        let _decap = if forward.encapsulates() { testbed.decap()? } else { Vec::new() };
+        let listed = testbed.json(&["backends", "list"])?[0]["mtu"].clone();
+        ensure!(listed == NARROW, "{}: the route's MTU is listed as {listed}", forward.name());
+        steps(&testbed, outer, strip).with_context(|| forward.name())?;
     }
     Ok(())
 }
 
-fn narrow(lab: &Lab) -> Result<()> {
-    let (balancer, narrow) = (&lab.topology.balancer, NARROW.to_string());
-    if lab.topology.plan.way == Way::Cards {
+fn narrow(testbed: &Testbed) -> Result<()> {
+    let (balancer, narrow) = (&testbed.topology.balancer, NARROW.to_string());
+    if testbed.topology.plan.layout == Layout::TwoInterfaces {
         return balancer.ip(&["link", "set", BACK_INTERFACE, "mtu", &narrow]);
     }
-    let router = lab.topology.plan.router(lab.family, Network::Front, 1).to_string();
-    let destination = Network::Back.prefix(lab.family, 0);
-    balancer.ip(&[lab.family.option(), "route", "replace", &destination, "via", &router, "mtu", &narrow])
+    let router = testbed.topology.plan.router(testbed.family, Network::Front, 1).to_string();
+    let destination = Network::Back.prefix(testbed.family, 0);
+    balancer.ip(&[testbed.family.option(), "route", "replace", &destination, "via", &router, "mtu", &narrow])
 }
 
-fn steps(lab: &Lab, outer: usize, strip: bool) -> Result<()> {
-    let token = lab.token(1)?.to_bytes();
+fn steps(testbed: &Testbed, outer: usize, strip: bool) -> Result<()> {
+    let token = testbed.token(1)?.to_bytes();
     // A new one each time: an error that waits at a socket says nothing of what the kernel knows.
     let client = || {
-        let client = lab.topology.client_socket(lab.family.service())?;
-        may_fragment(&client, lab.family, false)?;
+        let client = testbed.topology.client_socket(testbed.family.service())?;
+        may_fragment(&client, testbed.family, false)?;
         anyhow::Ok(client)
     };
     let datagram = |packet: usize| {
-        let len = packet - header(lab.family) - 8;
+        let len = packet - header(testbed.family) - 8;
         [&token[..], &vec![7; len - token.len()]].concat()
     };
     let arrives = |packet: usize| {
         let sent = datagram(packet);
         client()?.send(&sent)?;
-        lab.arrives(if strip { &sent[token.len()..] } else { &sent })
+        testbed.arrives(if strip { &sent[token.len()..] } else { &sent })
     };
     // IP packets as the client sends them: what is taken off does not have to fit.
     let fits = NARROW - outer + if strip { token.len() } else { 0 };
     arrives(fits)?;
     wait_for("the client's kernel to know", || Ok(is_too_big(client()?.send(&datagram(fits + 1)))))
-        .with_context(|| format!("counted {:?}", lab.counters()))?;
-    let counted = lab.counters()?;
+        .with_context(|| format!("counted {:?}", testbed.counters()))?;
+    let counted = testbed.counters()?;
     ensure!(counted.get(Reason::TooBig.name()).is_some_and(|count| *count >= 1), "{counted:?}");
-    let learnt = path_mtu(&client()?, lab.family)?;
+    let learnt = path_mtu(&client()?, testbed.family)?;
     ensure!(learnt == fits, "the client has learnt {learnt}, and {fits} fits");
     arrives(learnt)?;
     Ok(())
@@ -95,31 +95,31 @@ fn is_too_big(sent: io::Result<usize>) -> bool {
 fn backends_learn_what_fits(family: Family) -> Result<()> {
     for forward in [Forward::L2, Forward::Ipip, Forward::Gue] {
         let fields = format!("forward = \"{}\"\nkey_rotation = \"off\"", forward.name());
-        let lab = Lab::of(family, &fields, Plan { backends: 2, edge: true, ..Plan::default() })?;
-        let edge = lab.topology.edge.as_ref().context("an edge")?;
+        let testbed = Testbed::of(family, &fields, Plan { backends: 2, edge: true, ..Plan::default() })?;
+        let edge = testbed.topology.edge.as_ref().context("an edge")?;
         edge.ip(&["link", "set", BACK_INTERFACE, "mtu", &NARROW.to_string()])?;
-        let _daemon = lab.start()?;
-        let _decap = if forward.encapsulates() { lab.decap()? } else { Vec::new() };
-        answers(&lab).with_context(|| forward.name())?;
+        let _daemon = testbed.start()?;
+        let _decap = if forward.encapsulates() { testbed.decap()? } else { Vec::new() };
+        answers(&testbed).with_context(|| forward.name())?;
     }
     Ok(())
 }
 
-fn answers(lab: &Lab) -> Result<()> {
-    let token = lab.token(1)?.to_bytes();
-    let client = lab.topology.client_socket(lab.family.service())?;
+fn answers(testbed: &Testbed) -> Result<()> {
+    let token = testbed.token(1)?.to_bytes();
+    let client = testbed.topology.client_socket(testbed.family.service())?;
     client.send(&[&token[..], b"question"].concat())?;
-    let question = receive(&lab.backends)?;
-    let backend = &lab.backends[question.index];
-    may_fragment(backend, lab.family, false)?;
+    let question = receive(&testbed.backends)?;
+    let backend = &testbed.backends[question.index];
+    may_fragment(backend, testbed.family, false)?;
     let long = vec![7; NARROW];
     let is_known = || Ok(is_too_big(backend.send_to(&long, question.from)));
     wait_for("the backend's kernel to know", is_known)
-        .with_context(|| format!("counted {:?}", lab.counters()))?;
-    let counted = lab.counters()?;
+        .with_context(|| format!("counted {:?}", testbed.counters()))?;
+    let counted = testbed.counters()?;
     ensure!(counted.get(Reason::IcmpError.name()).is_some_and(|count| *count >= 1), "{counted:?}");
     // From now on the kernel cuts it.
-    may_fragment(backend, lab.family, true)?;
+    may_fragment(backend, testbed.family, true)?;
     backend.send_to(&long, question.from)?;
     let answer = receive(slice::from_ref(&client)).context("no answer in pieces")?;
     ensure!(answer.bytes == long, "the answer came as {}", hex::encode(answer.bytes));

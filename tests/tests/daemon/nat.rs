@@ -20,7 +20,7 @@ use lb_tests::{
 };
 use nix::{errno::Errno, libc};
 
-use crate::testbed::{Lab, TTL, over_both, receive};
+use crate::testbed::{TTL, Testbed, over_both, receive};
 
 over_both!(
     translations_outlive_the_daemon,
@@ -36,64 +36,64 @@ over_both!(
 const NAT: &str = "forward = \"nat\"\nkey_rotation = \"off\"";
 
 fn translations_outlive_the_daemon(family: Family) -> Result<()> {
-    let lab = Lab::of(family, NAT, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?.to_bytes();
-    let clients = [(); 3].map(|()| lab.topology.client_socket(family.service()));
+    let testbed = Testbed::of(family, NAT, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?.to_bytes();
+    let clients = [(); 3].map(|()| testbed.topology.client_socket(family.service()));
     let clients = clients.into_iter().collect::<Result<Vec<_>>>()?;
     let mut seen = Vec::new();
     for client in &clients {
         client.send(&[&token[..], b"question"].concat())?;
-        seen.push(receive(&lab.backends)?.from);
+        seen.push(receive(&testbed.backends)?.from);
     }
     for (client, from) in clients.iter().zip(&seen) {
         ensure!(seen.iter().filter(|other| *other == from).count() == 1, "two clients are behind {from}");
         client.send(&[&token[..], b"another"].concat())?;
-        ensure!(receive(&lab.backends)?.from == *from, "a client has moved from {from}");
+        ensure!(receive(&testbed.backends)?.from == *from, "a client has moved from {from}");
     }
     daemon.kill()?;
     let answers = |what: &[u8]| {
         for (client, from) in clients.iter().zip(&seen) {
-            lab.backends[0].send_to(what, from)?;
+            testbed.backends[0].send_to(what, from)?;
             let answer = receive(slice::from_ref(client))?;
             ensure!(answer.bytes == what, "a client got {}", hex::encode(answer.bytes));
         }
         Ok(())
     };
     answers(b"without a daemon")?;
-    let _daemon = lab.start()?;
+    let _daemon = testbed.start()?;
     answers(b"with another")?;
     clients[0].send(&[&token[..], b"question"].concat())?;
-    ensure!(receive(&lab.backends)?.from == seen[0], "a client has moved from {}", seen[0]);
+    ensure!(receive(&testbed.backends)?.from == seen[0], "a client has moved from {}", seen[0]);
     Ok(())
 }
 
 fn ports_run_out(family: Family) -> Result<()> {
     const PORTS: u64 = 8;
     const CLIENTS: u64 = 24;
-    let lab = Lab::of(family, NAT, 1)?;
-    let text = fs::read_to_string(lab.place.config())?;
-    fs::write(lab.place.config(), format!("nat_ports = \"20000-20007\"\n{text}"))?;
-    let _daemon = lab.start()?;
-    let issuer = lab.issuer()?;
+    let testbed = Testbed::of(family, NAT, 1)?;
+    let text = fs::read_to_string(testbed.instance.config())?;
+    fs::write(testbed.instance.config(), format!("nat_ports = \"20000-20007\"\n{text}"))?;
+    let _daemon = testbed.start()?;
+    let issuer = testbed.issuer()?;
     let mut clients = Vec::new();
     for number in 0..CLIENTS {
         let token = issuer.token(session(number, 0), TTL).to_bytes();
-        let client = lab.topology.client_socket(family.service())?;
+        let client = testbed.topology.client_socket(family.service())?;
         client.send(&[&token[..], &number.to_be_bytes()].concat())?;
         clients.push(client);
     }
-    wait_for("all to be counted", || Ok(lab.counters()?.values().sum::<u64>() == CLIENTS))?;
-    let counters = lab.counters()?;
+    wait_for("all to be counted", || Ok(testbed.counters()?.values().sum::<u64>() == CLIENTS))?;
+    let counters = testbed.counters()?;
     let [forwarded, refused] =
         [Reason::Forwarded, Reason::NatPorts].map(|reason| counters.get(reason.name()).copied().unwrap_or(0));
     ensure!(forwarded + refused == CLIENTS, "{counters:?}");
     ensure!((1..=PORTS).contains(&forwarded), "{forwarded} clients share {PORTS} ports");
     // Those that have a port are none the worse.
     for _ in 0..forwarded {
-        let question = receive(&lab.backends)?;
+        let question = receive(&testbed.backends)?;
         ensure!((20_000..=20_007).contains(&question.from.port()), "from {}", question.from);
-        lab.backends[0].send_to(b"answer", question.from)?;
+        testbed.backends[0].send_to(b"answer", question.from)?;
         let number: [u8; 8] = question.bytes[..].try_into().context("a number")?;
         let client = &clients[u64::from_be_bytes(number) as usize];
         ensure!(receive(slice::from_ref(client))?.bytes == b"answer");
@@ -102,115 +102,115 @@ fn ports_run_out(family: Family) -> Result<()> {
 }
 
 fn answers_to_nobody_are_the_hosts(family: Family) -> Result<()> {
-    let lab = Lab::of(family, NAT, 1)?;
-    let _daemon = lab.start()?;
+    let testbed = Testbed::of(family, NAT, 1)?;
+    let _daemon = testbed.start()?;
     let own = SocketAddr::new(Network::Front.address(family, 1), 45_678);
-    let socket = lab.topology.local_socket(own)?;
-    lab.backends[0].send_to(b"nobody has asked", own)?;
+    let socket = testbed.topology.local_socket(own)?;
+    testbed.backends[0].send_to(b"nobody has asked", own)?;
     let datagram = receive(slice::from_ref(&socket))?;
     ensure!(datagram.bytes == b"nobody has asked");
-    ensure!(lab.counters()?.is_empty(), "{:?}", lab.counters()?);
+    ensure!(testbed.counters()?.is_empty(), "{:?}", testbed.counters()?);
     Ok(())
 }
 
 /// One token from many sockets has as many ports as the configuration says, and the next session has one of its own.
 fn a_session_has_so_many_ports(family: Family) -> Result<()> {
     const LIMIT: usize = 5;
-    let lab = Lab::of(family, NAT, 1)?;
-    let text = fs::read_to_string(lab.place.config())?;
-    fs::write(lab.place.config(), format!("nat_ports_per_session = {LIMIT}\n{text}"))?;
-    let _daemon = lab.start()?;
-    let token = lab.token(1)?.to_bytes();
+    let testbed = Testbed::of(family, NAT, 1)?;
+    let text = fs::read_to_string(testbed.instance.config())?;
+    fs::write(testbed.instance.config(), format!("nat_ports_per_session = {LIMIT}\n{text}"))?;
+    let _daemon = testbed.start()?;
+    let token = testbed.token(1)?.to_bytes();
     let mut ports = BTreeSet::new();
     for _ in 0..200 {
-        let client = lab.topology.client_socket(family.service())?;
+        let client = testbed.topology.client_socket(family.service())?;
         client.send(&[&token[..], b"question"].concat())?;
-        ports.insert(receive(&lab.backends)?.from.port());
+        ports.insert(receive(&testbed.backends)?.from.port());
     }
     ensure!(ports.len() == LIMIT, "a session had {ports:?}");
-    lab.answered(&lab.token(2)?)?;
-    let counters = lab.counters()?;
+    testbed.answered(&testbed.token(2)?)?;
+    let counters = testbed.counters()?;
     ensure!(!counters.contains_key("nat_ports"), "{counters:?}");
     Ok(())
 }
 
 /// Asks as a session, and returns the socket that asked, the backend that was asked, and where the question came from.
-fn asked(lab: &Lab, session_id: u64) -> Result<(UdpSocket, usize, SocketAddr)> {
-    let client = lab.topology.client_socket(lab.family.service())?;
-    client.send(&[&lab.token(session_id)?.to_bytes()[..], b"question"].concat())?;
-    let question = receive(&lab.backends)?;
+fn asked(testbed: &Testbed, session_id: u64) -> Result<(UdpSocket, usize, SocketAddr)> {
+    let client = testbed.topology.client_socket(testbed.family.service())?;
+    client.send(&[&testbed.token(session_id)?.to_bytes()[..], b"question"].concat())?;
+    let question = receive(&testbed.backends)?;
     ensure!(question.bytes == b"question");
     Ok((client, question.index, question.from))
 }
 
 /// An answer that does not arrive, and is counted under this reason.
 fn answer_is_refused(
-    lab: &Lab,
+    testbed: &Testbed,
     (client, index, to): &(UdpSocket, usize, SocketAddr),
     reason: Reason,
 ) -> Result<()> {
-    let count = || anyhow::Ok(lab.counters()?.get(reason.name()).copied().unwrap_or(0));
+    let count = || anyhow::Ok(testbed.counters()?.get(reason.name()).copied().unwrap_or(0));
     let before = count()?;
-    lab.backends[*index].send_to(b"answer", to)?;
+    testbed.backends[*index].send_to(b"answer", to)?;
     wait_for(reason.name(), || Ok(count()? == before + 1))
-        .with_context(|| format!("counted: {:?}", lab.counters()))?;
+        .with_context(|| format!("counted: {:?}", testbed.counters()))?;
     let answer = client.recv(&mut [0; 64]);
     ensure!(answer.is_err(), "the client got it");
     Ok(())
 }
 
 fn answers_end_with_their_session(family: Family) -> Result<()> {
-    let lab = Lab::of(family, NAT, 1)?;
-    let _daemon = lab.start()?;
-    let (revoked, other) = (asked(&lab, 7)?, asked(&lab, 8)?);
+    let testbed = Testbed::of(family, NAT, 1)?;
+    let _daemon = testbed.start()?;
+    let (revoked, other) = (asked(&testbed, 7)?, asked(&testbed, 8)?);
     let answer = |(client, index, to): &(UdpSocket, usize, SocketAddr)| {
-        lab.backends[*index].send_to(b"answer", to)?;
+        testbed.backends[*index].send_to(b"answer", to)?;
         ensure!(receive(slice::from_ref(client))?.bytes == b"answer");
         Ok(())
     };
     answer(&revoked)?;
     answer(&other)?;
-    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
-    answer_is_refused(&lab, &revoked, Reason::Revoked)?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    answer_is_refused(&testbed, &revoked, Reason::Revoked)?;
     answer(&other)?;
-    answer_is_refused(&lab, &revoked, Reason::Revoked)
+    answer_is_refused(&testbed, &revoked, Reason::Revoked)
 }
 
 /// The first backend stays, and the second is removed from the configuration.
 fn answers_end_with_their_backend(family: Family) -> Result<()> {
-    let lab = Lab::of(family, NAT, 2)?;
-    let daemon = lab.start()?;
-    let sessions = (1..=32).map(|id| asked(&lab, id)).collect::<Result<Vec<_>>>()?;
+    let testbed = Testbed::of(family, NAT, 2)?;
+    let daemon = testbed.start()?;
+    let sessions = (1..=32).map(|id| asked(&testbed, id)).collect::<Result<Vec<_>>>()?;
     let at = |index| sessions.iter().find(|(_, at, _)| *at == index).context("a session at each backend");
     let (stays, goes) = (at(0)?, at(1)?);
     let answer = |(client, index, to): &(UdpSocket, usize, SocketAddr)| {
-        lab.backends[*index].send_to(b"answer", to)?;
+        testbed.backends[*index].send_to(b"answer", to)?;
         ensure!(receive(slice::from_ref(client))?.bytes == b"answer");
         Ok(())
     };
     answer(stays)?;
     answer(goes)?;
     daemon.terminate()?;
-    lab.place.configure(&lab.service(NAT, 1))?;
-    let _daemon = lab.start()?;
+    testbed.instance.configure(&testbed.service(NAT, 1))?;
+    let _daemon = testbed.start()?;
     answer(stays)?;
-    answer_is_refused(&lab, goes, Reason::NoBackend)?;
+    answer_is_refused(&testbed, goes, Reason::NoBackend)?;
     answer(stays)
 }
 
 /// A datagram that the backend's kernel takes apart comes together at the client.
 fn answers_come_in_fragments(family: Family) -> Result<()> {
-    let lab = Lab::of(family, NAT, 1)?;
-    let _daemon = lab.start()?;
-    let (client, index, to) = asked(&lab, 1)?;
+    let testbed = Testbed::of(family, NAT, 1)?;
+    let _daemon = testbed.start()?;
+    let (client, index, to) = asked(&testbed, 1)?;
     for len in [1472, 1500, 4000, 30_000] {
         let answer: Vec<u8> = (0..len).map(|byte: u32| byte as u8).collect();
-        lab.backends[index].send_to(&answer, to)?;
+        testbed.backends[index].send_to(&answer, to)?;
         let arrived = receive(slice::from_ref(&client))
-            .with_context(|| format!("an answer of {len} bytes; counted: {:?}", lab.counters()))?;
+            .with_context(|| format!("an answer of {len} bytes; counted: {:?}", testbed.counters()))?;
         ensure!(arrived.bytes == answer, "{len} bytes became {}", arrived.bytes.len());
     }
-    let counters = lab.counters()?;
+    let counters = testbed.counters()?;
     ensure!(counters.keys().all(|reason| ["forwarded", "reply"].contains(&&reason[..])), "{counters:?}");
     ensure!(counters["reply"] > 24, "30,000 bytes are more fragments than {}", counters["reply"]);
     Ok(())
@@ -218,12 +218,12 @@ fn answers_come_in_fragments(family: Family) -> Result<()> {
 
 /// A client is told that its backend's port is closed, by the backend, and by nobody who has not seen what was sent there.
 fn clients_learn_of_closed_ports_and_not_from_others(family: Family) -> Result<()> {
-    let mut lab = Lab::of(family, NAT, 1)?;
-    let _daemon = lab.start()?;
-    let token = lab.token(1)?.to_bytes();
-    let (client, index, node) = asked(&lab, 1)?;
-    let backend = SocketAddr::new(lab.backends[index].local_addr()?.ip(), PORT);
-    let errors = lab.topology.backends[index].enter(|| raw_icmp(family))??;
+    let mut testbed = Testbed::of(family, NAT, 1)?;
+    let _daemon = testbed.start()?;
+    let token = testbed.token(1)?.to_bytes();
+    let (client, index, node) = asked(&testbed, 1)?;
+    let backend = SocketAddr::new(testbed.backends[index].local_addr()?.ip(), PORT);
+    let errors = testbed.topology.backends[index].enter(|| raw_icmp(family))??;
     for id in 0..500 {
         let left =
             Packet { from: node, to: backend, id, flow_label: id.into(), ..Packet::with_payload(vec![]) };
@@ -236,11 +236,11 @@ fn clients_learn_of_closed_ports_and_not_from_others(family: Family) -> Result<(
         errors.send_to(&error.ip_packet()[family.header_len()..], SocketAddr::new(node.ip(), 0))?;
     }
     // Behind the errors, on the same wire: the client has heard of none.
-    lab.backends[index].send_to(b"answer", node)?;
+    testbed.backends[index].send_to(b"answer", node)?;
     ensure!(receive(slice::from_ref(&client))?.bytes == b"answer");
-    ensure!(!lab.counters()?.contains_key("icmp_error"), "{:?}", lab.counters()?);
+    ensure!(!testbed.counters()?.contains_key("icmp_error"), "{:?}", testbed.counters()?);
 
-    lab.backends.clear();
+    testbed.backends.clear();
     wait_for("the client to be told", || {
         // Within this loop guesses are paid back; the kernel limits what it sends, too.
         if client.send(&[&token[..], b"question"].concat()).is_err() {
@@ -249,8 +249,8 @@ fn clients_learn_of_closed_ports_and_not_from_others(family: Family) -> Result<(
         let told = client.recv(&mut [0; 64]);
         Ok(told.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
     })
-    .with_context(|| format!("counted: {:?}", lab.counters()))?;
-    ensure!(lab.counters()?.contains_key("icmp_error"), "{:?}", lab.counters()?);
+    .with_context(|| format!("counted: {:?}", testbed.counters()))?;
+    ensure!(testbed.counters()?.contains_key("icmp_error"), "{:?}", testbed.counters()?);
     Ok(())
 }
 

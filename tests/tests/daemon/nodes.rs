@@ -5,13 +5,13 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::testbed::{
-    daemon::{Daemon, Place, counters},
+    daemon::{Daemon, Instance, counters},
     forward::Forward,
     issuer::session,
     topology::{Family, Plan},
 };
 
-use crate::testbed::{Lab, TTL, over_both, receive};
+use crate::testbed::{TTL, Testbed, over_both, receive};
 
 over_both!(a_session_has_one_backend_whichever_balancer_it_meets);
 
@@ -28,28 +28,28 @@ fn a_session_has_one_backend_whichever_balancer_it_meets(family: Family) -> Resu
 fn spread(family: Family, forward: Forward) -> Result<()> {
     let fields = format!("forward = \"{}\"\nkey_rotation = \"off\"", forward.name());
     let plan = Plan { backends: 3, two_balancers: true, edge: true, ..Plan::default() };
-    let lab = Lab::of(family, &fields, plan)?;
-    let _daemon = lab.start()?;
-    let second = lab.topology.second_balancer.as_ref().context("a second balancer")?;
-    let place = Place::new(&format!("{}-second", lab.name()))?;
-    place.configure(&lab.service(&fields, 3))?;
-    let _other = Daemon::start(&place, second)?;
-    let _decap = lab.decap()?;
-    let keyset = place.path("keyset.json");
-    fs::write(&keyset, lab.run(&["keys", "export", "--service", "game"])?.stdout)?;
-    place.json(second, &["keys", "import", keyset.to_str().context("a path in UTF-8")?])?;
+    let testbed = Testbed::of(family, &fields, plan)?;
+    let _daemon = testbed.start()?;
+    let second = testbed.topology.second_balancer.as_ref().context("a second balancer")?;
+    let instance = Instance::new(&format!("{}-second", testbed.name()))?;
+    instance.configure(&testbed.service(&fields, 3))?;
+    let _other = Daemon::start(&instance, second)?;
+    let _decap = testbed.decap()?;
+    let keyset = instance.path("keyset.json");
+    fs::write(&keyset, testbed.run(&["keys", "export", "--service", "game"])?.stdout)?;
+    instance.json(second, &["keys", "import", keyset.to_str().context("a path in UTF-8")?])?;
 
-    let issuer = lab.issuer()?;
+    let issuer = testbed.issuer()?;
     let mut used = [false; 3];
     for number in 0..SESSIONS {
         let token = issuer.token(session(number, 0), TTL).to_bytes();
         let mut at = None;
         for flow in 0..FLOWS {
             // Each from a port of its own, so that it takes its own way.
-            let client = lab.topology.client_socket(family.service())?;
+            let client = testbed.topology.client_socket(family.service())?;
             client.send(&[&token[..], b"question"].concat())?;
-            let question = receive(&lab.backends)
-                .with_context(|| format!("session {number}, flow {flow}: {:?}", lab.counters()))?;
+            let question = receive(&testbed.backends)
+                .with_context(|| format!("session {number}, flow {flow}: {:?}", testbed.counters()))?;
             ensure!(question.bytes == b"question", "{}", hex::encode(question.bytes));
             let index = *at.get_or_insert(question.index);
             ensure!(
@@ -58,7 +58,7 @@ fn spread(family: Family, forward: Forward) -> Result<()> {
                 question.index
             );
             used[index] = true;
-            lab.backends[index].send_to(b"answer", question.from)?;
+            testbed.backends[index].send_to(b"answer", question.from)?;
             let mut buffer = [0; 64];
             client.set_read_timeout(Some(lb_tests::testbed::daemon::PATIENCE))?;
             let len = client.recv(&mut buffer).with_context(|| format!("no answer to flow {flow}"))?;
@@ -66,7 +66,7 @@ fn spread(family: Family, forward: Forward) -> Result<()> {
         }
     }
     ensure!(used == [true; 3], "{used:?}");
-    let both = [lab.counters()?, counters(&place, second, "game")?];
+    let both = [testbed.counters()?, counters(&instance, second, "game")?];
     let forwarded = both.each_ref().map(|one| one.get(Reason::Forwarded.name()).copied().unwrap_or(0));
     ensure!(forwarded.iter().sum::<u64>() == SESSIONS * FLOWS, "{both:?}");
     ensure!(forwarded.iter().all(|count| *count > 0), "all flows met one balancer: {both:?}");

@@ -19,7 +19,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use crate::testbed::{L2, Lab, Mounted, over_both};
+use crate::testbed::{L2, Mounted, Testbed, over_both};
 
 over_both!(
     a_file_system_that_is_unmounted_and_mounted_again,
@@ -28,14 +28,15 @@ over_both!(
     a_file_system_that_is_unmounted_in_the_hosts_namespace,
 );
 
-/// A directory for a BPF file system of the lab's own.
-fn private(lab: &Lab) -> Result<PathBuf> {
-    let directory = lab.place.path("bpf");
+/// A directory for a BPF file system of the testbed's own.
+fn private(testbed: &Testbed) -> Result<PathBuf> {
+    let directory = testbed.instance.path("bpf");
     fs::create_dir(&directory)?;
-    let text = fs::read_to_string(lab.place.config())?;
-    let (before, after) = (format!("bpffs = {:?}", lab.place.bpffs()), format!("bpffs = {directory:?}"));
+    let text = fs::read_to_string(testbed.instance.config())?;
+    let (before, after) =
+        (format!("bpffs = {:?}", testbed.instance.bpffs()), format!("bpffs = {directory:?}"));
     ensure!(text.contains(&before), "{text}");
-    fs::write(lab.place.config(), text.replace(&before, &after))?;
+    fs::write(testbed.instance.config(), text.replace(&before, &after))?;
     Ok(directory)
 }
 
@@ -44,109 +45,109 @@ fn mounted(at: &Path) -> Result<Mounted<'_>> {
 }
 
 /// It is unmounted, and the daemon says so everywhere, and filters.
-fn unmount(lab: &Lab, at: &Path, mounted: Mounted) -> Result<()> {
+fn unmount(testbed: &Testbed, at: &Path, mounted: Mounted) -> Result<()> {
     let refused = umount2(at, MntFlags::empty());
     ensure!(refused == Err(Errno::EBUSY), "not lazily, with a daemon on it: {refused:?}");
     mounted.detach()?;
-    lab.not_ready("filtering ends with this daemon")?;
-    let (_, reason) = lab.ready(Some("game"))?;
+    testbed.not_ready("filtering ends with this daemon")?;
+    let (_, reason) = testbed.ready(Some("game"))?;
     ensure!(reason.contains("unmounted"), "{reason}");
-    let (_, metrics) = http(&lab.topology.balancer, "/metrics")?;
+    let (_, metrics) = http(&testbed.topology.balancer, "/metrics")?;
     ensure!(metrics.contains("tollgate_kernel_differences{} 1"), "{metrics}");
-    let log = fs::read_to_string(lab.place.path("log"))?;
+    let log = fs::read_to_string(testbed.instance.path("log"))?;
     ensure!(log.contains("filtering ends with this daemon") && log.contains("unmounted"), "{log}");
-    lab.refused(b"junk", Reason::NoToken)
+    testbed.refused(b"junk", Reason::NoToken)
 }
 
 fn a_file_system_that_is_unmounted_and_mounted_again(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let directory = private(&lab)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let directory = private(&testbed)?;
     let first = mounted(&directory)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
-    unmount(&lab, &directory, first)?;
-    lab.delivered(&token)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
+    unmount(&testbed, &directory, first)?;
+    testbed.delivered(&token)?;
 
     let second = mounted(&directory)?;
-    lab.ready_again()?;
-    ensure!(lab.is_link_pinned(&directory, "eth0")?, "not pinned again");
+    testbed.ready_again()?;
+    ensure!(testbed.is_link_pinned(&directory, "eth0")?, "not pinned again");
     ensure!(daemon.log().contains("pinned again"), "{}", daemon.log());
     // The lock is on the new directory, too.
-    let mut second_daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+    let mut second_daemon = Daemon::spawn(&testbed.instance, &testbed.topology.balancer)?;
     second_daemon.ended()?;
     ensure!(second_daemon.log().contains("in use by"), "{}", second_daemon.log());
-    let config = lab.place.config();
-    let detached = lab.run(&["detach", "-c", config.to_str().context("a path of text")?])?;
+    let config = testbed.instance.config();
+    let detached = testbed.run(&["detach", "-c", config.to_str().context("a path of text")?])?;
     ensure!(said(&detached).contains("in use by a running tollgate"), "{}", said(&detached));
     // All of it, for the time without a daemon and the next one.
     daemon.kill()?;
-    lab.delivered(&token)?;
-    lab.send(b"junk")?;
-    lab.nothing_arrived()?;
-    let daemon = lab.start()?;
+    testbed.delivered(&token)?;
+    testbed.send(b"junk")?;
+    testbed.nothing_arrived()?;
+    let daemon = testbed.start()?;
     ensure!(!daemon.log().contains("begins empty"), "{}", daemon.log());
     ensure!(daemon.log().contains("no packet missed"), "{}", daemon.log());
-    let counters = lab.counters()?;
+    let counters = testbed.counters()?;
     ensure!(counters[Reason::NoToken.name()] == 2, "{counters:?}");
 
     // Once more, and then it ends.
-    unmount(&lab, &directory, second)?;
+    unmount(&testbed, &directory, second)?;
     daemon.terminate()?;
-    let log = fs::read_to_string(lab.place.path("log"))?;
+    let log = fs::read_to_string(testbed.instance.path("log"))?;
     ensure!(log.contains("NOTHING IS FILTERED on eth0"), "{log}");
-    lab.is_off()
+    testbed.is_off()
 }
 
 /// Another user cannot make its directory again: it says so, and filters for as long as it runs.
 fn a_file_system_that_is_unmounted_under_another_user(family: Family) -> Result<()> {
-    let mut lab = Lab::of(family, L2, 1)?;
-    lab.place.set_user(Some(NAME));
-    let directory = private(&lab)?;
+    let mut testbed = Testbed::of(family, L2, 1)?;
+    testbed.instance.set_user(Some(NAME));
+    let directory = private(&testbed)?;
     let first = mounted(&directory)?;
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
-    unmount(&lab, &directory, first)?;
-    lab.delivered(&token)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
+    unmount(&testbed, &directory, first)?;
+    testbed.delivered(&token)?;
     let _second = mounted(&directory)?;
     // Where the mount point is root's alone, the daemon does not see what is there by its name.
-    lab.not_ready("filtering ends with this daemon")?;
+    testbed.not_ready("filtering ends with this daemon")?;
     daemon.terminate()?;
-    let log = fs::read_to_string(lab.place.path("log"))?;
+    let log = fs::read_to_string(testbed.instance.path("log"))?;
     ensure!(log.contains("NOTHING IS FILTERED on eth0") && !log.contains("stays attached"), "{log}");
-    lab.is_off()?;
-    let _daemon = lab.start()?;
-    lab.refused(b"junk", Reason::NoToken)?;
-    lab.delivered(&token)?;
+    testbed.is_off()?;
+    let _daemon = testbed.start()?;
+    testbed.refused(b"junk", Reason::NoToken)?;
+    testbed.delivered(&token)?;
     Ok(())
 }
 
 /// Another one is mounted over it, where the next daemon will look.
 fn a_file_system_that_is_covered(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let directory = private(&lab)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let directory = private(&testbed)?;
     let _first = mounted(&directory)?;
-    let daemon = lab.start()?;
-    lab.delivered(&lab.token(1)?)?;
+    let daemon = testbed.start()?;
+    testbed.delivered(&testbed.token(1)?)?;
     let _second = mounted(&directory)?;
-    wait_for("other pins", || lab.is_link_pinned(&directory, "eth0"))?;
-    lab.ready_again()?;
+    wait_for("other pins", || testbed.is_link_pinned(&directory, "eth0"))?;
+    testbed.ready_again()?;
     daemon.kill()?;
-    let daemon = lab.start().context("with the pins of the second")?;
+    let daemon = testbed.start().context("with the pins of the second")?;
     ensure!(daemon.log().contains("no packet missed"), "{}", daemon.log());
-    lab.refused(b"junk", Reason::NoToken)
+    testbed.refused(b"junk", Reason::NoToken)
 }
 
 /// In a unit with its own mount namespace (`ReadWritePaths=`), a mount on top of the host's stays when that is unmounted. It
 /// ends with the daemon.
 fn a_file_system_that_is_unmounted_in_the_hosts_namespace(family: Family) -> Result<()> {
     for user in [None, Some(NAME)] {
-        let lab = Lab::of(family, L2, 1)?;
-        let directory = private(&lab)?;
+        let testbed = Testbed::of(family, L2, 1)?;
+        let directory = private(&testbed)?;
         let first = mounted(&directory)?;
         let remount = |at: &Path, flags| mount(None::<&str>, at, None::<&str>, flags, None::<&str>);
         remount(&directory, MsFlags::MS_SHARED)?;
-        let mut command = lab.place.tollgate(&lab.topology.balancer, &["run", "-c"])?;
-        command.arg(lab.place.config());
+        let mut command = testbed.instance.tollgate(&testbed.topology.balancer, &["run", "-c"])?;
+        command.arg(testbed.instance.config());
         command.args(user.map(|user| ["--user", user]).into_iter().flatten());
         let unit = directory.clone();
         // SAFETY: unshare and mount are system calls, which may be made between fork and exec.
@@ -158,17 +159,17 @@ fn a_file_system_that_is_unmounted_in_the_hosts_namespace(family: Family) -> Res
                 Ok(())
             });
         }
-        let daemon = Daemon::spawn_as(&lab.place, command)?.until_ready(&lab.topology.balancer)?;
-        let token = lab.token(1)?;
-        lab.delivered(&token)?;
+        let daemon = Daemon::spawn_as(&testbed.instance, command)?.until_ready(&testbed.topology.balancer)?;
+        let token = testbed.token(1)?;
+        testbed.delivered(&token)?;
         first.detach()?;
-        lab.not_ready("unmounted in the host's mount namespace")?;
-        lab.refused(b"junk", Reason::NoToken)?;
-        lab.delivered(&token)?;
+        testbed.not_ready("unmounted in the host's mount namespace")?;
+        testbed.refused(b"junk", Reason::NoToken)?;
+        testbed.delivered(&token)?;
         daemon.terminate()?;
-        let log = fs::read_to_string(lab.place.path("log"))?;
+        let log = fs::read_to_string(testbed.instance.path("log"))?;
         ensure!(log.contains("NOTHING IS FILTERED on eth0") && !log.contains("stays attached"), "{log}");
-        lab.is_off()?;
+        testbed.is_off()?;
     }
     Ok(())
 }

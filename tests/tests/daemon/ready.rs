@@ -8,7 +8,7 @@ use lb_tests::testbed::{
     topology::{Family, Network, PORT},
 };
 
-use crate::testbed::{L2, Lab, over_both};
+use crate::testbed::{L2, Testbed, over_both};
 
 over_both!(an_interface_that_is_down, a_node_that_delivers_one_service, a_node_that_delivers_nothing,);
 
@@ -16,18 +16,18 @@ const LOCAL: &str = "forward = \"local\"\nkey_rotation = \"off\"";
 
 fn an_interface_that_is_down(family: Family) -> Result<()> {
     // Its only service needs no other host.
-    let lab = Lab::of(family, LOCAL, 0)?;
-    let _daemon = lab.start()?;
-    ensure!(lab.ready(Some("game"))?.0 == 200);
-    lab.topology.plug("lb", false)?;
-    lab.not_ready("interface eth0 is down, or has no carrier")?;
-    let (status, reason) = lab.ready(Some("game"))?;
+    let testbed = Testbed::of(family, LOCAL, 0)?;
+    let _daemon = testbed.start()?;
+    ensure!(testbed.ready(Some("game"))?.0 == 200);
+    testbed.topology.plug("lb", false)?;
+    testbed.not_ready("interface eth0 is down, or has no carrier")?;
+    let (status, reason) = testbed.ready(Some("game"))?;
     ensure!(status == 503 && reason.contains("eth0 is down"), "{status} {reason}");
-    ensure!(lab.json(&["status"])?["ready"] == false);
-    lab.topology.plug("lb", true)?;
-    lab.ready_again()?;
-    lab.topology.balancer.ip(&["link", "set", "eth0", "down"])?;
-    lab.not_ready("interface eth0 is down, or has no carrier")?;
+    ensure!(testbed.json(&["status"])?["ready"] == false);
+    testbed.topology.plug("lb", true)?;
+    testbed.ready_again()?;
+    testbed.topology.balancer.ip(&["link", "set", "eth0", "down"])?;
+    testbed.not_ready("interface eth0 is down, or has no carrier")?;
     Ok(())
 }
 
@@ -37,45 +37,45 @@ fn nobody(family: Family) -> std::net::IpAddr {
 }
 
 fn a_node_that_delivers_one_service(family: Family) -> Result<()> {
-    let lab = Lab::of(family, LOCAL, 0)?;
+    let testbed = Testbed::of(family, LOCAL, 0)?;
     let ip = family.service().ip();
     let local = service_named(42, "game", (ip, PORT).into(), LOCAL, &[]);
     let dead = service_named(43, "dead", (ip, PORT + 1).into(), L2, &[nobody(family)]);
-    lab.place.configure(&format!("{local}\n{dead}"))?;
-    let _daemon = lab.start()?;
-    wait_for("the backend to be given up", || Ok(lab.ready(Some("dead"))?.0 == 503))?;
-    let (_, reason) = lab.ready(Some("dead"))?;
+    testbed.instance.configure(&format!("{local}\n{dead}"))?;
+    let _daemon = testbed.start()?;
+    wait_for("the backend to be given up", || Ok(testbed.ready(Some("dead"))?.0 == 503))?;
+    let (_, reason) = testbed.ready(Some("dead"))?;
     ensure!(reason.contains("service dead has no backend that can be used"), "{reason}");
-    ensure!(lab.ready(Some("game"))? == (200, "ok\n".to_owned()));
-    ensure!(lab.ready(None)? == (200, "ok\n".to_owned()));
-    let (status, which) = lab.ready(Some("gone"))?;
+    ensure!(testbed.ready(Some("game"))? == (200, "ok\n".to_owned()));
+    ensure!(testbed.ready(None)? == (200, "ok\n".to_owned()));
+    let (status, which) = testbed.ready(Some("gone"))?;
     ensure!(status == 404 && which.contains("dead, game"), "{status} {which}");
-    let (status, _) = http(&lab.topology.balancer, "/readyz?sevice=dead")?;
+    let (status, _) = http(&testbed.topology.balancer, "/readyz?sevice=dead")?;
     ensure!(status == 400, "a misspelt parameter: {status}");
     Ok(())
 }
 
 /// No service has a backend: no traffic is wanted, and the service manager is told all the same that it filters.
 fn a_node_that_delivers_nothing(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
+    let testbed = Testbed::of(family, L2, 1)?;
     let text = service_named(42, "game", family.service(), L2, &[nobody(family)]);
-    lab.place.configure(&text)?;
-    let manager = lab.place.path("notify");
+    testbed.instance.configure(&text)?;
+    let manager = testbed.instance.path("notify");
     let told = UnixDatagram::bind(&manager)?;
     told.set_read_timeout(Some(lb_tests::testbed::daemon::PATIENCE))?;
-    let mut command = lab.place.tollgate(&lab.topology.balancer, &["run", "-c"])?;
-    command.arg(lab.place.config()).env("NOTIFY_SOCKET", &manager);
-    let _daemon = Daemon::spawn_as(&lab.place, command)?;
+    let mut command = testbed.instance.tollgate(&testbed.topology.balancer, &["run", "-c"])?;
+    command.arg(testbed.instance.config()).env("NOTIFY_SOCKET", &manager);
+    let _daemon = Daemon::spawn_as(&testbed.instance, command)?;
     let mut buffer = [0; 4096];
     let len = told.recv(&mut buffer).context("nothing said to the service manager")?;
     let said = String::from_utf8_lossy(&buffer[..len]).into_owned();
     ensure!(said.starts_with("READY=1") && said.contains("not ready for traffic"), "{said}");
-    lab.not_ready("service game has no backend that can be used")?;
+    testbed.not_ready("service game has no backend that can be used")?;
     // Here it is.
-    let backend = &lab.topology.backends[0];
+    let backend = &testbed.topology.backends[0];
     let address = format!("{}/{}", nobody(family), if family == Family::V4 { 24 } else { 64 });
     backend.ip(&["address", "add", &address, "dev", "eth0"])?;
-    lab.ready_again()?;
-    ensure!(lab.ready(Some("game"))?.0 == 200);
+    testbed.ready_again()?;
+    ensure!(testbed.ready(Some("game"))?.0 == 200);
     Ok(())
 }

@@ -8,15 +8,15 @@ use aya::{
     programs::{Xdp, XdpMode},
 };
 use lb_common::maps::PROGRAM_PASS;
-use lb_tests::testbed::daemon::{Daemon, METRICS, Place, binary, said};
+use lb_tests::testbed::daemon::{Daemon, Instance, METRICS, binary, said};
 use nix::net::if_::if_nametoindex;
 use tollgate::datapath::embedded_object;
 
-use crate::testbed::{L2, Lab};
+use crate::testbed::{L2, Testbed};
 
 /// Starts the daemon, which must end with status 1 and say all of these.
-fn refuses(lab: &Lab, parts: &[&str]) -> Result<()> {
-    let mut daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+fn refuses(testbed: &Testbed, parts: &[&str]) -> Result<()> {
+    let mut daemon = Daemon::spawn(&testbed.instance, &testbed.topology.balancer)?;
     let status = daemon.ended()?;
     let log = daemon.log();
     ensure!(status.code() == Some(1), "{status}: {log}");
@@ -26,8 +26,8 @@ fn refuses(lab: &Lab, parts: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn nothing_is_pinned(lab: &Lab) -> Result<()> {
-    let version = lab.place.bpffs().join(format!("v{}", lb_common::maps::ABI_VERSION));
+fn nothing_is_pinned(testbed: &Testbed) -> Result<()> {
+    let version = testbed.instance.bpffs().join(format!("v{}", lb_common::maps::ABI_VERSION));
     let left: Vec<_> =
         fs::read_dir(&version).map_or_else(|_| Vec::new(), |entries| entries.flatten().collect());
     ensure!(left.is_empty(), "{left:?} is left");
@@ -39,8 +39,8 @@ const SERVICE_AT: &str = "[[service]]\nid = 42\nname = \"game\"\naddress = \"10.
 
 #[test]
 fn wrong_configurations() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let config = lab.place.config();
+    let testbed = Testbed::new(L2, 1)?;
+    let config = testbed.instance.config();
     let config = config.to_str().context("a path in UTF-8")?;
     for (services, line, parts) in [
         (format!("{SERVICE_AT}prot = 1\n"), 14, &["prot", "did you mean `port`"][..]),
@@ -53,11 +53,11 @@ fn wrong_configurations() -> Result<()> {
         (format!("{SERVICE_AT}{SERVICE_AT}"), 15, &["id", "42"]),
         ("[[service]\n".to_owned(), 9, &[]),
     ] {
-        lab.place.configure(&services)?;
-        let mut daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+        testbed.instance.configure(&services)?;
+        let mut daemon = Daemon::spawn(&testbed.instance, &testbed.topology.balancer)?;
         let status = daemon.ended()?;
         let log = daemon.log();
-        let check = lab.run(&["check", "-c", config])?;
+        let check = testbed.run(&["check", "-c", config])?;
         for (who, code, said) in [("run", status.code(), log), ("check", check.status.code(), said(&check))] {
             ensure!(code == Some(1), "{who}: {code:?} for\n{services}\n{said}");
             let place = format!("tollgate.toml:{line}:");
@@ -68,71 +68,73 @@ fn wrong_configurations() -> Result<()> {
         }
     }
     fs::remove_file(config)?;
-    refuses(&lab, &["tollgate.toml", "no such file"])?;
-    ensure!(!lab.place.bpffs().exists(), "something is pinned");
+    refuses(&testbed, &["tollgate.toml", "no such file"])?;
+    ensure!(!testbed.instance.bpffs().exists(), "something is pinned");
     Ok(())
 }
 
 #[test]
 fn without_a_bpf_file_system() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let config = lab.place.config();
-    let (pins, plain) =
-        (lab.place.bpffs().display().to_string(), lab.place.path("plain").display().to_string());
+    let testbed = Testbed::new(L2, 1)?;
+    let config = testbed.instance.config();
+    let (pins, plain) = (
+        testbed.instance.bpffs().display().to_string(),
+        testbed.instance.path("plain").display().to_string(),
+    );
     fs::write(&config, fs::read_to_string(&config)?.replace(&pins, &plain))?;
     let expected =
         [plain.as_str(), "not on a BPF file system", "`mount -t bpf bpf /sys/fs/bpf`", "set `bpffs`"];
-    refuses(&lab, &expected)?;
-    let check = lab.run(&["check", "-c", config.to_str().context("a path in UTF-8")?])?;
+    refuses(&testbed, &expected)?;
+    let check = testbed.run(&["check", "-c", config.to_str().context("a path in UTF-8")?])?;
     let found = said(&check);
     ensure!(check.status.code() == Some(1), "{}: {found}", check.status);
     for part in expected {
         ensure!(found.contains(part), "`{part}` is not in: {found}");
     }
-    ensure!(!lab.place.path("plain").exists(), "something was made");
+    ensure!(!testbed.instance.path("plain").exists(), "something was made");
     Ok(())
 }
 
 #[test]
 fn an_interface_that_is_not_there() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    lab.place.configure_on(&["eth0", "eth7"], &lab.service(L2, 1))?;
-    refuses(&lab, &["eth7"])?;
-    nothing_is_pinned(&lab)
+    let testbed = Testbed::new(L2, 1)?;
+    testbed.instance.configure_on(&["eth0", "eth7"], &testbed.service(L2, 1))?;
+    refuses(&testbed, &["eth7"])?;
+    nothing_is_pinned(&testbed)
 }
 
 #[test]
 fn somebody_elses_program() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+    let testbed = Testbed::new(L2, 1)?;
     // On the second of two interfaces: the first must be free again afterwards.
-    lab.topology.balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth2"])?;
+    testbed.topology.balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth2"])?;
     for end in ["eth1", "eth2"] {
-        lab.topology.balancer.ip(&["link", "set", end, "up"])?;
+        testbed.topology.balancer.ip(&["link", "set", end, "up"])?;
     }
-    let foreign = lab.topology.balancer.enter(|| {
+    let foreign = testbed.topology.balancer.enter(|| {
         let mut ebpf = Ebpf::load(embedded_object()?)?;
         let program: &mut Xdp = ebpf.program_mut(PROGRAM_PASS).context("the program")?.try_into()?;
         program.load()?;
         program.attach_to_if_index(if_nametoindex("eth1")?, XdpMode::Driver)?;
         anyhow::Ok(ebpf)
     })??;
-    lab.place.configure_on(&["eth0", "eth1"], &lab.service(L2, 1))?;
-    refuses(&lab, &["eth1", "program"])?;
-    nothing_is_pinned(&lab)?;
-    let links = lab.topology.balancer.command("ip")?.args(["link", "show", "eth1"]).output()?;
+    testbed.instance.configure_on(&["eth0", "eth1"], &testbed.service(L2, 1))?;
+    refuses(&testbed, &["eth1", "program"])?;
+    nothing_is_pinned(&testbed)?;
+    let links = testbed.topology.balancer.command("ip")?.args(["link", "show", "eth1"]).output()?;
     ensure!(said(&links).contains("xdp"), "the other program is gone: {}", said(&links));
-    let links = lab.topology.balancer.command("ip")?.args(["link", "show", "eth0"]).output()?;
+    let links = testbed.topology.balancer.command("ip")?.args(["link", "show", "eth0"]).output()?;
     ensure!(!said(&links).contains("xdp"), "half attached: {}", said(&links));
     drop(foreign);
-    let _daemon = lab.start()?;
+    let _daemon = testbed.start()?;
     Ok(())
 }
 
 #[test]
 fn a_damaged_store() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    lab.start()?.terminate()?;
-    let state = lab.place.path("store/state.json");
+    let testbed = Testbed::new(L2, 1)?;
+    testbed.start()?.terminate()?;
+    let state = testbed.instance.path("store/state.json");
     let sound = fs::read(&state)?;
     for (what, content) in [
         ("cut", sound[..sound.len() / 2].to_vec()),
@@ -140,141 +142,141 @@ fn a_damaged_store() -> Result<()> {
         ("changed", String::from_utf8_lossy(&sound).replacen("active", "staged", 1).into_bytes()),
     ] {
         fs::write(&state, &content)?;
-        refuses(&lab, &["state.json", "damaged"]).with_context(|| what.to_owned())?;
+        refuses(&testbed, &["state.json", "damaged"]).with_context(|| what.to_owned())?;
         ensure!(fs::read(&state)? == content, "{what}: the damaged file was changed");
     }
     fs::write(&state, &sound)?;
     fs::set_permissions(&state, fs::Permissions::from_mode(0o644))?;
-    refuses(&lab, &["state.json", "chmod 600"])?;
+    refuses(&testbed, &["state.json", "chmod 600"])?;
     fs::set_permissions(&state, fs::Permissions::from_mode(0o600))?;
-    let _daemon = lab.start()?;
+    let _daemon = testbed.start()?;
     Ok(())
 }
 
 #[test]
 fn stores_that_cannot_be_used() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let daemon = lab.start()?;
-    lab.json(&["keys", "rotate"])?;
+    let testbed = Testbed::new(L2, 1)?;
+    let daemon = testbed.start()?;
+    testbed.json(&["keys", "rotate"])?;
     daemon.terminate()?;
-    let (store, state) = (lab.place.path("store"), lab.place.path("store/state.json"));
+    let (store, state) = (testbed.instance.path("store"), testbed.instance.path("store/state.json"));
     let sound = fs::read(&state)?;
 
     let newer = String::from_utf8_lossy(&sound).replacen("\"format\":4", "\"format\":5", 1);
     fs::write(&state, &newer)?;
-    refuses(&lab, &["state.json", "format 5", "newer"])?;
+    refuses(&testbed, &["state.json", "format 5", "newer"])?;
     ensure!(fs::read(&state)? == newer.as_bytes(), "the newer file was changed");
     fs::write(&state, &sound)?;
 
     fs::set_permissions(&store, fs::Permissions::from_mode(0o777))?;
-    refuses(&lab, &["store", "chmod 700"])?;
+    refuses(&testbed, &["store", "chmod 700"])?;
     fs::set_permissions(&store, fs::Permissions::from_mode(0o700))?;
 
-    let aside = lab.place.path("aside");
+    let aside = testbed.instance.path("aside");
     fs::rename(&store, &aside)?;
     fs::write(&store, "a file where a directory should be")?;
-    refuses(&lab, &["store", "move it away"])?;
+    refuses(&testbed, &["store", "move it away"])?;
     fs::remove_file(&store)?;
     fs::rename(&aside, &store)?;
 
     // New keys in silence would refuse all tokens.
     fs::rename(&state, &aside)?;
-    refuses(&lab, &["state.json", "missing", ".prev"])?;
+    refuses(&testbed, &["state.json", "missing", ".prev"])?;
     fs::create_dir(&state)?;
-    refuses(&lab, &["state.json"])?;
+    refuses(&testbed, &["state.json"])?;
     fs::remove_dir(&state)?;
     fs::rename(&aside, &state)?;
     // The data path has filtered all the time, and all keys are still there.
-    let _daemon = lab.start()?;
-    lab.delivered(&lab.token(1)?)?;
+    let _daemon = testbed.start()?;
+    testbed.delivered(&testbed.token(1)?)?;
     Ok(())
 }
 
 #[test]
 fn places_that_are_taken() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let control = lab.place.path("control.sock");
+    let testbed = Testbed::new(L2, 1)?;
+    let control = testbed.instance.path("control.sock");
     fs::write(&control, "not a socket")?;
-    refuses(&lab, &["control.sock", "not a socket"])?;
+    refuses(&testbed, &["control.sock", "not a socket"])?;
     ensure!(fs::read(&control)? == b"not a socket", "somebody's file was changed");
     fs::remove_file(&control)?;
 
-    let taken = lab.topology.balancer.enter(|| TcpListener::bind(METRICS))??;
-    refuses(&lab, &["127.0.0.1:9477", "`metrics`"])?;
-    nothing_is_pinned(&lab)?;
+    let taken = testbed.topology.balancer.enter(|| TcpListener::bind(METRICS))??;
+    refuses(&testbed, &["127.0.0.1:9477", "`metrics`"])?;
+    nothing_is_pinned(&testbed)?;
     drop(taken);
-    let _daemon = lab.start()?;
+    let _daemon = testbed.start()?;
     Ok(())
 }
 
 /// The kernel's default range, which is that of a new namespace, is 32768 to 60999.
 #[test]
 fn nat_ports_that_the_host_gives_to_its_own_sockets() -> Result<()> {
-    let lab = Lab::new("forward = \"nat\"\nkey_rotation = \"off\"", 1)?;
-    let text = fs::read_to_string(lab.place.config())?;
-    fs::write(lab.place.config(), format!("nat_ports = \"32760-32768\"\n{text}"))?;
-    refuses(&lab, &["32768-60999", "ip_local_reserved_ports=32760-32768"])?;
-    nothing_is_pinned(&lab)?;
-    lab.topology.balancer.sysctl("net.ipv4.ip_local_reserved_ports", "32768")?;
-    let _daemon = lab.start()?;
+    let testbed = Testbed::new("forward = \"nat\"\nkey_rotation = \"off\"", 1)?;
+    let text = fs::read_to_string(testbed.instance.config())?;
+    fs::write(testbed.instance.config(), format!("nat_ports = \"32760-32768\"\n{text}"))?;
+    refuses(&testbed, &["32768-60999", "ip_local_reserved_ports=32760-32768"])?;
+    nothing_is_pinned(&testbed)?;
+    testbed.topology.balancer.sysctl("net.ipv4.ip_local_reserved_ports", "32768")?;
+    let _daemon = testbed.start()?;
     Ok(())
 }
 
 #[test]
 fn an_interface_of_another_tollgate() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let _daemon = lab.start()?;
-    let token = lab.token(1)?;
+    let testbed = Testbed::new(L2, 1)?;
+    let _daemon = testbed.start()?;
+    let token = testbed.token(1)?;
     // With a store, a socket and pins of its own, so that only the interface is in the way.
-    let other = Place::new(&format!("{}-other", lab.name()))?;
-    other.configure(&lab.service(L2, 1))?;
+    let other = Instance::new(&format!("{}-other", testbed.name()))?;
+    other.configure(&testbed.service(L2, 1))?;
     let text = fs::read_to_string(other.config())?;
     fs::write(other.config(), text.replace("127.0.0.1:9477", "127.0.0.1:9478"))?;
-    let mut second = Daemon::spawn(&other, &lab.topology.balancer)?;
+    let mut second = Daemon::spawn(&other, &testbed.topology.balancer)?;
     let status = second.ended()?;
     let log = second.log();
     ensure!(status.code() == Some(1) && log.contains("eth0"), "{status}: {log}");
     ensure!(log.contains("it carries an XDP program"), "{log}");
-    lab.delivered(&token)?;
+    testbed.delivered(&token)?;
     Ok(())
 }
 
 #[test]
 fn a_second_interface_that_will_not_do() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+    let testbed = Testbed::new(L2, 1)?;
     // The loopback passes all checks, and then has no native XDP.
-    lab.place.configure_on(&["eth0", "lo"], &lab.service(L2, 1))?;
-    let text = fs::read_to_string(lab.place.config())?;
-    fs::write(lab.place.config(), format!("xdp_mode = \"native\"\n{text}"))?;
-    refuses(&lab, &["`lo`", "generic"])?;
-    nothing_is_pinned(&lab)?;
-    let links = lab.topology.balancer.command("ip")?.args(["link", "show", "eth0"]).output()?;
+    testbed.instance.configure_on(&["eth0", "lo"], &testbed.service(L2, 1))?;
+    let text = fs::read_to_string(testbed.instance.config())?;
+    fs::write(testbed.instance.config(), format!("xdp_mode = \"native\"\n{text}"))?;
+    refuses(&testbed, &["`lo`", "generic"])?;
+    nothing_is_pinned(&testbed)?;
+    let links = testbed.topology.balancer.command("ip")?.args(["link", "show", "eth0"]).output()?;
     ensure!(!said(&links).contains("xdp"), "half attached: {}", said(&links));
     Ok(())
 }
 
 #[test]
 fn a_pinned_map_of_another_layout() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    lab.start()?.terminate()?;
-    let pins = lab.place.bpffs().join(format!("v{}", lb_common::maps::ABI_VERSION));
+    let testbed = Testbed::new(L2, 1)?;
+    testbed.start()?.terminate()?;
+    let pins = testbed.instance.bpffs().join(format!("v{}", lb_common::maps::ABI_VERSION));
     fs::remove_file(pins.join(lb_common::maps::COUNTERS))?;
     fs::rename(pins.join(lb_common::maps::LIVE), pins.join(lb_common::maps::COUNTERS))?;
-    refuses(&lab, &[lb_common::maps::COUNTERS, "tollgate detach"])?;
-    let config = lab.place.config();
-    lab.json(&["detach", "-c", config.to_str().context("a path in UTF-8")?])?;
-    let _daemon = lab.start()?;
-    lab.delivered(&lab.token(1)?)?;
+    refuses(&testbed, &[lb_common::maps::COUNTERS, "tollgate detach"])?;
+    let config = testbed.instance.config();
+    testbed.json(&["detach", "-c", config.to_str().context("a path in UTF-8")?])?;
+    let _daemon = testbed.start()?;
+    testbed.delivered(&testbed.token(1)?)?;
     Ok(())
 }
 
 #[test]
 fn without_rights() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let config = lab.place.config();
+    let testbed = Testbed::new(L2, 1)?;
+    let config = testbed.instance.config();
     // Readable for everybody, as the test's directory is not by default.
     fs::set_permissions(config.parent().context("a directory")?, fs::Permissions::from_mode(0o755))?;
-    let output = lab
+    let output = testbed
         .topology
         .balancer
         .command("setpriv")?
@@ -285,5 +287,5 @@ fn without_rights() -> Result<()> {
     let said = said(&output);
     ensure!(output.status.code() == Some(1), "{said}");
     ensure!(said.contains("CAP_BPF") || said.contains("root"), "{said}");
-    nothing_is_pinned(&lab)
+    nothing_is_pinned(&testbed)
 }

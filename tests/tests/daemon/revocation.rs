@@ -23,7 +23,7 @@ use lb_tests::testbed::{
 
 use crate::{
     clock::change_live,
-    testbed::{L2, Lab, TTL, over_both},
+    testbed::{L2, TTL, Testbed, over_both},
 };
 
 over_both!(
@@ -36,8 +36,8 @@ over_both!(
 const A_TICK: Duration = Duration::from_millis(10);
 
 /// Revoked by name: sessions and tokens.
-fn revoked(lab: &Lab) -> Result<Vec<serde_json::Value>> {
-    Ok(lab.json(&["sessions", "list", "--revoked"])?.as_array().context("a list")?.clone())
+fn revoked(testbed: &Testbed) -> Result<Vec<serde_json::Value>> {
+    Ok(testbed.json(&["sessions", "list", "--revoked"])?.as_array().context("a list")?.clone())
 }
 
 fn hex_of(token: &Header) -> String {
@@ -45,134 +45,134 @@ fn hex_of(token: &Header) -> String {
 }
 
 fn a_revoked_session_is_refused_with_the_next_packet(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let (token, another, other) = (lab.token(7)?, lab.token(7)?, lab.token(8)?);
-    lab.delivered(&token)?;
-    lab.delivered(&other)?;
-    let answer = lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let (token, another, other) = (testbed.token(7)?, testbed.token(7)?, testbed.token(8)?);
+    testbed.delivered(&token)?;
+    testbed.delivered(&other)?;
+    let answer = testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
     ensure!(answer[0]["session_id"] == "7" && answer[0]["service_id"] == 42, "{answer}");
     // An hour, max_ttl's default, and the skew of both clocks.
     let lasts = answer[0]["until"].as_u64().context("a second")? - u64::from(unix_now());
     ensure!((3602..=3605).contains(&lasts), "{lasts} s");
     // Cached, and not yet seen.
-    lab.refused_token(&token, Reason::Revoked)?;
-    lab.refused_token(&another, Reason::Revoked)?;
-    lab.delivered(&other)?;
-    let inspected = lab.json(&["token", "inspect", &hex_of(&another)])?;
+    testbed.refused_token(&token, Reason::Revoked)?;
+    testbed.refused_token(&another, Reason::Revoked)?;
+    testbed.delivered(&other)?;
+    let inspected = testbed.json(&["token", "inspect", &hex_of(&another)])?;
     ensure!(inspected["verdict"] == "revoked", "{inspected}");
-    let cached = lab.json(&["sessions", "list", "--service", "game"])?;
+    let cached = testbed.json(&["sessions", "list", "--service", "game"])?;
     let cached = cached["sessions"].as_array().context("a list")?;
     ensure!(cached.len() == 3, "{cached:?}");
     ensure!(cached.iter().all(|one| one["revoked"] == (one["session_id"] == "7")), "{cached:?}");
 
     // After a crash, and without the kernel's maps.
     daemon.kill()?;
-    let daemon = lab.start()?;
-    lab.refused_token(&token, Reason::Revoked)?;
+    let daemon = testbed.start()?;
+    testbed.refused_token(&token, Reason::Revoked)?;
     daemon.terminate()?;
-    lab.remove_pins()?;
-    let _daemon = lab.start()?;
-    lab.refused_token(&token, Reason::Revoked)?;
-    lab.delivered(&other)?;
-    ensure!(revoked(&lab)?.len() == 1, "{:?}", revoked(&lab)?);
+    testbed.remove_pins()?;
+    let _daemon = testbed.start()?;
+    testbed.refused_token(&token, Reason::Revoked)?;
+    testbed.delivered(&other)?;
+    ensure!(revoked(&testbed)?.len() == 1, "{:?}", revoked(&testbed)?);
 
     // Lifted, it is as if it had never been: also what is cached.
-    let lifted = lab.json(&["sessions", "unrevoke", "7", "--service", "game"])?;
+    let lifted = testbed.json(&["sessions", "unrevoke", "7", "--service", "game"])?;
     ensure!(lifted[0]["session_id"] == "7", "{lifted}");
-    lab.delivered(&token)?;
-    lab.delivered(&another)?;
-    ensure!(revoked(&lab)?.is_empty(), "{:?}", revoked(&lab)?);
+    testbed.delivered(&token)?;
+    testbed.delivered(&another)?;
+    ensure!(revoked(&testbed)?.is_empty(), "{:?}", revoked(&testbed)?);
 
     // For a time.
-    lab.json(&["sessions", "revoke", "8", "9", "--service", "42", "--for", "2s"])?;
-    lab.refused_token(&other, Reason::Revoked)?;
-    wait_for("the end of a revocation", || Ok(revoked(&lab)?.is_empty()))?;
+    testbed.json(&["sessions", "revoke", "8", "9", "--service", "42", "--for", "2s"])?;
+    testbed.refused_token(&other, Reason::Revoked)?;
+    wait_for("the end of a revocation", || Ok(revoked(&testbed)?.is_empty()))?;
     thread::sleep(A_TICK);
-    lab.delivered(&other)?;
+    testbed.delivered(&other)?;
     Ok(())
 }
 
 /// Sessions remember up to which addition to the list they are clean. Where the count of these is lost, so is that.
 #[test]
 fn a_pin_that_is_gone_hides_no_revocation() -> Result<()> {
-    let lab = Lab::of(Family::V4, L2, 1)?;
-    let daemon = lab.start()?;
-    let (token, revoked) = (lab.token(7)?, lab.token(8)?);
-    lab.json(&["sessions", "revoke", "8", "--service", "game"])?;
-    lab.delivered(&token)?;
+    let testbed = Testbed::of(Family::V4, L2, 1)?;
+    let daemon = testbed.start()?;
+    let (token, revoked) = (testbed.token(7)?, testbed.token(8)?);
+    testbed.json(&["sessions", "revoke", "8", "--service", "game"])?;
+    testbed.delivered(&token)?;
     daemon.terminate()?;
-    fs::remove_file(lab.pin(LIVE))?;
-    let _daemon = lab.start()?;
-    lab.refused_token(&revoked, Reason::Revoked)?;
-    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
-    lab.refused_token(&token, Reason::Revoked)?;
+    fs::remove_file(testbed.pin(LIVE))?;
+    let _daemon = testbed.start()?;
+    testbed.refused_token(&revoked, Reason::Revoked)?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    testbed.refused_token(&token, Reason::Revoked)?;
     Ok(())
 }
 
 /// A daemon may end after it has added to the list and before it has counted that.
 #[test]
 fn an_addition_that_was_not_counted_is_in_force() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let daemon = lab.start()?;
-    let (cached, new) = (lab.token(7)?, lab.token(7)?);
-    lab.delivered(&cached)?;
-    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    let testbed = Testbed::new(L2, 1)?;
+    let daemon = testbed.start()?;
+    let (cached, new) = (testbed.token(7)?, testbed.token(7)?);
+    testbed.delivered(&cached)?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
     daemon.kill()?;
-    change_live(&lab, |live| live.revocations -= 1)?;
-    let _daemon = lab.start()?;
-    lab.refused_token(&cached, Reason::Revoked)?;
-    lab.refused_token(&new, Reason::Revoked)?;
+    change_live(&testbed, |live| live.revocations -= 1)?;
+    let _daemon = testbed.start()?;
+    testbed.refused_token(&cached, Reason::Revoked)?;
+    testbed.refused_token(&new, Reason::Revoked)?;
     Ok(())
 }
 
 /// A token that a lower `max_ttl` refuses counts again once that is raised: its session stays revoked.
 #[test]
 fn a_session_stays_revoked_whatever_max_ttl_is() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+    let testbed = Testbed::new(L2, 1)?;
     let with_max_ttl = |seconds: &str| {
         let fields = format!("{L2}\nmax_ttl = \"{seconds}\"");
-        lab.place.configure(&lab.service(&fields, 1))
+        testbed.instance.configure(&testbed.service(&fields, 1))
     };
-    let daemon = lab.start()?;
-    let token = lab.token(7)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(7)?;
     daemon.terminate()?;
     with_max_ttl("1s")?;
-    let daemon = lab.start()?;
-    let answer = lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    let daemon = testbed.start()?;
+    let answer = testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
     let lasts = answer[0]["until"].as_u64().context("a second")? - u64::from(unix_now());
     ensure!((3602..=3605).contains(&lasts), "{lasts} s");
     daemon.terminate()?;
     with_max_ttl("1h")?;
-    let _daemon = lab.start()?;
-    lab.refused_token(&token, Reason::Revoked)?;
+    let _daemon = testbed.start()?;
+    testbed.refused_token(&token, Reason::Revoked)?;
     Ok(())
 }
 
 fn a_revoked_token_leaves_its_session_alone(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let _daemon = lab.start()?;
-    let (first, second, third) = (lab.token(7)?, lab.token(7)?, lab.token(7)?);
-    lab.delivered(&first)?;
-    let answer = lab.json(&["token", "revoke", &hex_of(&first)])?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let _daemon = testbed.start()?;
+    let (first, second, third) = (testbed.token(7)?, testbed.token(7)?, testbed.token(7)?);
+    testbed.delivered(&first)?;
+    let answer = testbed.json(&["token", "revoke", &hex_of(&first)])?;
     ensure!(answer["nonce"] == hex::encode(first.nonce().to_le_bytes()), "{answer}");
     ensure!(answer["until"] == u64::from(first.expires_at()) + 2, "{answer}");
-    lab.refused_token(&first, Reason::Revoked)?;
+    testbed.refused_token(&first, Reason::Revoked)?;
     // By its claims alone.
-    lab.json(&["token", "revoke", &hex_of(&second)[..80], "--service", "game"])?;
-    lab.refused_token(&second, Reason::Revoked)?;
-    lab.delivered(&third)?;
-    lab.json(&["token", "unrevoke", &hex_of(&first)])?;
-    lab.delivered(&first)?;
-    lab.refused_token(&second, Reason::Revoked)?;
-    let again = lab.run(&["token", "unrevoke", &hex_of(&first)])?;
+    testbed.json(&["token", "revoke", &hex_of(&second)[..80], "--service", "game"])?;
+    testbed.refused_token(&second, Reason::Revoked)?;
+    testbed.delivered(&third)?;
+    testbed.json(&["token", "unrevoke", &hex_of(&first)])?;
+    testbed.delivered(&first)?;
+    testbed.refused_token(&second, Reason::Revoked)?;
+    let again = testbed.run(&["token", "unrevoke", &hex_of(&first)])?;
     ensure!(
         again.status.code() == Some(1) && said(&again).contains("is not revoked by name"),
         "{}",
         said(&again)
     );
-    lab.json(&["token", "revoke", &hex_of(&first)])?;
-    let issuer = lab.issuer()?;
+    testbed.json(&["token", "revoke", &hex_of(&first)])?;
+    let issuer = testbed.issuer()?;
     let expired = issuer.token_at(session(7, 0), unix_now() - 100, 10);
     let endless = issuer.token_at(session(7, 0), unix_now(), 3601);
     let damaged = hex_of(&third).replacen(&hex_of(&third)[32..36], "0000", 1);
@@ -185,69 +185,70 @@ fn a_revoked_token_leaves_its_session_alone(family: Family) -> Result<()> {
         ("00".repeat(64), "`no_token`"),
         ("xyz".to_owned(), "hexadecimal"),
     ] {
-        let output = lab.run(&["token", "revoke", &token])?;
+        let output = testbed.run(&["token", "revoke", &token])?;
         ensure!(output.status.code() == Some(1) && said(&output).contains(said_of_it), "{}", said(&output));
     }
-    ensure!(revoked(&lab)?.len() == 2, "{:?}", revoked(&lab)?);
+    ensure!(revoked(&testbed)?.len() == 2, "{:?}", revoked(&testbed)?);
     Ok(())
 }
 
 fn what_was_issued_before_is_refused(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let cached = lab.token(7)?;
-    lab.delivered(&cached)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let cached = testbed.token(7)?;
+    testbed.delivered(&cached)?;
     // Issued a moment ago: in this second, probably.
-    let another = lab.token(7)?;
-    let answer = lab.json(&["services", "revoke-before", "game"])?;
+    let another = testbed.token(7)?;
+    let answer = testbed.json(&["services", "revoke-before", "game"])?;
     let before = answer["revoked_before"].as_u64().context("a second")?;
-    lab.refused_token(&cached, Reason::Revoked)?;
-    lab.refused_token(&another, Reason::Revoked)?;
+    testbed.refused_token(&cached, Reason::Revoked)?;
+    testbed.refused_token(&another, Reason::Revoked)?;
     // And in this second still: what is minted now is valid now.
-    lab.delivered(&lab.mint(&[])?)?;
-    let earlier = lab.json(&["services", "revoke-before", "game", "2001-02-03T04:05:06Z"])?;
+    testbed.delivered(&testbed.mint(&[])?)?;
+    let earlier = testbed.json(&["services", "revoke-before", "game", "2001-02-03T04:05:06Z"])?;
     ensure!(earlier["revoked_before"] == before, "taken back: {earlier}");
     let future = (unix_now() + 60).to_string();
-    let output = lab.run(&["services", "revoke-before", "game", &future])?;
+    let output = testbed.run(&["services", "revoke-before", "game", &future])?;
     ensure!(output.status.code() == Some(1) && said(&output).contains("in the future"), "{}", said(&output));
     daemon.kill()?;
-    let daemon = lab.start()?;
-    lab.refused_token(&cached, Reason::Revoked)?;
+    let daemon = testbed.start()?;
+    testbed.refused_token(&cached, Reason::Revoked)?;
     daemon.terminate()?;
-    lab.remove_pins()?;
-    let _daemon = lab.start()?;
-    lab.refused_token(&cached, Reason::Revoked)?;
-    lab.delivered(&lab.mint(&[])?)?;
-    ensure!(lab.json(&["services", "list"])?[0]["revoked_before"] == before);
+    testbed.remove_pins()?;
+    let _daemon = testbed.start()?;
+    testbed.refused_token(&cached, Reason::Revoked)?;
+    testbed.delivered(&testbed.mint(&[])?)?;
+    ensure!(testbed.json(&["services", "list"])?[0]["revoked_before"] == before);
     Ok(())
 }
 
 #[test]
 fn a_full_list_refuses_and_forgets_nothing() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let daemon = lab.start()?;
+    let testbed = Testbed::new(L2, 1)?;
+    let daemon = testbed.start()?;
     let sessions: Vec<String> = (0..REVOCATIONS_MAX).map(|session| session.to_string()).collect();
     let revoke = |sessions: &[String]| {
         let sessions = sessions.iter().map(String::as_str);
-        lab.run(&["sessions", "revoke", "--service", "game"].into_iter().chain(sessions).collect::<Vec<_>>())
+        testbed
+            .run(&["sessions", "revoke", "--service", "game"].into_iter().chain(sessions).collect::<Vec<_>>())
     };
     let output = revoke(&sessions)?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let (first, last) = (lab.token(0)?, lab.token((REVOCATIONS_MAX - 1).into())?);
-    lab.refused_token(&first, Reason::Revoked)?;
-    lab.refused_token(&last, Reason::Revoked)?;
+    let (first, last) = (testbed.token(0)?, testbed.token((REVOCATIONS_MAX - 1).into())?);
+    testbed.refused_token(&first, Reason::Revoked)?;
+    testbed.refused_token(&last, Reason::Revoked)?;
 
-    let beyond = lab.token(REVOCATIONS_MAX.into())?;
-    lab.delivered(&beyond)?;
+    let beyond = testbed.token(REVOCATIONS_MAX.into())?;
+    testbed.delivered(&beyond)?;
     let output = revoke(&[REVOCATIONS_MAX.to_string()])?;
     let loud =
         output.status.code() == Some(1) && said(&output).contains("NOT revoked: the list has room for 65536");
     ensure!(loud, "{}", said(&output));
     ensure!(daemon.log().contains("NOT revoked"), "{}", daemon.log());
-    lab.delivered(&beyond)?;
-    lab.refused_token(&first, Reason::Revoked)?;
-    lab.refused_token(&last, Reason::Revoked)?;
-    let (_, page) = http(&lab.topology.balancer, "/metrics")?;
+    testbed.delivered(&beyond)?;
+    testbed.refused_token(&first, Reason::Revoked)?;
+    testbed.refused_token(&last, Reason::Revoked)?;
+    let (_, page) = http(&testbed.topology.balancer, "/metrics")?;
     for sample in [
         "tollgate_revocations{kind=\"session\"} 65536",
         "tollgate_revocations{kind=\"token\"} 0",
@@ -257,25 +258,25 @@ fn a_full_list_refuses_and_forgets_nothing() -> Result<()> {
         ensure!(page.lines().any(|line| line == sample), "{sample} is missing:\n{page}");
     }
     // What the error proposes works.
-    lab.json(&["services", "revoke-before", "game"])?;
-    lab.refused_token(&beyond, Reason::Revoked)?;
+    testbed.json(&["services", "revoke-before", "game"])?;
+    testbed.refused_token(&beyond, Reason::Revoked)?;
     daemon.kill()?;
-    let _daemon = lab.start()?;
-    lab.refused_token(&last, Reason::Revoked)
+    let _daemon = testbed.start()?;
+    testbed.refused_token(&last, Reason::Revoked)
 }
 
 /// Of one command.
 const TOGETHER: u64 = 3;
 
 /// Revokes sessions, some with each command, until one has no answer. Returns the first of those that had.
-fn revoke_until_it_ends(lab: &Lab, next: &AtomicU64, answers: &AtomicU64) -> Result<Vec<u64>> {
+fn revoke_until_it_ends(testbed: &Testbed, next: &AtomicU64, answers: &AtomicU64) -> Result<Vec<u64>> {
     let mut answered = Vec::new();
     loop {
         let first = next.fetch_add(TOGETHER, Ordering::Relaxed);
         let sessions: Vec<_> = (first..first + TOGETHER).map(|session| session.to_string()).collect();
         let sessions = sessions.iter().map(String::as_str);
         let revoke = ["sessions", "revoke", "--service", "game"].into_iter().chain(sessions);
-        if !lab.run(&revoke.collect::<Vec<_>>())?.status.success() {
+        if !testbed.run(&revoke.collect::<Vec<_>>())?.status.success() {
             return Ok(answered);
         }
         answered.push(first);
@@ -285,20 +286,20 @@ fn revoke_until_it_ends(lab: &Lab, next: &AtomicU64, answers: &AtomicU64) -> Res
 
 #[test]
 fn what_was_answered_is_in_force_after_a_crash() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+    let testbed = Testbed::new(L2, 1)?;
     let issuer = {
-        let _daemon = lab.start()?;
-        lab.issuer()?
+        let _daemon = testbed.start()?;
+        testbed.issuer()?
     };
     let token = |session_id| issuer.token(session(session_id, 0), TTL);
     let other = token(1);
     let (next, mut answered) = (AtomicU64::new(TOGETHER), Vec::new());
     for crash in 0..10 {
-        let daemon = lab.start()?;
+        let daemon = testbed.start()?;
         let answers = AtomicU64::new(0);
         thread::scope(|scope| {
             // Several, so that it always has one under way.
-            let callers = [(); 3].map(|()| scope.spawn(|| revoke_until_it_ends(&lab, &next, &answers)));
+            let callers = [(); 3].map(|()| scope.spawn(|| revoke_until_it_ends(&testbed, &next, &answers)));
             wait_for("answers", || Ok(answers.load(Ordering::Relaxed) >= crash))?;
             daemon.kill()?;
             for caller in callers {
@@ -306,9 +307,9 @@ fn what_was_answered_is_in_force_after_a_crash() -> Result<()> {
             }
             anyhow::Ok(())
         })?;
-        let _daemon = lab.start()?;
+        let _daemon = testbed.start()?;
         let mut listed = BTreeSet::new();
-        for one in revoked(&lab)? {
+        for one in revoked(&testbed)? {
             listed.insert(one["session_id"].as_str().context("a session")?.parse::<u64>()?);
         }
         let of = |first: &u64| (*first..first + TOGETHER).filter(|one| listed.contains(one)).count() as u64;
@@ -316,9 +317,9 @@ fn what_was_answered_is_in_force_after_a_crash() -> Result<()> {
         let mut begun = (TOGETHER..next.load(Ordering::Relaxed)).step_by(TOGETHER as usize);
         ensure!(begun.all(|first| matches!(of(&first), 0 | TOGETHER)), "half a command: {listed:?}");
         if let Some(first) = answered.last() {
-            lab.refused_token(&token(first + TOGETHER - 1), Reason::Revoked)?;
+            testbed.refused_token(&token(first + TOGETHER - 1), Reason::Revoked)?;
         }
-        lab.delivered(&other)?;
+        testbed.delivered(&other)?;
     }
     ensure!(answered.len() >= 45, "{answered:?}");
     Ok(())
@@ -326,8 +327,8 @@ fn what_was_answered_is_in_force_after_a_crash() -> Result<()> {
 
 #[test]
 fn what_cannot_be_revoked_is_said() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let _daemon = lab.start()?;
+    let testbed = Testbed::new(L2, 1)?;
+    let _daemon = testbed.start()?;
     for (args, status, expected) in [
         (&["sessions", "revoke", "7", "--service", "none"][..], 1, "there is game"),
         (&["sessions", "revoke", "7", "--service", "game", "--for", "0s"], 1, "for no time"),
@@ -338,13 +339,13 @@ fn what_cannot_be_revoked_is_said() -> Result<()> {
         (&["services", "revoke-before", "none"], 1, "there is game"),
         (&["services", "revoke-before", "game", "yesterday"], 2, "2030-01-31T12:00:00Z"),
     ] {
-        let output = lab.run(args)?;
+        let output = testbed.run(args)?;
         ensure!(
             output.status.code() == Some(status) && said(&output).contains(expected),
             "{}",
             said(&output)
         );
     }
-    ensure!(revoked(&lab)?.is_empty());
+    ensure!(revoked(&testbed)?.is_empty());
     Ok(())
 }

@@ -22,22 +22,22 @@ use tollgate::{
     store::{self, Commit},
 };
 
-use crate::testbed::{L2, Lab, over_both};
+use crate::testbed::{L2, Testbed, over_both};
 
 over_both!(a_store_that_was_rolled_back, a_store_that_vanished);
 
-fn store_of(lab: &Lab) -> PathBuf {
-    lab.place.path("store")
+fn store_of(testbed: &Testbed) -> PathBuf {
+    testbed.instance.path("store")
 }
 
 /// What the store holds.
-fn stored(lab: &Lab) -> Result<Commit> {
-    Ok(store::inspect(&StoreLocation::File(store_of(lab)))?.commit)
+fn stored(testbed: &Testbed) -> Result<Commit> {
+    Ok(store::inspect(&StoreLocation::File(store_of(testbed)))?.commit)
 }
 
 /// What is remembered beside the pins.
-fn remembered(lab: &Lab) -> Result<Commit> {
-    let last = LastCommit::find(&Pins::new(lab.place.bpffs())?)?.context("a pin")?;
+fn remembered(testbed: &Testbed) -> Result<Commit> {
+    let last = LastCommit::find(&Pins::new(testbed.instance.bpffs())?)?.context("a pin")?;
     last.read()?.context("a commit")
 }
 
@@ -51,17 +51,17 @@ fn copy(from: PathBuf, to: PathBuf) -> Result<()> {
     Ok(())
 }
 
-fn back_up(lab: &Lab) -> Result<()> {
-    copy(store_of(lab), lab.place.path("backup"))
+fn back_up(testbed: &Testbed) -> Result<()> {
+    copy(store_of(testbed), testbed.instance.path("backup"))
 }
 
-fn restore(lab: &Lab) -> Result<()> {
-    copy(lab.place.path("backup"), store_of(lab))
+fn restore(testbed: &Testbed) -> Result<()> {
+    copy(testbed.instance.path("backup"), store_of(testbed))
 }
 
 /// The daemon ends with status 1, having said all of these. Returns its log.
-fn refuses(lab: &Lab, options: &[&str], parts: &[&str]) -> Result<String> {
-    let mut daemon = Daemon::spawn_with(&lab.place, &lab.topology.balancer, options)?;
+fn refuses(testbed: &Testbed, options: &[&str], parts: &[&str]) -> Result<String> {
+    let mut daemon = Daemon::spawn_with(&testbed.instance, &testbed.topology.balancer, options)?;
     let status = daemon.ended()?;
     let log = daemon.log();
     ensure!(status.code() == Some(1), "{status}: {log}");
@@ -72,26 +72,27 @@ fn refuses(lab: &Lab, options: &[&str], parts: &[&str]) -> Result<String> {
 }
 
 /// The value of `--accept-store` that the error of a refused start names.
-fn offered(lab: &Lab) -> Result<String> {
-    let log = refuses(lab, &[], &["`--accept-store "])?;
+fn offered(testbed: &Testbed) -> Result<String> {
+    let log = refuses(testbed, &[], &["`--accept-store "])?;
     let (_, value) = log.split_once("`--accept-store ").context("the option")?;
     Ok(value.split_once('`').context("the end of the option")?.0.to_owned())
 }
 
-fn start_accepting(lab: &Lab, value: &str) -> Result<Daemon> {
+fn start_accepting(testbed: &Testbed, value: &str) -> Result<Daemon> {
     let options = ["--accept-store", value];
-    Daemon::spawn_with(&lab.place, &lab.topology.balancer, &options)?.until_ready(&lab.topology.balancer)
+    Daemon::spawn_with(&testbed.instance, &testbed.topology.balancer, &options)?
+        .until_ready(&testbed.topology.balancer)
 }
 
 /// Accepts the store as it is, as the error of a refused start says.
-fn accept(lab: &Lab) -> Result<Daemon> {
-    start_accepting(lab, &offered(lab)?)
+fn accept(testbed: &Testbed) -> Result<Daemon> {
+    start_accepting(testbed, &offered(testbed)?)
 }
 
 /// The line of `tollgate check` about the store.
-fn checked(lab: &Lab) -> Result<(String, String)> {
-    let config = lab.place.config();
-    let output = lab.run(&["check", "-o", "json", "-c", config.to_str().context("a path of text")?])?;
+fn checked(testbed: &Testbed) -> Result<(String, String)> {
+    let config = testbed.instance.config();
+    let output = testbed.run(&["check", "-o", "json", "-c", config.to_str().context("a path of text")?])?;
     let report: Value = serde_json::from_slice(&output.stdout)?;
     let lines = report["checks"].as_array().context("checks")?;
     let line = lines.iter().find(|line| line["name"] == "store").context("a line about the store")?;
@@ -100,114 +101,115 @@ fn checked(lab: &Lab) -> Result<(String, String)> {
 }
 
 fn a_store_that_was_rolled_back(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let (token, other) = (lab.token(7)?, lab.token(8)?);
-    back_up(&lab)?;
-    let before = stored(&lab)?.revision;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let (token, other) = (testbed.token(7)?, testbed.token(8)?);
+    back_up(&testbed)?;
+    let before = stored(&testbed)?.revision;
     ensure!(
-        checked(&lab)?
-            == ("good".to_owned(), format!("{}, in use by a running daemon", store_of(&lab).display()))
+        checked(&testbed)?
+            == ("good".to_owned(), format!("{}, in use by a running daemon", store_of(&testbed).display()))
     );
-    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
-    lab.refused_token(&token, Reason::Revoked)?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    testbed.refused_token(&token, Reason::Revoked)?;
     daemon.terminate()?;
-    copy(store_of(&lab), lab.place.path("newest"))?;
-    let newest = stored(&lab)?;
-    ensure!(remembered(&lab)? == newest && newest.revision == before + 1);
-    ensure!(checked(&lab)?.0 == "good", "{:?}", checked(&lab)?);
+    copy(store_of(&testbed), testbed.instance.path("newest"))?;
+    let newest = stored(&testbed)?;
+    ensure!(remembered(&testbed)? == newest && newest.revision == before + 1);
+    ensure!(checked(&testbed)?.0 == "good", "{:?}", checked(&testbed)?);
 
-    restore(&lab)?;
+    restore(&testbed)?;
     let digest = &hex::encode(newest.digest)[..8];
     let value = format!("{before}:{}:{digest}", newest.revision);
     let (rolled_back, option) = (format!("at revision {before}, but"), format!("`--accept-store {value}`"));
     let parts = ["was rolled back", &rolled_back, "Filtering continues", &option];
     let another_store = format!("{}:{}:{digest}", before + 1, newest.revision);
     let another_memory = format!("{before}:{}:{digest}", newest.revision + 1);
-    let another_content = format!("{before}:{}:{}", newest.revision, &hex::encode(stored(&lab)?.digest)[..8]);
+    let another_content =
+        format!("{before}:{}:{}", newest.revision, &hex::encode(stored(&testbed)?.digest)[..8]);
     for other in [None, None, Some(&another_store), Some(&another_memory), Some(&another_content)] {
         let options = other.map_or_else(Vec::new, |other| vec!["--accept-store", other.as_str()]);
-        refuses(&lab, &options, &parts)?;
-        ensure!(remembered(&lab)? == newest, "a refusal changes nothing");
-        ensure!(stored(&lab)?.revision == before);
+        refuses(&testbed, &options, &parts)?;
+        ensure!(remembered(&testbed)? == newest, "a refusal changes nothing");
+        ensure!(stored(&testbed)?.revision == before);
     }
-    let (verdict, found) = checked(&lab)?;
+    let (verdict, found) = checked(&testbed)?;
     ensure!(verdict == "failed" && parts.iter().all(|part| found.contains(part)), "{verdict}: {found}");
     // The kernel filters as before.
-    lab.send(&[&token.to_bytes()[..], b"data"].concat())?;
-    lab.delivered(&other)?;
-    lab.nothing_arrived()?;
+    testbed.send(&[&token.to_bytes()[..], b"data"].concat())?;
+    testbed.delivered(&other)?;
+    testbed.nothing_arrived()?;
 
-    copy(lab.place.path("newest"), store_of(&lab))?;
-    let daemon = lab.start()?;
+    copy(testbed.instance.path("newest"), store_of(&testbed))?;
+    let daemon = testbed.start()?;
     ensure!(!daemon.log().contains("rolled back"), "{}", daemon.log());
-    lab.refused_token(&token, Reason::Revoked)?;
+    testbed.refused_token(&token, Reason::Revoked)?;
     // The option does not stop a start with a store that continues.
     daemon.terminate()?;
-    let daemon = start_accepting(&lab, &value)?;
+    let daemon = start_accepting(&testbed, &value)?;
     ensure!(daemon.log().contains("`--accept-store` had no effect"), "{}", daemon.log());
-    lab.refused_token(&token, Reason::Revoked)
+    testbed.refused_token(&token, Reason::Revoked)
 }
 
 /// `--accept-store` that is left in the unit file: it accepts once, neither the same backup again nor a store that is missing.
 #[test]
 fn an_option_that_is_left_in_place_accepts_nothing_else() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let daemon = lab.start()?;
-    back_up(&lab)?;
+    let testbed = Testbed::new(L2, 1)?;
+    let daemon = testbed.start()?;
+    back_up(&testbed)?;
     // The only change since: the accepted store has the same content as the one before.
-    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
     daemon.terminate()?;
-    restore(&lab)?;
+    restore(&testbed)?;
     let again = |value: &str, what: &str| {
-        let log = refuses(&lab, &["--accept-store", value], &[what]).context(value.to_owned())?;
+        let log = refuses(&testbed, &["--accept-store", value], &[what]).context(value.to_owned())?;
         ensure!(!log.contains("it was accepted"), "{log}");
         Ok(())
     };
-    let backup = offered(&lab)?;
-    start_accepting(&lab, &backup)?.terminate()?;
-    start_accepting(&lab, &backup)?.terminate()?;
-    restore(&lab)?;
+    let backup = offered(&testbed)?;
+    start_accepting(&testbed, &backup)?.terminate()?;
+    start_accepting(&testbed, &backup)?.terminate()?;
+    restore(&testbed)?;
     again(&backup, "was rolled back")?;
 
-    fs::remove_dir_all(store_of(&lab))?;
+    fs::remove_dir_all(store_of(&testbed))?;
     again(&backup, "is empty")?;
-    let empty = offered(&lab)?;
-    start_accepting(&lab, &empty)?.terminate()?;
-    let begun = stored(&lab)?;
-    fs::remove_dir_all(store_of(&lab))?;
+    let empty = offered(&testbed)?;
+    start_accepting(&testbed, &empty)?.terminate()?;
+    let begun = stored(&testbed)?;
+    fs::remove_dir_all(store_of(&testbed))?;
     again(&empty, "is empty")?;
     again(&backup, "is empty")?;
-    ensure!(remembered(&lab)? == begun, "a refusal changes nothing");
+    ensure!(remembered(&testbed)? == begun, "a refusal changes nothing");
     // The backup is of another store now.
-    fs::remove_dir_all(store_of(&lab))?;
-    restore(&lab)?;
+    fs::remove_dir_all(store_of(&testbed))?;
+    restore(&testbed)?;
     again(&backup, "is not the one")?;
-    let other = offered(&lab)?;
-    start_accepting(&lab, &other)?.terminate()?;
-    restore(&lab)?;
+    let other = offered(&testbed)?;
+    start_accepting(&testbed, &other)?.terminate()?;
+    restore(&testbed)?;
     again(&other, "was rolled back")
 }
 
 /// What was revoked since the copy was made: by name, by age and by key.
 #[test]
 fn an_accepted_store_lifts_no_revocation() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let daemon = lab.start()?;
-    let first = lab.issuer()?.active().0;
-    let by_first = lab.token(8)?;
-    lab.json(&["keys", "rotate", "--wait"])?;
-    let (token, other, single) = (lab.token(7)?, lab.token(8)?, lab.token(9)?);
-    lab.delivered(&by_first)?;
-    lab.delivered(&single)?;
-    back_up(&lab)?;
-    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
-    let named = lab.json(&["token", "revoke", &hex::encode(single.to_bytes())])?;
-    lab.json(&["keys", "revoke", &first.to_string()])?;
+    let testbed = Testbed::new(L2, 1)?;
+    let daemon = testbed.start()?;
+    let first = testbed.issuer()?.active().0;
+    let by_first = testbed.token(8)?;
+    testbed.json(&["keys", "rotate", "--wait"])?;
+    let (token, other, single) = (testbed.token(7)?, testbed.token(8)?, testbed.token(9)?);
+    testbed.delivered(&by_first)?;
+    testbed.delivered(&single)?;
+    back_up(&testbed)?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    let named = testbed.json(&["token", "revoke", &hex::encode(single.to_bytes())])?;
+    testbed.json(&["keys", "revoke", &first.to_string()])?;
     daemon.terminate()?;
-    restore(&lab)?;
-    refuses(&lab, &[], &["was rolled back"])?;
-    let daemon = accept(&lab)?;
+    restore(&testbed)?;
+    refuses(&testbed, &[], &["was rolled back"])?;
+    let daemon = accept(&testbed)?;
     let log = daemon.log();
     let nonce = named["nonce"].as_str().context("a nonce")?;
     for part in [
@@ -218,121 +220,121 @@ fn an_accepted_store_lifts_no_revocation() -> Result<()> {
     ] {
         ensure!(log.contains(part), "`{part}` is not in: {log}");
     }
-    lab.refused_token(&token, Reason::Revoked)?;
-    lab.refused_token(&single, Reason::Revoked)?;
-    lab.refused_token(&by_first, Reason::InactiveKey)?;
-    lab.delivered(&other)?;
+    testbed.refused_token(&token, Reason::Revoked)?;
+    testbed.refused_token(&single, Reason::Revoked)?;
+    testbed.refused_token(&by_first, Reason::InactiveKey)?;
+    testbed.delivered(&other)?;
     // They are in the store again.
     daemon.kill()?;
-    let daemon = lab.start()?;
-    let listed = lab.json(&["sessions", "list", "--revoked"])?;
+    let daemon = testbed.start()?;
+    let listed = testbed.json(&["sessions", "list", "--revoked"])?;
     ensure!(listed.as_array().is_some_and(|listed| listed.len() == 2), "{listed}");
-    lab.refused_token(&token, Reason::Revoked)?;
-    lab.refused_token(&single, Reason::Revoked)?;
-    lab.refused_token(&by_first, Reason::InactiveKey)?;
+    testbed.refused_token(&token, Reason::Revoked)?;
+    testbed.refused_token(&single, Reason::Revoked)?;
+    testbed.refused_token(&by_first, Reason::InactiveKey)?;
 
-    back_up(&lab)?;
-    lab.json(&["services", "revoke-before", "game"])?;
-    lab.refused_token(&other, Reason::Revoked)?;
+    back_up(&testbed)?;
+    testbed.json(&["services", "revoke-before", "game"])?;
+    testbed.refused_token(&other, Reason::Revoked)?;
     daemon.kill()?;
-    restore(&lab)?;
-    let daemon = accept(&lab)?;
+    restore(&testbed)?;
+    let daemon = accept(&testbed)?;
     ensure!(daemon.log().contains("what service 42 issued before"), "{}", daemon.log());
-    lab.refused_token(&other, Reason::Revoked)?;
-    lab.json(&["sessions", "unrevoke", "7", "--service", "game"])?;
-    lab.delivered(&lab.mint(&[])?)?;
+    testbed.refused_token(&other, Reason::Revoked)?;
+    testbed.json(&["sessions", "unrevoke", "7", "--service", "game"])?;
+    testbed.delivered(&testbed.mint(&[])?)?;
     Ok(())
 }
 
 fn a_store_that_vanished(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(7)?;
-    let issuer = lab.issuer()?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(7)?;
+    let issuer = testbed.issuer()?;
     daemon.terminate()?;
-    let (newest, state) = (stored(&lab)?, store_of(&lab).join("state.json"));
-    fs::rename(store_of(&lab), lab.place.path("aside"))?;
+    let (newest, state) = (stored(&testbed)?, store_of(&testbed).join("state.json"));
+    fs::rename(store_of(&testbed), testbed.instance.path("aside"))?;
     let id = newest.store.to_string();
     let parts = ["is empty", "Is its file system mounted?", &id, "--accept-store 0:"];
-    let (verdict, found) = checked(&lab)?;
+    let (verdict, found) = checked(&testbed)?;
     ensure!(verdict == "failed" && parts.iter().all(|part| found.contains(part)), "{verdict}: {found}");
-    ensure!(!store_of(&lab).exists(), "checking makes nothing");
-    refuses(&lab, &[], &parts)?;
+    ensure!(!store_of(&testbed).exists(), "checking makes nothing");
+    refuses(&testbed, &[], &parts)?;
     ensure!(!state.exists(), "no new key");
-    lab.delivered(&token)?;
-    fs::remove_dir_all(store_of(&lab))?;
-    fs::rename(lab.place.path("aside"), store_of(&lab))?;
-    let daemon = lab.start()?;
-    lab.delivered(&token)?;
+    testbed.delivered(&token)?;
+    fs::remove_dir_all(store_of(&testbed))?;
+    fs::rename(testbed.instance.path("aside"), store_of(&testbed))?;
+    let daemon = testbed.start()?;
+    testbed.delivered(&token)?;
     daemon.terminate()?;
 
     // With the option it begins anew, and says what that ends.
-    fs::rename(store_of(&lab), lab.place.path("aside"))?;
-    let daemon = accept(&lab)?;
+    fs::rename(store_of(&testbed), testbed.instance.path("aside"))?;
+    let daemon = accept(&testbed)?;
     let ended = format!("keys {} verified until now and are not in the store", issuer.active().0);
     ensure!(daemon.log().contains(&ended), "{}", daemon.log());
-    lab.delivered(&lab.token(7)?)?;
+    testbed.delivered(&testbed.token(7)?)?;
     daemon.kill()?;
-    let daemon = lab.start()?;
+    let daemon = testbed.start()?;
     daemon.terminate()?;
 
     // The first one is another store now, whatever its revision.
-    fs::remove_dir_all(store_of(&lab))?;
-    fs::rename(lab.place.path("aside"), store_of(&lab))?;
-    refuses(&lab, &[], &["is not the one that this host's kernel state was made from", &id])?;
+    fs::remove_dir_all(store_of(&testbed))?;
+    fs::rename(testbed.instance.path("aside"), store_of(&testbed))?;
+    refuses(&testbed, &[], &["is not the one that this host's kernel state was made from", &id])?;
     Ok(())
 }
 
 /// Going back to the copy before is a rollback as well: after the copy, the error of the start names the option.
 #[test]
 fn a_damaged_store_is_recovered_as_its_error_says() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let daemon = lab.start()?;
-    let token = lab.token(7)?;
-    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    let testbed = Testbed::new(L2, 1)?;
+    let daemon = testbed.start()?;
+    let token = testbed.token(7)?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
     daemon.terminate()?;
-    let (state, newest) = (store_of(&lab).join("state.json"), stored(&lab)?.revision);
+    let (state, newest) = (store_of(&testbed).join("state.json"), stored(&testbed)?.revision);
     let back = format!("revision {}", newest - 1);
     let parts = ["cp -p", &back, "its error names the `--accept-store` option that accepts it"];
     let sound = fs::read(&state)?;
     fs::write(&state, &sound[..sound.len() / 2])?;
-    let (verdict, found) = checked(&lab)?;
+    let (verdict, found) = checked(&testbed)?;
     ensure!(verdict == "failed" && found.contains("is damaged"), "{verdict}: {found}");
-    refuses(&lab, &[], &[&["is damaged"], &parts[..]].concat())?;
+    refuses(&testbed, &[], &[&["is damaged"], &parts[..]].concat())?;
     fs::remove_file(&state)?;
-    refuses(&lab, &[], &[&["is missing"], &parts[..]].concat())?;
+    refuses(&testbed, &[], &[&["is missing"], &parts[..]].concat())?;
     let copied = Command::new("cp").arg("-p").args([state.with_extension("json.prev"), state]).output()?;
     ensure!(copied.status.success(), "{}", said(&copied));
-    refuses(&lab, &[], &["was rolled back"])?;
-    let _daemon = accept(&lab)?;
-    lab.refused_token(&token, Reason::Revoked)
+    refuses(&testbed, &[], &["was rolled back"])?;
+    let _daemon = accept(&testbed)?;
+    testbed.refused_token(&token, Reason::Revoked)
 }
 
 /// The memory goes with the pins: from then on there is no kernel state that the store could be behind.
 #[test]
 fn without_pins_a_store_is_taken_as_it_is() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    let daemon = lab.start()?;
-    back_up(&lab)?;
-    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    let testbed = Testbed::new(L2, 1)?;
+    let daemon = testbed.start()?;
+    back_up(&testbed)?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
     daemon.terminate()?;
-    restore(&lab)?;
-    refuses(&lab, &[], &["was rolled back"])?;
+    restore(&testbed)?;
+    refuses(&testbed, &[], &["was rolled back"])?;
     // Its pin alone: it cannot be told any more, which is said.
-    fs::remove_file(lab.pin(LastCommit::NAME))?;
-    let daemon = lab.start()?;
+    fs::remove_file(testbed.pin(LastCommit::NAME))?;
+    let daemon = testbed.start()?;
     ensure!(daemon.log().contains("it is not known which commit"), "{}", daemon.log());
-    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
     // A pin that is removed while the daemon runs comes back, and what is in it, too.
-    fs::remove_file(lab.pin(LastCommit::NAME))?;
-    wait_for("the pin", || Ok(lab.pin(LastCommit::NAME).exists()))?;
+    fs::remove_file(testbed.pin(LastCommit::NAME))?;
+    wait_for("the pin", || Ok(testbed.pin(LastCommit::NAME).exists()))?;
     daemon.terminate()?;
-    restore(&lab)?;
-    refuses(&lab, &[], &["was rolled back"])?;
-    let config = lab.place.config();
-    let detached = lab.run(&["detach", "-c", config.to_str().context("a path of text")?])?;
+    restore(&testbed)?;
+    refuses(&testbed, &[], &["was rolled back"])?;
+    let config = testbed.instance.config();
+    let detached = testbed.run(&["detach", "-c", config.to_str().context("a path of text")?])?;
     ensure!(detached.status.success(), "{}", said(&detached));
-    let daemon = lab.start()?;
+    let daemon = testbed.start()?;
     ensure!(!daemon.log().contains("rolled back"), "{}", daemon.log());
     Ok(())
 }
@@ -340,63 +342,69 @@ fn without_pins_a_store_is_taken_as_it_is() -> Result<()> {
 /// A version before format 4 wrote it.
 #[test]
 fn a_store_without_an_id() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
-    lab.start()?.terminate()?;
-    lab.remove_pins()?;
-    let state = store_of(&lab).join("state.json");
+    let testbed = Testbed::new(L2, 1)?;
+    testbed.start()?.terminate()?;
+    testbed.remove_pins()?;
+    let state = store_of(&testbed).join("state.json");
     let text = fs::read_to_string(&state)?;
     let (_, content) = text.split_once("\"content\":").context("its content")?;
     let content = content.trim_end().strip_suffix('}').context("its end")?;
-    let content = content.replace(&format!("\"store_id\":\"{}\",", stored(&lab)?.store), "");
+    let content = content.replace(&format!("\"store_id\":\"{}\",", stored(&testbed)?.store), "");
     let sum = hex::encode(Sha256::digest(&content));
     fs::write(&state, format!("{{\"format\":3,\"sha256\":\"{sum}\",\"content\":{content}}}\n"))?;
-    let before = stored(&lab)?;
+    let before = stored(&testbed)?;
     ensure!(before.store == store::StoreId::NONE, "{before:?}");
-    lab.start()?.kill()?;
-    ensure!(remembered(&lab)? == before);
-    back_up(&lab)?;
-    let daemon = lab.start()?;
-    lab.json(&["keys", "rotate"])?;
+    testbed.start()?.kill()?;
+    ensure!(remembered(&testbed)? == before);
+    back_up(&testbed)?;
+    let daemon = testbed.start()?;
+    testbed.json(&["keys", "rotate"])?;
     daemon.kill()?;
-    ensure!(remembered(&lab)?.store != store::StoreId::NONE);
-    lab.start()?.kill()?;
-    restore(&lab)?;
-    refuses(&lab, &[], &["without an ID", "is not the one"])?;
+    ensure!(remembered(&testbed)?.store != store::StoreId::NONE);
+    testbed.start()?.kill()?;
+    restore(&testbed)?;
+    refuses(&testbed, &[], &["without an ID", "is not the one"])?;
     Ok(())
 }
 
 /// Root's `check` reads the store of the daemon's user; a user of its own refuses a rollback, too.
 #[test]
 fn as_a_user_of_its_own() -> Result<()> {
-    let mut lab = Lab::new(L2, 1)?;
-    lab.place.set_user(Some(NAME));
-    let daemon = lab.start()?;
-    back_up(&lab)?;
-    let token = lab.token(7)?;
-    lab.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    let mut testbed = Testbed::new(L2, 1)?;
+    testbed.instance.set_user(Some(NAME));
+    let daemon = testbed.start()?;
+    back_up(&testbed)?;
+    let token = testbed.token(7)?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
     daemon.terminate()?;
-    ensure!(checked(&lab)?.0 == "good", "{:?}", checked(&lab)?);
-    restore(&lab)?;
-    ensure!(checked(&lab)?.0 == "failed", "{:?}", checked(&lab)?);
-    refuses(&lab, &[], &["was rolled back"])?;
-    let _daemon = accept(&lab)?;
-    lab.refused_token(&token, Reason::Revoked)
+    ensure!(checked(&testbed)?.0 == "good", "{:?}", checked(&testbed)?);
+    restore(&testbed)?;
+    ensure!(checked(&testbed)?.0 == "failed", "{:?}", checked(&testbed)?);
+    refuses(&testbed, &[], &["was rolled back"])?;
+    let _daemon = accept(&testbed)?;
+    testbed.refused_token(&token, Reason::Revoked)
 }
 
 /// Whenever the daemon is killed: the memory has what was answered, and nothing that the store has not.
 #[test]
 fn a_crash_is_no_rollback() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+    let testbed = Testbed::new(L2, 1)?;
     let mut random = fastrand::Rng::with_seed(20_260_703);
-    let mut daemon = lab.start()?;
+    let mut daemon = testbed.start()?;
     for crash in 0..12 {
         for session in 0..random.u64(0..3) {
-            lab.json(&["sessions", "revoke", &(1000 * crash + session).to_string(), "--service", "game"])?;
+            testbed.json(&[
+                "sessions",
+                "revoke",
+                &(1000 * crash + session).to_string(),
+                "--service",
+                "game",
+            ])?;
         }
-        let answered = stored(&lab)?.revision;
+        let answered = stored(&testbed)?.revision;
         let session = (1000 * crash + 999).to_string();
         let args = ["sessions", "revoke", &session, "--service", "game"];
-        let mut revoke = lab.place.tollgate(&lab.topology.balancer, &args)?;
+        let mut revoke = testbed.instance.tollgate(&testbed.topology.balancer, &args)?;
         let mut revoke = revoke.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         // Somewhere in a command that takes about as many turns.
         for _ in 0..random.u32(0..20_000) {
@@ -404,13 +412,13 @@ fn a_crash_is_no_rollback() -> Result<()> {
         }
         daemon.kill()?;
         revoke.wait()?;
-        let (stored, remembered) = (stored(&lab)?, remembered(&lab)?);
+        let (stored, remembered) = (stored(&testbed)?, remembered(&testbed)?);
         ensure!(remembered.store == stored.store, "crash {crash}: {remembered:?}, {stored:?}");
         ensure!(
             (answered..=stored.revision).contains(&remembered.revision),
             "crash {crash}: {answered} answered, {remembered:?} remembered, {stored:?} stored"
         );
-        daemon = lab.start()?;
+        daemon = testbed.start()?;
     }
     Ok(())
 }

@@ -11,12 +11,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::testbed::{
-    daemon::{Daemon, Place, binary, http, said},
+    daemon::{Daemon, Instance, binary, http, said},
     topology::Family,
     user::{self, NAME, STRANGER, become_user, statuses},
 };
 
-use crate::testbed::{Flow, L2, Lab, Mounted, new_name, over_both};
+use crate::testbed::{Flow, L2, Mounted, Testbed, new_name, over_both};
 
 over_both!(as_a_user_of_its_own, as_root);
 
@@ -44,61 +44,61 @@ fn is_confined(daemon: &Daemon, uid: u32) -> Result<()> {
 }
 
 /// Traffic, a rotation, revocations, metrics, a crash and a restart, and everything gone afterwards.
-fn does_its_work(lab: &Lab, uid: u32) -> Result<()> {
-    let daemon = lab.start()?;
+fn does_its_work(testbed: &Testbed, uid: u32) -> Result<()> {
+    let daemon = testbed.start()?;
     is_confined(&daemon, uid)?;
-    lab.delivered(&lab.token(1)?)?;
-    lab.refused(b"junk", Reason::NoToken)?;
-    let before = lab.token(1)?;
-    lab.json(&["keys", "rotate", "--wait"])?;
-    let revoked = lab.token(9)?;
-    lab.json(&["sessions", "revoke", "9", "--service", "game"])?;
-    lab.refused_token(&revoked, Reason::Revoked)?;
-    let (status, page) = http(&lab.topology.balancer, "/metrics")?;
+    testbed.delivered(&testbed.token(1)?)?;
+    testbed.refused(b"junk", Reason::NoToken)?;
+    let before = testbed.token(1)?;
+    testbed.json(&["keys", "rotate", "--wait"])?;
+    let revoked = testbed.token(9)?;
+    testbed.json(&["sessions", "revoke", "9", "--service", "game"])?;
+    testbed.refused_token(&revoked, Reason::Revoked)?;
+    let (status, page) = http(&testbed.topology.balancer, "/metrics")?;
     ensure!(status == 200 && page.contains("tollgate_revocations{kind=\"session\"} 1"), "{page}");
     // A commit has made threads for its fsync.
     is_confined(&daemon, uid)?;
-    let flow = Flow::start(lab, vec![before, lab.token(2)?])?;
+    let flow = Flow::start(testbed, vec![before, testbed.token(2)?])?;
     daemon.kill()?;
-    let daemon = lab.start()?;
+    let daemon = testbed.start()?;
     ensure!(daemon.log().contains("program replaced"), "{}", daemon.log());
     ensure!(daemon.terminate()?.success());
-    let daemon = lab.start()?;
+    let daemon = testbed.start()?;
     flow.finish()?;
-    ensure!(lab.json(&["status"])?["ready"] == true);
-    lab.refused_token(&revoked, Reason::Revoked)?;
+    ensure!(testbed.json(&["status"])?["ready"] == true);
+    testbed.refused_token(&revoked, Reason::Revoked)?;
     daemon.terminate()?;
-    let config = lab.place.config();
-    lab.json(&["detach", "-c", config.to_str().context("a path in UTF-8")?])?;
-    ensure!(!lab.place.bpffs().exists(), "pins are left");
+    let config = testbed.instance.config();
+    testbed.json(&["detach", "-c", config.to_str().context("a path in UTF-8")?])?;
+    ensure!(!testbed.instance.bpffs().exists(), "pins are left");
     Ok(())
 }
 
 fn as_a_user_of_its_own(family: Family) -> Result<()> {
-    let mut lab = Lab::of(family, L2, 1)?;
-    lab.place.set_user(Some(NAME));
-    does_its_work(&lab, user::uid()?.as_raw())
+    let mut testbed = Testbed::of(family, L2, 1)?;
+    testbed.instance.set_user(Some(NAME));
+    does_its_work(&testbed, user::uid()?.as_raw())
 }
 
 fn as_root(family: Family) -> Result<()> {
-    let mut lab = Lab::of(family, L2, 1)?;
-    lab.place.set_user(None);
-    does_its_work(&lab, 0)
+    let mut testbed = Testbed::of(family, L2, 1)?;
+    testbed.instance.set_user(None);
+    does_its_work(&testbed, 0)
 }
 
 #[test]
 fn what_was_roots_becomes_the_users() -> Result<()> {
-    let mut lab = Lab::new(L2, 1)?;
-    lab.place.set_user(None);
-    let daemon = lab.start()?;
-    let token = lab.token(1)?;
+    let mut testbed = Testbed::new(L2, 1)?;
+    testbed.instance.set_user(None);
+    let daemon = testbed.start()?;
+    let token = testbed.token(1)?;
     daemon.terminate()?;
-    lab.place.set_user(Some(NAME));
-    let daemon = lab.start()?;
+    testbed.instance.set_user(Some(NAME));
+    let daemon = testbed.start()?;
     ensure!(daemon.log().contains("program replaced"), "{}", daemon.log());
-    lab.delivered(&token)?;
-    let pins = lab.place.bpffs().join(format!("v{}", lb_common::maps::ABI_VERSION));
-    for directory in [lab.place.path("store"), pins] {
+    testbed.delivered(&token)?;
+    let pins = testbed.instance.bpffs().join(format!("v{}", lb_common::maps::ABI_VERSION));
+    for directory in [testbed.instance.path("store"), pins] {
         let found = fs::metadata(&directory)?;
         let (owner, mode) = (found.uid(), found.mode() & 0o777);
         ensure!((owner, mode) == (user::uid()?.as_raw(), 0o700), "{}: {owner} {mode:o}", directory.display());
@@ -113,15 +113,15 @@ fn what_was_roots_becomes_the_users() -> Result<()> {
 
 #[test]
 fn nobody_elses_files_are_handed_over() -> Result<()> {
-    let mut lab = Lab::new(L2, 1)?;
-    lab.place.set_user(None);
-    lab.start()?.terminate()?;
-    lab.place.set_user(Some(NAME));
-    let (store, secret) = (lab.place.path("store"), lab.place.path("secret"));
+    let mut testbed = Testbed::new(L2, 1)?;
+    testbed.instance.set_user(None);
+    testbed.start()?.terminate()?;
+    testbed.instance.set_user(Some(NAME));
+    let (store, secret) = (testbed.instance.path("store"), testbed.instance.path("secret"));
     fs::write(&secret, "root's")?;
 
     let refused = |parts: &[&str]| {
-        let mut daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+        let mut daemon = Daemon::spawn(&testbed.instance, &testbed.topology.balancer)?;
         let status = daemon.ended()?;
         let log = daemon.log();
         ensure!(status.code() == Some(1) && parts.iter().all(|part| log.contains(part)), "{status}: {log}");
@@ -142,54 +142,60 @@ fn nobody_elses_files_are_handed_over() -> Result<()> {
     ensure!(fs::metadata(&secret)?.uid() == 0, "a file of root's was given away");
 
     // In a directory of the user's, nothing is touched.
-    lab.start()?.terminate()?;
+    testbed.start()?.terminate()?;
     symlink(&secret, store.join("link"))?;
-    let _daemon = lab.start()?;
+    let _daemon = testbed.start()?;
     ensure!(fs::metadata(&secret)?.uid() == 0, "a file of root's was given away");
     Ok(())
 }
 
 #[test]
 fn users_that_are_none() -> Result<()> {
-    let mut lab = Lab::new(L2, 1)?;
-    lab.place.set_user(Some("nobody-has-this"));
-    let mut daemon = Daemon::spawn(&lab.place, &lab.topology.balancer)?;
+    let mut testbed = Testbed::new(L2, 1)?;
+    testbed.instance.set_user(Some("nobody-has-this"));
+    let mut daemon = Daemon::spawn(&testbed.instance, &testbed.topology.balancer)?;
     ensure!(daemon.ended()?.code() == Some(1) && daemon.log().contains("useradd"), "{}", daemon.log());
-    ensure!(!lab.place.bpffs().exists(), "something is pinned");
+    ensure!(!testbed.instance.bpffs().exists(), "something is pinned");
     Ok(())
 }
 
 #[test]
 fn with_three_capabilities_from_the_start() -> Result<()> {
-    let mut lab = Lab::new(L2, 1)?;
-    lab.place.set_user(None);
+    let mut testbed = Testbed::new(L2, 1)?;
+    testbed.instance.set_user(None);
     let uid = user::uid()?;
-    let own = lab.place.path("own");
+    let own = testbed.instance.path("own");
     for name in ["own", "own/bpf", "own/store"] {
-        fs::create_dir(lab.place.path(name))?;
-        chown(lab.place.path(name), Some(uid.as_raw()), Some(uid.as_raw()))?;
+        fs::create_dir(testbed.instance.path(name))?;
+        chown(testbed.instance.path(name), Some(uid.as_raw()), Some(uid.as_raw()))?;
     }
     // A BPF file system is root's alone on most systems, so this user has one of its own.
     let bpf = own.join("bpf");
     let _mounted = Mounted::new("bpf", &bpf, "")?;
     chown(&bpf, Some(uid.as_raw()), Some(uid.as_raw()))?;
-    let config = fs::read_to_string(lab.place.config())?
-        .replace(&lab.place.path("store").display().to_string(), &own.join("store").display().to_string())
+    let config = fs::read_to_string(testbed.instance.config())?
         .replace(
-            &lab.place.path("control.sock").display().to_string(),
+            &testbed.instance.path("store").display().to_string(),
+            &own.join("store").display().to_string(),
+        )
+        .replace(
+            &testbed.instance.path("control.sock").display().to_string(),
             &own.join("sock").display().to_string(),
         )
-        .replace(&lab.place.bpffs().display().to_string(), &bpf.join("tollgate").display().to_string());
-    fs::write(lab.place.config(), config)?;
+        .replace(
+            &testbed.instance.bpffs().display().to_string(),
+            &bpf.join("tollgate").display().to_string(),
+        );
+    fs::write(testbed.instance.config(), config)?;
     let start = || {
         const CAPS: &str = "+bpf,+net_admin,+perfmon";
-        let mut command = lab.topology.balancer.command("setpriv")?;
+        let mut command = testbed.topology.balancer.command("setpriv")?;
         command
             .args(["--reuid", NAME, "--regid", NAME, "--clear-groups"])
             .args(["--inh-caps", &format!("-all,{CAPS}"), "--ambient-caps", CAPS])
             .args(["--bounding-set", &format!("-all,{CAPS}"), &binary()?, "run", "-c"])
-            .arg(lab.place.config());
-        Daemon::spawn_as(&lab.place, command)?.until_ready(&lab.topology.balancer)
+            .arg(testbed.instance.config());
+        Daemon::spawn_as(&testbed.instance, command)?.until_ready(&testbed.topology.balancer)
     };
     let sock = own.join("sock");
     let sock = sock.to_str().context("a path in UTF-8")?;
@@ -197,14 +203,15 @@ fn with_three_capabilities_from_the_start() -> Result<()> {
     is_confined(&daemon, uid.as_raw())?;
     let minted = ["--control", sock, "token", "mint", "--service", "game", "--session", "7"];
     let token = crate::testbed::minted_header(&serde_json::from_slice(
-        &lab.topology.balancer.command(&binary()?)?.args(minted).args(["-o", "json"]).output()?.stdout,
+        &testbed.topology.balancer.command(&binary()?)?.args(minted).args(["-o", "json"]).output()?.stdout,
     )?)?;
-    lab.delivered(&token)?;
+    testbed.delivered(&token)?;
     ensure!(daemon.terminate()?.success());
     let daemon = start()?;
-    lab.delivered(&token)?;
+    testbed.delivered(&token)?;
     ensure!(daemon.terminate()?.success() && !own.join("sock").exists());
-    let detached = lab.run(&["detach", "-c", lab.place.config().to_str().context("a path in UTF-8")?])?;
+    let detached =
+        testbed.run(&["detach", "-c", testbed.instance.config().to_str().context("a path in UTF-8")?])?;
     ensure!(detached.status.success(), "{}", said(&detached));
     Ok(())
 }
@@ -213,8 +220,8 @@ fn with_three_capabilities_from_the_start() -> Result<()> {
 fn systemd_takes_the_unit() -> Result<()> {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/systemd/tollgate.service");
     let text = fs::read_to_string(&unit)?;
-    let place = Place::new(&new_name()?)?;
-    let unit = place.path("tollgate.service");
+    let instance = Instance::new(&new_name()?)?;
+    let unit = instance.path("tollgate.service");
     fs::write(&unit, text.replace("/usr/local/sbin/tollgate", &binary()?))?;
     let program =
         env::var("SYSTEMD_ANALYZE").context("SYSTEMD_ANALYZE does not say where systemd-analyze is")?;

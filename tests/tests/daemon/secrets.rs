@@ -18,7 +18,7 @@ use nix::{
 };
 use tollgate::keyring::Keyset;
 
-use crate::testbed::{L2, Lab};
+use crate::testbed::{L2, Testbed};
 
 const PROOF: &str = "forward = \"l2\"\nkey_rotation = \"off\"\naccept = [\"bearer\", \"proof\"]";
 
@@ -43,35 +43,36 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-fn keyset(lab: &Lab) -> Result<(Vec<u8>, Keyset)> {
-    let output = lab.run(&["keys", "export", "--service", "game"])?;
+fn keyset(testbed: &Testbed) -> Result<(Vec<u8>, Keyset)> {
+    let output = testbed.run(&["keys", "export", "--service", "game"])?;
     let keyset = serde_json::from_slice(&output.stdout).with_context(|| said(&output))?;
     Ok((output.stdout, keyset))
 }
 
 #[test]
 fn logs_have_no_keys() -> Result<()> {
-    let lab = Lab::new(PROOF, 1)?;
+    let testbed = Testbed::new(PROOF, 1)?;
     let start = || {
-        let mut command = lab.place.tollgate(&lab.topology.balancer, &["run", "-c"])?;
-        command.arg(lab.place.config()).env("TOLLGATE_LOG", "trace");
-        Daemon::spawn_as(&lab.place, command)?.until_ready(&lab.topology.balancer)
+        let mut command = testbed.instance.tollgate(&testbed.topology.balancer, &["run", "-c"])?;
+        command.arg(testbed.instance.config()).env("TOLLGATE_LOG", "trace");
+        Daemon::spawn_as(&testbed.instance, command)?.until_ready(&testbed.topology.balancer)
     };
     let daemon = start()?;
-    lab.json(&["keys", "rotate", "--wait"])?;
-    let minted = lab.json(&["token", "mint", "--service", "game", "--session", "7", "--type", "proof"])?;
-    lab.delivered(&lab.token(1)?)?;
-    let (file, keys) = keyset(&lab)?;
-    fs::write(lab.place.path("keyset.json"), file)?;
-    let path = lab.place.path("keyset.json");
-    lab.json(&["keys", "import", path.to_str().context("a path in UTF-8")?])?;
+    testbed.json(&["keys", "rotate", "--wait"])?;
+    let minted =
+        testbed.json(&["token", "mint", "--service", "game", "--session", "7", "--type", "proof"])?;
+    testbed.delivered(&testbed.token(1)?)?;
+    let (file, keys) = keyset(&testbed)?;
+    fs::write(testbed.instance.path("keyset.json"), file)?;
+    let path = testbed.instance.path("keyset.json");
+    testbed.json(&["keys", "import", path.to_str().context("a path in UTF-8")?])?;
     daemon.kill()?;
     let daemon = start()?;
-    lab.delivered(&lab.token(2)?)?;
-    lab.json(&["keys", "revoke", &keys.keys[0].key_id.to_string()])?;
+    testbed.delivered(&testbed.token(2)?)?;
+    testbed.json(&["keys", "revoke", &keys.keys[0].key_id.to_string()])?;
     daemon.terminate()?;
 
-    let log = fs::read(lab.place.path("log"))?;
+    let log = fs::read(testbed.instance.path("log"))?;
     ensure!(contains(&log, b"TRACE"), "nothing was traced");
     let session_key = hex::decode(minted["session_key"].as_str().context("a session key")?)?;
     let masters = keys.keys.iter().map(|key| key.master.as_bytes().to_vec());
@@ -85,14 +86,14 @@ fn logs_have_no_keys() -> Result<()> {
 
 #[test]
 fn freed_memory_has_no_keys() -> Result<()> {
-    let lab = Lab::new(PROOF, 1)?;
-    let daemon = lab.start()?;
-    lab.json(&["keys", "rotate", "--wait"])?;
-    let (file, keys) = keyset(&lab)?;
-    fs::write(lab.place.path("keyset.json"), file)?;
-    let path = lab.place.path("keyset.json");
-    lab.json(&["keys", "import", path.to_str().context("a path in UTF-8")?])?;
-    lab.json(&["token", "mint", "--service", "game", "--session", "7", "--type", "proof"])?;
+    let testbed = Testbed::new(PROOF, 1)?;
+    let daemon = testbed.start()?;
+    testbed.json(&["keys", "rotate", "--wait"])?;
+    let (file, keys) = keyset(&testbed)?;
+    fs::write(testbed.instance.path("keyset.json"), file)?;
+    let path = testbed.instance.path("keyset.json");
+    testbed.json(&["keys", "import", path.to_str().context("a path in UTF-8")?])?;
+    testbed.json(&["token", "mint", "--service", "game", "--session", "7", "--type", "proof"])?;
     // What has been written down for disk and socket was hexadecimal; what is at work is not.
     let memory = Memory::of(daemon.pid())?;
     let node = b"tollgate_";
@@ -146,20 +147,23 @@ fn memmem(text: &[u8], part: &[u8]) -> bool {
 
 #[test]
 fn no_core_is_dumped() -> Result<()> {
-    let lab = Lab::new(L2, 1)?;
+    let testbed = Testbed::new(L2, 1)?;
     let core = fs::read_to_string("/proc/sys/kernel/core_pattern")?;
     // Another program whose core is dumped, or this test would say nothing.
     let mut aborted = Command::new("prlimit");
-    aborted.args(["--core=unlimited:unlimited", "sh", "-c", "kill -ABRT $$"]).current_dir(lab.place.path(""));
+    aborted
+        .args(["--core=unlimited:unlimited", "sh", "-c", "kill -ABRT $$"])
+        .current_dir(testbed.instance.path(""));
     let aborted = aborted.status()?;
     ensure!(aborted.core_dumped(), "nothing dumps core here (core_pattern {core}): {aborted}");
     for signal in [Signal::SIGABRT, Signal::SIGSEGV] {
-        let mut command = lab.topology.balancer.command("prlimit")?;
+        let mut command = testbed.topology.balancer.command("prlimit")?;
         command
             .args(["--core=unlimited:unlimited", &lb_tests::testbed::daemon::binary()?, "run", "-c"])
-            .arg(lab.place.config())
-            .current_dir(lab.place.path(""));
-        let mut daemon = Daemon::spawn_as(&lab.place, command)?.until_ready(&lab.topology.balancer)?;
+            .arg(testbed.instance.config())
+            .current_dir(testbed.instance.path(""));
+        let mut daemon =
+            Daemon::spawn_as(&testbed.instance, command)?.until_ready(&testbed.topology.balancer)?;
         let pid = Pid::from_raw(daemon.pid().try_into()?);
         // The first SIGSEGV ends in the handler that looks for stack overflows.
         wait_for("the daemon's end", || {
@@ -175,9 +179,9 @@ fn no_core_is_dumped() -> Result<()> {
 
 #[test]
 fn other_processes_of_its_user_cannot_look_in() -> Result<()> {
-    let mut lab = Lab::new(L2, 1)?;
-    lab.place.set_user(Some(NAME));
-    let daemon = lab.start()?;
+    let mut testbed = Testbed::new(L2, 1)?;
+    testbed.instance.set_user(Some(NAME));
+    let daemon = testbed.start()?;
     let uid = user::uid()?.as_raw();
     let opens = |pid: u32| {
         become_user(uid, &[uid], move || {

@@ -21,11 +21,11 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::testbed::{L2, Lab};
+use crate::testbed::{L2, Testbed};
 
 /// A path of root's alone.
-fn secret(lab: &Lab) -> Result<CString> {
-    let secret = lab.place.path("secret");
+fn secret(testbed: &Testbed) -> Result<CString> {
+    let secret = testbed.instance.path("secret");
     fs::write(&secret, "root's")?;
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))?;
     Ok(CString::new(secret.into_os_string().into_encoded_bytes())?)
@@ -75,18 +75,18 @@ fn calls_are_refused(attacker: &TakenOver, daemon: &Daemon) -> Result<()> {
 }
 
 /// Afterwards it works as before.
-fn is_none_the_worse(lab: &Lab) -> Result<()> {
-    lab.json(&["keys", "rotate", "--wait"])?;
-    lab.delivered(&lab.token(1)?)?;
+fn is_none_the_worse(testbed: &Testbed) -> Result<()> {
+    testbed.json(&["keys", "rotate", "--wait"])?;
+    testbed.delivered(&testbed.token(1)?)?;
     Ok(())
 }
 
 #[test]
 fn it_gets_nowhere() -> Result<()> {
-    let mut lab = Lab::new(L2, 1)?;
-    lab.place.set_user(Some(NAME));
-    let daemon = lab.start()?;
-    let secret = secret(&lab)?;
+    let mut testbed = Testbed::new(L2, 1)?;
+    testbed.instance.set_user(Some(NAME));
+    let daemon = testbed.start()?;
+    let secret = secret(&testbed)?;
     let attacker = TakenOver::of(&daemon)?;
     calls_are_refused(&attacker, &daemon)?;
     let (read, write) = (libc::O_RDONLY as u64, (libc::O_WRONLY | libc::O_CREAT) as u64);
@@ -105,21 +105,21 @@ fn it_gets_nowhere() -> Result<()> {
     // This would have worked.
     ensure!(attacker.with_path(libc::SYS_open, c"/proc/self/stat", [read, 0])?.is_ok());
     drop(attacker);
-    is_none_the_worse(&lab)
+    is_none_the_worse(&testbed)
 }
 
 #[test]
 fn as_root_it_gets_to_roots_files_alone() -> Result<()> {
-    let mut lab = Lab::new(L2, 1)?;
-    lab.place.set_user(None);
-    let daemon = lab.start()?;
-    let secret = secret(&lab)?;
+    let mut testbed = Testbed::new(L2, 1)?;
+    testbed.instance.set_user(None);
+    let daemon = testbed.start()?;
+    let secret = secret(&testbed)?;
     let attacker = TakenOver::of(&daemon)?;
     calls_are_refused(&attacker, &daemon)?;
     // What `--user` is for.
     ensure!(attacker.with_path(libc::SYS_open, &secret, [libc::O_WRONLY as u64, 0])?.is_ok());
     drop(attacker);
-    is_none_the_worse(&lab)
+    is_none_the_worse(&testbed)
 }
 
 /// A daemon whose first thread does what the test says, until it is dropped.

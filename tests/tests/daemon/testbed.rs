@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{maps::ABI_VERSION, reason::Reason, token::Header};
 use lb_tests::testbed::{
     cleanup::{self, Run},
-    daemon::{Daemon, PATIENCE, Place, counters, http, said, service, wait_for},
+    daemon::{Daemon, Instance, PATIENCE, counters, http, said, service, wait_for},
     forward::{Decap, Forward},
     issuer::{Issuer, session},
     topology::{Family, INTERFACE, Plan, Topology},
@@ -48,17 +48,17 @@ pub fn new_name() -> Result<String> {
 }
 
 /// A balancer with what is around it.
-pub struct Lab {
+pub struct Testbed {
     name: String,
     pub family: Family,
-    pub place: Place,
+    pub instance: Instance,
     pub topology: Topology,
     /// What listens, at the backends or, with `local`, at the balancer.
     pub backends: Vec<UdpSocket>,
     client: UdpSocket,
 }
 
-impl Lab {
+impl Testbed {
     /// One over IPv4 whose service has these fields and so many backends.
     pub fn new(fields: &str, backends: u8) -> Result<Self> {
         Self::of(Family::V4, fields, backends)
@@ -69,13 +69,13 @@ impl Lab {
         let name = new_name()?;
         let plan = plan.into();
         let topology = Topology::new(&name, plan)?;
-        let place = Place::new(&name)?;
+        let instance = Instance::new(&name)?;
         let forward = fields.split("forward = \"").nth(1).and_then(|rest| rest.split('"').next());
         let forward: Forward = forward.context("a service that says `forward`")?.parse()?;
-        place.configure(&service(family, fields, &forward.backends(&topology, family)))?;
+        instance.configure(&service(family, fields, &forward.backends(&topology, family)))?;
         let backends = forward.applications(&topology, family.service(), family)?;
         let client = topology.client_socket(family.service())?;
-        Ok(Self { name, family, place, topology, backends, client })
+        Ok(Self { name, family, instance, topology, backends, client })
     }
 
     /// The configuration of a service with these fields and the first so many backends.
@@ -90,17 +90,17 @@ impl Lab {
 
     /// Starts the daemon and waits until it filters.
     pub fn start(&self) -> Result<Daemon> {
-        Daemon::start(&self.place, &self.topology.balancer)
+        Daemon::start(&self.instance, &self.topology.balancer)
     }
 
     /// Starts `tollgate decap` on all backends.
     pub fn decap(&self) -> Result<Vec<Decap>> {
-        Decap::on_backends(&self.topology, &self.place, &self.topology.tunnel_sources())
+        Decap::on_backends(&self.topology, &self.instance, &self.topology.tunnel_sources())
     }
 
     /// Removes the pins of a daemon that has ended, and waits until the kernel has taken the program off.
     pub fn remove_pins(&self) -> Result<()> {
-        fs::remove_dir_all(self.place.bpffs())?;
+        fs::remove_dir_all(self.instance.bpffs())?;
         self.is_off()
     }
 
@@ -114,7 +114,7 @@ impl Lab {
 
     /// A map's pin, or a link's.
     pub fn pin(&self, name: &str) -> PathBuf {
-        self.place.bpffs().join(format!("v{ABI_VERSION}")).join(name)
+        self.instance.bpffs().join(format!("v{ABI_VERSION}")).join(name)
     }
 
     /// Whether the link of an interface is pinned, below a directory of pins.
@@ -158,22 +158,22 @@ impl Lab {
 
     /// `tollgate ARGS -o json`.
     pub fn json(&self, args: &[&str]) -> Result<Value> {
-        self.place.json(&self.topology.balancer, args)
+        self.instance.json(&self.topology.balancer, args)
     }
 
     /// `tollgate ARGS`.
     pub fn run(&self, args: &[&str]) -> Result<std::process::Output> {
-        self.place.run(&self.topology.balancer, args)
+        self.instance.run(&self.topology.balancer, args)
     }
 
     /// Packets of the service by reason.
     pub fn counters(&self) -> Result<BTreeMap<String, u64>> {
-        counters(&self.place, &self.topology.balancer, "game")
+        counters(&self.instance, &self.topology.balancer, "game")
     }
 
     /// An issuer with the keyset of now.
     pub fn issuer(&self) -> Result<Issuer> {
-        Issuer::new(&self.place, &self.topology.balancer, "game")
+        Issuer::new(&self.instance, &self.topology.balancer, "game")
     }
 
     /// A token of a session, by the keyset of now.
@@ -234,7 +234,7 @@ impl Lab {
         self.nothing_arrived()
     }
 
-    /// As [`Lab::refused`], for a token with data behind it.
+    /// As [`Testbed::refused`], for a token with data behind it.
     pub fn refused_token(&self, token: &Header, reason: Reason) -> Result<()> {
         self.refused(&[&token.to_bytes()[..], b"data"].concat(), reason)
     }
@@ -252,11 +252,11 @@ impl Lab {
     }
 }
 
-impl Drop for Lab {
+impl Drop for Testbed {
     fn drop(&mut self) {
         cleanup::hold_if_interrupted();
         // Shown where the test fails.
-        println!("the daemon's log:\n{}", fs::read_to_string(self.place.path("log")).unwrap_or_default());
+        println!("the daemon's log:\n{}", fs::read_to_string(self.instance.path("log")).unwrap_or_default());
     }
 }
 
@@ -358,10 +358,10 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Sends with these tokens, in turns, one datagram after the other has arrived; to a lab with one backend.
-    pub fn start(lab: &Lab, tokens: Vec<Header>) -> Result<Self> {
-        let client = lab.topology.client_socket(lab.family.service())?;
-        let backend = lab.backends.first().context("a backend")?.try_clone()?;
+    /// Sends with these tokens, in turns, one datagram after the other has arrived; to a testbed with one backend.
+    pub fn start(testbed: &Testbed, tokens: Vec<Header>) -> Result<Self> {
+        let client = testbed.topology.client_socket(testbed.family.service())?;
+        let backend = testbed.backends.first().context("a backend")?.try_clone()?;
         backend.set_read_timeout(Some(Duration::from_secs(2)))?;
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let (stopping, sending) = (Arc::clone(&stop), Arc::clone(&sent));

@@ -7,10 +7,10 @@ use lb_common::reason::Reason;
 use lb_tests::testbed::{
     daemon::{PATIENCE, wait_for},
     issuer::session,
-    topology::{BACK_INTERFACE, Family, INTERFACE, Network, Plan, Way},
+    topology::{BACK_INTERFACE, Family, INTERFACE, Layout, Network, Plan},
 };
 
-use crate::testbed::{L2, Lab, TTL, over_both};
+use crate::testbed::{L2, TTL, Testbed, over_both};
 
 over_both!(
     a_backend_that_goes_away_is_not_used,
@@ -28,88 +28,88 @@ over_both!(
 );
 
 fn a_backend_that_goes_away_is_not_used(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 2)?;
-    let _daemon = lab.start()?;
-    let issuer = lab.issuer()?;
+    let testbed = Testbed::of(family, L2, 2)?;
+    let _daemon = testbed.start()?;
+    let issuer = testbed.issuer()?;
     let to_second = issuer.token(session(1, 2), TTL);
-    ensure!(lab.delivered(&to_second)? == 2, "a token that names a backend goes there");
+    ensure!(testbed.delivered(&to_second)? == 2, "a token that names a backend goes there");
 
-    lab.topology.plug("backend2", false)?;
+    testbed.topology.plug("backend2", false)?;
     // The kernel asks again for what it is not sure of: make it unsure.
-    let address = lab.topology.plan.backend(family, 2).to_string();
-    lab.topology.balancer.ip(&["neighbour", "flush", "to", &address, "dev", INTERFACE])?;
-    let second = || Ok::<_, anyhow::Error>(lab.json(&["backends", "list"])?[1].clone());
+    let address = testbed.topology.plan.backend(family, 2).to_string();
+    testbed.topology.balancer.ip(&["neighbour", "flush", "to", &address, "dev", INTERFACE])?;
+    let second = || Ok::<_, anyhow::Error>(testbed.json(&["backends", "list"])?[1].clone());
     wait_for("the backend to be out", || Ok(second()?["up"] == false))?;
     ensure!(second()?["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{}", second()?);
-    lab.refused_token(&to_second, Reason::NoBackend)?;
+    testbed.refused_token(&to_second, Reason::NoBackend)?;
     for number in 0..20 {
-        let id = lab.delivered(&issuer.token(session(number, 0), TTL))?;
+        let id = testbed.delivered(&issuer.token(session(number, 0), TTL))?;
         ensure!(id == 1, "session {number} went to backend {id}");
     }
 
-    lab.topology.plug("backend2", true)?;
+    testbed.topology.plug("backend2", true)?;
     wait_for("the backend to be back", || Ok(second()?["up"] == true))?;
-    ensure!(lab.delivered(&to_second)? == 2);
+    ensure!(testbed.delivered(&to_second)? == 2);
     Ok(())
 }
 
 fn a_backend_that_never_was_there(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let text = std::fs::read_to_string(lab.place.config())?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let text = std::fs::read_to_string(testbed.instance.config())?;
     let ghost = Network::Front.address(family, 99);
     let ghost = format!("[[service.backend]]\nid = 9\nname = \"ghost\"\naddress = \"{ghost}\"\n");
-    std::fs::write(lab.place.config(), text + &ghost)?;
-    let _daemon = lab.start()?;
-    let backends = lab.json(&["backends", "list"])?;
+    std::fs::write(testbed.instance.config(), text + &ghost)?;
+    let _daemon = testbed.start()?;
+    let backends = testbed.json(&["backends", "list"])?;
     ensure!(backends[0]["up"] == true && backends[1]["up"] == false, "{backends}");
-    lab.delivered(&lab.token(1)?)?;
+    testbed.delivered(&testbed.token(1)?)?;
     Ok(())
 }
 
 fn sessions_spread_and_stay(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 3)?;
-    let _daemon = lab.start()?;
-    let issuer = lab.issuer()?;
+    let testbed = Testbed::of(family, L2, 3)?;
+    let _daemon = testbed.start()?;
+    let issuer = testbed.issuer()?;
     let mut used = [0; 4];
     for number in 0..60 {
         let token = issuer.token(session(number, 0), TTL);
-        let id = lab.delivered(&token)?;
+        let id = testbed.delivered(&token)?;
         used[id] += 1;
-        ensure!(lab.delivered(&token)? == id, "session {number} moved");
-        ensure!(lab.delivered(&issuer.token(session(number, 0), TTL))? == id, "session {number} moved");
+        ensure!(testbed.delivered(&token)? == id, "session {number} moved");
+        ensure!(testbed.delivered(&issuer.token(session(number, 0), TTL))? == id, "session {number} moved");
     }
     ensure!(used[1..].iter().all(|count| *count >= 8), "{used:?}");
     Ok(())
 }
 
 fn to_the_balancers_own_stack(family: Family) -> Result<()> {
-    let lab = Lab::of(family, "forward = \"local\"\nkey_rotation = \"off\"", 0)?;
-    let _daemon = lab.start()?;
-    lab.send(b"junk that nobody gets")?;
-    lab.answered(&lab.token(1)?)?;
+    let testbed = Testbed::of(family, "forward = \"local\"\nkey_rotation = \"off\"", 0)?;
+    let _daemon = testbed.start()?;
+    testbed.send(b"junk that nobody gets")?;
+    testbed.answered(&testbed.token(1)?)?;
     Ok(())
 }
 
 fn unstripped_where_asked_for(family: Family) -> Result<()> {
-    let lab = Lab::of(family, "forward = \"l2\"\nstrip = false", 1)?;
-    let _daemon = lab.start()?;
-    let datagram = [&lab.token(1)?.to_bytes()[..], b"hello"].concat();
-    lab.send(&datagram)?;
-    lab.arrives(&datagram)?;
+    let testbed = Testbed::of(family, "forward = \"l2\"\nstrip = false", 1)?;
+    let _daemon = testbed.start()?;
+    let datagram = [&testbed.token(1)?.to_bytes()[..], b"hello"].concat();
+    testbed.send(&datagram)?;
+    testbed.arrives(&datagram)?;
     Ok(())
 }
 
 fn observe_counts_and_delivers(family: Family) -> Result<()> {
-    let lab = Lab::of(family, "forward = \"l2\"\nmode = \"observe\"", 2)?;
-    let _daemon = lab.start()?;
-    lab.send(b"no token, and yet")?;
-    let id = lab.arrives(b"no token, and yet")?;
-    let mut forged = lab.token(1)?.to_bytes();
+    let testbed = Testbed::of(family, "forward = \"l2\"\nmode = \"observe\"", 2)?;
+    let _daemon = testbed.start()?;
+    testbed.send(b"no token, and yet")?;
+    let id = testbed.arrives(b"no token, and yet")?;
+    let mut forged = testbed.token(1)?.to_bytes();
     forged[63] ^= 1;
-    lab.send(&forged)?;
-    ensure!(lab.arrives(&forged)? == id, "a client stays on its backend");
-    lab.delivered(&lab.token(1)?)?; // stripped as in enforce
-    let counters = lab.counters()?;
+    testbed.send(&forged)?;
+    ensure!(testbed.arrives(&forged)? == id, "a client stays on its backend");
+    testbed.delivered(&testbed.token(1)?)?; // stripped as in enforce
+    let counters = testbed.counters()?;
     for reason in [Reason::NoToken, Reason::BadFastTag, Reason::Forwarded] {
         ensure!(counters.get(reason.name()) == Some(&1), "{}: {counters:?}", reason.name());
     }
@@ -117,78 +117,79 @@ fn observe_counts_and_delivers(family: Family) -> Result<()> {
 }
 
 fn the_backend_answers_by_itself(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let _daemon = lab.start()?;
-    lab.answered(&lab.token(1)?)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let _daemon = testbed.start()?;
+    testbed.answered(&testbed.token(1)?)?;
     Ok(())
 }
 
 fn what_is_not_for_a_service_passes(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let _daemon = lab.start()?;
-    let (balancer, service) = (&lab.topology.balancer, family.service());
+    let testbed = Testbed::of(family, L2, 1)?;
+    let _daemon = testbed.start()?;
+    let (balancer, service) = (&testbed.topology.balancer, family.service());
     let other = balancer.enter(|| UdpSocket::bind((service.ip(), service.port() + 1)))??;
     other.set_read_timeout(Some(PATIENCE))?;
-    let client = lab.topology.client.enter(|| UdpSocket::bind((family.any(), 0)))??;
+    let client = testbed.topology.client.enter(|| UdpSocket::bind((family.any(), 0)))??;
     client.send_to(b"no token", other.local_addr()?)?;
     let mut buffer = [0; 64];
     let len = other.recv(&mut buffer)?;
     ensure!(buffer[..len] == *b"no token");
     // TCP at the service's own address and port is not UDP.
     let _listener = balancer.enter(|| TcpListener::bind(service))??;
-    lab.topology.client.enter(|| TcpStream::connect_timeout(&service, PATIENCE))??;
-    ensure!(lab.counters()?.is_empty(), "{:?}", lab.counters()?);
-    let not_ours = lab.json(&["counters"])?["not_ours"]["packets"].as_u64();
+    testbed.topology.client.enter(|| TcpStream::connect_timeout(&service, PATIENCE))??;
+    ensure!(testbed.counters()?.is_empty(), "{:?}", testbed.counters()?);
+    let not_ours = testbed.json(&["counters"])?["not_ours"]["packets"].as_u64();
     ensure!(not_ours.is_some_and(|packets| packets >= 2), "{not_ours:?}");
     Ok(())
 }
 
 fn the_largest_datagram_and_one_that_is_too_large(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let _daemon = lab.start()?;
-    let token = lab.token(1)?.to_bytes();
+    let testbed = Testbed::of(family, L2, 1)?;
+    let _daemon = testbed.start()?;
+    let token = testbed.token(1)?.to_bytes();
     // With the headers of IP and UDP an Ethernet frame's 1500 bytes.
     let headers = if family == Family::V4 { 28 } else { 48 };
     let data = vec![7; 1500 - headers - token.len()];
-    lab.send(&[&token[..], &data].concat())?;
-    lab.arrives(&data)?;
+    testbed.send(&[&token[..], &data].concat())?;
+    testbed.arrives(&data)?;
     // One byte more comes in two fragments, and neither passes.
-    lab.send(&[&token[..], &data, b"!"].concat())?;
-    wait_for("both fragments", || Ok(lab.counters()?.get(Reason::Fragment.name()) == Some(&2)))?;
-    lab.nothing_arrived()
+    testbed.send(&[&token[..], &data, b"!"].concat())?;
+    wait_for("both fragments", || Ok(testbed.counters()?.get(Reason::Fragment.name()) == Some(&2)))?;
+    testbed.nothing_arrived()
 }
 
 fn a_backend_with_another_network_card(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let _daemon = lab.start()?;
-    let token = lab.token(1)?;
-    lab.delivered(&token)?;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let _daemon = testbed.start()?;
+    let token = testbed.token(1)?;
+    testbed.delivered(&token)?;
     let card = "02:00:00:00:00:77";
-    let backend = &lab.topology.backends[0];
+    let backend = &testbed.topology.backends[0];
     backend.ip(&["link", "set", INTERFACE, "down"])?;
     backend.ip(&["link", "set", INTERFACE, "address", card])?;
     backend.ip(&["link", "set", INTERFACE, "up"])?;
     // As the kernel does by itself when it finds the old one gone.
-    let address = lab.topology.plan.backend(family, 1).to_string();
-    lab.topology.balancer.ip(&["neighbour", "flush", "to", &address, "dev", INTERFACE])?;
+    let address = testbed.topology.plan.backend(family, 1).to_string();
+    testbed.topology.balancer.ip(&["neighbour", "flush", "to", &address, "dev", INTERFACE])?;
     wait_for("the new address", || {
-        let backend = &lab.json(&["backends", "list"])?[0];
+        let backend = &testbed.json(&["backends", "list"])?[0];
         Ok(backend["mac"] == card && backend["up"] == true)
     })?;
-    lab.delivered(&token)?;
+    testbed.delivered(&token)?;
     Ok(())
 }
 
 fn clients_on_two_interfaces(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, Plan { backends: 1, way: Way::Cards, ..Plan::default() })?;
-    lab.place.configure_on(&[INTERFACE, BACK_INTERFACE], &lab.service(L2, 1))?;
-    let _daemon = lab.start()?;
-    let token = lab.token(1)?;
+    let testbed =
+        Testbed::of(family, L2, Plan { backends: 1, layout: Layout::TwoInterfaces, ..Plan::default() })?;
+    testbed.instance.configure_on(&[INTERFACE, BACK_INTERFACE], &testbed.service(L2, 1))?;
+    let _daemon = testbed.start()?;
+    let token = testbed.token(1)?;
     // In on one and out of the other.
-    lab.delivered(&token)?;
-    lab.refused(b"junk", Reason::NoToken)?;
+    testbed.delivered(&token)?;
+    testbed.refused(b"junk", Reason::NoToken)?;
     // In and out of the other: a client beside the backends.
-    let beside = &lab.topology.routers[0];
+    let beside = &testbed.topology.routers[0];
     let (service, balancer) = (family.service(), Network::Back.address(family, 1).to_string());
     beside.ip(&[family.option(), "route", "add", &service.ip().to_string(), "via", &balancer])?;
     let client = beside.enter(|| {
@@ -198,14 +199,14 @@ fn clients_on_two_interfaces(family: Family) -> Result<()> {
     })??;
     client.send(b"junk")?;
     client.send(&[&token.to_bytes()[..], b"from beside"].concat())?;
-    lab.arrives(b"from beside")?;
-    ensure!(lab.counters()?[Reason::NoToken.name()] == 2, "{:?}", lab.counters()?);
+    testbed.arrives(b"from beside")?;
+    ensure!(testbed.counters()?[Reason::NoToken.name()] == 2, "{:?}", testbed.counters()?);
     Ok(())
 }
 
 fn a_bridge_that_is_filtered(family: Family) -> Result<()> {
-    let lab = Lab::of(family, L2, 1)?;
-    let balancer = &lab.topology.balancer;
+    let testbed = Testbed::of(family, L2, 1)?;
+    let balancer = &testbed.topology.balancer;
     balancer.ip(&["link", "add", "br0", "type", "bridge"])?;
     balancer.ip(&["link", "set", INTERFACE, "master", "br0"])?;
     balancer.ip(&["link", "set", "br0", "up"])?;
@@ -214,11 +215,11 @@ fn a_bridge_that_is_filtered(family: Family) -> Result<()> {
         let nodad = if family == Family::V6 { &["nodad"][..] } else { &[] };
         balancer.ip(&[&["address", "add", &address, "dev", "br0"], nodad].concat())?;
     }
-    lab.place.configure_on(&["br0"], &lab.service(L2, 1))?;
-    let _daemon = lab.start()?;
-    let status = lab.json(&["status"])?;
+    testbed.instance.configure_on(&["br0"], &testbed.service(L2, 1))?;
+    let _daemon = testbed.start()?;
+    let status = testbed.json(&["status"])?;
     ensure!(status["interfaces"][0]["mode"] == "generic", "{status}");
-    lab.refused(b"junk", Reason::NoToken)?;
-    lab.answered(&lab.token(1)?)?;
+    testbed.refused(b"junk", Reason::NoToken)?;
+    testbed.answered(&testbed.token(1)?)?;
     Ok(())
 }

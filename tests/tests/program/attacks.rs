@@ -13,7 +13,7 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both, check_all},
-    fixture::{self, Key, SERVICE_ID, SESSION, World},
+    fixture::{self, Fixture, Key, SERVICE_ID, SESSION},
     oracle::Model,
     packet::{APPLICATION_DATA, Family, Packet},
     program::{Program, Verdict, at_scale},
@@ -95,9 +95,9 @@ fn every_bit() -> Result<()> {
 }
 
 fn judged(model: &mut Model, name: &str, frame: Vec<u8>) -> Case {
-    let world = proof::world();
-    let expected = model.judge(&world, &frame);
-    Case::of_frame(name, world, frame, expected)
+    let fixture = proof::fixture();
+    let expected = model.judge(&fixture, &frame);
+    Case::of_frame(name, fixture, frame, expected)
 }
 
 /// Claims and fast tag of a token that was seen, with any other full tag: the fast tag covers it, so no HMAC is made.
@@ -176,9 +176,9 @@ fn splice_cases() -> Vec<Case> {
 fn key_cases() -> Vec<Case> {
     let other_id = KeyId::new(fixture::key().id.slot() + 1, 3).expect("in range");
     let of_other_service = Key::new([8; 32], other_id);
-    let mut world = proof::world();
-    world.keys.push(of_other_service.held(SERVICE_ID + 1));
-    let case = |name, packet: &Packet, reason| Case::refused(name, world.clone(), packet, reason);
+    let mut fixture = proof::fixture();
+    fixture.keys.push(of_other_service.held(SERVICE_ID + 1));
+    let case = |name, packet: &Packet, reason| Case::refused(name, fixture.clone(), packet, reason);
     let here = fixture::grant();
     let there = Grant { claims: Claims { service_id: SERVICE_ID + 1, ..here.claims }, ..fixture::grant() };
     let bearer = |key: &Key, grant: &Grant| Packet::with_token(&key.bearer(grant));
@@ -228,11 +228,11 @@ fn key_cases() -> Vec<Case> {
 /// and nothing of it is good under the new key's id.
 #[test]
 fn a_slot_that_was_given_away() -> Result<()> {
-    let world = World { keys: vec![], ..proof::world() };
+    let fixture = Fixture { keys: vec![], ..proof::fixture() };
     let bearer = |key: &Key| Packet::with_token(&key.bearer(&fixture::grant()));
     let proof = |key: &Key, seq| Packet::with_proof(&key.proof(&fixture::grant()), seq, TS);
     let mut program = Program::load()?;
-    program.enter(&world)?;
+    program.enter(&fixture)?;
     for family in Family::BOTH {
         let key = |generation| {
             let id = KeyId::new(fixture::key_id().slot() + family as u32, generation).expect("in range");
@@ -246,9 +246,10 @@ fn a_slot_that_was_given_away() -> Result<()> {
         };
         let before = program.hmacs()?;
         let good =
-            |packet: &Packet| forwarded("good", SESSION, packet).with_world(world.clone()).over(family);
-        let bad =
-            |packet: &Packet, reason| refused("bad", packet, reason).with_world(world.clone()).over(family);
+            |packet: &Packet| forwarded("good", SESSION, packet).with_fixture(fixture.clone()).over(family);
+        let bad = |packet: &Packet, reason| {
+            refused("bad", packet, reason).with_fixture(fixture.clone()).over(family)
+        };
         program.datapath().key_slots.install(&old.slot(SERVICE_ID))?;
         check_all(
             &mut program,
@@ -318,16 +319,16 @@ fn a_token_from_everywhere() -> Result<()> {
 #[test]
 fn another_node() -> Result<()> {
     let (mut here, mut there) = (Program::load()?, Program::load()?);
-    let later = |ns| World { now_ns: proof::world().now_ns + ns, ..proof::world() };
+    let later = |ns| Fixture { now_ns: proof::fixture().now_ns + ns, ..proof::fixture() };
     for family in Family::BOTH {
         let packet = valid_proof(family as u32);
         let passes = forwarded("here", SESSION, &packet).over(family);
         passes.check(&mut here)?;
         refused("here again", &packet, Reason::Replay).over(family).check(&mut here)?;
         let stale = refused("there, 5 s and 1 ns later", &packet, Reason::StaleProof).over(family);
-        stale.with_world(later(5 * SECOND_NS + 1)).check(&mut there)?;
+        stale.with_fixture(later(5 * SECOND_NS + 1)).check(&mut there)?;
         // Within the window it passes there: nodes share no numbers.
-        passes.with_world(later(5 * SECOND_NS)).check(&mut there)?;
+        passes.with_fixture(later(5 * SECOND_NS)).check(&mut there)?;
     }
     Ok(())
 }

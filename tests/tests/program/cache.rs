@@ -12,7 +12,7 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, check_all},
-    fixture::{self, Key, SERVICE_ID, SESSION, World},
+    fixture::{self, Fixture, Key, SERVICE_ID, SESSION},
     packet::{self, Packet},
     program::{Program, pin_to_cpu, small},
 };
@@ -25,16 +25,16 @@ use crate::{
 
 fn forwarded(token: &Header, session: u64) -> Case {
     let packet = Packet::with_token(token);
-    let world = World::default();
-    let backend = world.picked(session);
+    let fixture = Fixture::default();
+    let backend = fixture.picked(session);
     let name = format!("session {session:#x}");
-    Case::sent(name, world, &packet, &packet.clone().stripped(), &backend, Reason::Forwarded)
+    Case::sent(name, fixture, &packet, &packet.clone().stripped(), &backend, Reason::Forwarded)
 }
 
 fn session_of(token: &Header, session_id: u64) -> Session {
     let class = fixture::grant().claims.class;
     let claims = Session::kept(token.claims());
-    // The kernel's clock of these worlds stands at 0.
+    // The kernel's clock of these fixtures stands at 0.
     let active = Activity::at(0, claims[3]);
     Session {
         claims,
@@ -88,7 +88,7 @@ fn a_hit_is_believed() -> Result<()> {
     let mut program = Program::load()?;
     let token = fixture::token();
     let elsewhere =
-        (0..).find(|session| World::default().picked(*session) != World::default().picked(SESSION));
+        (0..).find(|session| Fixture::default().picked(*session) != Fixture::default().picked(SESSION));
     let elsewhere = elsewhere.expect("three backends");
     program.sessions().insert(TokenKey::of(&token), session_of(&token, elsewhere), 0)?;
     forwarded(&token, elsewhere).check(&mut program)?;
@@ -154,14 +154,14 @@ fn what_is_counted_stays() -> Result<()> {
 #[test]
 fn a_token_moves_with_its_services_limits() -> Result<()> {
     let mut program = Program::load()?;
-    let limited = World::with_service(Service { max_sources: 1, ..fixture::service() });
+    let limited = Fixture::with_service(Service { max_sources: 1, ..fixture::service() });
     let packet = Packet::default();
     let elsewhere = Packet { from: packet::client(77), ..packet.clone() };
     let free = |packet: &Packet| {
-        let backend = World::default().picked(SESSION);
+        let backend = Fixture::default().picked(SESSION);
         Case::sent(
             "no limits",
-            World::default(),
+            Fixture::default(),
             packet,
             &packet.clone().stripped(),
             &backend,
@@ -170,7 +170,7 @@ fn a_token_moves_with_its_services_limits() -> Result<()> {
     };
     let cases = [
         free(&packet),
-        free(&packet).with_world(limited.clone()),
+        free(&packet).with_fixture(limited.clone()),
         Case::refused("one source", limited, &elsewhere, Reason::TooManySources),
         free(&elsewhere),
     ];
@@ -188,16 +188,16 @@ fn a_hit_needs_its_key() -> Result<()> {
     let off = {
         let mut held = fixture::key().held(SERVICE_ID);
         held.slot.state = STATE_OFF;
-        Case::refused("its key is off", World::with_key(held), &packet, Reason::InactiveKey)
+        Case::refused("its key is off", Fixture::with_key(held), &packet, Reason::InactiveKey)
     };
     let next = {
         let id = KeyId::new(fixture::key().id.slot(), fixture::key().id.generation() + 1).expect("in range");
         let held = Key::new([7; 32], id).held(SERVICE_ID);
-        Case::refused("its slot has another key", World::with_key(held), &packet, Reason::UnknownKey)
+        Case::refused("its slot has another key", Fixture::with_key(held), &packet, Reason::UnknownKey)
     };
     let empty = {
-        let world = World { keys: vec![], ..World::default() };
-        Case::refused("its slot is empty", world, &packet, Reason::UnknownKey)
+        let fixture = Fixture { keys: vec![], ..Fixture::default() };
+        Case::refused("its slot is empty", fixture, &packet, Reason::UnknownKey)
     };
     for refused in [off, next, empty] {
         valid.check(&mut program)?;
@@ -230,7 +230,7 @@ pub fn subjects() -> Vec<Subject> {
 /// A CPU without budget.
 fn budget_case() -> Case {
     let packet = Packet::with_token(&fixture::token_number(2));
-    Case::refused("no HMACs left", World::default(), &packet, Reason::HmacBudget)
+    Case::refused("no HMACs left", Fixture::default(), &packet, Reason::HmacBudget)
 }
 
 /// The clock stands still, so the one HMAC that the burst allows is all there is. Tokens that are remembered go on.

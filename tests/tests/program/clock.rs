@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use lb_common::{live::SECOND_NS, reason::Reason, scratch::BURST_NS, token::mint::Grant};
 use lb_tests::model::{
     case::{Case, both},
-    fixture::{self, SESSION, World},
+    fixture::{self, Fixture, SESSION},
     packet::Packet,
     program::{Outcome, Program, Verdict, pin_to_cpu, small},
 };
@@ -117,16 +117,19 @@ pub fn subjects() -> Vec<Subject> {
 
 fn cases() -> Vec<Case> {
     // Ticks long enough that more than an hour has passed since the kernel's clock was at 0.
-    let confirmed = |seconds| World { tick_ns: 1000, clock_age_ns: seconds * SECOND_NS, ..proof::world() };
+    let confirmed =
+        |seconds| Fixture { tick_ns: 1000, clock_age_ns: seconds * SECOND_NS, ..proof::fixture() };
     let bearer = Packet::default();
     let proof = |seq| Packet::with_proof(&fixture::key().proof(&fixture::grant()), seq, TS);
     let good =
-        |name, seconds, packet: &Packet| forwarded(name, SESSION, packet).with_world(confirmed(seconds));
-    let stale = |name, packet: &Packet| refused(name, packet, Reason::StaleClock).with_world(confirmed(4001));
+        |name, seconds, packet: &Packet| forwarded(name, SESSION, packet).with_fixture(confirmed(seconds));
+    let stale =
+        |name, packet: &Packet| refused(name, packet, Reason::StaleClock).with_fixture(confirmed(4001));
     let before = |packet: &Packet| vec![good("before", 0, packet)];
     let mut forged = bearer.clone();
     forged.payload[47] ^= 1;
-    let expired = World { now_ns: u64::from(fixture::grant().expires_at + 2) * SECOND_NS, ..confirmed(4001) };
+    let expired =
+        Fixture { now_ns: u64::from(fixture::grant().expires_at + 2) * SECOND_NS, ..confirmed(4001) };
     vec![
         good("a new token, 3,999 s after the last confirmation", 3999, &bearer),
         stale("a new token, 4,001 s after", &bearer),
@@ -134,9 +137,9 @@ fn cases() -> Vec<Case> {
         good("a new PROOF token, 3,999 s after", 3999, &proof(1)),
         stale("a new PROOF token, 4,001 s after", &proof(1)),
         good("the next proof of a remembered token, 4,001 s after", 4001, &proof(2)).after(before(&proof(1))),
-        refused("a forged token, 4,001 s after", &forged, Reason::BadFastTag).with_world(confirmed(4001)),
+        refused("a forged token, 4,001 s after", &forged, Reason::BadFastTag).with_fixture(confirmed(4001)),
         refused("a remembered token that has expired, 4,001 s after", &bearer, Reason::Expired)
-            .with_world(expired)
+            .with_fixture(expired)
             .after(before(&bearer)),
     ]
 }

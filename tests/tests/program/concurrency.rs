@@ -17,7 +17,7 @@ use lb_common::{
 };
 use lb_tests::{
     model::{
-        fixture::{self, ClassRate, SERVICE_INDEX, World},
+        fixture::{self, ClassRate, Fixture, SERVICE_INDEX},
         packet::{Family, Packet},
         program::{Counts, Program, Verdict, at_scale, cpus, pin_to_cpu, run_once, small},
     },
@@ -91,7 +91,7 @@ fn alone() -> impl Drop {
 
 fn loaded() -> Result<Program> {
     let mut program = Program::load_with(&Options { sessions: 65_536, hmac_cost_ns: 0, ..small() })?;
-    program.enter(&proof::world())?;
+    program.enter(&proof::fixture())?;
     Ok(program)
 }
 
@@ -183,7 +183,7 @@ fn one_rate() -> Result<()> {
     let service = fixture::proving();
     let service = Service { flags: service.flags | FLAG_RATED, ..service };
     let rates = vec![ClassRate { class: 1, per_second: 1000, burst: burst as u32 }];
-    program.enter(&World { rates, ..World::with_service(service) })?;
+    program.enter(&Fixture { rates, ..Fixture::with_service(service) })?;
     for family in Family::BOTH {
         program.forget()?;
         let before = program.counts()?;
@@ -201,7 +201,7 @@ fn one_source() -> Result<()> {
     let _alone = alone();
     let cpus = cpus()?.len();
     let (mut program, rounds) = (loaded()?, at_scale(ROUNDS / 2));
-    program.enter(&World::with_service(Service { max_sources: 1, ..fixture::proving() }))?;
+    program.enter(&Fixture::with_service(Service { max_sources: 1, ..fixture::proving() }))?;
     for family in Family::BOTH {
         program.forget()?;
         let before = program.counts()?;
@@ -232,7 +232,7 @@ fn rates_that_change() -> Result<()> {
     let service = Service { flags: service.flags | FLAG_RATED, ..service };
     let with_burst = |burst| {
         let rates = vec![ClassRate { class: 1, per_second: 1000, burst: burst as u32 }];
-        World { rates, ..World::with_service(service) }
+        Fixture { rates, ..Fixture::with_service(service) }
     };
     let (smaller, larger) = (at_scale(100_000) as u64, at_scale(300_000) as u64);
     let frame = |round: usize| {
@@ -299,7 +299,7 @@ fn one_publication_for_each_packet() -> Result<()> {
     let mut program = loaded()?;
     let with = |accept, rate| {
         let service = Service { accept, flags: FLAG_RATED, ..fixture::service() };
-        World { rates: vec![rate], ..World::with_service(service) }.repeated()
+        Fixture { rates: vec![rate], ..Fixture::with_service(service) }.repeated()
     };
     let admitting = with(ACCEPT_BEARER, ClassRate { class: 1, per_second: 1_000_000_000, burst: u32::MAX });
     let refusing = with(ACCEPT_PROOF, ClassRate { class: 1, per_second: 1, burst: 1 });

@@ -16,7 +16,7 @@ const GUE: Kind = Kind::Gue { summed: true };
 const GUE_UNSUMMED: Kind = Kind::Gue { summed: false };
 
 /// Outer version, how, inner version.
-const WAYS: [(u8, Kind, u8); 11] = [
+const TUNNELS: [(u8, Kind, u8); 11] = [
     (4, IPIP, 4),
     (6, IPIP, 4),
     (6, IPIP, 6),
@@ -33,7 +33,7 @@ const WAYS: [(u8, Kind, u8); 11] = [
 #[test]
 fn outer_headers_come_off() -> Result<()> {
     let decap = load()?;
-    for (outer, kind, inner) in WAYS {
+    for (outer, kind, inner) in TUNNELS {
         for tags in 0..=2 {
             for padding in [vec![], vec![0xee; 9]] {
                 let tunnel = Tunnel { tags, padding, ..Tunnel::new(outer, kind, packet(inner, 0xb8)) };
@@ -63,7 +63,7 @@ fn congestion_is_told_on() -> Result<()> {
     const OUTER_DSCP: u8 = 0x28;
     const INNER_DSCP: u8 = 0xb8;
     let decap = load()?;
-    for (outer, kind, inner) in WAYS {
+    for (outer, kind, inner) in TUNNELS {
         for (of_inner, row) in table {
             for (of_outer, expected) in row {
                 let class = OUTER_DSCP | of_outer;
@@ -93,7 +93,7 @@ fn what_is_nobody_elses_passes_untouched() -> Result<()> {
 #[test]
 fn what_is_cut_short_passes_untouched() -> Result<()> {
     let decap = load()?;
-    for (outer, kind, inner) in WAYS {
+    for (outer, kind, inner) in TUNNELS {
         let frame = Tunnel { tags: 2, ..Tunnel::new(outer, kind, packet(inner, 0)) }.bytes();
         for len in 14..frame.len() {
             let out = run_once(decap.program()?, &frame[..len])?;
@@ -115,7 +115,7 @@ fn what_is_cut_short_passes_untouched() -> Result<()> {
 #[test]
 fn several_buffers_are_one_frame() -> Result<()> {
     let decap = load()?;
-    for (outer, kind, inner) in WAYS {
+    for (outer, kind, inner) in TUNNELS {
         let from_to = ends(inner);
         let tunnel = Tunnel::new(outer, kind, datagram(from_to.0, from_to.1, 0, &[7; 7000]));
         let name = format!("v{inner} in v{outer} {kind:?}, long");

@@ -12,7 +12,7 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both, check_all},
-    fixture::{self, Key, SESSION, World},
+    fixture::{self, Fixture, Key, SESSION},
     packet::{Family, Packet, UdpChecksum},
     program::Program,
 };
@@ -85,14 +85,14 @@ fn datagrams_with_checksums(cases: &[Case]) -> Vec<Case> {
     both(cases).into_iter().filter(valid).collect()
 }
 
-fn without_strip() -> World {
-    World::with_service(Service { flags: 0, ..fixture::service() })
+fn without_strip() -> Fixture {
+    Fixture::with_service(Service { flags: 0, ..fixture::service() })
 }
 
 fn stripped(name: &str, packet: &Packet) -> Case {
-    let world = World::default();
-    let backend = world.picked(SESSION);
-    Case::sent(name, world, packet, &packet.clone().completed().stripped(), &backend, Reason::Forwarded)
+    let fixture = Fixture::default();
+    let backend = fixture.picked(SESSION);
+    Case::sent(name, fixture, packet, &packet.clone().completed().stripped(), &backend, Reason::Forwarded)
 }
 
 fn unstripped(name: &str, packet: &Packet) -> Case {
@@ -142,10 +142,10 @@ fn of_many_payloads(lengths: std::ops::Range<usize>, udp_checksum: UdpChecksum) 
                 udp_checksum,
                 ..Packet::with_payload([&token.to_bytes()[..], &data].concat())
             };
-            let backend = World::default().picked(len as u64 % 40);
+            let backend = Fixture::default().picked(len as u64 % 40);
             let name = format!("{len} bytes of data");
             let sent = packet.clone().completed().stripped();
-            Case::sent(name, World::default(), &packet, &sent, &backend, Reason::Forwarded)
+            Case::sent(name, Fixture::default(), &packet, &sent, &backend, Reason::Forwarded)
         })
         .collect();
     check_all(&mut Program::load()?, &both(&cases))
@@ -158,19 +158,20 @@ fn backend_cases() -> Vec<Case> {
     };
     let sent = |name: &str, packet: Packet, backend: &Backend| {
         let stripped = packet.clone().stripped();
-        Case::sent(name, World::default(), &packet, &stripped, backend, Reason::Forwarded)
+        Case::sent(name, Fixture::default(), &packet, &stripped, backend, Reason::Forwarded)
     };
-    let none =
-        |name: &str, world: World, packet: Packet| Case::refused(name, world, &packet, Reason::NoBackend);
+    let none = |name: &str, fixture: Fixture, packet: Packet| {
+        Case::refused(name, fixture, &packet, Reason::NoBackend)
+    };
     let mut foreign = fixture::backend(9);
     foreign.service_index += 1;
     let elsewhere = |id| Backend { ifindex: fixture::LOOPBACK + 1, ..fixture::backend(id) };
-    let with_backends = |backends| World { backends, ..World::default() };
+    let with_backends = |backends| Fixture { backends, ..Fixture::default() };
     vec![
         sent("pinned to backend 1", pinned_to(1), &fixture::backend(1)),
         sent("pinned to backend 3", pinned_to(3), &fixture::backend(3)),
-        none("pinned to a backend there is none of", World::default(), pinned_to(4)),
-        none("pinned to the last backend id", World::default(), pinned_to(u16::MAX)),
+        none("pinned to a backend there is none of", Fixture::default(), pinned_to(4)),
+        none("pinned to the last backend id", Fixture::default(), pinned_to(u16::MAX)),
         none(
             "pinned to another service's backend",
             with_backends(vec![fixture::backend(1), foreign]),
@@ -190,12 +191,12 @@ fn backend_cases() -> Vec<Case> {
         ),
         none(
             "a table that names a place without a backend",
-            World { maglev: Some(60), ..World::default() },
+            Fixture { maglev: Some(60), ..Fixture::default() },
             Packet::default(),
         ),
         none(
             "a table that names the last place there can be",
-            World { maglev: Some(u16::MAX), ..World::default() },
+            Fixture { maglev: Some(u16::MAX), ..Fixture::default() },
             Packet::default(),
         ),
     ]
@@ -204,12 +205,12 @@ fn backend_cases() -> Vec<Case> {
 /// Each session goes where its hash says, and all backends get some.
 #[test]
 fn sessions_spread() -> Result<()> {
-    let world = World::default();
+    let fixture = Fixture::default();
     let session = |number| {
         let packet = Packet::with_token(&fixture::token_number(number));
-        let backend = world.picked(number);
+        let backend = fixture.picked(number);
         let sent = packet.clone().stripped();
-        Case::sent(format!("session {number}"), world.clone(), &packet, &sent, &backend, Reason::Forwarded)
+        Case::sent(format!("session {number}"), fixture.clone(), &packet, &sent, &backend, Reason::Forwarded)
     };
     let cases: Vec<_> = (0..200).map(session).collect();
     for id in 1..=3 {
@@ -221,9 +222,9 @@ fn sessions_spread() -> Result<()> {
 }
 
 fn local_cases() -> Vec<Case> {
-    let world = |flags| World {
+    let fixture = |flags| Fixture {
         backends: vec![],
-        ..World::with_service(Service { forward: FORWARD_LOCAL, flags, ..fixture::service() })
+        ..Fixture::with_service(Service { forward: FORWARD_LOCAL, flags, ..fixture::service() })
     };
     let pinned = Claims { backend_id: 77, ..fixture::grant().claims };
     let pinned = Packet::with_token(&fixture::key().bearer(&Grant { claims: pinned, ..fixture::grant() }));
@@ -234,12 +235,12 @@ fn local_cases() -> Vec<Case> {
         cases.extend([
             Case::local(
                 format!("local, stripped, {tags} tags"),
-                world(FLAG_STRIP),
+                fixture(FLAG_STRIP),
                 &packet,
                 &stripped,
                 Reason::Forwarded,
             ),
-            Case::local(format!("local, {tags} tags"), world(0), &packet, &packet, Reason::Forwarded),
+            Case::local(format!("local, {tags} tags"), fixture(0), &packet, &packet, Reason::Forwarded),
         ]);
     }
     let partial = Packet { udp_checksum: UdpChecksum::Partial, ..Packet::default() };
@@ -247,24 +248,24 @@ fn local_cases() -> Vec<Case> {
     cases.extend([
         Case::local(
             "local, stripped, a partial UDP checksum",
-            world(FLAG_STRIP),
+            fixture(FLAG_STRIP),
             &partial,
             &completed,
             Reason::Forwarded,
         ),
         // The kernel still knows that it is partial.
-        Case::local("local, a partial UDP checksum", world(0), &partial, &partial, Reason::Forwarded),
+        Case::local("local, a partial UDP checksum", fixture(0), &partial, &partial, Reason::Forwarded),
     ]);
     cases.push(Case::local(
         "local, pinned to a backend",
-        world(FLAG_STRIP),
+        fixture(FLAG_STRIP),
         &pinned,
         &pinned.clone().stripped(),
         Reason::Forwarded,
     ));
     cases.push(Case::refused(
         "local, no token",
-        world(0),
+        fixture(0),
         &Packet::with_payload(vec![0; 99]),
         Reason::NoToken,
     ));
@@ -281,7 +282,7 @@ fn many_services() -> Result<()> {
     };
     let id = |index: u16| 100_000 + u32::from(index);
     let key = |index: u16| Key::new([9; 32], KeyId::new(index.into(), 1).expect("in range"));
-    let world = World {
+    let fixture = Fixture {
         services: services
             .clone()
             .map(|index| (at(index), Service { id: id(index), index: index.into(), ..fixture::service() }))
@@ -296,29 +297,29 @@ fn many_services() -> Result<()> {
                 ..fixture::backend(1)
             })
             .collect(),
-        ..World::default()
+        ..Fixture::default()
     };
     let mut cases = Vec::new();
     for index in services {
         let claims = Claims { service_id: id(index), ..fixture::grant().claims };
         let token = key(index).bearer(&Grant { claims, ..fixture::grant() });
         let packet = Packet { to: at(index), ..Packet::with_token(&token) };
-        let backend = world.backends[usize::from(index) - 1];
+        let backend = fixture.backends[usize::from(index) - 1];
         let sent = packet.clone().stripped();
         let name = format!("service {index}");
-        let mut own = Case::sent(&name, world.clone(), &packet, &sent, &backend, Reason::Forwarded);
+        let mut own = Case::sent(&name, fixture.clone(), &packet, &sent, &backend, Reason::Forwarded);
         own.expected.service = index.into();
         // Another service's token: its key is not this service's.
         let wrong = Packet { to: at(index % 255 + 1), ..packet };
-        let mut refused = Case::refused(&name, world.clone(), &wrong, Reason::InactiveKey);
+        let mut refused = Case::refused(&name, fixture.clone(), &wrong, Reason::InactiveKey);
         refused.expected.service = u32::from(index % 255 + 1);
         cases.extend([own, refused]);
     }
     check_all(&mut Program::load()?, &cases)?;
-    // The same over IPv6: as many services again do not fit, so it is another world.
+    // The same over IPv6: as many services again do not fit, so it is another fixture.
     let at_twins = |case: &Case| {
         let mut case = case.clone().over(Family::V6);
-        for (at, _) in &mut case.world.services {
+        for (at, _) in &mut case.fixture.services {
             *at = Family::V6.twin_at(*at);
         }
         case

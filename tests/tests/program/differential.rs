@@ -96,7 +96,7 @@ fn run(seed: u64, count: usize) -> Result<BTreeMap<Reason, u64>> {
     for number in 0..count {
         if number % at_scale(STEP) == 0 {
             traffic.go_on();
-            program.enter(traffic.world())?;
+            program.enter(traffic.fixture())?;
             model.set_jiffies(program.jiffies()?);
         }
         compare(&mut program, &mut model, &mut traffic, &mut counted)
@@ -121,7 +121,7 @@ fn compare(
     counted: &mut BTreeMap<Reason, u64>,
 ) -> Result<()> {
     let (what, frame) = traffic.packet();
-    let expected = model.judge(traffic.world(), &frame);
+    let expected = model.judge(traffic.fixture(), &frame);
     let index = (expected.service, expected.reason);
     let before = program.counted(index)?;
     let outcome = program.run(&frame)?;
@@ -157,7 +157,7 @@ fn within_a_budget() -> Result<()> {
     for number in 0..at_scale(100_000) {
         if number % STEP == 0 {
             traffic.go_on();
-            program.enter(traffic.world())?;
+            program.enter(traffic.fixture())?;
             model.set_jiffies(program.jiffies()?);
         }
         compare(&mut program, &mut model, &mut traffic, &mut counted)
@@ -173,7 +173,7 @@ fn the_clock_is_off_all_edges() {
     let mut traffic = Traffic::new(1);
     for _ in 0..100 {
         traffic.go_on();
-        let now_ns = traffic.world().now_ns;
+        let now_ns = traffic.fixture().now_ns;
         assert!(now_ns >= u64::from(NOW) * SECOND_NS && now_ns % 1_000_000 == traffic::OFF_EDGES_NS);
     }
 }

@@ -40,7 +40,7 @@ fn ten_million_forged_headers() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(10_000_000);
     let table = at_scale(TABLE);
     let mut program = Program::load()?;
-    program.enter(&proof::world())?;
+    program.enter(&proof::fixture())?;
     let mut replay = Replay::load(table as u32)?;
     for round in 0..ROUNDS {
         let junk = if round % 2 == 0 { Junk::Everything } else { Junk::Nothing };

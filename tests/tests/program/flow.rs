@@ -9,14 +9,14 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, check_all},
-    fixture::{self, SERVICE_INDEX, World},
+    fixture::{self, Fixture, SERVICE_INDEX},
     packet::{self, Family, Packet},
     program::Program,
 };
 
 use crate::{icmp, proof::TS};
 
-/// Seconds of the kernel's clock by which a tick of a world is longer than the one before: a quiet session is quiet for less.
+/// Seconds of the kernel's clock by which a tick of a fixture is longer than the one before: a quiet session is quiet for less.
 const TICK: u64 = 4;
 /// After so many ticks each session in use looks at its flow.
 const PERIOD: u64 = 16 / TICK;
@@ -71,24 +71,24 @@ impl Sender {
             },
         };
         let packet = Packet { from: like.from, ..packet }.over(self.family);
-        let world = world(self.family, at);
-        let backend = world.backends[usize::from(self.backend()) - 1];
-        Case::sent("a datagram", world, &packet, &packet, &backend, Reason::Forwarded)
+        let fixture = fixture(self.family, at);
+        let backend = fixture.backends[usize::from(self.backend()) - 1];
+        Case::sent("a datagram", fixture, &packet, &packet, &backend, Reason::Forwarded)
     }
 
     /// An ICMP error about the client, which is to come to this session's backend.
     fn told(&self, at: u64, why: &str) -> Case {
-        let world = world(self.family, at);
-        let backend = world.backends[usize::from(self.backend()) - 1];
+        let fixture = fixture(self.family, at);
+        let backend = fixture.backends[usize::from(self.backend()) - 1];
         let error = icmp::unreachable(self.family);
-        Case::sent(why, world, &error, &error, &backend, Reason::IcmpError)
+        Case::sent(why, fixture, &error, &error, &backend, Reason::IcmpError)
     }
 }
 
-fn world(family: Family, tick_ns: u64) -> World {
+fn fixture(family: Family, tick_ns: u64) -> Fixture {
     let service = Service { flags: 0, forward: FORWARD_L2, ..fixture::proving() };
     let backends = (1..=3).map(|id| fixture::backend_at(id, family)).collect();
-    World { tick_ns, backends, ..World::with_service(service) }
+    Fixture { tick_ns, backends, ..Fixture::with_service(service) }
 }
 
 /// Runs a story with each family, and with each kind of token for the client and for the stranger.
@@ -193,11 +193,11 @@ fn a_flow_that_was_pushed_out_comes_back() -> Result<()> {
     with_all(|mut client, _| {
         let pushed_out = |mut case: Case| {
             // Who writes one flow removes all others.
-            case.world.flows = vec![(packet::client(200), SERVICE_INDEX, Admission::default())];
+            case.fixture.flows = vec![(packet::client(200), SERVICE_INDEX, Admission::default())];
             case
         };
         let error = icmp::unreachable(client.family);
-        let untied = Case::not_ours("no flow", world(client.family, 1), &error);
+        let untied = Case::not_ours("no flow", fixture(client.family, 1), &error);
         vec![
             client.sends(1),
             client.told(1, "before"),

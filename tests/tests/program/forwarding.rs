@@ -8,7 +8,7 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, check_all},
-    fixture::{self, OTHER_INTERFACE, SESSION, World},
+    fixture::{self, Fixture, OTHER_INTERFACE, SESSION},
     forwarding,
     packet::{Family, Packet, TAG_8021AD, TAG_8021Q, UdpChecksum},
     program::Program,
@@ -17,7 +17,7 @@ use lb_tests::model::{
 use crate::matrix::Subject;
 
 /// Mode, its name, and the families of service and backend.
-pub const WAYS: [(u8, &str, Family, Family); 8] = [
+pub const MODES: [(u8, &str, Family, Family); 8] = [
     (FORWARD_L2, "l2", Family::V4, Family::V4),
     (FORWARD_L2, "l2", Family::V6, Family::V6),
     (FORWARD_IPIP, "ipip", Family::V4, Family::V4),
@@ -28,7 +28,7 @@ pub const WAYS: [(u8, &str, Family, Family); 8] = [
     (FORWARD_GUE, "gue to an IPv6 backend", Family::V4, Family::V6),
 ];
 /// Without what encapsulates nothing.
-const TUNNELS: std::ops::Range<usize> = 2..WAYS.len();
+const TUNNELS: std::ops::Range<usize> = 2..MODES.len();
 
 /// What one right checksum of 65,536 is by chance.
 pub const AS_IF_PARTIAL: &str = "a right UDP checksum that equals the sum of its pseudo-header";
@@ -37,11 +37,11 @@ pub const AS_IF_PARTIAL: &str = "a right UDP checksum that equals the sum of its
 pub const FLAGS: [(u8, &str); 2] = [(FLAG_STRIP, "stripped"), (0, "unstripped")];
 
 /// What leaves for a backend of this kind.
-fn sent(name: impl Into<String>, world: World, packet: &Packet) -> Case {
-    let (service, backend) = (world.services[0].1, world.backends[0]);
+fn sent(name: impl Into<String>, fixture: Fixture, packet: &Packet) -> Case {
+    let (service, backend) = (fixture.services[0].1, fixture.backends[0]);
     let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
     let sent = forwarding::leaving(&inner, &service, &backend, SESSION, None);
-    Case::sent(name, world, packet, &sent, &backend, Reason::Forwarded)
+    Case::sent(name, fixture, packet, &sent, &backend, Reason::Forwarded)
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn what_outer_headers_copy() -> Result<()> {
 /// What this module's cases are about.
 pub fn subjects() -> Vec<Subject> {
     vec![
-        Subject::new("Checksums, by every way to a backend", "forwarding::checksums", checksum_cases()),
+        Subject::new("Checksums, by forwarding mode", "forwarding::checksums", checksum_cases()),
         Subject::new(
             "Partial checksums, on an interface in generic mode",
             "forwarding::partial_checksums_in_generic_mode",
@@ -77,13 +77,13 @@ pub fn subjects() -> Vec<Subject> {
         ),
         Subject::new("What outer headers copy", "forwarding::what_outer_headers_copy", copied_cases()),
         Subject::new("VLAN tags and interfaces", "forwarding::tags", tag_cases()),
-        Subject::new("What no way takes", "forwarding::refused", refused_cases()),
+        Subject::new("What no forwarding mode accepts", "forwarding::refused", refused_cases()),
     ]
 }
 
 fn checksum_cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (forward, mode, family, backend) in WAYS {
+    for (forward, mode, family, backend) in MODES {
         for (flags, strip) in FLAGS {
             for (checksum, udp_checksum) in [
                 ("a right", UdpChecksum::Right),
@@ -95,12 +95,12 @@ fn checksum_cases() -> Vec<Case> {
                     continue;
                 }
                 let packet = Packet { udp_checksum, ..Packet::default().over(family) };
-                let world = fixture::sending(forward, flags, fixture::backend_at(1, backend));
-                cases.push(sent(format!("{checksum} UDP checksum, {strip}: {mode}"), world, &packet));
+                let fixture = fixture::sending(forward, flags, fixture::backend_at(1, backend));
+                cases.push(sent(format!("{checksum} UDP checksum, {strip}: {mode}"), fixture, &packet));
             }
             let packet = Packet::default().over(family).as_if_partial();
-            let world = fixture::sending(forward, flags, fixture::backend_at(1, backend));
-            cases.push(sent(format!("{AS_IF_PARTIAL}, {strip}: {mode}"), world, &packet));
+            let fixture = fixture::sending(forward, flags, fixture::backend_at(1, backend));
+            cases.push(sent(format!("{AS_IF_PARTIAL}, {strip}: {mode}"), fixture, &packet));
         }
     }
     cases
@@ -115,17 +115,17 @@ fn partial_checksums_in_generic_mode() -> Result<()> {
 fn generic_cases() -> Vec<Case> {
     let packet = |family| Packet { udp_checksum: UdpChecksum::Partial, ..Packet::default().over(family) };
     let mut cases = Vec::new();
-    for (forward, mode, family, backend) in WAYS {
+    for (forward, mode, family, backend) in MODES {
         for (flags, strip) in FLAGS {
-            let world = fixture::sending(forward, flags, fixture::backend_at(1, backend)).in_generic_mode();
+            let fixture = fixture::sending(forward, flags, fixture::backend_at(1, backend)).in_generic_mode();
             let name = |what: &str| format!("{what}, {strip}: {mode}");
             let right = Packet::default().over(family);
-            cases.push(sent(name("a right UDP checksum"), world.clone(), &right));
-            cases.push(sent(name(AS_IF_PARTIAL), world.clone(), &right.as_if_partial()));
+            cases.push(sent(name("a right UDP checksum"), fixture.clone(), &right));
+            cases.push(sent(name(AS_IF_PARTIAL), fixture.clone(), &right.as_if_partial()));
             let partial = packet(family);
             cases.push(Case::refused(
                 name("a partial UDP checksum"),
-                world,
+                fixture,
                 &partial,
                 Reason::PartialChecksum,
             ));
@@ -156,7 +156,7 @@ fn tag_cases() -> Vec<Case> {
     };
     let (outer, inner) = (tag(TAG_8021AD, 3000), tag(TAG_8021Q, 0x6005));
     let none = Tag::default();
-    let ways = [
+    let exits = [
         ("the same interface", fixture::LOOPBACK, TAGS_KEPT, [none, none]),
         ("the same interface untagged", fixture::LOOPBACK, 0, [none, none]),
         ("the same interface with a tag", fixture::LOOPBACK, 1, [inner, none]),
@@ -166,15 +166,15 @@ fn tag_cases() -> Vec<Case> {
         ("another interface with two tags", OTHER_INTERFACE, 2, [outer, inner]),
     ];
     let mut cases = Vec::new();
-    for (forward, mode, family, backend_family) in WAYS {
+    for (forward, mode, family, backend_family) in MODES {
         for (flags, strip) in FLAGS {
             for tag_count in 0..=2 {
-                for (to, ifindex, kept, tags) in ways {
+                for (to, ifindex, kept, tags) in exits {
                     let backend =
                         Backend { ifindex, tag_count: kept, tags, ..fixture::backend_at(2, backend_family) };
-                    let world = fixture::sending(forward, flags, backend);
+                    let fixture = fixture::sending(forward, flags, backend);
                     let name = format!("{tag_count} tags, {strip}, to {to}: {mode}");
-                    cases.push(sent(name, world, &Packet::default().over(family).tagged(tag_count)));
+                    cases.push(sent(name, fixture, &Packet::default().over(family).tagged(tag_count)));
                 }
             }
         }
@@ -185,10 +185,10 @@ fn tag_cases() -> Vec<Case> {
 /// Fields that outer headers take over, and those that they do not.
 fn copied_cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (forward, mode, family, backend) in &WAYS[TUNNELS] {
+    for (forward, mode, family, backend) in &MODES[TUNNELS] {
         let mut add = |name: &str, packet: Packet| {
-            let world = fixture::sending(*forward, FLAG_STRIP, fixture::backend_at(3, *backend));
-            cases.push(sent(format!("{name}: {mode}"), world, &packet.over(*family)));
+            let fixture = fixture::sending(*forward, FLAG_STRIP, fixture::backend_at(3, *backend));
+            cases.push(sent(format!("{name}: {mode}"), fixture, &packet.over(*family)));
         };
         for ecn in 0..4 {
             add(&format!("ECN {ecn}"), Packet { traffic_class: 0x48 | ecn, ..Packet::default() });
@@ -208,31 +208,36 @@ fn copied_cases() -> Vec<Case> {
 
 fn refused_cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    let mut refused = |name: String, world: World, packet: &Packet, reason| {
-        cases.push(Case::refused(name, world, packet, reason));
+    let mut refused = |name: String, fixture: Fixture, packet: &Packet, reason| {
+        cases.push(Case::refused(name, fixture, packet, reason));
     };
-    for (forward, mode, family, backend) in &WAYS[TUNNELS] {
+    for (forward, mode, family, backend) in &MODES[TUNNELS] {
         let backend = fixture::backend_at(1, *backend);
         for ttl in [0, 1] {
             let packet = Packet { ttl, ..Packet::default().over(*family) };
-            let world = fixture::sending(*forward, FLAG_STRIP, backend);
-            refused(format!("hop limit {ttl}: {mode}"), world, &packet, Reason::HopLimit);
+            let fixture = fixture::sending(*forward, FLAG_STRIP, backend);
+            refused(format!("hop limit {ttl}: {mode}"), fixture, &packet, Reason::HopLimit);
         }
     }
-    for (forward, mode, family, backend) in WAYS {
+    for (forward, mode, family, backend) in MODES {
         let nowhere = Backend { ifindex: OTHER_INTERFACE + 1, ..fixture::backend_at(1, backend) };
-        let world = fixture::sending(forward, FLAG_STRIP, nowhere);
+        let fixture = fixture::sending(forward, FLAG_STRIP, nowhere);
         let packet = Packet::default().over(family);
         let name = format!("to an interface that nothing may be sent out of: {mode}");
-        refused(name, world, &packet, Reason::NoBackend);
+        refused(name, fixture, &packet, Reason::NoBackend);
     }
     for (forward, mode) in [(FORWARD_IPIP, "ipip"), (FORWARD_GUE, "gue")] {
-        let world = fixture::sending(forward, FLAG_STRIP, fixture::backend_at(1, Family::V4));
+        let fixture = fixture::sending(forward, FLAG_STRIP, fixture::backend_at(1, Family::V4));
         let packet = Packet::default().over(Family::V6);
-        refused(format!("IPv6 to an IPv4 backend: {mode}"), world, &packet, Reason::NoBackend);
+        refused(format!("IPv6 to an IPv4 backend: {mode}"), fixture, &packet, Reason::NoBackend);
     }
-    let newer = World::with_service(Service { forward: 200, ..fixture::service() });
-    refused("a way that the program does not know".into(), newer, &Packet::default(), Reason::NoBackend);
+    let newer = Fixture::with_service(Service { forward: 200, ..fixture::service() });
+    refused(
+        "a forwarding mode that the program does not know".into(),
+        newer,
+        &Packet::default(),
+        Reason::NoBackend,
+    );
     cases
 }
 
@@ -241,24 +246,24 @@ fn refused_cases() -> Vec<Case> {
 fn sources_spread() -> Result<()> {
     let mut cases = Vec::new();
     let mut outer = std::collections::BTreeSet::new();
-    for (forward, mode, family, backend) in &WAYS[TUNNELS] {
+    for (forward, mode, family, backend) in &MODES[TUNNELS] {
         let backend = Backend { spread_be: 0x3ff_u32.to_be(), ..fixture::backend_at(1, *backend) };
         // The bits that are filled are zero.
         let mut source_be = backend.source_be;
         source_be[3] &= !backend.spread_be;
-        let world = fixture::sending(*forward, 0, Backend { source_be, ..backend });
+        let fixture = fixture::sending(*forward, 0, Backend { source_be, ..backend });
         for session in 0..100 {
             let packet = Packet::with_token(&fixture::token_number(session)).over(*family);
-            let service = world.services[0].1;
-            let sent = forwarding::leaving(&packet, &service, &world.backends[0], session, None);
+            let service = fixture.services[0].1;
+            let sent = forwarding::leaving(&packet, &service, &fixture.backends[0], session, None);
             outer.insert((mode, sent.from.ip()));
             let name = format!("{mode}, session {session}");
             cases.push(Case::sent(
                 name,
-                world.clone(),
+                fixture.clone(),
                 &packet,
                 &sent,
-                &world.backends[0],
+                &fixture.backends[0],
                 Reason::Forwarded,
             ));
         }
@@ -271,18 +276,18 @@ fn sources_spread() -> Result<()> {
 #[test]
 fn up_to_the_mtu() -> Result<()> {
     let mut cases = Vec::new();
-    for (forward, mode, family, backend) in WAYS {
+    for (forward, mode, family, backend) in MODES {
         for (flags, strip) in FLAGS {
             let backend = Backend { ifindex: OTHER_INTERFACE, mtu: 400, ..fixture::backend_at(1, backend) };
-            let world = fixture::sending(forward, flags, backend);
-            let (service, token) = (world.services[0].1, fixture::token().to_bytes());
+            let fixture = fixture::sending(forward, flags, backend);
+            let (service, token) = (fixture.services[0].1, fixture::token().to_bytes());
             for len in 0.. {
                 let packet = Packet::with_payload([&token[..], &vec![0xd7; len]].concat()).over(family);
                 let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
                 if inner.ip_packet().len() + forwarding::outer_len(&service, &backend) > 400 {
                     break;
                 }
-                cases.push(sent(format!("{mode}, {strip}, {len} bytes of data"), world.clone(), &packet));
+                cases.push(sent(format!("{mode}, {strip}, {len} bytes of data"), fixture.clone(), &packet));
             }
         }
     }

@@ -9,14 +9,14 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, check_all},
-    fixture::{self, ClassRate, SERVICE_ID, SERVICE_INDEX, SESSION, World},
+    fixture::{self, ClassRate, Fixture, SERVICE_ID, SERVICE_INDEX, SESSION},
     forwarding,
     packet::{self, Family, Icmp, Packet, UDP_LEN, UdpChecksum},
     program::Program,
 };
 
 use crate::{
-    forwarding::WAYS,
+    forwarding::MODES,
     matrix::Subject,
     proof::{self, TS},
 };
@@ -42,10 +42,10 @@ pub fn subjects() -> Vec<Subject> {
     ]
 }
 
-/// A world whose default client has sent a datagram of the default session.
-fn world(forward: u8, family: Family, backend: Family) -> World {
+/// A fixture whose default client has sent a datagram of the default session.
+fn fixture(forward: u8, family: Family, backend: Family) -> Fixture {
     let admission = Admission { session_id: SESSION, ..Admission::default() };
-    World {
+    Fixture {
         flows: vec![(family.twin_at(fixture::CLIENT), SERVICE_INDEX, admission)],
         ..fixture::sending(forward, 0, fixture::backend_at(1, backend))
     }
@@ -98,31 +98,31 @@ pub fn unreachable(family: Family) -> Packet {
     error(family, unreachable, &answer(), least(family))
 }
 
-fn sent(name: String, world: World, packet: &Packet) -> Case {
-    let (service, backend) = (world.services[0].1, world.backends[0]);
+fn sent(name: String, fixture: Fixture, packet: &Packet) -> Case {
+    let (service, backend) = (fixture.services[0].1, fixture.backends[0]);
     let mut sent = forwarding::leaving(packet, &service, &backend, SESSION, None);
     if service.forward == FORWARD_GUE {
         // Nobody looks at its checksum on the way, so that the outer one is left out.
         sent.udp_checksum = UdpChecksum::None;
     }
-    Case::sent(name, world, packet, &sent, &backend, Reason::IcmpError)
+    Case::sent(name, fixture, packet, &sent, &backend, Reason::IcmpError)
 }
 
 /// Errors that are tied to a session.
 pub fn tied_cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (forward, mode, family, backend) in WAYS {
-        let world = world(forward, family, backend);
+    for (forward, mode, family, backend) in MODES {
+        let fixture = fixture(forward, family, backend);
         for (name, message) in errors(family) {
             let packet = error(family, message, &answer(), least(family));
-            cases.push(sent(format!("{name}: {mode}"), world.clone(), &packet));
+            cases.push(sent(format!("{name}: {mode}"), fixture.clone(), &packet));
         }
         let (_, unreachable) = errors(family)[1];
         let whole = error(family, unreachable, &answer(), usize::MAX);
-        cases.push(sent(format!("an error that quotes all of the answer: {mode}"), world.clone(), &whole));
+        cases.push(sent(format!("an error that quotes all of the answer: {mode}"), fixture.clone(), &whole));
         for tags in 1..=2 {
             let packet = error(family, unreachable, &answer(), least(family)).tagged(tags);
-            cases.push(sent(format!("an error under {tags} tags: {mode}"), world.clone(), &packet));
+            cases.push(sent(format!("an error under {tags} tags: {mode}"), fixture.clone(), &packet));
         }
     }
     cases
@@ -131,10 +131,10 @@ pub fn tied_cases() -> Vec<Case> {
 fn not_tied_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for family in Family::BOTH {
-        let world = world(FORWARD_L2, family, family);
+        let fixture = fixture(FORWARD_L2, family, family);
         let (_, unreachable) = errors(family)[1];
         let mut pass = |name: &str, packet: Packet| {
-            cases.push(Case::not_ours(name, world.clone(), &packet));
+            cases.push(Case::not_ours(name, fixture.clone(), &packet));
         };
         let quoting = |quoted: Packet| error(family, unreachable, &quoted, least(family));
         let with_port = |mut at: std::net::SocketAddr, port| {
@@ -216,7 +216,7 @@ fn not_tied_cases() -> Vec<Case> {
             let (_, unreachable) = errors(family)[1];
             let packet = error(family, unreachable, &answer(), usize::MAX);
             let name = format!("it quotes a session's answer, which this host sent: {mode}");
-            cases.push(Case::not_ours(name, world(forward, family, family), &packet));
+            cases.push(Case::not_ours(name, fixture(forward, family, family), &packet));
         }
     }
     cases
@@ -231,13 +231,13 @@ fn quoting_as(message: Icmp) -> Packet {
 fn too_big_errors_are_dropped_in_silence() -> Result<()> {
     let mut cases = Vec::new();
     for family in Family::BOTH {
-        let mut world = world(FORWARD_IPIP, family, family);
-        world.backends[0].mtu = 1300;
+        let mut fixture = fixture(FORWARD_IPIP, family, family);
+        fixture.backends[0].mtu = 1300;
         let (_, unreachable) = errors(family)[1];
         let long = Packet { payload: vec![0xd7; 1300], ..answer() };
         let mut packet = error(family, unreachable, &long, usize::MAX);
         packet.fragment = packet::DONT_FRAGMENT;
-        cases.push(Case::refused("an error that is too big", world, &packet, Reason::TooBig));
+        cases.push(Case::refused("an error that is too big", fixture, &packet, Reason::TooBig));
     }
     crate::check_each(&cases)
 }
@@ -248,19 +248,19 @@ fn a_datagram_ties_errors_to_its_session() -> Result<()> {
     let mut program = Program::load()?;
     for (number, family) in (0..).zip(Family::BOTH) {
         let from = packet::client(number);
-        let world = World { flows: vec![], ..world(FORWARD_L2, family, family) };
-        let backend = world.backends[0];
+        let fixture = Fixture { flows: vec![], ..fixture(FORWARD_L2, family, family) };
+        let backend = fixture.backends[0];
         let (_, unreachable) = errors(family)[1];
         let packet = error(family, unreachable, &Packet { to: from, ..answer() }, least(family));
-        let not_yet = Case::not_ours("an error before any datagram", world.clone(), &packet);
+        let not_yet = Case::not_ours("an error before any datagram", fixture.clone(), &packet);
         let refused = Packet { from, ..Packet::with_payload(vec![0; 64]) }.over(family);
-        let refused = Case::refused("a datagram without a token", world.clone(), &refused, Reason::NoToken);
+        let refused = Case::refused("a datagram without a token", fixture.clone(), &refused, Reason::NoToken);
         let valid = Packet { from, ..Packet::default() }.over(family);
-        let valid = Case::sent("valid", world.clone(), &valid, &valid, &backend, Reason::Forwarded);
-        let tied = sent("an error after a datagram".into(), world.clone(), &packet);
+        let valid = Case::sent("valid", fixture.clone(), &valid, &valid, &backend, Reason::Forwarded);
+        let tied = sent("an error after a datagram".into(), fixture.clone(), &packet);
         // It is fully checked, and refused: what is remembered of it ties nothing.
         let key = RevocationKey { service_id: SERVICE_ID, kind: REVOKED_SESSION, of: SESSION };
-        let revoking = World { revocations: vec![(key, world.now_ns + 1)], ..world };
+        let revoking = Fixture { revocations: vec![(key, fixture.now_ns + 1)], ..fixture };
         let revoked = Packet { from, ..Packet::default() }.over(family);
         let revoked = Case::refused("a revoked session", revoking, &revoked, Reason::Revoked);
         check_all(&mut program, &[not_yet.clone(), refused, not_yet.clone(), revoked, not_yet, valid, tied])?;
@@ -278,7 +278,8 @@ fn only_what_passes_ties_errors_to_its_session() -> Result<()> {
         program.forget()?;
         let backend = fixture::backend_at(1, family);
         let service = Service { max_sources: 1, flags: FLAG_RATED, ..fixture::proving() };
-        let world = World { rates: vec![rate], backends: vec![backend], ..World::with_service(service) };
+        let fixture =
+            Fixture { rates: vec![rate], backends: vec![backend], ..Fixture::with_service(service) };
         let (_, unreachable) = errors(family)[1];
         let from = |port, seq| {
             let mut packet = Packet::with_proof(&fixture::key().proof(&fixture::grant()), seq, TS);
@@ -286,14 +287,15 @@ fn only_what_passes_ties_errors_to_its_session() -> Result<()> {
             packet.from.set_port(port);
             packet.over(family)
         };
-        let valid =
-            |packet: &Packet| Case::sent("valid", world.clone(), packet, packet, &backend, Reason::Forwarded);
+        let valid = |packet: &Packet| {
+            Case::sent("valid", fixture.clone(), packet, packet, &backend, Reason::Forwarded)
+        };
         let refused =
-            |packet: &Packet, reason: Reason| Case::refused(reason.name(), world.clone(), packet, reason);
+            |packet: &Packet, reason: Reason| Case::refused(reason.name(), fixture.clone(), packet, reason);
         let about =
             |port| error(family, unreachable, &Packet { to: from(port, 0).from, ..answer() }, least(family));
-        let untied = |port| Case::not_ours("an error about what was refused", world.clone(), &about(port));
-        let tied = |port| sent("an error about what passed".into(), world.clone(), &about(port));
+        let untied = |port| Case::not_ours("an error about what was refused", fixture.clone(), &about(port));
+        let tied = |port| sent("an error about what passed".into(), fixture.clone(), &about(port));
         let mut elsewhere = from(4, 4);
         elsewhere.from.set_ip(packet::client(number + 100).ip());
         let elsewhere = elsewhere.over(family);
@@ -307,7 +309,7 @@ fn only_what_passes_ties_errors_to_its_session() -> Result<()> {
             refused(&from(2, 1), Reason::Replay),
             untied(2),
             refused(&elsewhere, Reason::TooManySources),
-            Case::not_ours("an error about what was refused", world.clone(), &error_elsewhere),
+            Case::not_ours("an error about what was refused", fixture.clone(), &error_elsewhere),
             tied(1),
             valid(&from(3, 3)),
             tied(3),

@@ -13,7 +13,7 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, Expected, both},
-    fixture::{self, SESSION, World},
+    fixture::{self, Fixture, SESSION},
     forwarding,
     packet::{Family, Packet, UdpChecksum},
     program::{Counts, FIRST_BUFFER_MAX, Outcome, Program, Verdict},
@@ -55,7 +55,7 @@ fn cut_anywhere() -> Result<()> {
         return Ok(());
     }
     let mut program = Program::load()?;
-    program.enter(&proof::world())?;
+    program.enter(&proof::fixture())?;
     for family in Family::BOTH {
         let (bearer, token) = (fixture::token(), fixture::key().proof(&fixture::grant()));
         for (read, made) in [
@@ -139,10 +139,10 @@ fn cases() -> Vec<Case> {
                     name = format!("a valid token, a partial UDP checksum, {strip}: {mode}");
                 }
                 let backend = Backend { mtu: 9000, ..fixture::backend_at(1, family) };
-                let world = fixture::sending(forward, flags, backend);
+                let fixture = fixture::sending(forward, flags, backend);
                 let inner = if flags == 0 { packet.clone() } else { packet.clone().stripped() };
-                let sent = forwarding::leaving(&inner, &world.services[0].1, &backend, SESSION, None);
-                cases.push(Case::sent(name, world, &packet, &sent, &backend, Reason::Forwarded));
+                let sent = forwarding::leaving(&inner, &fixture.services[0].1, &backend, SESSION, None);
+                cases.push(Case::sent(name, fixture, &packet, &sent, &backend, Reason::Forwarded));
             }
         }
     }
@@ -150,10 +150,10 @@ fn cases() -> Vec<Case> {
     let delivered = packet.clone().stripped();
     cases.extend(both(&[
         Case::local("a valid token, stripped: local", local, &packet, &delivered, Reason::Forwarded),
-        Case::refused("no token", World::default(), &jumbo(&[]), Reason::NoToken),
+        Case::refused("no token", Fixture::default(), &jumbo(&[]), Reason::NoToken),
         Case::refused(
             "a length that is one more than the frame's",
-            World::default(),
+            Fixture::default(),
             &one_more(packet),
             Reason::Malformed,
         ),

@@ -11,7 +11,7 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both, check_all},
-    fixture::{self, CLIENT, ClassRate, SESSION, World},
+    fixture::{self, CLIENT, ClassRate, Fixture, SESSION},
     oracle::Model,
     packet::{Family, Packet},
     program::{Program, Verdict},
@@ -45,10 +45,10 @@ fn a_burst_and_so_many_a_second() -> Result<()> {
         let mut passed = Vec::new();
         // At every step, some 4.3 s are over.
         for tick_ns in first_tick..first_tick + 5 {
-            let world = World { tick_ns, ..rated(vec![rate]) };
+            let fixture = Fixture { tick_ns, ..rated(vec![rate]) };
             let cases: Vec<Case> = (0..20)
                 .map(|number| {
-                    judged(&mut model, &format!("packet {number} of step {tick_ns}"), &world, &packet)
+                    judged(&mut model, &format!("packet {number} of step {tick_ns}"), &fixture, &packet)
                 })
                 .collect();
             passed.push(cases.iter().filter(|case| case.expected.reason == Reason::Forwarded).count());
@@ -64,7 +64,7 @@ fn a_burst_and_so_many_a_second() -> Result<()> {
 /// whether they are dropped or, in observe mode, delivered.
 #[test]
 fn junk_takes_nothing() -> Result<()> {
-    let world = World {
+    let fixture = Fixture {
         services: limited(FLAG_RATED, 1),
         ..rated(vec![ClassRate { class: 1, per_second: 1, burst: 3 }])
     };
@@ -72,7 +72,7 @@ fn junk_takes_nothing() -> Result<()> {
     let packet = |seq| Packet::with_proof(&token, seq, TS);
     let mut elsewhere = packet(1000);
     elsewhere.from.set_ip(Ipv4Addr::new(192, 0, 2, 9).into());
-    let case = |case: Case| case.with_world(world.clone());
+    let case = |case: Case| case.with_fixture(fixture.clone());
     let mut program = Program::load()?;
     for family in Family::BOTH {
         program.forget()?;
@@ -108,8 +108,8 @@ fn rates_that_change() -> Result<()> {
         program.forget()?;
         let packet = Packet::default();
         let mut cases = Vec::new();
-        for (world, more) in &steps {
-            let mut case = |case: Case| cases.push(case.with_world(world.clone()).over(family));
+        for (fixture, more) in &steps {
+            let mut case = |case: Case| cases.push(case.with_fixture(fixture.clone()).over(family));
             (0..*more).for_each(|_| case(forwarded("within what this burst is larger by", SESSION, &packet)));
             (0..3).for_each(|_| case(refused("beyond", &packet, Reason::RateLimited)));
         }
@@ -132,34 +132,34 @@ fn limited(flags: u8, max_sources: u8) -> Vec<(std::net::SocketAddr, Service)> {
     fixture::at_both(Service { flags: service.flags | flags, max_sources, ..service })
 }
 
-fn rated(rates: Vec<ClassRate>) -> World {
-    World { services: limited(FLAG_RATED, 0), rates, ..World::default() }
+fn rated(rates: Vec<ClassRate>) -> Fixture {
+    Fixture { services: limited(FLAG_RATED, 0), rates, ..Fixture::default() }
 }
 
-fn judged(model: &mut Model, name: &str, world: &World, packet: &Packet) -> Case {
+fn judged(model: &mut Model, name: &str, fixture: &Fixture, packet: &Packet) -> Case {
     let frame = packet.bytes();
-    let expected = model.judge(world, &frame);
-    Case::of_frame(name, world.clone(), frame, expected)
+    let expected = model.judge(fixture, &frame);
+    Case::of_frame(name, fixture.clone(), frame, expected)
 }
 
 fn rate_cases() -> Vec<Case> {
     let two = ClassRate { class: 1, per_second: 1, burst: 2 };
-    let world = rated(vec![two]);
-    let good = |session, packet: &Packet| forwarded("before", session, packet).with_world(world.clone());
+    let fixture = rated(vec![two]);
+    let good = |session, packet: &Packet| forwarded("before", session, packet).with_fixture(fixture.clone());
     let limited =
-        |name, packet: &Packet| refused(name, packet, Reason::RateLimited).with_world(world.clone());
+        |name, packet: &Packet| refused(name, packet, Reason::RateLimited).with_fixture(fixture.clone());
     let packet = Packet::default();
     let of_class = |class| {
         let claims = Claims { class, ..fixture::grant().claims };
         Packet::with_token(&fixture::key().bearer(&Grant { claims, ..fixture::grant() }))
     };
     let twice = |packet: &Packet| vec![good(SESSION, packet), good(SESSION, packet)];
-    let in_world = |name, world: World, before: Vec<Case>, case: Case| {
-        let before = before.into_iter().map(|case| case.with_world(world.clone())).collect();
-        case.named(name).with_world(world.clone()).after(before)
+    let in_fixture = |name, fixture: Fixture, before: Vec<Case>, case: Case| {
+        let before = before.into_iter().map(|case| case.with_fixture(fixture.clone())).collect();
+        case.named(name).with_fixture(fixture.clone()).after(before)
     };
     let highest = rated(vec![ClassRate { class: 255, ..two }]);
-    let unrated = World { services: fixture::at_both(fixture::proving()), ..world.clone() };
+    let unrated = Fixture { services: fixture::at_both(fixture::proving()), ..fixture.clone() };
     let other = Packet::with_token(&fixture::token_number(5));
     let proof = |seq| Packet::with_proof(&fixture::key().proof(&fixture::grant()), seq, TS);
     vec![
@@ -172,19 +172,19 @@ fn rate_cases() -> Vec<Case> {
                 .concat(),
         ),
         good(5, &other).named("another session's first").after(twice(&packet)),
-        in_world(
+        in_fixture(
             "a class without a rate",
-            world.clone(),
+            fixture.clone(),
             [twice(&of_class(0)), twice(&of_class(0))].concat(),
             good(SESSION, &of_class(0)),
         ),
-        in_world(
+        in_fixture(
             "the third of a burst of two, of the last class there is",
             highest,
             twice(&of_class(255)),
             limited("", &of_class(255)),
         ),
-        in_world("a service without rates", unrated, twice(&packet), good(SESSION, &packet)),
+        in_fixture("a service without rates", unrated, twice(&packet), good(SESSION, &packet)),
     ]
 }
 
@@ -196,9 +196,9 @@ fn source_cases() -> Vec<Case> {
         packet
     };
     let case = |max_sources, case: Case| {
-        let world = World { services: limited(0, max_sources), ..World::default() };
-        let before = case.before.iter().map(|case| case.clone().with_world(world.clone())).collect();
-        case.with_world(world.clone()).after(before)
+        let fixture = Fixture { services: limited(0, max_sources), ..Fixture::default() };
+        let before = case.before.iter().map(|case| case.clone().with_fixture(fixture.clone())).collect();
+        case.with_fixture(fixture.clone()).after(before)
     };
     let good = |name, packet: &Packet| forwarded(name, SESSION, packet);
     let many = |name, packet: &Packet| refused(name, packet, Reason::TooManySources);
@@ -253,7 +253,7 @@ fn source_cases() -> Vec<Case> {
 #[test]
 fn one_refusal_takes_nothing_from_the_other() -> Result<()> {
     let rate = ClassRate { class: 1, per_second: 1, burst: 2 };
-    let world = World { services: limited(FLAG_RATED, 2), ..rated(vec![rate]) };
+    let fixture = Fixture { services: limited(FLAG_RATED, 2), ..rated(vec![rate]) };
     let from = |last| {
         let mut packet = Packet::default();
         packet.from.set_ip(Ipv4Addr::new(192, 0, 2, last).into());
@@ -268,11 +268,11 @@ fn one_refusal_takes_nothing_from_the_other() -> Result<()> {
             refused("a third source beyond the burst", &from(3), Reason::RateLimited),
             refused("a known source beyond the burst", &from(1), Reason::RateLimited),
         ];
-        let world = World { tick_ns, ..world.clone() };
-        let in_world = |case: &Case| case.clone().with_world(world.clone()).over(family);
-        check_all(&mut program, &cases.iter().map(in_world).collect::<Vec<_>>())?;
+        let fixture = Fixture { tick_ns, ..fixture.clone() };
+        let in_fixture = |case: &Case| case.clone().with_fixture(fixture.clone()).over(family);
+        check_all(&mut program, &cases.iter().map(in_fixture).collect::<Vec<_>>())?;
         // Four seconds on: the third source is still refused, and takes no packet from the others.
-        let later = World { tick_ns: tick_ns + 1, ..world.clone() };
+        let later = Fixture { tick_ns: tick_ns + 1, ..fixture.clone() };
         let frames = [3, 3, 3, 1, 2].map(|last| from(last).over(family).bytes());
         program.enter(&later)?;
         let verdicts: Vec<Verdict> =

@@ -8,13 +8,13 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both, check_all},
-    fixture::{self, BALANCER_MAC, LOOPBACK, OTHER_INTERFACE, SERVICE_INDEX, SESSION, World, accepting},
+    fixture::{self, BALANCER_MAC, Fixture, LOOPBACK, OTHER_INTERFACE, SERVICE_INDEX, SESSION, accepting},
     forwarding,
     packet::{Family, MORE_FRAGMENTS, Packet},
     program::{Program, Verdict},
 };
 
-use crate::{forwarding::WAYS, matrix::Subject};
+use crate::{forwarding::MODES, matrix::Subject};
 
 /// The other balancer of the segment.
 const OTHER_BALANCER: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
@@ -78,15 +78,15 @@ fn packets() -> Vec<(&'static str, Packet)> {
 }
 
 /// Services of each kind, by mode: the flags, and how they forward.
-fn services() -> Vec<(String, World)> {
-    let mut worlds = vec![];
+fn services() -> Vec<(String, Fixture)> {
+    let mut fixtures = vec![];
     for (flags, mode) in [(0, "enforce"), (FLAG_OBSERVE, "observe")] {
-        for (forward, name) in [(WAYS[0].0, "l2"), (FORWARD_LOCAL, "local"), (FORWARD_NAT, "nat")] {
+        for (forward, name) in [(MODES[0].0, "l2"), (FORWARD_LOCAL, "local"), (FORWARD_NAT, "nat")] {
             let service = Service { forward, flags, ..fixture::service() };
-            worlds.push((format!("{name} in {mode}"), World::with_service(service)));
+            fixtures.push((format!("{name} in {mode}"), Fixture::with_service(service)));
         }
     }
-    worlds
+    fixtures
 }
 
 fn to(destination_mac: [u8; 6], packet: Packet) -> Packet {
@@ -94,24 +94,24 @@ fn to(destination_mac: [u8; 6], packet: Packet) -> Packet {
 }
 
 /// Counted as nobody's, and dropped, for nothing behind the interface has the address.
-fn misdirected(name: impl Into<String>, world: World, packet: &Packet) -> Case {
-    let mut case = Case::refused(name, world, packet, Reason::NotOurs);
+fn misdirected(name: impl Into<String>, fixture: Fixture, packet: &Packet) -> Case {
+    let mut case = Case::refused(name, fixture, packet, Reason::NotOurs);
     case.expected.service = 0;
     case
 }
 
 fn other_station_cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (mode, world) in services() {
+    for (mode, fixture) in services() {
         for (name, packet) in packets() {
             let packet = to(OTHER_BALANCER, packet);
-            cases.push(misdirected(format!("{name}: {mode}"), world.clone(), &packet));
-            let switched = World { macs: accepting(&[BALANCER_MAC], true), ..world.clone() };
+            cases.push(misdirected(format!("{name}: {mode}"), fixture.clone(), &packet));
+            let switched = Fixture { macs: accepting(&[BALANCER_MAC], true), ..fixture.clone() };
             let name = format!("{name}, where a bridge is behind the interface: {mode}");
             cases.push(Case::not_ours(name, switched, &packet));
         }
     }
-    let mut elsewhere = World::default();
+    let mut elsewhere = Fixture::default();
     elsewhere.macs.insert(MacEntry {
         mac: Mac::new(OTHER_BALANCER),
         ifindex: OTHER_INTERFACE,
@@ -126,26 +126,26 @@ fn other_station_cases() -> Vec<Case> {
         mac[octet] ^= 0x40;
         let packet = to(mac, Packet::default());
         let name = format!("a valid token, octet {octet} of the address differs");
-        cases.push(misdirected(name, World::default(), &packet));
+        cases.push(misdirected(name, Fixture::default(), &packet));
     }
     both(&cases)
 }
 
 fn group_cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (mode, world) in services() {
-        let service = world.services[0].1;
+    for (mode, fixture) in services() {
+        let service = fixture.services[0].1;
         for (group, mac) in GROUPS {
             for (name, packet) in packets() {
                 let packet = to(mac, packet);
                 let name = format!("{name}, {group}: {mode}");
                 // A bridge behind the interface changes nothing.
-                let world =
-                    World { macs: accepting(&[BALANCER_MAC], group.starts_with("IP")), ..world.clone() };
+                let fixture =
+                    Fixture { macs: accepting(&[BALANCER_MAC], group.starts_with("IP")), ..fixture.clone() };
                 cases.push(if service.observes() && service.forward == FORWARD_LOCAL {
-                    Case::local(name, world, &packet, &packet, Reason::Unsupported)
+                    Case::local(name, fixture, &packet, &packet, Reason::Unsupported)
                 } else {
-                    Case::refused(name, world, &packet, Reason::Unsupported)
+                    Case::refused(name, fixture, &packet, Reason::Unsupported)
                 });
             }
         }
@@ -155,18 +155,18 @@ fn group_cases() -> Vec<Case> {
 
 fn own_cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (forward, mode, family, backend) in WAYS {
-        let world = World {
+    for (forward, mode, family, backend) in MODES {
+        let fixture = Fixture {
             macs: accepting(&[BALANCER_MAC, VIRTUAL_ROUTER], false),
             ..fixture::sending(forward, 0, fixture::backend_at(1, backend))
         };
         for (name, mac) in [("its own address", BALANCER_MAC), ("a virtual router's address", VIRTUAL_ROUTER)]
         {
             let packet = to(mac, Packet::default()).over(family);
-            let (service, backend) = (world.services[0].1, world.backends[0]);
+            let (service, backend) = (fixture.services[0].1, fixture.backends[0]);
             let sent = forwarding::leaving(&packet, &service, &backend, SESSION, None);
             let name = format!("{name}: {mode}");
-            cases.push(Case::sent(name, world.clone(), &packet, &sent, &backend, Reason::Forwarded));
+            cases.push(Case::sent(name, fixture.clone(), &packet, &sent, &backend, Reason::Forwarded));
         }
     }
     cases
@@ -184,8 +184,8 @@ fn neighbours_in_a_bucket_are_told_apart() -> Result<()> {
         [0x02, 0, 0, 0x99, high, low]
     });
     let alike = alike.into_iter().find(|mac| Mac::new(*mac).bucket(LOOPBACK, 0) == bucket);
-    let mut world = World::default();
-    world.macs.extend([
+    let mut fixture = Fixture::default();
+    fixture.macs.extend([
         MacEntry {
             mac: Mac::new(OTHER_BALANCER),
             ifindex: elsewhere.context("an interface")?,
@@ -195,7 +195,7 @@ fn neighbours_in_a_bucket_are_told_apart() -> Result<()> {
         MacEntry { mac: Mac::new(alike.context("an address")?), ifindex: LOOPBACK, passes: 0, generic: 0 },
     ]);
     let packet = to(OTHER_BALANCER, Packet::default());
-    misdirected("an address of its bucket", world, &packet).check(&mut program)
+    misdirected("an address of its bucket", fixture, &packet).check(&mut program)
 }
 
 /// A daemon that has not said what addresses the interface has opens nothing.
@@ -206,14 +206,15 @@ fn without_any_address_everything_is_dropped() -> Result<()> {
     let others = MacEntry { mac: Mac::OTHERS, passes: 1, generic: 0, ..elsewhere };
     for macs in [[].into(), [elsewhere, others].into()] {
         let mut cases = Vec::new();
-        for (mode, world) in services() {
-            let world = World { macs: Clone::clone(&macs), ..world };
+        for (mode, fixture) in services() {
+            let fixture = Fixture { macs: Clone::clone(&macs), ..fixture };
             for (name, packet) in packets() {
-                let case = Case::refused(format!("{name}: {mode}"), world.clone(), &packet, Reason::Internal);
+                let case =
+                    Case::refused(format!("{name}: {mode}"), fixture.clone(), &packet, Reason::Internal);
                 cases.push(case);
             }
             let other = Packet { to: ([203, 0, 113, 99], 7777).into(), ..Packet::default() };
-            cases.push(Case::not_ours("for no service", world.clone(), &other));
+            cases.push(Case::not_ours("for no service", fixture.clone(), &other));
         }
         check_all(&mut program, &both(&cases))?;
     }
@@ -233,14 +234,14 @@ fn a_full_table() -> Result<()> {
         generic: 0,
     });
     let macs = accepting(&here, false).into_iter().chain(elsewhere).collect();
-    let world = World { macs, ..World::default() };
-    let backend = world.picked(SESSION);
+    let fixture = Fixture { macs, ..Fixture::default() };
+    let backend = fixture.picked(SESSION);
     for number in 0..=250 {
         let packet = to(address(number), Packet::default());
         let sent = packet.clone().stripped();
         let case = match number {
-            0..64 => Case::sent("its own", world.clone(), &packet, &sent, &backend, Reason::Forwarded),
-            _ => misdirected("another interface's", world.clone(), &packet),
+            0..64 => Case::sent("its own", fixture.clone(), &packet, &sent, &backend, Reason::Forwarded),
+            _ => misdirected("another interface's", fixture.clone(), &packet),
         };
         case.check(&mut program)?;
     }
@@ -257,7 +258,7 @@ fn two_balancers_on_a_flooded_segment_multiply_nothing() -> Result<()> {
         (backend.source_mac, backend.destination_mac) = (own, other);
         let macs = accepting(&[own], false);
         let mut program = Program::load()?;
-        program.enter(&World { macs, backends: vec![backend], ..World::with_service(service) })?;
+        program.enter(&Fixture { macs, backends: vec![backend], ..Fixture::with_service(service) })?;
         Ok(program)
     };
     let balancers =

@@ -4,7 +4,7 @@ use anyhow::Result;
 use lb_common::{reason::Reason, token::header};
 use lb_tests::model::{
     case::{Case, Expected, both, check_all},
-    fixture::{SERVICE_INDEX, SESSION, World},
+    fixture::{Fixture, SERVICE_INDEX, SESSION},
     packet::{ETHERNET_LEN, Family, Packet, UDP_LEN},
     program::{Outcome, Program, Verdict},
 };
@@ -15,13 +15,13 @@ const PORTS_LEN: usize = 4;
 fn dropped(name: String, frame: Vec<u8>, reason: Reason) -> Case {
     let outcome = Outcome { verdict: Verdict::Drop, frame: frame.clone() };
     let expected = Expected { outcome, service: SERVICE_INDEX, reason, backend: None };
-    Case::of_frame(name, World::default(), frame, expected)
+    Case::of_frame(name, Fixture::default(), frame, expected)
 }
 
 fn passed(name: String, frame: Vec<u8>) -> Case {
     let outcome = Outcome { verdict: Verdict::Pass, frame: frame.clone() };
     let expected = Expected { outcome, service: 0, reason: Reason::NotOurs, backend: None };
-    Case::of_frame(name, World::default(), frame, expected)
+    Case::of_frame(name, Fixture::default(), frame, expected)
 }
 
 /// Cut short, with the lengths it had: passed on until its address can be read, dropped from there.
@@ -56,11 +56,11 @@ fn cut_with_its_lengths_adapted() -> Result<()> {
             let packet = Packet { payload: whole.payload[..len].to_vec(), ..whole.clone() };
             let name = format!("{tags} tags, payload cut to {len} bytes");
             cases.push(if len < header::LEN {
-                Case::refused(name, World::default(), &packet, Reason::NoToken)
+                Case::refused(name, Fixture::default(), &packet, Reason::NoToken)
             } else {
-                let backend = World::default().picked(SESSION);
+                let backend = Fixture::default().picked(SESSION);
                 let sent = packet.clone().stripped();
-                Case::sent(name, World::default(), &packet, &sent, &backend, Reason::Forwarded)
+                Case::sent(name, Fixture::default(), &packet, &sent, &backend, Reason::Forwarded)
             });
         }
     }
@@ -88,7 +88,7 @@ fn cut_and_padded() -> Result<()> {
             let (payload, padding) = whole.payload.split_at(len);
             let packet = Packet { padding: padding.to_vec(), ..Packet::with_payload(payload.to_vec()) };
             let name = format!("payload cut to {len} bytes, the rest as padding");
-            Case::refused(name, World::default(), &packet, Reason::NoToken)
+            Case::refused(name, Fixture::default(), &packet, Reason::NoToken)
         })
         .collect();
     check_all(&mut Program::load()?, &both(&cases))

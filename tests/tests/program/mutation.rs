@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use lb_common::{reason::Reason, service::FORWARD_NAT, token::header};
 use lb_tests::model::{
     case::{Case, check_all},
-    fixture::{self, World},
+    fixture::{self, Fixture},
     oracle::{self, Model},
     packet::{Family, MORE_FRAGMENTS, Packet, UdpChecksum},
     program::{Program, Verdict},
@@ -15,9 +15,9 @@ const MUTANTS: usize = 34_000;
 /// Cases whose counters are compared at once.
 const BATCH: usize = 500;
 
-fn judged(name: String, world: &World, frame: Vec<u8>) -> Case {
-    let expected = oracle::judge(world, &frame);
-    Case::of_frame(name, world.clone(), frame, expected)
+fn judged(name: String, fixture: &Fixture, frame: Vec<u8>) -> Case {
+    let expected = oracle::judge(fixture, &frame);
+    Case::of_frame(name, fixture.clone(), frame, expected)
 }
 
 /// No bit of a token can be flipped.
@@ -25,7 +25,7 @@ fn judged(name: String, world: &World, frame: Vec<u8>) -> Case {
 fn every_bit_of_the_token() -> Result<()> {
     let of = |packet: Packet| {
         let first = packet.payload_offset() * 8;
-        (0..header::LEN * 8).map(move |bit| flipped(&World::default(), &packet, first + bit))
+        (0..header::LEN * 8).map(move |bit| flipped(&Fixture::default(), &packet, first + bit))
     };
     let cases: Vec<_> =
         Family::BOTH.into_iter().flat_map(|family| of(Packet::default().over(family))).collect();
@@ -44,7 +44,7 @@ fn every_bit_before_the_token() -> Result<()> {
         for (name, packet) in corpus() {
             let packet = packet.tagged(tags);
             let cases: Vec<_> = (0..packet.payload_offset() * 8)
-                .map(|bit| flipped(&World::default(), &packet, bit))
+                .map(|bit| flipped(&Fixture::default(), &packet, bit))
                 .collect();
             check_all(&mut program, &cases).map_err(|error| error.context(name))?;
         }
@@ -52,21 +52,21 @@ fn every_bit_before_the_token() -> Result<()> {
     Ok(())
 }
 
-fn flipped(world: &World, packet: &Packet, bit: usize) -> Case {
+fn flipped(fixture: &Fixture, packet: &Packet, bit: usize) -> Case {
     let mut frame = packet.bytes();
     frame[bit / 8] ^= 0x80 >> (bit % 8);
-    judged(format!("bit {} of byte {} flipped", bit % 8, bit / 8), world, frame)
+    judged(format!("bit {} of byte {} flipped", bit % 8, bit / 8), fixture, frame)
 }
 
 /// By the modes that a mutant's service may have.
-fn worlds() -> Vec<(&'static str, World)> {
-    let mut worlds = vec![("l2", World::default())];
-    for (forward, mode, _, backend) in crate::forwarding::WAYS {
+fn fixtures() -> Vec<(&'static str, Fixture)> {
+    let mut fixtures = vec![("l2", Fixture::default())];
+    for (forward, mode, _, backend) in crate::forwarding::MODES {
         for (flags, _) in crate::forwarding::FLAGS {
-            worlds.push((mode, fixture::sending(forward, flags, fixture::backend_at(1, backend))));
+            fixtures.push((mode, fixture::sending(forward, flags, fixture::backend_at(1, backend))));
         }
     }
-    worlds
+    fixtures
 }
 
 /// What is damaged.
@@ -93,10 +93,10 @@ fn random_damage() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(2);
     let mut program = Program::load()?;
     let corpus = corpus();
-    let worlds = worlds();
+    let fixtures = fixtures();
     let mut forwarded = 0;
     for batch in 0..MUTANTS / BATCH {
-        let (mode, world) = &worlds[batch % worlds.len()];
+        let (mode, fixture) = &fixtures[batch % fixtures.len()];
         let cases: Vec<_> = (0..BATCH)
             .map(|number| {
                 let (name, packet) = &corpus[random.usize(..corpus.len())];
@@ -104,7 +104,7 @@ fn random_damage() -> Result<()> {
                 for _ in 0..=random.usize(..3) {
                     damage(&mut random, &mut frame);
                 }
-                judged(format!("mutant {number} of batch {batch}, of {name}, by {mode}"), world, frame)
+                judged(format!("mutant {number} of batch {batch}, of {name}, by {mode}"), fixture, frame)
             })
             .collect();
         forwarded += cases.iter().filter(|case| case.expected.reason == Reason::Forwarded).count();
@@ -144,7 +144,7 @@ fn damaged_errors() -> Result<()> {
                 for _ in 0..=random.usize(..2) {
                     damage(&mut random, &mut frame);
                 }
-                judged(format!("mutant {number} of {}", case.name), &case.world, frame)
+                judged(format!("mutant {number} of {}", case.name), &case.fixture, frame)
             })
             .collect();
         check_all(&mut program, &mutants)?;
@@ -161,7 +161,7 @@ fn noise() -> Result<()> {
         let mut frame = Packet::default().over(family).bytes();
         frame.truncate(from.min(frame.len()));
         frame.extend(std::iter::repeat_with(|| random.u8(..)).take(14 + number % 200));
-        judged(format!("noise {number} from byte {from}"), &World::default(), frame)
+        judged(format!("noise {number} from byte {from}"), &Fixture::default(), frame)
     };
     let starts = [0, 12, 14, 20, 21, 23, 34, 38, 42, 43, 46, 54, 58, 62, 63, 66];
     let cases: Vec<_> = starts
@@ -178,16 +178,19 @@ fn noise() -> Result<()> {
 fn the_oracle_is_right() -> Result<()> {
     for case in &crate::matrix::cases() {
         let mut model = Model::default();
-        for Case { name, world, frame, expected, .. } in case.in_order() {
-            let of_nat = world.services.iter().any(|(_, service)| service.forward == FORWARD_NAT);
+        for Case { name, fixture, frame, expected, .. } in case.in_order() {
+            let of_nat = fixture.services.iter().any(|(_, service)| service.forward == FORWARD_NAT);
             // The oracle knows nothing of translations, of CPUs' budgets, of what is told within one, and of observe mode.
-            let observed = world.services.iter().any(|(_, service)| service.observes());
+            let observed = fixture.services.iter().any(|(_, service)| service.observes());
             let told = expected.reason == Reason::TooBig && expected.outcome.verdict == Verdict::Transmit;
             if !of_nat && !observed && !told && expected.reason != Reason::HmacBudget {
-                ensure!(model.judge(world, frame) == *expected, "{name}");
+                ensure!(model.judge(fixture, frame) == *expected, "{name}");
             }
         }
     }
-    assert_eq!(oracle::judge(&World::default(), &Packet::default().bytes()).service, fixture::SERVICE_INDEX);
+    assert_eq!(
+        oracle::judge(&Fixture::default(), &Packet::default().bytes()).service,
+        fixture::SERVICE_INDEX
+    );
     Ok(())
 }

@@ -12,7 +12,7 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::Case,
-    fixture::{self, NAT_PORTS, OTHER_INTERFACE, SERVICE_INDEX, SESSION, World, address_be},
+    fixture::{self, Fixture, NAT_PORTS, OTHER_INTERFACE, SERVICE_INDEX, SESSION, address_be},
     forwarding,
     packet::{self, Family, Packet, UdpChecksum},
     program::{Program, Verdict, small},
@@ -26,13 +26,13 @@ mod answers;
 mod forged;
 mod sessions;
 
-fn world(flags: u8, family: Family) -> World {
+fn nat_fixture(flags: u8, family: Family) -> Fixture {
     fixture::sending(FORWARD_NAT, flags, fixture::backend_at(1, family))
 }
 
-/// The port that stands for a client towards the backend of this world, and its translation, where there is one.
-fn found(program: &Program, world: &World, client: SocketAddr) -> Result<Option<(u16, Translation)>> {
-    let backend = world.backends[0];
+/// The port that stands for a client towards the backend of this fixture, and its translation, where there is one.
+fn found(program: &Program, fixture: &Fixture, client: SocketAddr) -> Result<Option<(u16, Translation)>> {
+    let backend = fixture.backends[0];
     for entry in &program.translations()? {
         let (key, translation): (TranslationKey, Translation) = entry?;
         let is_clients = translation.client_be == address_be(client.ip())
@@ -45,12 +45,12 @@ fn found(program: &Program, world: &World, client: SocketAddr) -> Result<Option<
 }
 
 /// What leaves from a port of this node, whose translation has this cookie.
-fn sent(name: impl Into<String>, world: &World, packet: &Packet, port: u16, cookie: u32) -> Case {
-    let (service, backend) = (world.services[0].1, world.backends[0]);
+fn sent(name: impl Into<String>, fixture: &Fixture, packet: &Packet, port: u16, cookie: u32) -> Case {
+    let (service, backend) = (fixture.services[0].1, fixture.backends[0]);
     let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
     let sent = forwarding::leaving(&inner, &service, &backend, SESSION, Some(port));
     let sent = with_cookie(sent, cookie);
-    Case::sent(name, world.clone(), packet, &sent, &backend, Reason::Forwarded)
+    Case::sent(name, fixture.clone(), packet, &sent, &backend, Reason::Forwarded)
 }
 
 /// A packet with a cookie where it has room for one.
@@ -63,25 +63,25 @@ fn with_cookie(packet: Packet, cookie: u32) -> Packet {
 }
 
 /// Runs the program on a client's datagram, and checks it with the port that its translation has.
-fn translated(program: &mut Program, name: &str, world: &World, packet: &Packet) -> Result<u16> {
-    program.enter(world)?;
+fn translated(program: &mut Program, name: &str, fixture: &Fixture, packet: &Packet) -> Result<u16> {
+    program.enter(fixture)?;
     let outcome = program.run(&packet.bytes())?;
     let (port, translation) =
-        found(program, world, packet.from)?.with_context(|| format!("{name}: no translation"))?;
+        found(program, fixture, packet.from)?.with_context(|| format!("{name}: no translation"))?;
     ensure!(NAT_PORTS.contain(port), "{name}: port {port}");
-    let case = sent(name, world, packet, port, translation.cookie);
+    let case = sent(name, fixture, packet, port, translation.cookie);
     ensure!(outcome == case.expected.outcome, "{name}: {outcome:?} where {case:?} was expected");
     // Once more, now that there is a translation, with all counters.
     case.check(program)?;
-    let again = found(program, world, packet.from)?.map(|(port, _)| port);
+    let again = found(program, fixture, packet.from)?.map(|(port, _)| port);
     ensure!(again == Some(port), "{name}: {again:?} where {port} was the port before");
     Ok(port)
 }
 
 /// What the backend answers to a port of this node, and what the client gets.
-fn reply(world: &World, client: &Packet, port: u16) -> (Packet, Packet) {
-    let backend = world.backends[0];
-    let to_backend = &forwarding::leaving(client, &world.services[0].1, &backend, SESSION, Some(port));
+fn reply(fixture: &Fixture, client: &Packet, port: u16) -> (Packet, Packet) {
+    let backend = fixture.backends[0];
+    let to_backend = &forwarding::leaving(client, &fixture.services[0].1, &backend, SESSION, Some(port));
     let reply = Packet {
         tags: to_backend.tags.clone(),
         destination_mac: backend.source_mac,
@@ -103,8 +103,8 @@ fn reply(world: &World, client: &Packet, port: u16) -> (Packet, Packet) {
 }
 
 /// What the table says of a client whose datagrams come like this one.
-fn translation(world: &World, client: &Packet) -> Translation {
-    let backend = world.backends[0];
+fn translation(fixture: &Fixture, client: &Packet) -> Translation {
+    let backend = fixture.backends[0];
     let mut addresses_be = [0; 3];
     let macs = [client.source_mac, client.destination_mac].concat();
     for (word, bytes) in addresses_be.iter_mut().zip(macs.as_chunks::<4>().0) {
@@ -166,9 +166,9 @@ fn one_port_cases() -> Vec<Case> {
             for (checksum, udp_checksum) in checksums(family) {
                 for tags in 0..=2 {
                     let packet = Packet { udp_checksum, ..Packet::default() }.tagged(tags).over(family);
-                    let world = world(flags, family);
-                    let translation = translation(&world, &packet);
-                    let known = World { translations: vec![(key(&world, port), translation)], ..world };
+                    let fixture = nat_fixture(flags, family);
+                    let translation = translation(&fixture, &packet);
+                    let known = Fixture { translations: vec![(key(&fixture, port), translation)], ..fixture };
                     let name = format!("a client's datagram, {checksum} UDP checksum, {tags} tags, {strip}");
                     cases.push(sent(name, &known, &packet, port, translation.cookie));
                     let (answer, to_client) = reply(&known, &packet, port);
@@ -179,16 +179,16 @@ fn one_port_cases() -> Vec<Case> {
                 }
             }
         }
-        let world = world(FLAG_STRIP, family);
+        let fixture = nat_fixture(FLAG_STRIP, family);
         let client = Packet::default().over(family);
         let other = Packet { from: packet::client(1), ..Packet::default() }.over(family);
         let owner = Owner::session(fixture::SERVICE_ID, 1);
-        let taken = (key(&world, port), Translation { owner, ..translation(&world, &other) });
-        let taken = World { translations: vec![taken], ..world.clone() };
-        let (answer, _) = reply(&world, &client, port);
+        let taken = (key(&fixture, port), Translation { owner, ..translation(&fixture, &other) });
+        let taken = Fixture { translations: vec![taken], ..fixture.clone() };
+        let (answer, _) = reply(&fixture, &client, port);
         let last = Packet { ttl: 1, ..answer.clone() };
-        let known = (key(&world, port), translation(&world, &client));
-        let known = World { translations: vec![known], ..world.clone() };
+        let known = (key(&fixture, port), translation(&fixture, &client));
+        let known = Fixture { translations: vec![known], ..fixture.clone() };
         for (name, destination_mac) in [
             ("an answer in a frame for another station", [2, 0, 0, 0, 0, 2]),
             ("an answer in a frame for all stations", [0xff; 6]),
@@ -198,11 +198,11 @@ fn one_port_cases() -> Vec<Case> {
         }
         let fragmentable = Packet { fragment: 0, ..client.clone() };
         let name = "a datagram that routers may fragment, which keeps its identification";
-        cases.push(sent(name, &known, &fragmentable, port, translation(&world, &client).cookie));
+        cases.push(sent(name, &known, &fragmentable, port, translation(&fixture, &client).cookie));
         cases.extend([
             Case::refused("a client for whom no port is left", taken.clone(), &client, Reason::NatPorts),
             Case::refused("an answer with hop limit 1", taken, &last, Reason::HopLimit),
-            Case::not_ours("an answer to nobody", world, &answer),
+            Case::not_ours("an answer to nobody", fixture, &answer),
         ]);
     }
     cases
@@ -230,14 +230,14 @@ fn there_and_back() -> Result<()> {
         for (_, udp_checksum) in checksums(family) {
             for tags in 0..=2 {
                 let name = format!("{family}, flags {flags}, {udp_checksum:?}, {tags} tags");
-                let world = world(flags, family);
+                let fixture = nat_fixture(flags, family);
                 let from = clients.next().context("any number of clients")?;
                 let packet = Packet { from, udp_checksum, ..Packet::default() }.tagged(tags).over(family);
-                let port = translated(&mut program, &name, &world, &packet)?;
-                let (answer, to_client) = reply(&world, &packet, port);
+                let port = translated(&mut program, &name, &fixture, &packet)?;
+                let (answer, to_client) = reply(&fixture, &packet, port);
                 let answer = Packet { udp_checksum, ..answer };
                 let to_client = Packet { udp_checksum, ..to_client }.completed();
-                Case::answered(name, world, &answer, &to_client, Reason::Reply).check(&mut program)?;
+                Case::answered(name, fixture, &answer, &to_client, Reason::Reply).check(&mut program)?;
             }
         }
     }
@@ -252,15 +252,15 @@ fn checksums_that_look_partial() -> Result<()> {
     let mut clients = (0..).map(packet::client);
     for (family, generic) in Family::BOTH.into_iter().flat_map(|family| [(family, false), (family, true)]) {
         let name = format!("{family}, generic: {generic}");
-        let world = world(FLAG_STRIP, family);
-        let world = if generic { world.in_generic_mode() } else { world };
+        let fixture = nat_fixture(FLAG_STRIP, family);
+        let fixture = if generic { fixture.in_generic_mode() } else { fixture };
         let from = clients.next().context("any number of clients")?;
         let packet = Packet { from, ..Packet::default() }.over(family).as_if_partial();
-        let port = translated(&mut program, &name, &world, &packet)?;
-        let (answer, to_client) = reply(&world, &packet, port);
+        let port = translated(&mut program, &name, &fixture, &packet)?;
+        let (answer, to_client) = reply(&fixture, &packet, port);
         let answer = answer.as_if_partial();
         let to_client = Packet { payload: answer.payload.clone(), ..to_client };
-        Case::answered(name, world, &answer, &to_client, Reason::Reply).check(&mut program)?;
+        Case::answered(name, fixture, &answer, &to_client, Reason::Reply).check(&mut program)?;
     }
     Ok(())
 }
@@ -270,12 +270,12 @@ fn checksums_that_look_partial() -> Result<()> {
 fn partial_answers_in_generic_mode() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let world = world(FLAG_STRIP, family).in_generic_mode();
+        let fixture = nat_fixture(FLAG_STRIP, family).in_generic_mode();
         let packet = Packet::default().over(family);
-        let port = translated(&mut program, "a client's datagram", &world, &packet)?;
-        let (answer, _) = reply(&world, &packet, port);
+        let port = translated(&mut program, "a client's datagram", &fixture, &packet)?;
+        let (answer, _) = reply(&fixture, &packet, port);
         let answer = Packet { udp_checksum: UdpChecksum::Partial, ..answer };
-        Case::refused("a partial answer", world, &answer, Reason::PartialChecksum).check(&mut program)?;
+        Case::refused("a partial answer", fixture, &answer, Reason::PartialChecksum).check(&mut program)?;
     }
     Ok(())
 }
@@ -296,19 +296,19 @@ fn by_another_interface_with_tags() -> Result<()> {
             tags: [tag(packet::TAG_8021Q, 12), Tag::default()],
             ..fixture::backend_at(2, family)
         };
-        let world = fixture::sending(FORWARD_NAT, FLAG_STRIP, backend);
+        let fixture = fixture::sending(FORWARD_NAT, FLAG_STRIP, backend);
         for tags in 0..=2 {
             let name = format!("{family}, {tags} tags");
             let packet = Packet { from: packet::client(tags), ..Packet::default() }.tagged(tags).over(family);
-            let port = translated(&mut program, &name, &world, &packet)?;
-            let (answer, to_client) = reply(&world, &packet, port);
+            let port = translated(&mut program, &name, &fixture, &packet)?;
+            let (answer, to_client) = reply(&fixture, &packet, port);
             // It comes in where the client's datagram did, and not where the backend is: it is forged.
-            Case::not_ours(&name, world.clone(), &answer).check(&mut program)?;
-            let mut translation = program.translations()?.get(&key(&world, port), 0)?;
+            Case::not_ours(&name, fixture.clone(), &answer).check(&mut program)?;
+            let mut translation = program.translations()?.get(&key(&fixture, port), 0)?;
             ensure!(translation.backend_ifindex == OTHER_INTERFACE, "{name}");
             translation.backend_ifindex = fixture::LOOPBACK;
-            program.translations()?.insert(key(&world, port), translation, 0)?;
-            Case::answered(name, world.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
+            program.translations()?.insert(key(&fixture, port), translation, 0)?;
+            Case::answered(name, fixture.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
         }
     }
     Ok(())
@@ -319,12 +319,12 @@ fn by_another_interface_with_tags() -> Result<()> {
 fn answers_to_nobody() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let world = world(FLAG_STRIP, family);
+        let fixture = nat_fixture(FLAG_STRIP, family);
         let client = Packet::default().over(family);
-        let port = translated(&mut program, "a client", &world, &client)?;
-        let (answer, to_client) = reply(&world, &client, port);
+        let port = translated(&mut program, "a client", &fixture, &client)?;
+        let (answer, to_client) = reply(&fixture, &client, port);
         let mut pass =
-            |name: &str, packet: Packet| Case::not_ours(name, world.clone(), &packet).check(&mut program);
+            |name: &str, packet: Packet| Case::not_ours(name, fixture.clone(), &packet).check(&mut program);
         let port_of = |mut at: SocketAddr, port| {
             at.set_port(port);
             at
@@ -339,12 +339,13 @@ fn answers_to_nobody() -> Result<()> {
         )?;
         pass("TCP", Packet { protocol: Some(6), ..answer.clone() })?;
         let last = Packet { ttl: 1, ..answer.clone() };
-        Case::refused("hop limit 1", world.clone(), &last, Reason::HopLimit).check(&mut program)?;
-        Case::answered("an answer", world.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
+        Case::refused("hop limit 1", fixture.clone(), &last, Reason::HopLimit).check(&mut program)?;
+        Case::answered("an answer", fixture.clone(), &answer, &to_client, Reason::Reply)
+            .check(&mut program)?;
         // The least recently used translation may be evicted at any time.
-        program.translations()?.remove(&key(&world, port))?;
-        Case::not_ours("an answer after its translation", world.clone(), &answer).check(&mut program)?;
-        translated(&mut program, "the client again", &world, &client)?;
+        program.translations()?.remove(&key(&fixture, port))?;
+        Case::not_ours("an answer after its translation", fixture.clone(), &answer).check(&mut program)?;
+        translated(&mut program, "the client again", &fixture, &client)?;
     }
     Ok(())
 }
@@ -354,13 +355,13 @@ fn answers_to_nobody() -> Result<()> {
 fn errors() -> Result<()> {
     let mut program = Program::load()?;
     for (family, flags) in [(Family::V4, FLAG_STRIP), (Family::V4, 0), (Family::V6, FLAG_STRIP)] {
-        let world = world(flags, family);
+        let fixture = nat_fixture(flags, family);
         let client = Packet::default().over(family);
-        let port = translated(&mut program, "a client", &world, &client)?;
-        let (answer, to_client) = reply(&world, &client, port);
-        let backend = world.backends[0];
+        let port = translated(&mut program, "a client", &fixture, &client)?;
+        let (answer, to_client) = reply(&fixture, &client, port);
+        let backend = fixture.backends[0];
         let sent = if flags == FLAG_STRIP { client.clone().stripped() } else { client.clone() };
-        let (_, translation) = found(&program, &world, client.from)?.context("a translation")?;
+        let (_, translation) = found(&program, &fixture, client.from)?.context("a translation")?;
         let left = Packet { from: answer.to, to: answer.from, ..sent.clone().hop() };
         let left = with_cookie(left, translation.cookie);
         let no_port = |at: SocketAddr| SocketAddr::new(at.ip(), 0);
@@ -373,8 +374,8 @@ fn errors() -> Result<()> {
                 };
                 let about_answer = error(&to_client, client.to);
                 let to_backend = error(&answer.clone().hop(), answer.from).hop();
-                let (name, world) = ("about an answer", world.clone());
-                Case::sent(name, world.clone(), &about_answer, &to_backend, &backend, Reason::IcmpError)
+                let (name, fixture) = ("about an answer", fixture.clone());
+                Case::sent(name, fixture.clone(), &about_answer, &to_backend, &backend, Reason::IcmpError)
                     .check(&mut program)?;
                 let about_datagram = error(&left, answer.to);
                 let told = Packet {
@@ -383,10 +384,16 @@ fn errors() -> Result<()> {
                     source_mac: client.destination_mac,
                     ..error(&with_cookie(sent.clone().hop(), 0), client.from).hop()
                 };
-                Case::answered("about a datagram", world.clone(), &about_datagram, &told, Reason::IcmpError)
-                    .check(&mut program)?;
+                Case::answered(
+                    "about a datagram",
+                    fixture.clone(),
+                    &about_datagram,
+                    &told,
+                    Reason::IcmpError,
+                )
+                .check(&mut program)?;
                 let nobodys = Packet { from: SocketAddr::new(left.from.ip(), port ^ 1), ..left.clone() };
-                Case::not_ours("about nobody's datagram", world.clone(), &error(&nobodys, answer.to))
+                Case::not_ours("about nobody's datagram", fixture.clone(), &error(&nobodys, answer.to))
                     .check(&mut program)?;
             }
         }
@@ -394,8 +401,8 @@ fn errors() -> Result<()> {
     Ok(())
 }
 
-fn key(world: &World, port: u16) -> TranslationKey {
-    let backend = world.backends[0];
+fn key(fixture: &Fixture, port: u16) -> TranslationKey {
+    let backend = fixture.backends[0];
     TranslationKey {
         backend_be: backend.address_be,
         backend_port_be: backend.port_be,
@@ -404,7 +411,7 @@ fn key(world: &World, port: u16) -> TranslationKey {
 }
 
 /// Gives a port to another client, whose last datagram passed at this moment of the kernel's clock.
-fn occupy(program: &Program, world: &World, port: u16, used_at_ns: u64) -> Result<()> {
+fn occupy(program: &Program, fixture: &Fixture, port: u16, used_at_ns: u64) -> Result<()> {
     let client = packet::client(port);
     let translation = Translation {
         used_at_ns,
@@ -413,7 +420,7 @@ fn occupy(program: &Program, world: &World, port: u16, used_at_ns: u64) -> Resul
         service_index: u16::try_from(SERVICE_INDEX)?,
         ..Translation::default()
     };
-    Ok(program.translations()?.insert(key(world, port), translation, 0)?)
+    Ok(program.translations()?.insert(key(fixture, port), translation, 0)?)
 }
 
 /// A client whose port is taken gets another, as far as it is looked for; what is left for long is free.
@@ -421,35 +428,35 @@ fn occupy(program: &Program, world: &World, port: u16, used_at_ns: u64) -> Resul
 fn collisions_timeouts_and_exhaustion() -> Result<()> {
     for family in Family::BOTH {
         let mut program = Program::load()?;
-        let world = world(FLAG_STRIP, family);
+        let fixture = nat_fixture(FLAG_STRIP, family);
         let client = Packet::default().over(family);
-        let first = translated(&mut program, "a client", &world, &client)?;
-        let now = program.start_clock(world.now_ns)?;
+        let first = translated(&mut program, "a client", &fixture, &client)?;
+        let now = program.start_clock(fixture.now_ns)?;
         let mut taken = vec![first];
-        occupy(&program, &world, first, now)?;
+        occupy(&program, &fixture, first, now)?;
         while program.run(&client.bytes())?.verdict != Verdict::Drop {
-            let other = translated(&mut program, "a client whose port was taken", &world, &client)?;
+            let other = translated(&mut program, "a client whose port was taken", &fixture, &client)?;
             ensure!(!taken.contains(&other), "{other} is another client's");
-            occupy(&program, &world, other, now)?;
+            occupy(&program, &fixture, other, now)?;
             taken.push(other);
         }
         // Of a hundred ports, two probes may come to the same.
         ensure!((8..=PROBES as usize).contains(&taken.len()), "{} ports were tried", taken.len());
-        Case::refused("no port is free", world.clone(), &client, Reason::NatPorts).check(&mut program)?;
-        occupy(&program, &world, taken[1], now - TIMEOUT_NS - 1)?;
-        let freed = translated(&mut program, "a port that was left for long", &world, &client)?;
+        Case::refused("no port is free", fixture.clone(), &client, Reason::NatPorts).check(&mut program)?;
+        occupy(&program, &fixture, taken[1], now - TIMEOUT_NS - 1)?;
+        let freed = translated(&mut program, "a port that was left for long", &fixture, &client)?;
         ensure!(freed == taken[1], "{freed} where {} was free", taken[1]);
 
         // Answers prolong nothing, and come too late once the client was quiet for long.
-        let (answer, to_client) = reply(&world, &client, freed);
-        let key = key(&world, freed);
+        let (answer, to_client) = reply(&fixture, &client, freed);
+        let key = key(&fixture, freed);
         let mut translation = program.translations()?.get(&key, 0)?;
         translation.used_at_ns = now - TIMEOUT_NS + 60 * SECOND_NS;
         program.translations()?.insert(key, translation, 0)?;
-        Case::answered("in time", world.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
+        Case::answered("in time", fixture.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
         translation.used_at_ns = now - TIMEOUT_NS;
         program.translations()?.insert(key, translation, 0)?;
-        Case::not_ours("too late", world.clone(), &answer).check(&mut program)?;
+        Case::not_ours("too late", fixture.clone(), &answer).check(&mut program)?;
     }
     Ok(())
 }
@@ -459,12 +466,12 @@ fn collisions_timeouts_and_exhaustion() -> Result<()> {
 fn many_clients() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let world = world(FLAG_STRIP, family);
+        let fixture = nat_fixture(FLAG_STRIP, family);
         let mut ports = std::collections::BTreeSet::new();
         for number in 0..30 {
             let token = fixture::token_number(number.into());
             let packet = Packet { from: packet::client(number), ..Packet::with_token(&token) }.over(family);
-            ports.insert(translated(&mut program, &format!("client {number}"), &world, &packet)?);
+            ports.insert(translated(&mut program, &format!("client {number}"), &fixture, &packet)?);
         }
         ensure!(ports.len() == 30, "{ports:?}");
     }
@@ -475,14 +482,14 @@ fn many_clients() -> Result<()> {
 fn hop_limits() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let world = world(FLAG_STRIP, family);
+        let fixture = nat_fixture(FLAG_STRIP, family);
         let client = Packet::default().over(family);
         for ttl in [0, 1] {
             let packet = Packet { ttl, ..client.clone() };
             let name = format!("hop limit {ttl}");
-            Case::refused(name, world.clone(), &packet, Reason::HopLimit).check(&mut program)?;
+            Case::refused(name, fixture.clone(), &packet, Reason::HopLimit).check(&mut program)?;
         }
-        translated(&mut program, "hop limit 2", &world, &Packet { ttl: 2, ..client })?;
+        translated(&mut program, "hop limit 2", &fixture, &Packet { ttl: 2, ..client })?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, Expected, both, check_all},
-    fixture::{self, SERVICE_INDEX, SESSION, World},
+    fixture::{self, Fixture, SERVICE_INDEX, SESSION},
     forwarding,
     packet::{self, Family, MORE_FRAGMENTS, Packet, UdpChecksum},
     program::{Outcome, Program, Verdict},
@@ -67,44 +67,44 @@ pub fn observed(case: Case) -> Case {
 fn observed_with(case: Case, change: &impl Fn(&mut Service)) -> Case {
     let client = case.sender().unwrap_or(fixture::CLIENT.ip());
     let before = case.before.into_iter().map(|case| observed_with(case, change)).collect();
-    let mut world = case.world;
-    for (_, service) in &mut world.services {
+    let mut fixture = case.fixture;
+    for (_, service) in &mut fixture.services {
         service.flags |= FLAG_OBSERVE;
         change(service);
     }
     let mut expected = case.expected;
     let verdict = expected.outcome.verdict;
     if verdict == Verdict::Drop && !DROPPED.contains(&expected.reason) {
-        expected = delivered(&world, &case.frame, client, expected.reason);
-    } else if verdict == Verdict::Transmit && world.services[0].1.forward == FORWARD_LOCAL {
+        expected = delivered(&fixture, &case.frame, client, expected.reason);
+    } else if verdict == Verdict::Transmit && fixture.services[0].1.forward == FORWARD_LOCAL {
         expected.outcome.verdict = Verdict::Pass;
         expected.outcome.frame[..12].copy_from_slice(&case.frame[..12]);
         expected.backend = None;
     }
-    Case::of_frame(format!("observed: {}", case.name), world, case.frame, expected).after(before)
+    Case::of_frame(format!("observed: {}", case.name), fixture, case.frame, expected).after(before)
 }
 
-fn delivered(world: &World, frame: &[u8], client: std::net::IpAddr, reason: Reason) -> Expected {
+fn delivered(fixture: &Fixture, frame: &[u8], client: std::net::IpAddr, reason: Reason) -> Expected {
     let mut frame = frame.to_vec();
-    if world.services[0].1.forward == FORWARD_LOCAL {
+    if fixture.services[0].1.forward == FORWARD_LOCAL {
         let outcome = Outcome { verdict: Verdict::Pass, frame };
         return Expected { outcome, service: SERVICE_INDEX, reason, backend: None };
     }
-    let Backend { destination_mac, source_mac, counter, .. } = world.picked(Source::new(client, 0).address);
+    let Backend { destination_mac, source_mac, counter, .. } = fixture.picked(Source::new(client, 0).address);
     frame[..12].copy_from_slice(&[destination_mac, source_mac].concat());
     let outcome = Outcome { verdict: Verdict::Transmit, frame };
     Expected { outcome, service: SERVICE_INDEX, reason, backend: Some(counter) }
 }
 
-fn observing() -> World {
+fn observing() -> Fixture {
     let flags = fixture::service().flags | FLAG_OBSERVE;
-    World::with_service(Service { flags, ..fixture::service() })
+    Fixture::with_service(Service { flags, ..fixture::service() })
 }
 
 /// Clients without tokens spread over the backends, each with all of its packets, fragments too.
 #[test]
 fn by_the_clients_address() -> Result<()> {
-    let world = observing();
+    let fixture = observing();
     let mut cases = Vec::new();
     for (family, number) in
         Family::BOTH.into_iter().flat_map(|family| (0..200).map(move |number| (family, number)))
@@ -117,9 +117,9 @@ fn by_the_clients_address() -> Result<()> {
             [(whole, Reason::NoToken), (other_port, Reason::NoToken), (fragment, Reason::Fragment)]
         {
             let frame = packet.over(family).bytes();
-            let expected = delivered(&world, &frame, family.twin(from.ip()), reason);
+            let expected = delivered(&fixture, &frame, family.twin(from.ip()), reason);
             let name = format!("client {number} over {family}, {}", reason.name());
-            cases.push(Case::of_frame(name, world.clone(), frame, expected));
+            cases.push(Case::of_frame(name, fixture.clone(), frame, expected));
         }
     }
     for id in 1..=3 {
@@ -133,9 +133,9 @@ fn by_the_clients_address() -> Result<()> {
 /// What is refused goes every way that a valid packet goes, as it came. Its transport is not looked at, so that an outer
 /// UDP header has no checksum.
 #[test]
-fn by_every_way() -> Result<()> {
+fn in_every_mode() -> Result<()> {
     let mut cases = Vec::new();
-    for (forward, mode, family, backend) in crate::forwarding::WAYS {
+    for (forward, mode, family, backend) in crate::forwarding::MODES {
         let refused = [
             (Packet::with_payload(vec![1; 30]), Reason::NoToken),
             (Packet { fragment: MORE_FRAGMENTS, ..Packet::default() }, Reason::Fragment),
@@ -155,19 +155,21 @@ fn by_every_way() -> Result<()> {
         };
         for (packet, reason) in refused.into_iter().chain([(only_here, Reason::Unsupported)]) {
             let packet = packet.over(family);
-            let world = fixture::sending(forward, FLAG_OBSERVE | FLAG_STRIP, fixture::backend_at(1, backend));
-            let (service, backend) = (world.services[0].1, world.backends[0]);
+            let fixture =
+                fixture::sending(forward, FLAG_OBSERVE | FLAG_STRIP, fixture::backend_at(1, backend));
+            let (service, backend) = (fixture.services[0].1, fixture.backends[0]);
             let client = Source::new(packet.from.ip(), 0).address;
             let mut sent = forwarding::leaving(&packet, &service, &backend, client, None);
             if forward == FORWARD_GUE {
                 sent.udp_checksum = UdpChecksum::None;
             }
-            cases.push(Case::sent(format!("observed by {mode}"), world, &packet, &sent, &backend, reason));
+            cases.push(Case::sent(format!("observed by {mode}"), fixture, &packet, &sent, &backend, reason));
         }
         if forward != FORWARD_L2 {
             let packet = Packet { ttl: 1, ..Packet::with_payload(vec![1; 30]).over(family) };
-            let world = fixture::sending(forward, FLAG_OBSERVE | FLAG_STRIP, fixture::backend_at(1, backend));
-            cases.push(Case::refused(format!("hop limit 1 by {mode}"), world, &packet, Reason::HopLimit));
+            let fixture =
+                fixture::sending(forward, FLAG_OBSERVE | FLAG_STRIP, fixture::backend_at(1, backend));
+            cases.push(Case::refused(format!("hop limit 1 by {mode}"), fixture, &packet, Reason::HopLimit));
         }
     }
     crate::check_each(&cases)
@@ -186,8 +188,8 @@ fn valid_tokens_as_in_enforce() -> Result<()> {
 /// With nowhere to deliver to, what is refused is dropped, and counted for what kept it from its backend.
 #[test]
 fn without_a_backend() -> Result<()> {
-    let world = World { backends: vec![], ..observing() };
+    let fixture = Fixture { backends: vec![], ..observing() };
     let packet = Packet::with_payload(vec![1; 30]);
-    Case::refused("observed: no token, no backend", world, &packet, Reason::NoBackend)
+    Case::refused("observed: no token, no backend", fixture, &packet, Reason::NoBackend)
         .check(&mut Program::load()?)
 }

@@ -8,7 +8,7 @@ use anyhow::Result;
 use lb_common::{reason::Reason, service::Service};
 use lb_tests::model::{
     case::Case,
-    fixture::{self, World},
+    fixture::{self, Fixture},
     packet::{
         ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, Family, Icmp, MORE_FRAGMENTS, Packet, TAG_8021AD, TAG_8021Q,
         Transport, UDP_LEN,
@@ -33,12 +33,12 @@ fn an_address_has_one_service_for_what_shows_no_port() -> Result<()> {
     let first = Service { id: 7, index: 9, ..fixture::service() };
     for family in Family::BOTH {
         let at = |port| family.twin_at(with_port(port));
-        let world = World {
+        let fixture = Fixture {
             services: vec![(at(fixture::SERVICE.port()), fixture::service()), (at(99), first)],
-            ..World::default()
+            ..Fixture::default()
         };
         let of = |service: u32, packet: Packet, reason| {
-            let mut case = Case::refused("two services", world.clone(), &packet.over(family), reason);
+            let mut case = Case::refused("two services", fixture.clone(), &packet.over(family), reason);
             case.expected.service = service;
             case
         };
@@ -59,7 +59,7 @@ fn an_address_has_one_service_for_what_shows_no_port() -> Result<()> {
 
 /// Packets for no service.
 fn not_ours(family: Family) -> Vec<Case> {
-    let pass = |name: &str, packet: Packet| Case::not_ours(name, World::default(), &packet.over(family));
+    let pass = |name: &str, packet: Packet| Case::not_ours(name, Fixture::default(), &packet.over(family));
     let elsewhere = SocketAddr::from(([203, 0, 113, 11], fixture::SERVICE.port()));
     let other_port = SocketAddr::new(fixture::SERVICE.ip(), 53);
     vec![
@@ -92,7 +92,8 @@ fn not_ours(family: Family) -> Vec<Case> {
             Packet { to: other_port, fragment: MORE_FRAGMENTS, ..Packet::default() },
         ),
         pass("another address, fragment", Packet { to: elsewhere, fragment: 5, ..Packet::default() }),
-        pass("no services", Packet::default()).with_world(World { services: vec![], ..World::default() }),
+        pass("no services", Packet::default())
+            .with_fixture(Fixture { services: vec![], ..Fixture::default() }),
     ]
 }
 
@@ -105,7 +106,7 @@ const OTHER_TYPE: [u16; 2] = [ETHER_TYPE_IPV6, ETHER_TYPE_IPV4];
 /// Packets for a service that no service can take.
 fn refused(family: Family) -> Vec<Case> {
     let drop = |name: &str, packet: Packet, reason| {
-        Case::refused(name, World::default(), &packet.over(family), reason)
+        Case::refused(name, Fixture::default(), &packet.over(family), reason)
     };
     let to_53 = |packet| Packet { to: with_port(53), ..packet };
     let whole = u16::try_from(UDP_LEN + Packet::default().payload.len()).expect("small");
@@ -162,7 +163,7 @@ fn refused(family: Family) -> Vec<Case> {
 
 /// What only IPv4 has.
 fn refused_ipv4() -> Vec<Case> {
-    let drop = |name: &str, packet: Packet, reason| Case::refused(name, World::default(), &packet, reason);
+    let drop = |name: &str, packet: Packet, reason| Case::refused(name, Fixture::default(), &packet, reason);
     let to_53 = |packet| Packet { to: with_port(53), ..packet };
     let options = |words: usize| Packet { options: vec![1; 4 * words], ..Packet::default() };
     let short = |payload: &[u8]| Packet::with_payload(payload.to_vec());

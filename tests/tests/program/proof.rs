@@ -14,7 +14,7 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both, check_all},
-    fixture::{self, SESSION, World},
+    fixture::{self, Fixture, SESSION},
     oracle::Model,
     packet::{APPLICATION_DATA, Family, Packet},
     program::Program,
@@ -49,7 +49,7 @@ fn replays() -> Result<()> {
 #[test]
 fn a_window_is_exact() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(8);
-    let world = world();
+    let fixture = fixture();
     let (mut model, mut highest) = (Model::default(), 0_u32);
     let token = fixture::proof_number(8);
     let cases: Vec<Case> = (0..6000)
@@ -62,8 +62,8 @@ fn a_window_is_exact() -> Result<()> {
             };
             highest = highest.max(seq);
             let frame = Packet::with_proof(&token, seq, TS).over(Family::BOTH[number % 2]).bytes();
-            let expected = model.judge(&world, &frame);
-            Case::of_frame(format!("packet {number}, seq {seq}"), world.clone(), frame, expected)
+            let expected = model.judge(&fixture, &frame);
+            Case::of_frame(format!("packet {number}, seq {seq}"), fixture.clone(), frame, expected)
         })
         .collect();
     let passed = cases.iter().filter(|case| case.expected.reason == Reason::Forwarded).count();
@@ -96,20 +96,20 @@ pub fn subjects() -> Vec<Subject> {
     ]
 }
 
-/// The default world, where PROOF tokens are accepted, too.
-pub fn world() -> World {
-    World::with_service(fixture::proving())
+/// The default fixture, where PROOF tokens are accepted, too.
+pub fn fixture() -> Fixture {
+    Fixture::with_service(fixture::proving())
 }
 
 /// A packet of a session that passes.
 pub fn forwarded(name: &str, session: u64, packet: &Packet) -> Case {
-    let backend = world().picked(session);
-    Case::sent(name, world(), packet, &packet.clone().stripped(), &backend, Reason::Forwarded)
+    let backend = fixture().picked(session);
+    Case::sent(name, fixture(), packet, &packet.clone().stripped(), &backend, Reason::Forwarded)
 }
 
 /// A packet that does not pass.
 pub fn refused(name: &str, packet: &Packet, reason: Reason) -> Case {
-    Case::refused(name, world(), packet, reason)
+    Case::refused(name, fixture(), packet, reason)
 }
 
 /// The same with another proof.
@@ -168,7 +168,7 @@ fn proof_cases() -> Vec<Case> {
 /// pads frames with, which belongs to no payload.
 fn payload_cases() -> Vec<Case> {
     let padding = vec![0xee; 20];
-    let kept = World::with_service(Service { flags: 0, ..fixture::proving() });
+    let kept = Fixture::with_service(Service { flags: 0, ..fixture::proving() });
     let mut cases = Vec::new();
     for len in [0, 1, 7, 8, 9, 15, 16, 17, 20] {
         let data: Vec<u8> = (1..=len).collect();
@@ -228,16 +228,16 @@ fn freshness_cases() -> Vec<Case> {
     let made = |ts| Packet::with_proof(&token(), 1, ts);
     let good = |name, ts| forwarded(name, SESSION, &made(ts));
     let stale = |name, ts| refused(name, &made(ts), Reason::StaleProof);
-    let late = World { now_ns: world().now_ns + 1, ..world() };
-    let early = World { now_ns: world().now_ns - 1, ..world() };
+    let late = Fixture { now_ns: fixture().now_ns + 1, ..fixture() };
+    let early = Fixture { now_ns: fixture().now_ns - 1, ..fixture() };
     vec![
         good("made now", TS),
         good("made 5 s ago", TS - 5000),
         stale("made 5.001 s ago", TS - 5001),
-        stale("made 5 s and 1 ns ago", TS - 5000).with_world(late),
+        stale("made 5 s and 1 ns ago", TS - 5000).with_fixture(late),
         good("made in 5 s", TS + 5000),
         stale("made in 5.001 s", TS + 5001),
-        stale("made in 5 s and 1 ns", TS + 5000).with_world(early),
+        stale("made in 5 s and 1 ns", TS + 5000).with_fixture(early),
         stale("made when its token was issued", 0),
         stale("made in 49 days", u32::MAX),
         refused("made 6 s ago, and wrong", &forged(&made(TS - 6000)), Reason::StaleProof),

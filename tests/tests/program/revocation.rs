@@ -8,7 +8,7 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both, check_all},
-    fixture::{self, SERVICE_ID, SESSION, World},
+    fixture::{self, Fixture, SERVICE_ID, SESSION},
     packet::{Family, Packet},
     program::Program,
 };
@@ -58,14 +58,14 @@ fn within_one_packet() -> Result<()> {
 #[test]
 fn it_ends() -> Result<()> {
     let mut program = Program::load()?;
-    let until_ns = World::default().now_ns + 7;
-    let at = |now_ns| World { now_ns, ..revoking(vec![(session(SESSION), until_ns)]) };
+    let until_ns = Fixture::default().now_ns + 7;
+    let at = |now_ns| Fixture { now_ns, ..revoking(vec![(session(SESSION), until_ns)]) };
     let packet = Packet::default();
     let cases = [
         refused("revoked, and not remembered", &at(until_ns - 7), &packet),
         refused("its last nanosecond", &at(until_ns - 1), &packet),
-        forwarded("the first nanosecond after", SESSION, &packet).with_world(at(until_ns)),
-        forwarded("from then on", SESSION, &packet).with_world(at(until_ns + 1)),
+        forwarded("the first nanosecond after", SESSION, &packet).with_fixture(at(until_ns)),
+        forwarded("from then on", SESSION, &packet).with_fixture(at(until_ns + 1)),
     ];
     check_all(&mut program, &cases)?;
     assert_eq!(program.hmacs()?, 1);
@@ -78,12 +78,12 @@ fn a_full_list() -> Result<()> {
     let mut program = Program::load()?;
     let most = u64::from(lb_common::maps::REVOCATIONS_MAX);
     let revoked = (0..most).map(|number| (session(number), forever())).collect();
-    let world = revoking(revoked);
+    let fixture = revoking(revoked);
     let of = |number| Packet::with_token(&fixture::token_number(number));
     let cases = [
-        refused("the first of a full list", &world, &of(0)),
-        refused("the last of a full list", &world, &of(most - 1)),
-        forwarded("the first that is not on it", most, &of(most)).with_world(world.clone()),
+        refused("the first of a full list", &fixture, &of(0)),
+        refused("the last of a full list", &fixture, &of(most - 1)),
+        forwarded("the first that is not on it", most, &of(most)).with_fixture(fixture.clone()),
     ];
     check_all(&mut program, &cases)
 }
@@ -95,7 +95,7 @@ pub fn subjects() -> Vec<Subject> {
 
 /// For as long as any test.
 fn forever() -> u64 {
-    World::default().now_ns + 1
+    Fixture::default().now_ns + 1
 }
 
 fn session(session_id: u64) -> RevocationKey {
@@ -106,12 +106,12 @@ fn token(nonce: [u8; 8]) -> RevocationKey {
     RevocationKey { service_id: SERVICE_ID, kind: REVOKED_TOKEN, of: u64::from_le_bytes(nonce) }
 }
 
-fn revoking(revocations: Vec<(RevocationKey, u64)>) -> World {
-    World { revocations, ..proof::world() }
+fn revoking(revocations: Vec<(RevocationKey, u64)>) -> Fixture {
+    Fixture { revocations, ..proof::fixture() }
 }
 
-fn refused(name: &str, world: &World, packet: &Packet) -> Case {
-    Case::refused(name, world.clone(), packet, Reason::Revoked)
+fn refused(name: &str, fixture: &Fixture, packet: &Packet) -> Case {
+    Case::refused(name, fixture.clone(), packet, Reason::Revoked)
 }
 
 /// Another token of the default session.
@@ -124,7 +124,7 @@ fn cases() -> Vec<Case> {
     let proof = |seq| Packet::with_proof(&fixture::key().proof(&fixture::grant()), seq, TS);
     let revoked = |name, key, packet: &Packet| refused(name, &revoking(vec![(key, forever())]), packet);
     let clean = |name, key, packet: &Packet| {
-        forwarded(name, SESSION, packet).with_world(revoking(vec![(key, forever())]))
+        forwarded(name, SESSION, packet).with_fixture(revoking(vec![(key, forever())]))
     };
     let nonce = fixture::grant().nonce;
     let of_session = session(SESSION);
@@ -157,6 +157,6 @@ fn cases() -> Vec<Case> {
             &bearer,
         ),
         forwarded("a revocation that has ended", SESSION, &bearer)
-            .with_world(revoking(vec![(of_session, World::default().now_ns)])),
+            .with_fixture(revoking(vec![(of_session, Fixture::default().now_ns)])),
     ]
 }

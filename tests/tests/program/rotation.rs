@@ -18,7 +18,7 @@ use lb_common::{
     token::{Header, header::Binding, tags},
 };
 use lb_tests::model::{
-    fixture::{self, Key, SERVICE_ID, SERVICE_INDEX, World},
+    fixture::{self, Fixture, Key, SERVICE_ID, SERVICE_INDEX},
     packet::{Family, Packet},
     program::{Program, Verdict, at_scale, cpus, pin_to_cpu, small},
 };
@@ -163,7 +163,7 @@ fn ten_thousand_keys_a_second() -> Result<()> {
         .map(|number| Generation::new(keys[number].clone(), &keys[number + KEY_SLOTS_MAX as usize]))
         .collect();
     let mut program = Program::load_with(&Options { hmac_cost_ns: 0, grace: GRACE, ..small() })?;
-    program.enter(&World { keys: vec![], ..World::default() })?;
+    program.enter(&Fixture { keys: vec![], ..Fixture::default() })?;
     let ring = Ring::default();
     let cpus = cpus()?;
     let senders: Vec<_> = (0..cpus.len())
@@ -207,7 +207,7 @@ fn overwriting_a_live_slot_is_seen() -> Result<()> {
     // Stripped, the frame would be another in the second of many runs at once.
     let service = fixture::service();
     let service = Service { flags: service.flags & !FLAG_STRIP, ..service };
-    program.enter(&World { keys: vec![], ..World::with_service(service) }.repeated())?;
+    program.enter(&Fixture { keys: vec![], ..Fixture::with_service(service) }.repeated())?;
     let mut sender = Sender::new(&mut program, Family::V4)?;
     let over = AtomicBool::new(false);
     thread::scope(|scope| {

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use lb_tests::model::{
     case::{Case, both},
-    fixture::{self, SESSION, World},
+    fixture::{self, Fixture, SESSION},
     packet::Packet,
     program::{Program, Verdict, small},
 };
@@ -41,10 +41,12 @@ fn a_generation_is_announced_before_it_is_written() -> Result<()> {
     let live = Arc::clone(&program.datapath().live);
     let over = AtomicBool::new(false);
     let generations = 20;
-    let worlds =
-        [0, 1].map(|number| World { backends: vec![fixture::backend(1 + number)], ..World::default() });
-    let tables =
-        worlds.map(|world| TableSet::new(&world.snapshot())).into_iter().collect::<Result<Vec<_>, _>>()?;
+    let fixtures =
+        [0, 1].map(|number| Fixture { backends: vec![fixture::backend(1 + number)], ..Fixture::default() });
+    let tables = fixtures
+        .map(|fixture| TableSet::new(&fixture.snapshot()))
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
     let announced: BTreeSet<u32> = thread::scope(|scope| -> Result<_> {
         let watching = scope.spawn(|| {
             let mut seen = BTreeMap::<u32, u32>::new();
@@ -72,12 +74,12 @@ fn a_generation_is_announced_before_it_is_written() -> Result<()> {
 }
 
 fn cases() -> Vec<Case> {
-    let begun = |generations| World { generations_begun: generations, ..World::default() };
+    let begun = |generations| Fixture { generations_begun: generations, ..Fixture::default() };
     let junk = Packet::with_payload(vec![0; 99]);
     let mut other = Packet::default();
     other.to.set_port(fixture::SERVICE.port() + 1);
     let mut cases = vec![
-        forwarded("the next generation is being written", SESSION, &Packet::default()).with_world(begun(1)),
+        forwarded("the next generation is being written", SESSION, &Packet::default()).with_fixture(begun(1)),
         Case::refused(
             "no token, while the next generation is being written",
             begun(1),

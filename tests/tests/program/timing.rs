@@ -72,7 +72,7 @@ fn same(fastest: &[u128]) -> bool {
 fn a_wrong_byte_costs_the_same_wherever_it_is() -> Result<()> {
     pin_to_cpu(0)?;
     let mut program = Program::load_with(&Options { hmac_cost_ns: 0, ..small() })?;
-    program.enter(&proof::world())?;
+    program.enter(&proof::fixture())?;
     for family in Family::BOTH {
         let wrong_at = |packet: &Packet, bytes: std::ops::Range<usize>| -> Vec<Vec<u8>> {
             let wrong = |at| {

@@ -14,7 +14,7 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::{Case, both},
-    fixture::{self, Key, NOW, SERVICE_ID, World},
+    fixture::{self, Fixture, Key, NOW, SERVICE_ID},
     packet::{Family, Packet},
     program::Program,
 };
@@ -45,13 +45,13 @@ fn tags() -> Result<()> {
 /// A key's way through its slot, as the daemon writes it: on, off, and another generation in its place.
 #[test]
 fn a_slot_through_generations() -> Result<()> {
-    let world = World { keys: vec![], ..World::default() };
+    let fixture = Fixture { keys: vec![], ..Fixture::default() };
     let key = fixture::key();
     let id = KeyId::new(key.id.slot(), key.id.generation() + 1).expect("in range");
     let next = Key::new([8; 32], id);
     let (of_key, of_next) = (Packet::default(), Packet::with_token(&next.bearer(&fixture::grant())));
-    let refused = |packet, reason: Reason| Case::refused(reason.name(), world.clone(), packet, reason);
-    let admitted = |packet| admitted("admitted", world.clone(), packet);
+    let refused = |packet, reason: Reason| Case::refused(reason.name(), fixture.clone(), packet, reason);
+    let admitted = |packet| admitted("admitted", fixture.clone(), packet);
 
     let mut program = Program::load()?;
     refused(&of_key, Reason::UnknownKey).check(&mut program)?;
@@ -93,7 +93,7 @@ fn bindings() -> Vec<Case> {
 }
 
 fn refused(name: &str, packet: &Packet, reason: Reason) -> Case {
-    Case::refused(name, World::default(), packet, reason)
+    Case::refused(name, Fixture::default(), packet, reason)
 }
 
 fn no_token() -> Vec<Case> {
@@ -148,7 +148,7 @@ fn policy() -> Vec<Case> {
     let bound = Service { bind: BIND_REQUIRED, ..fixture::service() };
     let to_a_port = Grant { bind_port: Some(fixture::CLIENT.port()), ..fixture::grant() };
     let case = |name, service, packet: &Packet| {
-        Case::refused(name, World::with_service(service), packet, Reason::Policy)
+        Case::refused(name, Fixture::with_service(service), packet, Reason::Policy)
     };
     vec![
         case("a PROOF token where BEARER is accepted", fixture::service(), &proof_header()),
@@ -163,13 +163,13 @@ fn policy() -> Vec<Case> {
 }
 
 fn key_cases() -> Vec<Case> {
-    let now = World::default().now_ns;
+    let now = Fixture::default().now_ns;
     let key = fixture::key();
     let held = key.held(SERVICE_ID);
     let next_generation = KeyId::new(key.id.slot(), key.id.generation() + 1).expect("in range");
     let other_slot = KeyId::new(key.id.slot() + 1, key.id.generation()).expect("in range");
     let id_zero = Key::new([7; 32], KeyId(0));
-    let with = |name, held, reason| Case::refused(name, World::with_key(held), &Packet::default(), reason);
+    let with = |name, held, reason| Case::refused(name, Fixture::with_key(held), &Packet::default(), reason);
     let changed = |change: fn(&mut lb_common::keyslot::KeySlot, u64)| {
         let mut changed = held.clone();
         change(&mut changed.slot, now);
@@ -178,7 +178,7 @@ fn key_cases() -> Vec<Case> {
     vec![
         Case::refused(
             "no keys at all",
-            World { keys: vec![], ..World::default() },
+            Fixture { keys: vec![], ..Fixture::default() },
             &Packet::default(),
             Reason::UnknownKey,
         ),
@@ -194,7 +194,7 @@ fn key_cases() -> Vec<Case> {
         ),
         Case::refused(
             "key id 0, which is what an empty slot has",
-            World { keys: vec![], ..World::default() },
+            Fixture { keys: vec![], ..Fixture::default() },
             &Packet::with_token(&id_zero.bearer(&fixture::grant())),
             Reason::UnknownKey,
         ),
@@ -209,7 +209,7 @@ fn key_cases() -> Vec<Case> {
         ),
         admitted(
             "a key in its first and last nanosecond",
-            World::with_key(changed(|slot, now| {
+            Fixture::with_key(changed(|slot, now| {
                 slot.not_before_ns = now;
                 slot.not_after_ns = now + 1;
             })),
@@ -222,25 +222,25 @@ fn time_cases() -> Vec<Case> {
     let token = fixture::grant();
     let second = |seconds: u32| u64::from(seconds) * SECOND_NS;
     let refused_at =
-        |name, now_ns, reason| Case::refused(name, World::at(now_ns), &Packet::default(), reason);
+        |name, now_ns, reason| Case::refused(name, Fixture::at(now_ns), &Packet::default(), reason);
     let with_times = |issued_at, expires_at| {
         Packet::with_token(&fixture::key().bearer(&Grant { issued_at, expires_at, ..fixture::grant() }))
     };
     let revoked_before =
-        |second| World::with_service(Service { revoked_before: second, ..fixture::service() });
+        |second| Fixture::with_service(Service { revoked_before: second, ..fixture::service() });
     let valid = Packet::default();
     vec![
         refused_at("issued 2 s and 1 ns from now", second(token.issued_at - 2) - 1, Reason::NotYetValid),
-        admitted("issued 2 s from now", World::at(second(token.issued_at - 2)), &valid),
-        admitted("expired 1 ns less than 2 s ago", World::at(second(token.expires_at + 2) - 1), &valid),
+        admitted("issued 2 s from now", Fixture::at(second(token.issued_at - 2)), &valid),
+        admitted("expired 1 ns less than 2 s ago", Fixture::at(second(token.expires_at + 2) - 1), &valid),
         refused_at("expired 2 s ago", second(token.expires_at + 2), Reason::Expired),
         refused_at("expired for years", u64::MAX / 2, Reason::Expired),
         refused_at("a clock that was never published", 0, Reason::NotYetValid),
-        admitted("a life of max_ttl", World::default(), &with_times(NOW, NOW + 3600)),
+        admitted("a life of max_ttl", Fixture::default(), &with_times(NOW, NOW + 3600)),
         refused("a life of a second more", &with_times(NOW, NOW + 3601), Reason::Lifetime),
         refused("the longest life", &with_times(0, u32::MAX), Reason::Lifetime),
         refused("ended before it began, within the skew", &with_times(NOW + 1, NOW), Reason::Lifetime),
-        admitted("a life of no length", World::default(), &with_times(NOW, NOW)),
+        admitted("a life of no length", Fixture::default(), &with_times(NOW, NOW)),
         Case::refused(
             "issued a second before the revocation",
             revoked_before(token.issued_at + 1),
@@ -287,7 +287,7 @@ fn bound(family: Family) -> Vec<Case> {
     let longest = Prefix::longest(others[0].parse().expect("an address"));
     let port = Some(fixture::CLIENT.port());
     let bad = |name, packet: &Packet| refused(name, packet, Reason::BadFastTag);
-    let good = |name, packet: &Packet| admitted(name, World::default(), packet);
+    let good = |name, packet: &Packet| admitted(name, Fixture::default(), packet);
     vec![
         good("bound to the client", &packet(network("198.51.100.23", 0), None)),
         bad("bound to its neighbour", &packet(network("198.51.100.22", 0), None)),
@@ -317,7 +317,7 @@ fn full_check() -> Vec<Case> {
         // The sealed claims are XORed with a keystream: a bit flipped there is that bit flipped.
         refused("reserved claim byte set", &resigned(|claims| claims[3] ^= 1 << 40), Reason::BadHeader),
         refused("a token of another service", &Packet::with_token(&other), Reason::WrongService),
-        admitted("another class", World::default(), &resigned(|claims| claims[3] ^= 0xff << 32)),
+        admitted("another class", Fixture::default(), &resigned(|claims| claims[3] ^= 0xff << 32)),
     ]
 }
 
@@ -334,7 +334,7 @@ fn with_wrong_full_tag(key: &Key) -> Header {
 }
 
 /// A packet that is stripped and sent to the backend of the default session.
-fn admitted(name: &str, world: World, packet: &Packet) -> Case {
-    let backend = world.picked(fixture::SESSION);
-    Case::sent(name, world, packet, &packet.clone().stripped(), &backend, Reason::Forwarded)
+fn admitted(name: &str, fixture: Fixture, packet: &Packet) -> Case {
+    let backend = fixture.picked(fixture::SESSION);
+    Case::sent(name, fixture, packet, &packet.clone().stripped(), &backend, Reason::Forwarded)
 }

@@ -11,14 +11,14 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::Case,
-    fixture::{self, OTHER_INTERFACE, World},
+    fixture::{self, Fixture, OTHER_INTERFACE},
     forwarding,
     packet::{Family, Icmp, Packet, Transport, UDP_LEN},
     program::{Program, Verdict, pin_to_cpu},
 };
 
 use crate::{
-    forwarding::{FLAGS, WAYS},
+    forwarding::{FLAGS, MODES},
     matrix::Subject,
 };
 
@@ -33,7 +33,7 @@ fn clients_that_cannot_react() -> Result<()> {
 /// What this module's cases are about.
 pub fn subjects() -> Vec<Subject> {
     vec![
-        Subject::new("What is too big for a way", "too_big::one_byte_more", answered_cases()),
+        Subject::new("What exceeds the MTU", "too_big::one_byte_more", answered_cases()),
         Subject::new(
             "The same from a client that cannot react",
             "too_big::clients_that_cannot_react",
@@ -47,15 +47,15 @@ pub fn subjects() -> Vec<Subject> {
     ]
 }
 
-fn world(forward: u8, flags: u8, backend: Family) -> World {
+fn fixture(forward: u8, flags: u8, backend: Family) -> Fixture {
     let ifindex = if forward == FORWARD_L2 { OTHER_INTERFACE } else { fixture::LOOPBACK };
     let backend = Backend { ifindex, mtu: MTU as u16, ..fixture::backend_at(1, backend) };
     fixture::sending(forward, flags, backend)
 }
 
 /// What a packet may have at most, and what it has with so many bytes more.
-fn packet(world: &World, family: Family, more: usize) -> (usize, Packet) {
-    let (service, backend) = (world.services[0].1, world.backends[0]);
+fn packet(fixture: &Fixture, family: Family, more: usize) -> (usize, Packet) {
+    let (service, backend) = (fixture.services[0].1, fixture.backends[0]);
     let token = fixture::token().to_bytes();
     let stripped = if service.strips() { token.len() } else { 0 };
     let room = MTU + stripped - forwarding::outer_len(&service, &backend);
@@ -68,14 +68,14 @@ fn packet(world: &World, family: Family, more: usize) -> (usize, Packet) {
 /// IPv4 packets that may be fragmented.
 fn silent_cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (forward, mode, _, backend) in WAYS.into_iter().filter(|(_, _, family, _)| *family == Family::V4) {
+    for (forward, mode, _, backend) in MODES.into_iter().filter(|(_, _, family, _)| *family == Family::V4) {
         for (flags, strip) in FLAGS {
-            let world = world(forward, flags, backend);
+            let fixture = fixture(forward, flags, backend);
             for more in [1, 100] {
-                let (_, packet) = packet(&world, Family::V4, more);
+                let (_, packet) = packet(&fixture, Family::V4, more);
                 let packet = Packet { fragment: 0, ..packet };
                 let name = format!("{more} bytes too many, {strip}, may be fragmented: {mode}");
-                cases.push(Case::refused(name, world.clone(), &packet, Reason::TooBig));
+                cases.push(Case::refused(name, fixture.clone(), &packet, Reason::TooBig));
             }
         }
     }
@@ -125,16 +125,16 @@ fn sender_cases() -> Vec<Case> {
             let address: IpAddr = address.parse().expect("an address");
             let family = Family::of(address);
             for forward in [FORWARD_IPIP, FORWARD_L2] {
-                let world = world(forward, 0, family);
-                let (room, mut packet) = packet(&world, family, 1);
+                let fixture = fixture(forward, 0, family);
+                let (room, mut packet) = packet(&fixture, family, 1);
                 packet.from.set_ip(address);
                 let name = format!("one byte more than fits, from {address}");
                 cases.push(if is_answered {
                     let quoted = if family == Family::V4 { 544 } else { 1184 };
                     let told = message(&packet, room, quoted);
-                    Case::answered(name, world, &packet, &told, Reason::TooBig)
+                    Case::answered(name, fixture, &packet, &told, Reason::TooBig)
                 } else {
-                    Case::refused(name, world, &packet, Reason::TooBig)
+                    Case::refused(name, fixture, &packet, Reason::TooBig)
                 });
             }
         }
@@ -175,17 +175,17 @@ fn one_byte_more() -> Result<()> {
 fn answered_cases() -> Vec<Case> {
     let nat = Family::BOTH.map(|family| (FORWARD_NAT, "nat", family, family));
     let mut cases = Vec::new();
-    for (forward, mode, family, backend) in WAYS.into_iter().chain(nat) {
+    for (forward, mode, family, backend) in MODES.into_iter().chain(nat) {
         for (flags, strip) in FLAGS {
-            let world = world(forward, flags, backend);
-            let (room, packet) = packet(&world, family, 1);
+            let fixture = fixture(forward, flags, backend);
+            let (room, packet) = packet(&fixture, family, 1);
             let quoted = match family {
                 Family::V4 => 544,
                 Family::V6 => 1184,
             };
             let told = message(&packet, room, quoted);
             let name = format!("one byte more than fits, {strip}: {mode}");
-            cases.push(Case::answered(name, world, &packet, &told, Reason::TooBig));
+            cases.push(Case::answered(name, fixture, &packet, &told, Reason::TooBig));
         }
     }
     cases
@@ -197,24 +197,24 @@ fn answered_cases() -> Vec<Case> {
 fn clients_that_can_react() -> Result<()> {
     pin_to_cpu(0)?;
     let nat = Family::BOTH.map(|family| (FORWARD_NAT, "nat", family, family));
-    for (forward, mode, family, backend) in WAYS.into_iter().chain(nat) {
+    for (forward, mode, family, backend) in MODES.into_iter().chain(nat) {
         for (flags, strip) in FLAGS {
             let mut program = Program::load()?;
-            let world = world(forward, flags, backend);
-            program.enter(&world)?;
-            let fits = packet(&world, family, 0).1;
+            let fixture = fixture(forward, flags, backend);
+            program.enter(&fixture)?;
+            let fits = packet(&fixture, family, 0).1;
             let outcome = program.run(&fits.bytes())?;
             ensure!(outcome.verdict != Verdict::Drop, "{mode}, {strip}: what fits is dropped");
             for tags in 0..=2 {
                 let name = format!("{mode}, {strip}, {tags} tags");
-                let (room, packet) = packet(&world, family, 1);
+                let (room, packet) = packet(&fixture, family, 1);
                 let packet = packet.tagged(tags);
                 let outcome = program.run(&packet.bytes())?;
                 ensure!(outcome.verdict == Verdict::Transmit, "{name}: {:?}", outcome.verdict);
                 let quoted = quoted(&outcome.frame).with_context(|| name.clone())?;
                 let case = Case::answered(
                     &name,
-                    world.clone(),
+                    fixture.clone(),
                     &packet,
                     &message(&packet, room, quoted),
                     Reason::TooBig,
@@ -252,15 +252,15 @@ fn messages_are_rationed() -> Result<()> {
     pin_to_cpu(0)?;
     for family in Family::BOTH {
         let mut program = Program::load()?;
-        let world = world(FORWARD_IPIP, 0, family);
-        program.enter(&world)?;
-        let (_, packet) = packet(&world, family, 1);
+        let fixture = fixture(FORWARD_IPIP, 0, family);
+        program.enter(&fixture)?;
+        let (_, packet) = packet(&fixture, family, 1);
         let mut told = 0;
         for _ in 0..300 {
             told += u32::from(program.run(&packet.bytes())?.verdict == Verdict::Transmit);
         }
         ensure!(told == 100, "{told} messages at once");
-        Case::refused("no message left", world, &packet, Reason::TooBig).check(&mut program)?;
+        Case::refused("no message left", fixture, &packet, Reason::TooBig).check(&mut program)?;
     }
     Ok(())
 }

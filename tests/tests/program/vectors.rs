@@ -12,7 +12,7 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::Case,
-    fixture::{self, Key, SERVICE_INDEX, World},
+    fixture::{self, Fixture, Key, SERVICE_INDEX},
     packet::{Family, Packet},
 };
 use serde::Deserialize;
@@ -64,14 +64,14 @@ fn vectors() -> Result<Vectors> {
 
 impl Vectors {
     /// One service with this vector's key, where BEARER and PROOF are accepted.
-    fn world(&self, key: usize, service_id: u32, max_ttl: u32, now_ns: u64) -> Result<World> {
+    fn fixture(&self, key: usize, service_id: u32, max_ttl: u32, now_ns: u64) -> Result<Fixture> {
         let MasterKey { master, key_id } = &self.keys[key];
         let master = <[u8; 32]>::try_from(hex::decode(master)?).ok().context("32 bytes")?;
         let accept = ACCEPT_BEARER | ACCEPT_PROOF;
-        Ok(World {
+        Ok(Fixture {
             now_ns,
             keys: vec![Key::new(master, KeyId(*key_id)).held(service_id)],
-            ..World::with_service(Service { id: service_id, max_ttl, accept, ..fixture::service() })
+            ..Fixture::with_service(Service { id: service_id, max_ttl, accept, ..fixture::service() })
         })
     }
 }
@@ -89,10 +89,10 @@ fn tokens() -> Result<()> {
 fn token_case(vectors: &Vectors, token: &Token) -> Result<Case> {
     let Token { key, service_id, issued_at, expires_at, backend_id, .. } = *token;
     let now_ns = u64::from(issued_at + 1) * SECOND_NS;
-    let mut world = vectors.world(key, service_id, expires_at - issued_at, now_ns)?;
+    let mut fixture = vectors.fixture(key, service_id, expires_at - issued_at, now_ns)?;
     let pinned = Backend { backend_id, counter: 999, ..fixture::backend(200) };
     if backend_id != 0 {
-        world.backends.push(pinned);
+        fixture.backends.push(pinned);
     }
     let payload = token.payload.as_deref().unwrap_or("");
     let mut packet = Packet::with_payload(hex::decode(token.header.clone() + payload)?);
@@ -102,15 +102,15 @@ fn token_case(vectors: &Vectors, token: &Token) -> Result<Case> {
     }
     packet.from.set_port(token.client_port.unwrap_or(packet.from.port()));
 
-    let refused = |reason| Case::refused(&token.name, world.clone(), &packet, reason);
+    let refused = |reason| Case::refused(&token.name, fixture.clone(), &packet, reason);
     Ok(match token.r#type.as_str() {
         // Made 49 days after its token was issued, which lives five minutes: its numbers are the largest there are.
         "proof" if token.ts_ms == Some(u32::MAX) => refused(Reason::StaleProof),
         "bearer" | "proof" => {
             let session = u64::from_str_radix(&token.session_id, 16)?;
-            let backend = if backend_id == 0 { world.picked(session) } else { pinned };
+            let backend = if backend_id == 0 { fixture.picked(session) } else { pinned };
             let sent = packet.clone().stripped();
-            Case::sent(&token.name, world.clone(), &packet, &sent, &backend, Reason::Forwarded)
+            Case::sent(&token.name, fixture.clone(), &packet, &sent, &backend, Reason::Forwarded)
         }
         other => bail!("{}: type {other}", token.name),
     })
@@ -121,10 +121,10 @@ fn rejected() -> Result<()> {
     let vectors = vectors()?;
     let case = |rejected: &Rejected| {
         let Rejected { name, reason, header, key, now, service_id, max_ttl } = rejected;
-        let world = vectors.world(*key, *service_id, *max_ttl, now * SECOND_NS)?;
+        let fixture = vectors.fixture(*key, *service_id, *max_ttl, now * SECOND_NS)?;
         let packet = Packet::with_payload(hex::decode(header)?);
         let reason = Reason::ALL.iter().find(|known| known.name() == reason).context("a reason")?;
-        Ok(Case::refused(name, world, &packet, *reason))
+        Ok(Case::refused(name, fixture, &packet, *reason))
     };
     let cases: Vec<Case> = vectors.rejected.iter().map(case).collect::<Result<_>>()?;
     assert_eq!(cases.len(), 29, "the vectors have changed");

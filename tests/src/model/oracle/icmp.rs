@@ -6,7 +6,7 @@ use lb_common::service::{FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, Service};
 
 use super::parse::{addresses, be16, ip, read_into};
 use crate::model::{
-    fixture::World,
+    fixture::Fixture,
     packet::{Family, ICMP, ICMPV6, IPV6_LEN, Packet, Transport, UDP, UdpChecksum},
 };
 
@@ -14,7 +14,7 @@ use crate::model::{
 const ICMP_LEN: usize = 8;
 
 /// The service and the client that a frame with an ICMP error tells of; `None`: it is no error, or tells of none.
-pub fn quoted(world: &World, frame: &[u8]) -> Option<(Service, SocketAddr)> {
+pub fn quoted(fixture: &Fixture, frame: &[u8]) -> Option<(Service, SocketAddr)> {
     let (family, ip_at, _) = ip(frame)?;
     let header_len = family.header_len();
     let ip = &frame[ip_at..];
@@ -36,7 +36,7 @@ pub fn quoted(world: &World, frame: &[u8]) -> Option<(Service, SocketAddr)> {
     }
     let from = SocketAddr::new(from, be16(quoted, header_len)?);
     let client = SocketAddr::new(client, be16(quoted, header_len + 2)?);
-    let (_, service) = world.services.iter().find(|(at, _)| *at == from)?;
+    let (_, service) = fixture.services.iter().find(|(at, _)| *at == from)?;
     let answers = [FORWARD_L2, FORWARD_IPIP, FORWARD_GUE].contains(&service.forward);
     answers.then_some((*service, client))
 }

@@ -7,7 +7,7 @@ use lb_common::{
 };
 
 use crate::model::{
-    fixture::{LOOPBACK, World},
+    fixture::{Fixture, LOOPBACK},
     program::Verdict,
 };
 
@@ -42,8 +42,8 @@ impl Destination {
 }
 
 /// Whose a frame is that came in on the interface of test runs.
-pub fn destination(world: &World, frame: &[u8]) -> Destination {
-    let of_interface = || world.macs.iter().filter(|entry| entry.ifindex == LOOPBACK);
+pub fn destination(fixture: &Fixture, frame: &[u8]) -> Destination {
+    let of_interface = || fixture.macs.iter().filter(|entry| entry.ifindex == LOOPBACK);
     let is_own = |octets: &[u8; 6]| of_interface().any(|entry| entry.mac == Mac::new(*octets));
     match frame.first_chunk() {
         Some(octets) if is_own(octets) => Destination::Own,

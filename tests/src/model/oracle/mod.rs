@@ -11,7 +11,7 @@ use lb_common::{
 use self::{mac::Destination, parse::Parsed, session::Sessions, token::Sealed};
 use crate::model::{
     case::Expected,
-    fixture::{LOOPBACK, World},
+    fixture::{Fixture, LOOPBACK},
     forwarding,
     packet::{Family, Packet},
     program::{Outcome, Verdict},
@@ -25,15 +25,15 @@ mod session;
 pub(crate) mod token;
 
 /// What is to become of a frame that comes to services in enforce mode and is the first that comes.
-pub fn judge(world: &World, frame: &[u8]) -> Expected {
-    Model::default().judge(world, frame)
+pub fn judge(fixture: &Fixture, frame: &[u8]) -> Expected {
+    Model::default().judge(fixture, frame)
 }
 
 /// A second program: fed the same packets in the same order, it comes to the same verdicts.
 #[derive(Default)]
 pub struct Model {
     sessions: Sessions,
-    /// The kernel's ticks, for worlds whose clock moves.
+    /// The kernel's ticks, for fixtures whose clock moves.
     jiffies: u64,
 }
 
@@ -66,39 +66,40 @@ impl Model {
     }
 
     /// What is to become of a frame that comes to services in enforce mode.
-    pub fn judge(&mut self, world: &World, frame: &[u8]) -> Expected {
-        if world.generations_begun > 1 {
+    pub fn judge(&mut self, fixture: &Fixture, frame: &[u8]) -> Expected {
+        if fixture.generations_begun > 1 {
             return expected(Verdict::Drop, frame.to_vec(), 0, Reason::TablesChanged, None);
         }
         if parse::is_buried(frame) {
             return expected(Verdict::Drop, frame.to_vec(), 0, Reason::Unsupported, None);
         }
-        if mac::destination(world, frame) == Destination::Own
-            && let Some((service, session, backend)) = self.tied(world, frame)
-            && let Some(expected) = icmp_error(world, frame, &service, session, backend)
+        if mac::destination(fixture, frame) == Destination::Own
+            && let Some((service, session, backend)) = self.tied(fixture, frame)
+            && let Some(expected) = icmp_error(fixture, frame, &service, session, backend)
         {
             return expected;
         }
-        let Some(parsed) = Parsed::of(frame).and_then(|parsed| Some((parsed.service(world)?, parsed))) else {
+        let Some(parsed) = Parsed::of(frame).and_then(|parsed| Some((parsed.service(fixture)?, parsed)))
+        else {
             return expected(Verdict::Pass, frame.to_vec(), 0, Reason::NotOurs, None);
         };
         let (service, parsed) = parsed;
-        if let Some((verdict, index, reason)) = mac::destination(world, frame).refuses(&service) {
+        if let Some((verdict, index, reason)) = mac::destination(fixture, frame).refuses(&service) {
             return expected(verdict, frame.to_vec(), index, reason, None);
         }
-        let way = self.admitted(world, &service, &parsed).and_then(|claims| {
+        let backend = self.admitted(fixture, &service, &parsed).and_then(|claims| {
             if service.forward == FORWARD_LOCAL {
                 return Ok((None, claims.session_id));
             }
-            if is_spoilt_in_generic_mode(world, &parsed.whole()) {
+            if is_spoilt_in_generic_mode(fixture, &parsed.whole()) {
                 return Err(Reason::PartialChecksum);
             }
-            let backend = backend(world, &service, claims.session_id, claims.backend_id)?;
+            let backend = backend(fixture, &service, claims.session_id, claims.backend_id)?;
             let inner = if service.strips() { parsed.stripped() } else { parsed.whole() };
-            takes(world, &service, &inner, &backend)?;
+            takes(fixture, &service, &inner, &backend)?;
             Ok((Some(backend), claims.session_id))
         });
-        match way {
+        match backend {
             Err(reason) => expected(Verdict::Drop, frame.to_vec(), service.index, reason, None),
             Ok((None, _)) => {
                 let delivered =
@@ -115,19 +116,19 @@ impl Model {
     }
 
     /// The service that an ICMP error tells of, the session whose the client is that it quotes, and the backend of that.
-    fn tied(&self, world: &World, frame: &[u8]) -> Option<(Service, u64, u16)> {
-        let (service, client) = icmp::quoted(world, frame)?;
+    fn tied(&self, fixture: &Fixture, frame: &[u8]) -> Option<(Service, u64, u16)> {
+        let (service, client) = icmp::quoted(fixture, frame)?;
         if let Some(sealed) = self.sessions.of_client(client, service.index) {
             return Some((service, sealed.session_id, sealed.backend_id));
         }
         let is_clients = |(at, index, _): &&(_, _, _)| *at == client && *index == service.index;
-        let (_, _, admission) = world.flows.iter().find(is_clients)?;
+        let (_, _, admission) = fixture.flows.iter().find(is_clients)?;
         Some((service, admission.session_id, admission.backend_id))
     }
 
-    fn admitted(&mut self, world: &World, service: &Service, parsed: &Parsed) -> Result<Sealed, Reason> {
+    fn admitted(&mut self, fixture: &Fixture, service: &Service, parsed: &Parsed) -> Result<Sealed, Reason> {
         let (payload, from) = parsed.payload()?;
-        self.sessions.admit(world, service, payload, from, self.jiffies.wrapping_mul(world.tick_ns))
+        self.sessions.admit(fixture, service, payload, from, self.jiffies.wrapping_mul(fixture.tick_ns))
     }
 }
 
@@ -147,13 +148,13 @@ const fn out_of(backend: &Backend) -> Verdict {
 
 /// An error about a session; `None` if it is this host's all the same.
 fn icmp_error(
-    world: &World,
+    fixture: &Fixture,
     frame: &[u8],
     service: &Service,
     session: u64,
     backend_id: u16,
 ) -> Option<Expected> {
-    let backend = backend(world, service, session, backend_id).ok()?;
+    let backend = backend(fixture, service, session, backend_id).ok()?;
     let sent = |sent| {
         let counter = Some(backend.counter);
         Some(expected(out_of(&backend), sent, service.index, Reason::IcmpError, counter))
@@ -165,33 +166,33 @@ fn icmp_error(
     }
     let message = icmp::message(frame)?;
     let untagged_enough = if message.tags.len() <= 2 { Ok(()) } else { Err(Reason::Unsupported) };
-    match takes(world, service, &message, &backend).and(untagged_enough) {
+    match takes(fixture, service, &message, &backend).and(untagged_enough) {
         Ok(()) => sent(forwarding::leaving(&message, service, &backend, session, None).bytes()),
         Err(reason) => Some(expected(Verdict::Drop, frame.to_vec(), service.index, reason, None)),
     }
 }
 
 /// Whether a datagram that leaves has a partial checksum, on an interface in generic mode.
-fn is_spoilt_in_generic_mode(world: &World, datagram: &Packet) -> bool {
-    let generic = world.macs.iter().any(|entry| entry.ifindex == LOOPBACK && entry.generic == 1);
+fn is_spoilt_in_generic_mode(fixture: &Fixture, datagram: &Packet) -> bool {
+    let generic = fixture.macs.iter().any(|entry| entry.ifindex == LOOPBACK && entry.generic == 1);
     generic && datagram.udp_checksum_field() != datagram.clone().completed().udp_checksum_field()
 }
 
 /// The backend of a session.
-fn backend(world: &World, service: &Service, session: u64, backend_id: u16) -> Result<Backend, Reason> {
+fn backend(fixture: &Fixture, service: &Service, session: u64, backend_id: u16) -> Result<Backend, Reason> {
     let of_service = |backend: &&Backend| u32::from(backend.service_index) == service.index;
     let backend = if backend_id == 0 {
         let position = balance::position(session) as usize;
-        let place = world.maglev_at(service.index, position).checked_sub(1);
-        place.and_then(|place| world.backends.get(usize::from(place)))
+        let index = fixture.maglev_at(service.index, position).checked_sub(1);
+        index.and_then(|index| fixture.backends.get(usize::from(index)))
     } else {
-        world.backends.iter().filter(of_service).find(|backend| backend.backend_id == backend_id)
+        fixture.backends.iter().filter(of_service).find(|backend| backend.backend_id == backend_id)
     };
     backend.copied().ok_or(Reason::NoBackend)
 }
 
 /// Whether the way to a backend takes a packet.
-fn takes(world: &World, service: &Service, inner: &Packet, backend: &Backend) -> Result<(), Reason> {
+fn takes(fixture: &Fixture, service: &Service, inner: &Packet, backend: &Backend) -> Result<(), Reason> {
     let encapsulated = matches!(service.forward, FORWARD_IPIP | FORWARD_GUE);
     if !encapsulated && service.forward != FORWARD_L2 {
         return Err(Reason::NoBackend); // A way that is not built.
@@ -207,6 +208,6 @@ fn takes(world: &World, service: &Service, inner: &Packet, backend: &Backend) ->
     if service.forward != FORWARD_L2 && inner.ttl <= 1 {
         return Err(Reason::HopLimit);
     }
-    let reached = backend.ifindex == LOOPBACK || world.egress.contains(&backend.ifindex);
+    let reached = backend.ifindex == LOOPBACK || fixture.egress.contains(&backend.ifindex);
     if reached { Ok(()) } else { Err(Reason::NoBackend) }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use lb_common::{reason::Reason, service::Service};
 
 use crate::model::{
-    fixture::World,
+    fixture::Fixture,
     packet::{
         ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHERNET_LEN, FRAGMENT_HEADER, Family, IPV4_LEN, IPV6_LEN, Packet,
         TAG_8021AD, TAG_8021Q, TAG_LEN, UDP, UDP_LEN, UdpChecksum,
@@ -203,13 +203,13 @@ impl<'a> Parsed<'a> {
     }
 
     /// The service it is for; without ports, the first by id of all at its address.
-    pub fn service(&self, world: &World) -> Option<Service> {
+    pub fn service(&self, fixture: &Fixture) -> Option<Service> {
         let to = self.destination();
         let is_for = |at: &SocketAddr| match self.ports {
             Some((_, port)) => *at == SocketAddr::new(to, port),
             None => at.ip() == to,
         };
-        let services = world.services.iter().filter(|(at, _)| is_for(at)).map(|(_, service)| *service);
+        let services = fixture.services.iter().filter(|(at, _)| is_for(at)).map(|(_, service)| *service);
         services.min_by_key(|service| service.id)
     }
 

@@ -15,7 +15,7 @@ use super::{
     flow::{Flows, Use},
     token::{Keys, Sealed, Token},
 };
-use crate::model::fixture::{HeldKey, World};
+use crate::model::fixture::{Fixture, HeldKey};
 
 /// How long an unconfirmed clock admits new tokens.
 const CLOCK_STALE_NS: u64 = 4000 * 1_000_000_000;
@@ -88,7 +88,7 @@ impl Sessions {
     /// Steps 2 to 9: the claims of a datagram that may pass, at this moment of the kernel's clock.
     pub fn admit(
         &mut self,
-        world: &World,
+        fixture: &Fixture,
         service: &Service,
         datagram: &[u8],
         from: SocketAddr,
@@ -96,15 +96,15 @@ impl Sessions {
     ) -> Result<Sealed, Reason> {
         let token = Token::parse(datagram)?;
         token.allowed(service)?;
-        let held = key(world, service, token.key_id())?;
-        token.in_time(service, world.now_ns)?;
+        let held = key(fixture, service, token.key_id())?;
+        token.in_time(service, fixture.now_ns)?;
         let id = (held.master, held.slot.key_id);
         let keys = self.derived.entry(id).or_insert_with(|| Keys::derive(&held.master, held.slot.key_id));
         token.signed(keys, from)?;
 
         let remembered = self.cache.get(&token.id()).is_some_and(|session| session.claims == token.claims());
         if !remembered {
-            if world.clock_age_ns > CLOCK_STALE_NS {
+            if fixture.clock_age_ns > CLOCK_STALE_NS {
                 return Err(Reason::StaleClock);
             }
             if !self.budget.holds(BUDGET_NS, self.hmac_cost_ns, kernel_ns) {
@@ -120,17 +120,20 @@ impl Sessions {
         let nonce = u64::from_le_bytes(token.id().1);
         for (kind, of) in [(REVOKED_SESSION, session.sealed.session_id), (REVOKED_TOKEN, nonce)] {
             let key = RevocationKey { service_id: service.id, kind, of };
-            if world.revocations.iter().any(|(revoked, until_ns)| *revoked == key && world.now_ns < *until_ns)
+            if fixture
+                .revocations
+                .iter()
+                .any(|(revoked, until_ns)| *revoked == key && fixture.now_ns < *until_ns)
             {
                 return Err(Reason::Revoked);
             }
         }
         if token.is_proof() {
-            token.fresh(world.now_ns)?;
+            token.fresh(fixture.now_ns)?;
             token.proven(&session.key)?;
             session.first_time(token.seq())?;
         }
-        session.within_limits(world, service, from.ip(), kernel_ns)?;
+        session.within_limits(fixture, service, from.ip(), kernel_ns)?;
         let sealed = session.sealed;
         self.flows.passed(&mut self.cache, token.id(), (from, service.index), kernel_ns);
         Ok(sealed)
@@ -138,12 +141,12 @@ impl Sessions {
 }
 
 /// Step 3: the key of a token.
-fn key<'w>(world: &'w World, service: &Service, key_id: u32) -> Result<&'w HeldKey, Reason> {
-    let in_slot = world.keys.iter().find(|held| held.slot.key_id & 0xfff == key_id & 0xfff);
+fn key<'w>(fixture: &'w Fixture, service: &Service, key_id: u32) -> Result<&'w HeldKey, Reason> {
+    let in_slot = fixture.keys.iter().find(|held| held.slot.key_id & 0xfff == key_id & 0xfff);
     let held = in_slot.filter(|held| held.slot.key_id == key_id && key_id != 0).ok_or(Reason::UnknownKey)?;
     let verifies = held.slot.state == 1
         && held.slot.service_id == service.id
-        && (held.slot.not_before_ns..held.slot.not_after_ns).contains(&world.now_ns);
+        && (held.slot.not_before_ns..held.slot.not_after_ns).contains(&fixture.now_ns);
     if verifies { Ok(held) } else { Err(Reason::InactiveKey) }
 }
 
@@ -174,13 +177,13 @@ impl Session {
     /// Step 9: nothing is taken from one limit where the other refuses.
     fn within_limits(
         &mut self,
-        world: &World,
+        fixture: &Fixture,
         service: &Service,
         from: IpAddr,
         kernel_ns: u64,
     ) -> Result<(), Reason> {
         let rated = service.flags & FLAG_RATED != 0;
-        let rate = world.rates.iter().find(|rate| rated && rate.class == self.sealed.class);
+        let rate = fixture.rates.iter().find(|rate| rated && rate.class == self.sealed.class);
         let cost_ns = rate.map_or(0, |rate| 1_000_000_000 / u64::from(rate.per_second));
         if rate.is_some_and(|rate| !self.bucket.holds(cost_ns * u64::from(rate.burst), cost_ns, kernel_ns)) {
             return Err(Reason::RateLimited);
@@ -248,11 +251,11 @@ mod tests {
         // What the kernel would verify with is nothing to it.
         held.slot.fast = Default::default();
         held.slot.full = Default::default();
-        let world = World { now_ns: now * SECOND_NS, ..World::with_key(held) };
+        let fixture = Fixture { now_ns: now * SECOND_NS, ..Fixture::with_key(held) };
         let accept = ACCEPT_BEARER | ACCEPT_PROOF;
         let service = Service { id: service_id, max_ttl, accept, ..fixture::service() };
         let datagram = [bytes(&case["header"]), bytes(&case["payload"])].concat();
-        Sessions::default().admit(&world, &service, &datagram, from, 0)
+        Sessions::default().admit(&fixture, &service, &datagram, from, 0)
     }
 
     #[test]

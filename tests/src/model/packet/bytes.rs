@@ -279,7 +279,7 @@ mod tests {
         for family in Family::BOTH {
             for outer in [family, Family::V6] {
                 let inner = Packet::default().over(family).hop();
-                let (from, to) = (world_address(outer, 1), world_address(outer, 2));
+                let (from, to) = (outer_address(outer, 1), outer_address(outer, 2));
                 let frame = inner.inside_ip(from, to).bytes();
                 let sliced = SlicedPacket::from_ethernet(&frame).unwrap();
                 assert_eq!(sliced.net.unwrap().ip_payload_ref().unwrap().payload, inner.ip_packet());
@@ -293,7 +293,7 @@ mod tests {
         }
     }
 
-    fn world_address(family: Family, last: u8) -> IpAddr {
+    fn outer_address(family: Family, last: u8) -> IpAddr {
         family.twin(IpAddr::from([10, 0, 0, last]))
     }
 }

@@ -1,4 +1,4 @@
-//! Frames from their fields: the defaults make a valid packet of the default [`World`](crate::model::fixture::World), and a
+//! Frames from their fields: the defaults make a valid packet of the default [`Fixture`](crate::model::fixture::Fixture), and a
 //! test names only what differs.
 //!
 //! Checksums are computed in full by `etherparse`, which shares no code with the program's changes by difference.
@@ -190,7 +190,7 @@ impl Packet {
     pub fn icmp_error(message: Icmp, quoted: &[u8], len: usize) -> Self {
         Self {
             fragment: 0,
-            from: fixture::ON_THE_WAY,
+            from: fixture::ICMP_ROUTER,
             transport: Transport::Icmp(message),
             ..Self::with_payload(quoted[..len.min(quoted.len())].to_vec())
         }

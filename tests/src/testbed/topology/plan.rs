@@ -88,14 +88,14 @@ impl Network {
 
 /// What is between balancers and backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Way {
+pub enum Layout {
     /// Nothing: both are on the front network.
     #[default]
     Segment,
     /// Two routers; the first is in use.
     Routed,
     /// The balancer's second interface. Answers go through a router.
-    Cards,
+    TwoInterfaces,
 }
 
 /// What there is.
@@ -108,7 +108,7 @@ pub struct Plan {
     /// Whether clients are behind a router.
     pub edge: bool,
     /// What is between balancers and backends.
-    pub way: Way,
+    pub layout: Layout,
     /// Whether all frames on a balancer's wires are in a VLAN that it does not know of.
     pub tagged: bool,
     /// Whether hosts leave the checksums of what they send to their network cards, as they do by default. A veth has no
@@ -126,9 +126,9 @@ impl From<u8> for Plan {
 impl Plan {
     /// Where backends are.
     pub const fn backends_at(&self) -> Network {
-        match self.way {
-            Way::Segment => Network::Front,
-            Way::Routed | Way::Cards => Network::Back,
+        match self.layout {
+            Layout::Segment => Network::Front,
+            Layout::Routed | Layout::TwoInterfaces => Network::Back,
         }
     }
 

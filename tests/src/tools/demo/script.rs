@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::testbed::{
     cleanup,
-    daemon::{Daemon, Place, binary, counters, service},
+    daemon::{Daemon, Instance, binary, counters, service},
     forward::{Decap, Forward},
     issuer::Issuer,
     topology::{Family, Topology},
@@ -60,13 +60,13 @@ pub fn run(options: Options) -> Result<()> {
         ),
     }
     let topology = Topology::new(NAME, if forward == Forward::Local { 0 } else { BACKENDS })?;
-    let place = Place::new(NAME)?;
+    let instance = Instance::new(NAME)?;
     let fields = format!("forward = \"{}\"\nstrip = true\nkey_rotation = \"off\"", forward.name());
-    place.configure(&service(family, &fields, &forward.backends(&topology, family)))?;
-    let daemon = Daemon::start(&place, &topology.balancer)?;
+    instance.configure(&service(family, &fields, &forward.backends(&topology, family)))?;
+    let daemon = Daemon::start(&instance, &topology.balancer)?;
     println!("tollgate filters {} on the balancer's interface.", family.service());
     let decap = if forward.encapsulates() {
-        Decap::on_backends(&topology, &place, &topology.tunnel_sources())?
+        Decap::on_backends(&topology, &instance, &topology.tunnel_sources())?
     } else {
         Vec::new()
     };
@@ -74,9 +74,9 @@ pub fn run(options: Options) -> Result<()> {
         println!("tollgate decap takes the outer {} headers off on the backends.", forward.name());
     }
 
-    let (daemon, sender, received) = traffic(options, &topology, &place, daemon)?;
-    let counted = counters(&place, &topology.balancer, "game")?;
-    let of_backends = counted_of_backends(&place, &topology)?;
+    let (daemon, sender, received) = traffic(options, &topology, &instance, daemon)?;
+    let counted = counters(&instance, &topology.balancer, "game")?;
+    let of_backends = counted_of_backends(&instance, &topology)?;
     let report = Report {
         options,
         sender: &sender,
@@ -93,7 +93,7 @@ pub fn run(options: Options) -> Result<()> {
         println!("NOT AS IT SHOULD BE: {fault}");
     }
     if keep {
-        leave(options, topology, place, (daemon, decap))?;
+        leave(options, topology, instance, (daemon, decap))?;
     }
     ensure!(faults.is_empty(), "{} things were not as they should be", faults.len());
     let at = if forward == Forward::Local {
@@ -113,32 +113,32 @@ pub fn run(options: Options) -> Result<()> {
 fn traffic(
     options: Options,
     topology: &Topology,
-    place: &Place,
+    instance: &Instance,
     daemon: Daemon,
 ) -> Result<(Daemon, Sender, Vec<Received>)> {
     let receivers = Receivers::start(options, topology)?;
-    let issuer = Issuer::new(place, &topology.balancer, "game")?;
+    let issuer = Issuer::new(instance, &topology.balancer, "game")?;
     let mut sender = Sender::new(options, topology, issuer, Arc::clone(&receivers.valid))?;
 
     sender.send_valid(PHASE)?;
-    rotate(topology, place, &mut sender)?;
+    rotate(topology, instance, &mut sender)?;
     sender.send_valid(PHASE)?;
 
     let killed = daemon.pid();
     daemon.kill()?;
     event(&format!("killed the daemon (process {killed}, SIGKILL); packets flow on"));
     sender.send_valid(PHASE)?;
-    let (daemon, meanwhile) = sender.send_during(|| Daemon::start(place, &topology.balancer))?;
+    let (daemon, meanwhile) = sender.send_during(|| Daemon::start(instance, &topology.balancer))?;
     let started = daemon.pid();
     event(&format!(
         "started it again (process {started}) on what is pinned; {} valid datagrams were sent without it",
         PHASE + meanwhile
     ));
-    let status = place.json(&topology.balancer, &["status"])?;
+    let status = instance.json(&topology.balancer, &["status"])?;
     ensure!(status["pid"] == started, "process {started} should answer, and does not: {status}");
 
     sender.send_valid(PHASE)?;
-    rotate(topology, place, &mut sender)?;
+    rotate(topology, instance, &mut sender)?;
     sender.send_valid(PHASE)?;
     sender.drain()?;
     ensure!(sender.valid >= PHASE * PHASES, "only {} valid datagrams were sent", sender.valid);
@@ -146,10 +146,10 @@ fn traffic(
 }
 
 /// Replaces the key while packets flow.
-fn rotate(topology: &Topology, place: &Place, sender: &mut Sender) -> Result<()> {
+fn rotate(topology: &Topology, instance: &Instance, sender: &mut Sender) -> Result<()> {
     let (issuer, meanwhile) = sender.send_during(|| {
-        place.json(&topology.balancer, &["keys", "rotate", "--service", "game", "--wait"])?;
-        Issuer::new(place, &topology.balancer, "game")
+        instance.json(&topology.balancer, &["keys", "rotate", "--service", "game", "--wait"])?;
+        Issuer::new(instance, &topology.balancer, "game")
     })?;
     event(&format!(
         "rotated the key while {meanwhile} valid datagrams were sent; key {} signs, and every other session gets a new token",
@@ -160,8 +160,8 @@ fn rotate(topology: &Topology, place: &Place, sender: &mut Sender) -> Result<()>
 }
 
 /// Packets of each backend, by the daemon.
-fn counted_of_backends(place: &Place, topology: &Topology) -> Result<Vec<u64>> {
-    let list = place.json(&topology.balancer, &["backends", "list"])?;
+fn counted_of_backends(instance: &Instance, topology: &Topology) -> Result<Vec<u64>> {
+    let list = instance.json(&topology.balancer, &["backends", "list"])?;
     let list = list.as_array().context("a list of backends")?;
     list.iter().map(|backend| backend["packets"].as_u64().context("a backend's packets")).collect()
 }
@@ -170,10 +170,10 @@ fn counted_of_backends(place: &Place, topology: &Topology) -> Result<Vec<u64>> {
 fn leave(
     options: Options,
     topology: Topology,
-    place: Place,
+    instance: Instance,
     (daemon, decap): (Daemon, Vec<Decap>),
 ) -> Result<()> {
-    let tollgate = format!("{} --control {}", binary()?, place.path("control.sock").display());
+    let tollgate = format!("{} --control {}", binary()?, instance.path("control.sock").display());
     println!("Left for looking around; the daemon is process {}:", daemon.pid());
     println!("  {tollgate} status");
     println!("  {tollgate} counters");
@@ -181,8 +181,8 @@ fn leave(
     println!("  nsenter --net={}/{NAME}-lb curl -s http://127.0.0.1:9477/metrics", cleanup::NAMESPACES);
     let listener = if options.forward == Forward::Local { "lb" } else { "backend1" };
     println!("  nsenter --net={}/{NAME}-{listener} tcpdump -ni eth0 udp", cleanup::NAMESPACES);
-    println!("  less {}", place.path("log").display());
+    println!("  less {}", instance.path("log").display());
     println!("To remove it:\n  cargo xtask demo --remove\n");
-    std::mem::forget((topology, place, daemon, decap));
+    std::mem::forget((topology, instance, daemon, decap));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Legitimate traffic under floods of junk: what arrives, and how long it takes. `lb_tests::tools::spike` says how.
+//! Legitimate traffic under floods of junk: what arrives, and how long it takes. `lb_tests::tools::load_test` says how.
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
@@ -18,10 +18,10 @@ const QUICK: Effort =
 
 /// Floods Tollgate and a program that does nothing, and measures what clients notice.
 #[derive(Parser)]
-#[command(name = "cargo xtask spike")]
+#[command(name = "cargo xtask load-test")]
 struct Arguments {
     #[command(flatten)]
-    options: options::Spike,
+    options: options::LoadTest,
 }
 
 fn main() -> ExitCode {
@@ -29,19 +29,19 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             cleanup::hold_if_interrupted();
-            eprintln!("spike: {error:#}");
+            eprintln!("load-test: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(options: &options::Spike) -> Result<ExitCode> {
-    let names = Run::start("tgspike")?;
+fn run(options: &options::LoadTest) -> Result<ExitCode> {
+    let names = Run::start("tgload")?;
     let effort = if options.quick { QUICK } else { FULL };
     let mut bench = Bench::new(names.prefix(), options.seed)?;
     let mut report = Report::default();
     for junk in Junk::ALL {
-        eprintln!("spike: {}", junk.name());
+        eprintln!("load-test: {}", junk.name());
         report.moderate.push(bench.at_tollgate(junk, Some(MODERATE), effort)?);
         let compared = COMPARED.contains(&junk);
         for _ in 0..if compared { effort.rounds } else { 1 } {

@@ -41,7 +41,7 @@ use self::{
 use crate::{
     model::packet::Family,
     testbed::{
-        daemon::{Daemon, Place, counters, service},
+        daemon::{Daemon, Instance, counters, service},
         issuer::Issuer,
     },
 };
@@ -80,7 +80,7 @@ pub struct Cpus {
 
 /// A flood and what came through beside it.
 #[derive(Clone, Debug)]
-pub struct Spike {
+pub struct Measurement {
     /// What of.
     pub junk: Junk,
     /// What was sent.
@@ -91,7 +91,7 @@ pub struct Spike {
     pub deliveries: [Delivery; 3],
 }
 
-impl Spike {
+impl Measurement {
     /// Frames of the flood that found no room on the wire.
     pub const fn overflowed(&self) -> u64 {
         self.flood.frames.saturating_sub(self.judged)
@@ -109,7 +109,7 @@ pub struct Bench {
     tollgate: Pair,
     empty: Pair,
     issuer: Issuer,
-    place: Place,
+    instance: Instance,
     random: fastrand::Rng,
     // Before the pairs, for they end with their namespaces.
     _empty: EmptyProgram,
@@ -129,28 +129,28 @@ impl Bench {
         };
         let cpus = Cpus { sending: sending as usize, receiving: receiving as usize };
         let (tollgate, empty) = (Pair::new(&format!("{prefix}-t"))?, Pair::new(&format!("{prefix}-e"))?);
-        let place = Place::new(prefix)?;
+        let instance = Instance::new(prefix)?;
         let fields = "forward = \"local\"\nstrip = false\nkey_rotation = \"off\"\naccept = [\"bearer\", \"proof\"]\n\
                       rate = { \"0\" = \"2000/s\" }\nmax_sources = 2";
-        place.configure_on(&[NODE], &service(Family::V4, fields, &[]))?;
-        let daemon = Daemon::start(&place, &tollgate.node)?;
+        instance.configure_on(&[NODE], &service(Family::V4, fields, &[]))?;
+        let daemon = Daemon::start(&instance, &tollgate.node)?;
         let empty_program = EmptyProgram::attach(&empty)?;
         tollgate.receive_on(cpus.receiving)?;
         empty.receive_on(cpus.receiving)?;
-        let issuer = Issuer::new(&place, &tollgate.node, "game")?;
+        let issuer = Issuer::new(&instance, &tollgate.node, "game")?;
         let random = fastrand::Rng::with_seed(seed);
-        Ok(Self { cpus, tollgate, empty, issuer, place, random, _empty: empty_program, _daemon: daemon })
+        Ok(Self { cpus, tollgate, empty, issuer, instance, random, _empty: empty_program, _daemon: daemon })
     }
 
     /// A flood of junk at Tollgate. Every frame that comes to the program must be counted as what it is.
     ///
     /// # Errors
     /// If something fails, or is counted as anything else.
-    pub fn at_tollgate(&mut self, junk: Junk, rate: Option<u32>, effort: Effort) -> Result<Spike> {
+    pub fn at_tollgate(&mut self, junk: Junk, rate: Option<u32>, effort: Effort) -> Result<Measurement> {
         let mut clients = Clients::new(&self.issuer);
         let tokens = junk.tokens(&self.issuer, clients.a_proof_token(), &mut self.random);
         let before = self.counted()?;
-        let spike = spike(&self.tollgate, self.cpus, &mut clients, junk, &tokens, rate, effort)?;
+        let measurement = measure(&self.tollgate, self.cpus, &mut clients, junk, &tokens, rate, effort)?;
         let after = self.counted()?;
         let moved = |name: &str| {
             after.get(name).copied().unwrap_or_default() - before.get(name).copied().unwrap_or_default()
@@ -162,30 +162,30 @@ impl Bench {
             .filter(|name| junk.reasons().iter().all(|reason| reason.name() != *name))
             .collect();
         ensure!(
-            others.is_empty() && spike.judged.abs_diff(refused) <= FEW,
+            others.is_empty() && measurement.judged.abs_diff(refused) <= FEW,
             "of {} frames {refused} are counted as {}; also counted: {others:?}",
-            spike.judged,
+            measurement.judged,
             junk.name()
         );
-        Ok(spike)
+        Ok(measurement)
     }
 
     /// The same flood at the program that drops it.
     ///
     /// # Errors
     /// If something fails.
-    pub fn at_empty(&mut self, junk: Junk, rate: Option<u32>, effort: Effort) -> Result<Spike> {
+    pub fn at_empty(&mut self, junk: Junk, rate: Option<u32>, effort: Effort) -> Result<Measurement> {
         let mut clients = Clients::new(&self.issuer);
         let tokens = junk.tokens(&self.issuer, clients.a_proof_token(), &mut self.random);
-        spike(&self.empty, self.cpus, &mut clients, junk, &tokens, rate, effort)
+        measure(&self.empty, self.cpus, &mut clients, junk, &tokens, rate, effort)
     }
 
     fn counted(&self) -> Result<BTreeMap<String, u64>> {
-        counters(&self.place, &self.tollgate.node, "game")
+        counters(&self.instance, &self.tollgate.node, "game")
     }
 }
 
-fn spike(
+fn measure(
     pair: &Pair,
     cpus: Cpus,
     clients: &mut Clients,
@@ -193,7 +193,7 @@ fn spike(
     tokens: &[Header],
     rate: Option<u32>,
     effort: Effort,
-) -> Result<Spike> {
+) -> Result<Measurement> {
     let mut flooder = Flooder::new(pair, cpus)?;
     let stage = Stage::default();
     let received_before = pair.received()?;
@@ -213,7 +213,7 @@ fn spike(
         let all = sent.into_iter().zip(took).map(|(sent, took)| Delivery::of(sent, took));
         let deliveries: Vec<_> = all.collect::<Result<_>>()?;
         let legitimate: u64 = deliveries.iter().map(|delivery| delivery.took.len() as u64).sum();
-        Ok(Spike {
+        Ok(Measurement {
             junk,
             flood: flood.context("the flood")?,
             judged: pair.received()? - received_before - legitimate,

@@ -15,9 +15,9 @@ use crate::{
 };
 
 /// The node's interface.
-pub const NODE: &str = "spike0";
+pub const NODE: &str = "load0";
 /// The other end.
-pub const CLIENTS: &str = "spike1";
+pub const CLIENTS: &str = "load1";
 /// The node's address on the wire.
 pub const NODE_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x5b, 1];
 /// The clients' own addresses.

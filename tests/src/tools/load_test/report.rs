@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::{Delivery, Junk, Spike};
+use super::{Delivery, Junk, Measurement};
 
 /// By how much delivery under a flood may be below the empty program's, of all packets: what two runs of the same differ by.
 const TOLERANCE: f64 = 0.02;
@@ -15,11 +15,11 @@ pub const COMPARED: [Junk; 2] = [Junk::NoToken, Junk::BadFastTag];
 #[derive(Default)]
 pub struct Report {
     /// At a rate that the machine takes.
-    pub moderate: Vec<Spike>,
+    pub moderate: Vec<Measurement>,
     /// As much as the machine can make.
-    pub all_out: Vec<Spike>,
+    pub all_out: Vec<Measurement>,
     /// The same at the empty program, in turns.
-    pub empty: Vec<Spike>,
+    pub empty: Vec<Measurement>,
 }
 
 /// A goal that was missed, in words.
@@ -29,11 +29,12 @@ impl Report {
     /// The goals that were missed.
     pub fn missed(&self) -> Vec<Missed> {
         let mut missed = Vec::new();
-        for spike in self.moderate.iter().chain(&self.all_out) {
-            missed.extend(lost_unsaturated(spike));
+        for measurement in self.moderate.iter().chain(&self.all_out) {
+            missed.extend(lost_unsaturated(measurement));
         }
         for junk in COMPARED {
-            let [ours, empty] = [&self.all_out, &self.empty].map(|spikes| median_delivered(spikes, junk));
+            let [ours, empty] =
+                [&self.all_out, &self.empty].map(|measurements| median_delivered(measurements, junk));
             if let (Some(ours), Some(empty)) = (ours, empty)
                 && ours < empty - TOLERANCE
             {
@@ -51,13 +52,13 @@ impl Report {
     /// The tables, in Markdown.
     pub fn tables(&self) -> String {
         let mut text = String::new();
-        for (title, spikes) in [
+        for (title, measurements) in [
             ("A flood that the machine takes", &self.moderate),
             ("As much as the machine can make", &self.all_out),
             ("The same, in turns, at a program that does nothing but drop it", &self.empty),
         ] {
-            if !spikes.is_empty() {
-                table(&mut text, title, spikes);
+            if !measurements.is_empty() {
+                table(&mut text, title, measurements);
             }
         }
         text
@@ -65,7 +66,7 @@ impl Report {
 
     /// The figures.
     pub fn json(&self) -> Value {
-        let all = |spikes: &[Spike]| spikes.iter().map(figures).collect::<Vec<_>>();
+        let all = |measurements: &[Measurement]| measurements.iter().map(figures).collect::<Vec<_>>();
         json!({
             "moderate": all(&self.moderate),
             "all_out": all(&self.all_out),
@@ -76,34 +77,34 @@ impl Report {
 }
 
 /// Legitimate packets that were lost though the node received all that came.
-pub fn lost_unsaturated(spike: &Spike) -> Option<Missed> {
-    let lost: u64 = spike.deliveries.iter().map(Delivery::lost).sum();
-    let name = spike.junk.name();
-    (lost > 0 && !spike.is_saturated())
+pub fn lost_unsaturated(measurement: &Measurement) -> Option<Missed> {
+    let lost: u64 = measurement.deliveries.iter().map(Delivery::lost).sum();
+    let name = measurement.junk.name();
+    (lost > 0 && !measurement.is_saturated())
         .then(|| format!("{name}: {lost} lost, and the machine was not saturated"))
 }
 
-fn median_delivered(spikes: &[Spike], junk: Junk) -> Option<f64> {
-    let of_junk = spikes.iter().filter(|spike| spike.junk == junk);
-    let mut delivered: Vec<_> = of_junk.map(|spike| spike.deliveries[1].delivered()).collect();
+fn median_delivered(measurements: &[Measurement], junk: Junk) -> Option<f64> {
+    let of_junk = measurements.iter().filter(|measurement| measurement.junk == junk);
+    let mut delivered: Vec<_> = of_junk.map(|measurement| measurement.deliveries[1].delivered()).collect();
     delivered.sort_by(f64::total_cmp);
     delivered.get(delivered.len() / 2).copied()
 }
 
-fn table(text: &mut String, title: &str, spikes: &[Spike]) {
+fn table(text: &mut String, title: &str, measurements: &[Measurement]) {
     let _ = writeln!(
         text,
         "\n{title}\n\n| flood | Mpps | lost on the wire | delivered before, during, after | p50, p99, p99.9 µs before | during | after |\n\
          |---|---|---|---|---|---|---|"
     );
-    for spike in spikes {
-        let [before, during, after] = &spike.deliveries;
+    for measurement in measurements {
+        let [before, during, after] = &measurement.deliveries;
         let _ = writeln!(
             text,
             "| `{}` | {:.2} | {:.1} % | {}, {}, {} | {} | {} | {} |",
-            spike.junk.name(),
-            spike.flood.rate() / 1e6,
-            100.0 * spike.overflowed() as f64 / spike.flood.frames.max(1) as f64,
+            measurement.junk.name(),
+            measurement.flood.rate() / 1e6,
+            100.0 * measurement.overflowed() as f64 / measurement.flood.frames.max(1) as f64,
             share(before),
             share(during),
             share(after),
@@ -125,7 +126,7 @@ fn times(delivery: &Delivery) -> String {
     [500, 990, 999].map(|of_thousand| format!("{:.0}", delivery.microseconds(of_thousand))).join(", ")
 }
 
-fn figures(spike: &Spike) -> Value {
+fn figures(measurement: &Measurement) -> Value {
     let phase = |delivery: &Delivery| {
         json!({
             "sent": delivery.sent,
@@ -135,12 +136,12 @@ fn figures(spike: &Spike) -> Value {
             "p999_us": delivery.microseconds(999),
         })
     };
-    let [before, during, after] = &spike.deliveries;
+    let [before, during, after] = &measurement.deliveries;
     json!({
-        "flood": spike.junk.name(),
-        "frames": spike.flood.frames,
-        "frames_per_second": spike.flood.rate(),
-        "judged": spike.judged,
+        "flood": measurement.junk.name(),
+        "frames": measurement.flood.frames,
+        "frames_per_second": measurement.flood.rate(),
+        "judged": measurement.judged,
         "before": phase(before),
         "during": phase(during),
         "after": phase(after),

@@ -1,4 +1,4 @@
-//! Packets as clients and attackers send them, in a world that changes.
+//! Packets as clients and attackers send them, in a fixture that changes.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,7 +17,7 @@ use lb_common::{
     },
 };
 use lb_tests::model::{
-    fixture::{self, ClassRate, Key, NOW, SERVICE, SERVICE_ID, World},
+    fixture::{self, ClassRate, Fixture, Key, NOW, SERVICE, SERVICE_ID},
     packet::{Family, Icmp, Packet, UdpChecksum},
 };
 
@@ -35,7 +35,7 @@ const FIRST_TICK_NS: u64 = 1000;
 /// What makes packets.
 pub struct Traffic {
     random: fastrand::Rng,
-    world: World,
+    fixture: Fixture,
     keys: Vec<(u32, Key)>,
     pool: Vec<Issued>,
     history: Vec<Vec<u8>>,
@@ -83,36 +83,36 @@ impl Traffic {
         let backends = (1..=3).map(fixture::backend);
         let backends = backends.chain([Backend { service_index: 4, counter: 200, ..fixture::backend(9) }]);
         let rate = |class, burst| ClassRate { class, per_second: 1, burst };
-        let world = World {
+        let fixture = Fixture {
             now_ns: u64::from(NOW) * SECOND_NS + OFF_EDGES_NS,
             tick_ns: FIRST_TICK_NS,
             services,
             keys: keys.iter().map(|(service, key)| key.held(*service)).collect(),
             backends: backends.collect(),
             rates: vec![rate(1, 3), rate(2, 4)],
-            ..World::default()
+            ..Fixture::default()
         };
         let random = fastrand::Rng::with_seed(seed);
-        Self { random, world, keys, pool: vec![], history: vec![], issued: seed << 32 }
+        Self { random, fixture, keys, pool: vec![], history: vec![], issued: seed << 32 }
     }
 
-    /// The world that the packets come into.
-    pub const fn world(&self) -> &World {
-        &self.world
+    /// The fixture that the packets come into.
+    pub const fn fixture(&self) -> &Fixture {
+        &self.fixture
     }
 
     /// Some seconds later.
     pub fn go_on(&mut self) {
-        self.world.now_ns += self.random.u64(..3) * SECOND_NS + self.random.u64(..1000) * 1_000_000;
+        self.fixture.now_ns += self.random.u64(..3) * SECOND_NS + self.random.u64(..1000) * 1_000_000;
         // The kernel's clock goes on by more than four seconds: all rates have recovered.
-        self.world.tick_ns += 1;
-        self.world.clock_age_ns = if self.random.u8(..8) == 0 { 4001 } else { 3999 } * SECOND_NS;
+        self.fixture.tick_ns += 1;
+        self.fixture.clock_age_ns = if self.random.u8(..8) == 0 { 4001 } else { 3999 } * SECOND_NS;
         let state = if self.random.bool() { STATE_VERIFY } else { STATE_OFF };
-        self.world.keys[1].slot.state = state;
-        let until = self.world.now_ns - self.world.now_ns % SECOND_NS + self.random.u64(..4) * SECOND_NS;
+        self.fixture.keys[1].slot.state = state;
+        let until = self.fixture.now_ns - self.fixture.now_ns % SECOND_NS + self.random.u64(..4) * SECOND_NS;
         let chosen = (0..20.min(self.pool.len())).map(|_| self.random.usize(..self.pool.len()));
         let chosen: Vec<usize> = chosen.collect();
-        self.world.revocations =
+        self.fixture.revocations =
             chosen.into_iter().map(|at| (self.pool[at].revocations[at % 2], until)).collect();
     }
 
@@ -266,7 +266,7 @@ impl Traffic {
                     _ => issued.next_seq,
                 };
                 issued.next_seq = issued.next_seq.max(seq.saturating_add(1));
-                let now_ms = (self.world.now_ns / 1_000_000) as i64;
+                let now_ms = (self.fixture.now_ns / 1_000_000) as i64;
                 let ts_ms = now_ms - late_ms - i64::from(issued.issued_at) * 1000;
                 token.header(seq, ts_ms as u32, &data)
             }
@@ -293,7 +293,7 @@ impl Traffic {
             None => SocketAddr::new(self.address(family), self.random.u16(1024..)),
         };
         let to = if key.id.slot() == 11 { strict_at(family) } else { family.twin_at(SERVICE) };
-        let now = (self.world.now_ns / SECOND_NS) as u32;
+        let now = (self.fixture.now_ns / SECOND_NS) as u32;
         let issued_at = now.saturating_add_signed([-20, -10, -1, 0, 0, 2, 3][self.random.usize(..7)]);
         let ttl = [50, 59, 60, 60, 61, 300, 3600, 3601][self.random.usize(..8)];
         let expires_at = match self.random.u8(..20) {

@@ -11,17 +11,17 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::Case,
-    fixture::{self, SERVICE_ID, SESSION, World},
+    fixture::{self, Fixture, SERVICE_ID, SESSION},
     packet::{self, Family, Packet, TAG_8021AD, TAG_8021Q, UdpChecksum},
     program::{Program, pin_to_cpu},
 };
 
-use super::{reply, translated, world};
+use super::{nat_fixture, reply, translated};
 
 /// A client's port, what its backend answers, and what the client gets of it.
-fn asked(program: &mut Program, world: &World, client: &Packet) -> Result<(u16, Packet, Packet)> {
-    let port = translated(program, "a client", world, client)?;
-    let (answer, to_client) = reply(world, client, port);
+fn asked(program: &mut Program, fixture: &Fixture, client: &Packet) -> Result<(u16, Packet, Packet)> {
+    let port = translated(program, "a client", fixture, client)?;
+    let (answer, to_client) = reply(fixture, client, port);
     Ok((port, answer, to_client))
 }
 
@@ -43,7 +43,7 @@ fn from_another_vlan() -> Result<()> {
         let untagged = Backend { tag_count: 0, tags: [Tag::default(); 2], ..in_vlan };
         let kept = fixture::backend_at(1, family);
         let (q, ad) = (TAG_8021Q, TAG_8021AD);
-        let ways: [(_, _, &[_]); 6] = [
+        let rows: [(_, _, &[_]); 6] = [
             (in_vlan, 0, &[(q, 12)]),
             (in_vlan, 1, &[(q, 12)]),
             (qinq, 0, &[(ad, 20), (q, 12)]),
@@ -51,15 +51,15 @@ fn from_another_vlan() -> Result<()> {
             (kept, 1, &[(ad, 100)]),
             (kept, 2, &[(ad, 100), (q, 101)]),
         ];
-        for (number, (backend, client_tags, right)) in (0..).zip(ways) {
-            let world = fixture::sending(FORWARD_NAT, FLAG_STRIP, backend);
+        for (number, (backend, client_tags, right)) in (0..).zip(rows) {
+            let fixture = fixture::sending(FORWARD_NAT, FLAG_STRIP, backend);
             let token = fixture::token_number(number);
             let client = Packet { from: packet::client(number as u16), ..Packet::with_token(&token) };
             let client = client.tagged(client_tags).over(family);
-            let (_, answer, to_client) = asked(&mut program, &world, &client)?;
+            let (_, answer, to_client) = asked(&mut program, &fixture, &client)?;
             let under = |tags: Vec<(u16, u16)>| Packet { tags, ..answer.clone() };
             let pass = |tags: Vec<(u16, u16)>| {
-                Case::answered("an answer", world.clone(), &under(tags), &to_client, Reason::Reply)
+                Case::answered("an answer", fixture.clone(), &under(tags), &to_client, Reason::Reply)
             };
             pass(right.to_vec()).check(&mut program)?;
             pass(right.iter().map(|(id, vlan)| (*id, vlan | 0xf000)).collect()).check(&mut program)?;
@@ -75,8 +75,8 @@ fn from_another_vlan() -> Result<()> {
                 wrong.push([&right[..at], &right[at + 1..]].concat());
             }
             for tags in wrong {
-                let name = format!("way {number}, an answer under {tags:x?}");
-                Case::not_ours(name, world.clone(), &under(tags)).check(&mut program)?;
+                let name = format!("row {number}, an answer under {tags:x?}");
+                Case::not_ours(name, fixture.clone(), &under(tags)).check(&mut program)?;
             }
         }
     }
@@ -88,7 +88,7 @@ fn from_another_vlan() -> Result<()> {
 fn of_a_backend_that_is_gone() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let there = world(FLAG_STRIP, family);
+        let there = nat_fixture(FLAG_STRIP, family);
         let client = Packet::default().over(family);
         let (port, answer, to_client) = asked(&mut program, &there, &client)?;
         let passes = Case::answered("an answer", there.clone(), &answer, &to_client, Reason::Reply);
@@ -97,8 +97,8 @@ fn of_a_backend_that_is_gone() -> Result<()> {
         let other = fixture::backend_at(2, family);
         let named = Backend { backend_id: 7, ..backend };
         let moved = Backend { address_be: other.address_be, ..backend };
-        let with = |backends: Vec<Backend>| World { backends, ..there.clone() };
-        for (name, world) in [
+        let with = |backends: Vec<Backend>| Fixture { backends, ..there.clone() };
+        for (name, fixture) in [
             ("no backend is left", with(vec![])),
             ("another is in its place", with(vec![other])),
             ("another has its address", with(vec![named])),
@@ -106,7 +106,7 @@ fn of_a_backend_that_is_gone() -> Result<()> {
             ("it has another port", with(vec![Backend { port_be: 9, ..backend }])),
             ("this node has another address", with(vec![Backend { source_be: other.source_be, ..backend }])),
         ] {
-            let refused = Case::refused(name, world.clone(), &answer, Reason::NoBackend);
+            let refused = Case::refused(name, fixture.clone(), &answer, Reason::NoBackend);
             refused.check(&mut program)?;
             // And each that follows.
             refused.check(&mut program)?;
@@ -114,12 +114,12 @@ fn of_a_backend_that_is_gone() -> Result<()> {
         }
         // Beside others, at another place among them.
         let last = with(vec![other, Backend { backend_id: 3, ..other }, backend]);
-        passes.clone().with_world(last).check(&mut program)?;
-        let without_service = World { services: vec![], ..there.clone() };
+        passes.clone().with_fixture(last).check(&mut program)?;
+        let without_service = Fixture { services: vec![], ..there.clone() };
         Case::not_ours("its service is gone", without_service, &answer).check(&mut program)?;
         let (at, service) = there.services[0];
-        let successor = World { services: vec![(at, Service { id: 43, ..service })], ..there.clone() };
-        let at_other_family = World { services: vec![there.services[1]], ..there.clone() };
+        let successor = Fixture { services: vec![(at, Service { id: 43, ..service })], ..there.clone() };
+        let at_other_family = Fixture { services: vec![there.services[1]], ..there.clone() };
         if family == Family::V4 {
             Case::not_ours("another service is in its place", successor, &answer).check(&mut program)?;
             Case::not_ours("its address is gone", at_other_family, &answer).check(&mut program)?;
@@ -135,15 +135,15 @@ fn of_a_backend_that_is_gone() -> Result<()> {
 fn every_publication_is_checked_against() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let there = world(FLAG_STRIP, family);
+        let there = nat_fixture(FLAG_STRIP, family);
         let client = Packet::default().over(family);
         let (_, answer, to_client) = asked(&mut program, &there, &client)?;
         let passes = Case::answered("an answer", there.clone(), &answer, &to_client, Reason::Reply);
         passes.check(&mut program)?;
-        let gone = World { backends: vec![fixture::backend_at(2, family)], ..there.clone() };
+        let gone = Fixture { backends: vec![fixture::backend_at(2, family)], ..there.clone() };
         // Nobody answers between the two.
         program.enter(&gone)?;
-        let gone_for_good = World { backends: vec![fixture::backend_at(3, family)], ..there.clone() };
+        let gone_for_good = Fixture { backends: vec![fixture::backend_at(3, family)], ..there.clone() };
         Case::refused("an answer", gone_for_good, &answer, Reason::NoBackend).check(&mut program)?;
         passes.check(&mut program)?;
     }
@@ -155,45 +155,45 @@ fn every_publication_is_checked_against() -> Result<()> {
 fn of_a_session_that_is_revoked() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let there = world(FLAG_STRIP, family);
+        let there = nat_fixture(FLAG_STRIP, family);
         let client = Packet::default().over(family);
         let nonce = u64::from_le_bytes(fixture::grant().nonce);
         let forever = there.now_ns + 3600 * SECOND_NS;
-        let revoking = |kind, of| World {
+        let revoking = |kind, of| Fixture {
             revocations: vec![(RevocationKey { service_id: SERVICE_ID, kind, of }, forever)],
             ..there.clone()
         };
-        let with_service = |change: &dyn Fn(&mut Service), mut world: World| {
-            world.services.iter_mut().for_each(|(_, service)| change(service));
-            world
+        let with_service = |change: &dyn Fn(&mut Service), mut fixture: Fixture| {
+            fixture.services.iter_mut().for_each(|(_, service)| change(service));
+            fixture
         };
         let issued_at = fixture::grant().issued_at;
         let before =
             |second| with_service(&|service: &mut Service| service.revoked_before = second, there.clone());
         let (_, answer, to_client) = asked(&mut program, &there, &client)?;
         let passes = Case::answered("an answer", there.clone(), &answer, &to_client, Reason::Reply);
-        let ways = [
+        let rows = [
             ("the session", revoking(REVOKED_SESSION, SESSION)),
             ("its token", revoking(REVOKED_TOKEN, nonce)),
             ("all tokens of its age", before(issued_at + 1)),
         ];
-        for (name, world) in ways {
+        for (name, fixture) in rows {
             passes.check(&mut program)?;
-            let refused = Case::refused(name, world.clone(), &answer, Reason::Revoked);
+            let refused = Case::refused(name, fixture.clone(), &answer, Reason::Revoked);
             refused.check(&mut program)?;
             refused.check(&mut program)?;
-            Case::refused(name, world.clone(), &client, Reason::Revoked).check(&mut program)?;
+            Case::refused(name, fixture.clone(), &client, Reason::Revoked).check(&mut program)?;
             // Where its datagrams are delivered all the same, so are their answers.
-            let observing = with_service(&|service| service.flags |= FLAG_OBSERVE, world);
-            passes.clone().with_world(observing).check(&mut program)?;
+            let observing = with_service(&|service| service.flags |= FLAG_OBSERVE, fixture);
+            passes.clone().with_fixture(observing).check(&mut program)?;
         }
-        for (name, world) in [
+        for (name, fixture) in [
             ("another session", revoking(REVOKED_SESSION, SESSION + 1)),
             ("another token", revoking(REVOKED_TOKEN, nonce + 1)),
             ("a session of the token's number", revoking(REVOKED_SESSION, nonce)),
             ("all that is older", before(issued_at)),
         ] {
-            passes.clone().named(name).with_world(world).check(&mut program)?;
+            passes.clone().named(name).with_fixture(fixture).check(&mut program)?;
         }
     }
     Ok(())
@@ -213,7 +213,7 @@ fn in_fragments() -> Result<()> {
             if family == Family::V6 && checksum == UdpChecksum::None {
                 continue;
             }
-            let world = world(FLAG_STRIP, family);
+            let fixture = nat_fixture(FLAG_STRIP, family);
             let client = Packet::default().tagged(tags).over(family);
             program
                 .translations()?
@@ -221,7 +221,7 @@ fn in_fragments() -> Result<()> {
                 .collect::<Result<Vec<_>, _>>()?
                 .iter()
                 .try_for_each(|key| program.translations()?.remove(key).context("a translation"))?;
-            let (_, answer, to_client) = asked(&mut program, &world, &client)?;
+            let (_, answer, to_client) = asked(&mut program, &fixture, &client)?;
             let whole = |packet: Packet| Packet {
                 payload: (0..len).map(|byte| byte as u8).collect(),
                 udp_checksum: checksum,
@@ -233,15 +233,18 @@ fn in_fragments() -> Result<()> {
             ensure!(fragments.len() > 1);
             for (number, (fragment, expected)) in fragments.iter().enumerate() {
                 let name = format!("{family}, {len} bytes, fragment {number}");
-                Case::answered(name, world.clone(), fragment, expected, Reason::Reply).check(&mut program)?;
+                Case::answered(name, fixture.clone(), fragment, expected, Reason::Reply)
+                    .check(&mut program)?;
             }
             // The later ones in another order, and once more.
             for (fragment, expected) in fragments[1..].iter().rev() {
                 let name = format!("{family}, {len} bytes, backwards");
-                Case::answered(name, world.clone(), fragment, expected, Reason::Reply).check(&mut program)?;
+                Case::answered(name, fixture.clone(), fragment, expected, Reason::Reply)
+                    .check(&mut program)?;
             }
             let last = Packet { ttl: 1, ..fragments[1].0.clone() };
-            Case::refused("with hop limit 1", world.clone(), &last, Reason::HopLimit).check(&mut program)?;
+            Case::refused("with hop limit 1", fixture.clone(), &last, Reason::HopLimit)
+                .check(&mut program)?;
         }
     }
     Ok(())
@@ -254,9 +257,9 @@ fn fragments_of_others() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
         let jiffies = program.jiffies()?;
-        let at = |tenths: u64| World {
+        let at = |tenths: u64| Fixture {
             tick_ns: 1000 * SECOND_NS / jiffies + 1 + tenths,
-            ..world(FLAG_STRIP, family)
+            ..nat_fixture(FLAG_STRIP, family)
         };
         let there = at(0);
         let client = Packet::default().over(family);
@@ -284,12 +287,12 @@ fn fragments_of_others() -> Result<()> {
         later.check(&mut program)?;
         let forever = there.now_ns + 3600 * SECOND_NS;
         let key = RevocationKey { service_id: SERVICE_ID, kind: REVOKED_SESSION, of: SESSION };
-        let revoking = World { revocations: vec![(key, forever)], ..there.clone() };
+        let revoking = Fixture { revocations: vec![(key, forever)], ..there.clone() };
         for fragment in &fragments[..2] {
             Case::refused("of a revoked session", revoking.clone(), fragment, Reason::Revoked)
                 .check(&mut program)?;
         }
-        let gone = World { backends: vec![fixture::backend_at(2, family)], ..there.clone() };
+        let gone = Fixture { backends: vec![fixture::backend_at(2, family)], ..there.clone() };
         for fragment in &fragments[..2] {
             Case::refused("of a backend that is gone", gone.clone(), fragment, Reason::NoBackend)
                 .check(&mut program)?;
@@ -306,16 +309,16 @@ fn fragments_of_others() -> Result<()> {
 #[test]
 fn ipv6_fragment_headers() -> Result<()> {
     let mut program = Program::load()?;
-    let world = world(FLAG_STRIP, Family::V6);
+    let fixture = nat_fixture(FLAG_STRIP, Family::V6);
     let client = Packet::default().over(Family::V6);
-    let (_, answer, to_client) = asked(&mut program, &world, &client)?;
+    let (_, answer, to_client) = asked(&mut program, &fixture, &client)?;
     let atomic = |packet: &Packet| Packet {
         extensions: vec![(packet::FRAGMENT_HEADER, packet::fragment_header(0, 0x77))],
         ..packet.clone()
     };
-    Case::answered("an atomic one", world.clone(), &atomic(&answer), &atomic(&to_client), Reason::Reply)
+    Case::answered("an atomic one", fixture.clone(), &atomic(&answer), &atomic(&to_client), Reason::Reply)
         .check(&mut program)?;
     let mut behind = atomic(&answer);
     behind.extensions.insert(0, (60, vec![0; 8]));
-    Case::not_ours("behind options", world, &behind).check(&mut program)
+    Case::not_ours("behind options", fixture, &behind).check(&mut program)
 }

@@ -6,12 +6,12 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::{live::SECOND_NS, reason::Reason, service::FLAG_STRIP};
 use lb_tests::model::{
     case::Case,
-    fixture::World,
+    fixture::Fixture,
     packet::{self, Family, Icmp, Packet, TAG_8021Q},
     program::{Program, pin_to_cpu},
 };
 
-use super::{found, reply, translated, with_cookie, world};
+use super::{found, nat_fixture, reply, translated, with_cookie};
 
 /// What left for the backend, and an error about it as the client is to get it.
 struct Left {
@@ -38,10 +38,10 @@ fn about(packet: &Packet) -> Packet {
     Packet { from: no_port(packet.to), to: no_port(packet.from), ..error }
 }
 
-fn left(program: &mut Program, world: &World, client: Packet) -> Result<Left> {
-    let port = translated(program, "a client", world, &client)?;
-    let (answer, _) = reply(world, &client, port);
-    let (_, translation) = found(program, world, client.from)?.context("a translation")?;
+fn left(program: &mut Program, fixture: &Fixture, client: Packet) -> Result<Left> {
+    let port = translated(program, "a client", fixture, &client)?;
+    let (answer, _) = reply(fixture, &client, port);
+    let (_, translation) = found(program, fixture, client.from)?.context("a translation")?;
     let sent = client.clone().stripped().hop();
     let datagram =
         with_cookie(Packet { from: answer.to, to: answer.from, ..sent.clone() }, translation.cookie);
@@ -61,24 +61,24 @@ fn what_left_must_be_quoted() -> Result<()> {
     pin_to_cpu(0)?;
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let world = world(FLAG_STRIP, family);
+        let fixture = nat_fixture(FLAG_STRIP, family);
         let bits = if family == Family::V4 { 16 } else { 20 };
         for bit in 0..bits {
             program.renew()?;
-            let left = left(&mut program, &world, Packet::default().over(family))?;
+            let left = left(&mut program, &fixture, Packet::default().over(family))?;
             let told = Case::answered(
                 "right",
-                world.clone(),
+                fixture.clone(),
                 &about(&left.datagram),
                 &left.to_client,
                 Reason::IcmpError,
             );
             told.check(&mut program)?;
             let forged = with_cookie(left.datagram.clone(), left.cookie ^ 1 << bit);
-            Case::not_ours(format!("bit {bit}"), world.clone(), &about(&forged)).check(&mut program)?;
+            Case::not_ours(format!("bit {bit}"), fixture.clone(), &about(&forged)).check(&mut program)?;
             told.check(&mut program)?;
             let elsewhere = Packet { tags: vec![(TAG_8021Q, 5)], ..about(&left.datagram) };
-            Case::not_ours("another VLAN", world.clone(), &elsewhere).check(&mut program)?;
+            Case::not_ours("another VLAN", fixture.clone(), &elsewhere).check(&mut program)?;
             told.check(&mut program)?;
         }
     }
@@ -89,11 +89,11 @@ fn what_left_must_be_quoted() -> Result<()> {
 #[test]
 fn cookies_differ() -> Result<()> {
     let mut program = Program::load()?;
-    let world = world(FLAG_STRIP, Family::V4);
+    let fixture = nat_fixture(FLAG_STRIP, Family::V4);
     let mut cookies = std::collections::BTreeSet::new();
     for _ in 0..20 {
         program.renew()?;
-        cookies.insert(left(&mut program, &world, Packet::default())?.cookie);
+        cookies.insert(left(&mut program, &fixture, Packet::default())?.cookie);
     }
     ensure!(cookies.len() > 18, "{cookies:x?}");
     Ok(())
@@ -107,11 +107,14 @@ fn guesses_are_rationed() -> Result<()> {
     for family in Family::BOTH {
         program.renew()?;
         let jiffies = program.jiffies()?;
-        let at = |step| World { tick_ns: 1000 * SECOND_NS / jiffies + 1 + step, ..world(FLAG_STRIP, family) };
+        let at = |step| Fixture {
+            tick_ns: 1000 * SECOND_NS / jiffies + 1 + step,
+            ..nat_fixture(FLAG_STRIP, family)
+        };
         let left = left(&mut program, &at(0), Packet::default().over(family))?;
-        let told = |world| {
+        let told = |fixture| {
             let (about, to_client) = (about(&left.datagram), &left.to_client);
-            Case::answered("a right one", world, &about, to_client, Reason::IcmpError)
+            Case::answered("a right one", fixture, &about, to_client, Reason::IcmpError)
         };
         let forged = |guess: u32| about(&with_cookie(left.datagram.clone(), left.cookie ^ guess));
         // A tenth of a second's worth at once; the clock all but stands meanwhile.
@@ -132,12 +135,12 @@ fn guesses_are_rationed() -> Result<()> {
 #[test]
 fn what_may_be_fragmented_has_no_errors() -> Result<()> {
     let mut program = Program::load()?;
-    let world = world(FLAG_STRIP, Family::V4);
+    let fixture = nat_fixture(FLAG_STRIP, Family::V4);
     for fragment in [0, packet::DONT_FRAGMENT | packet::MORE_FRAGMENTS] {
-        let left = left(&mut program, &world, Packet { fragment: 0, ..Packet::default() })?;
+        let left = left(&mut program, &fixture, Packet { fragment: 0, ..Packet::default() })?;
         ensure!(left.datagram.id == left.client.id, "its identification is another");
         let quoted = Packet { fragment, id: left.cookie as u16, ..left.datagram };
-        Case::not_ours(format!("{fragment:04x}"), world.clone(), &about(&quoted)).check(&mut program)?;
+        Case::not_ours(format!("{fragment:04x}"), fixture.clone(), &about(&quoted)).check(&mut program)?;
     }
     Ok(())
 }

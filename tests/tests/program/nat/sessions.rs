@@ -14,13 +14,13 @@ use lb_common::{
 };
 use lb_tests::model::{
     case::Case,
-    fixture::{self, SESSION, World},
+    fixture::{self, Fixture, SESSION},
     packet::{self, Family, Packet},
     program::{Program, Verdict, at_scale, small},
 };
 use tollgate::datapath::Options;
 
-use super::{key, reply, translated, world};
+use super::{key, nat_fixture, reply, translated};
 
 /// Room for as many clients as an attacker has source ports.
 fn program(nat_ports_per_session: u32) -> Result<Program> {
@@ -53,8 +53,8 @@ fn from_every_port(program: &Program, packet: &Packet, mut host: impl FnMut(u16)
 fn a_session_has_so_many_ports() -> Result<()> {
     for (family, limit) in Family::BOTH.into_iter().zip([PER_SESSION_DEFAULT, 3]) {
         let mut program = program(limit)?;
-        let world = world(FLAG_STRIP, family);
-        program.enter(&world)?;
+        let fixture = nat_fixture(FLAG_STRIP, family);
+        program.enter(&fixture)?;
         let packet = Packet::default().over(family);
         from_every_port(&program, &packet, |_| packet.from.ip())?;
         let of_session = Owner::session(fixture::SERVICE_ID, SESSION);
@@ -74,8 +74,8 @@ fn a_session_has_so_many_ports() -> Result<()> {
 fn a_source_that_is_observed_has_so_many_ports() -> Result<()> {
     for family in Family::BOTH {
         let mut program = program(PER_SESSION_DEFAULT)?;
-        let world = world(FLAG_OBSERVE, family);
-        program.enter(&world)?;
+        let fixture = nat_fixture(FLAG_OBSERVE, family);
+        program.enter(&fixture)?;
         let packet = Packet::with_payload(b"no token".to_vec()).over(family);
         from_every_port(&program, &packet, |port| match packet.from.ip() {
             IpAddr::V6(address) => IpAddr::V6((u128::from(address) ^ u128::from(port)).into()),
@@ -102,24 +102,24 @@ fn a_source_that_is_observed_has_so_many_ports() -> Result<()> {
 fn the_oldest_is_reused() -> Result<()> {
     for family in Family::BOTH {
         let mut program = program(PER_SESSION_DEFAULT)?;
-        let world = world(FLAG_STRIP, family);
-        program.enter(&world)?;
-        let now = program.start_clock(world.now_ns)?;
+        let fixture = nat_fixture(FLAG_STRIP, family);
+        program.enter(&fixture)?;
+        let now = program.start_clock(fixture.now_ns)?;
         let client = |number| Packet { from: packet::client(number), ..Packet::default() }.over(family);
         let mut ports = Vec::new();
         for number in 0..PER_SESSION_DEFAULT as u16 {
-            let (port, mut entry) = run(&program, &world, &client(number))?;
+            let (port, mut entry) = run(&program, &fixture, &client(number))?;
             // The fourth is the oldest, then the one after it, and so on around.
             entry.used_at_ns = now - SECOND_NS * (10 - u64::from((number + 5) % 8));
-            program.translations()?.insert(key(&world, port), entry, 0)?;
+            program.translations()?.insert(key(&fixture, port), entry, 0)?;
             ports.push(port);
         }
         for (number, oldest) in (100..103).zip([3, 4, 5]) {
-            let (port, _) = run(&program, &world, &client(number))?;
+            let (port, _) = run(&program, &fixture, &client(number))?;
             ensure!(port == ports[oldest], "{port} where {} was the oldest of {ports:?}", ports[oldest]);
         }
         for number in [6, 7, 0, 1, 2] {
-            let (port, _) = run(&program, &world, &client(number as u16))?;
+            let (port, _) = run(&program, &fixture, &client(number as u16))?;
             ensure!(port == ports[number], "client {number} has moved from {} to {port}", ports[number]);
         }
     }
@@ -127,9 +127,9 @@ fn the_oldest_is_reused() -> Result<()> {
 }
 
 /// Runs the program on a datagram, which must leave; returns its client's port and translation.
-fn run(program: &Program, world: &World, packet: &Packet) -> Result<(u16, lb_common::nat::Translation)> {
+fn run(program: &Program, fixture: &Fixture, packet: &Packet) -> Result<(u16, lb_common::nat::Translation)> {
     ensure!(program.run(&packet.bytes())?.verdict == Verdict::Transmit);
-    let found = super::found(program, world, packet.from)?;
+    let found = super::found(program, fixture, packet.from)?;
     found.ok_or_else(|| anyhow::anyhow!("{} has no translation", packet.from))
 }
 
@@ -139,14 +139,14 @@ fn the_last_port_is_shared_within_a_session() -> Result<()> {
     let one_port = Ports { first: 40_000, last: 40_000 };
     let mut program = Program::load_with(&Options { nat_ports: Some(one_port), ..small() })?;
     for family in Family::BOTH {
-        let world = world(FLAG_STRIP, family);
-        program.enter(&world)?;
+        let fixture = nat_fixture(FLAG_STRIP, family);
+        program.enter(&fixture)?;
         for number in 0..3 {
             let packet = Packet { from: packet::client(number), ..Packet::default() }.over(family);
-            ensure!(run(&program, &world, &packet)?.0 == one_port.first);
+            ensure!(run(&program, &fixture, &packet)?.0 == one_port.first);
         }
         let other = Packet::with_token(&fixture::token_number(1)).over(family);
-        Case::refused("another session", world, &other, Reason::NatPorts).check(&mut program)?;
+        Case::refused("another session", fixture, &other, Reason::NatPorts).check(&mut program)?;
     }
     Ok(())
 }
@@ -157,15 +157,15 @@ fn what_is_used_lasts() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
         let jiffies = program.jiffies()?;
-        let at = |seconds: u64| World {
+        let at = |seconds: u64| Fixture {
             // A tick that is longer by a nanosecond is four seconds and some of the kernel's clock.
             tick_ns: (seconds + 1000) * SECOND_NS / jiffies + 1,
-            ..world(FLAG_STRIP, family)
+            ..nat_fixture(FLAG_STRIP, family)
         };
         let client = Packet::default().over(family);
         let port = translated(&mut program, "the first datagram", &at(0), &client)?;
         let (answer, to_client) = reply(&at(0), &client, port);
-        let answered = |world| Case::answered("an answer", world, &answer, &to_client, Reason::Reply);
+        let answered = |fixture| Case::answered("an answer", fixture, &answer, &to_client, Reason::Reply);
         for seconds in [200, 400, 600, 800] {
             let name = format!("a datagram after {seconds} s");
             ensure!(translated(&mut program, &name, &at(seconds), &client)? == port, "{name}");
@@ -182,12 +182,12 @@ fn what_is_used_lasts() -> Result<()> {
 fn a_renewed_token_keeps_its_port() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let world = world(FLAG_STRIP, family);
+        let fixture = nat_fixture(FLAG_STRIP, family);
         let client = Packet::default().over(family);
-        let port = translated(&mut program, "a token", &world, &client)?;
+        let port = translated(&mut program, "a token", &fixture, &client)?;
         let grant = lb_common::token::mint::Grant { nonce: *b"another!", ..fixture::grant() };
         let renewed = Packet::with_token(&fixture::key().bearer(&grant)).over(family);
-        ensure!(translated(&mut program, "another of its session", &world, &renewed)? == port);
+        ensure!(translated(&mut program, "another of its session", &fixture, &renewed)? == port);
     }
     Ok(())
 }

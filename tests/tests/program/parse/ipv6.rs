@@ -3,7 +3,7 @@
 use lb_common::reason::Reason;
 use lb_tests::model::{
     case::Case,
-    fixture::{self, World},
+    fixture::{self, Fixture},
     packet::{FRAGMENT_HEADER, Family, Icmp, Packet, Transport, UdpChecksum, fragment_header},
 };
 
@@ -42,7 +42,7 @@ fn to_53(packet: Packet) -> Packet {
 
 /// Extension headers before what is no service's.
 pub fn not_ours() -> Vec<Case> {
-    let pass = |name: &str, packet: Packet| Case::not_ours(name, World::default(), &packet);
+    let pass = |name: &str, packet: Packet| Case::not_ours(name, Fixture::default(), &packet);
     let hop_by_hop = || with(vec![options(HOP_BY_HOP, 1)]);
     let protocol = |protocol| Packet { protocol: Some(protocol), ..hop_by_hop() };
     let listener_report = Icmp { kind: 143, code: 0, rest: [0, 0, 0, 1] };
@@ -69,7 +69,7 @@ pub fn not_ours() -> Vec<Case> {
 
 /// What no service takes.
 pub fn refused() -> Vec<Case> {
-    let drop = |name: &str, packet: Packet, reason| Case::refused(name, World::default(), &packet, reason);
+    let drop = |name: &str, packet: Packet, reason| Case::refused(name, Fixture::default(), &packet, reason);
     let unsupported = |name: &str, packet| drop(name, packet, Reason::Unsupported);
     let fragment = |name: &str, packet| drop(name, packet, Reason::Fragment);
     let later = |of| (FRAGMENT_HEADER, [&[of], &fragment_header(8, 77)[1..]].concat());
@@ -121,5 +121,5 @@ fn a_mapped_address_is_not_the_services() -> anyhow::Result<()> {
     let std::net::IpAddr::V4(v4) = fixture::SERVICE.ip() else { anyhow::bail!("an IPv4 service") };
     let to = std::net::SocketAddr::new(v4.to_ipv6_mapped().into(), fixture::SERVICE.port());
     let packet = Packet { to, ..Packet::default().over(Family::V6) };
-    crate::check_each(&[Case::not_ours("v4-mapped", World::default(), &packet)])
+    crate::check_each(&[Case::not_ours("v4-mapped", Fixture::default(), &packet)])
 }
