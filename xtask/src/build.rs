@@ -44,6 +44,7 @@ pub fn run(needs: &Needs) -> Result<Built> {
     let bpf = setup::run(needs)?;
     log::say(format_args!("build: the XDP program, with {bpf}"));
     command::run_aside(bpf_cargo(&bpf, "build")?.arg("--release"))?;
+    command::run_aside(replay_cargo(&bpf, "build")?.arg("--release"))?;
     let object = command::target().join("bpf/bpfel-unknown-none/release/tollgate-xdp");
     ensure!(object.is_file(), "cargo built no {}", object.display());
 
@@ -95,26 +96,34 @@ impl Built {
     }
 }
 
-/// Cargo for `lb-ebpf` and the core library below it, in a target directory of its own so that host builds and these
-/// do not undo each other.
+/// Cargo for `lb-ebpf` and the core library below it, in a target directory of its own: host builds and BPF builds would
+/// otherwise undo each other.
 pub fn bpf_cargo(toolchain: &Toolchain, subcommand: &str) -> Result<Command> {
     bpf_cargo_into(toolchain, subcommand, &command::target().join("bpf"))
 }
 
 /// [`bpf_cargo`] with this target directory.
 pub fn bpf_cargo_into(toolchain: &Toolchain, subcommand: &str, target: &Path) -> Result<Command> {
+    cargo_for_bpf(toolchain, subcommand, ["--package", "lb-ebpf"], target)
+}
+
+/// Cargo for the XDP programs of benchmark and load test, into the directory of the XDP program.
+pub fn replay_cargo(toolchain: &Toolchain, subcommand: &str) -> Result<Command> {
+    let package = ["--manifest-path", "tests/replay/Cargo.toml"];
+    cargo_for_bpf(toolchain, subcommand, package, &command::target().join("bpf"))
+}
+
+fn cargo_for_bpf(
+    toolchain: &Toolchain,
+    subcommand: &str,
+    package: [&str; 2],
+    target: &Path,
+) -> Result<Command> {
     let mut cargo = command::command(&toolchain.cargo);
     cargo
         .arg(subcommand)
-        .args([
-            "--package",
-            "lb-ebpf",
-            "--target",
-            "bpfel-unknown-none",
-            "-Z",
-            "build-std=core",
-            "--target-dir",
-        ])
+        .args(package)
+        .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"])
         .arg(target)
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTDOC", toolchain.program("rustdoc"))

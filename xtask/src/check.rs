@@ -28,11 +28,13 @@ pub fn run(verbose: bool) -> Result<()> {
     let mut report = Report::new(verbose);
     let Some(bpf) = report.step("setup", || setup::run(&NEEDS)) else { return report.finish("checks") };
     let checks = [
-        ("formatting", formatting()),
+        ("formatting", formatting(&[])),
+        ("formatting, replay", formatting(&["--manifest-path", "tests/replay/Cargo.toml"])),
         ("clippy, host crates", host_clippy()),
-        ("clippy, lb-ebpf", bpf_clippy(&bpf)?),
+        ("clippy, lb-ebpf", bpf_clippy(&bpf, build::bpf_cargo(&bpf, "check")?)),
+        ("clippy, replay", bpf_clippy(&bpf, build::replay_cargo(&bpf, "check")?)),
         ("rustdoc, host crates", host_rustdoc()),
-        ("rustdoc, lb-ebpf", bpf_rustdoc(&bpf)?),
+        ("rustdoc, lb-ebpf", bpf_rustdoc(build::bpf_cargo(&bpf, "doc")?)),
     ];
     for (name, mut check) in checks {
         report.group(name, || {
@@ -43,9 +45,9 @@ pub fn run(verbose: bool) -> Result<()> {
     report.finish("checks")
 }
 
-fn formatting() -> Command {
+fn formatting(package: &[&str]) -> Command {
     let mut cargo = command::cargo("fmt");
-    cargo.args(["--all", "--check"]);
+    cargo.args(["--all", "--check"]).args(package);
     cargo
 }
 
@@ -64,21 +66,18 @@ fn host_rustdoc() -> Command {
     cargo
 }
 
-/// Clippy as it is meant to be called, but the one that belongs to the BPF toolchain's rustc and with the very flags
-/// of the build: for BPF there is no other core library than the one that is built on the way.
-fn bpf_clippy(bpf: &Toolchain) -> Result<Command> {
-    let mut cargo = build::bpf_cargo(bpf, "check")?;
-    cargo
+/// The clippy of the BPF toolchain's rustc, with the flags of the build: the only core library for BPF is the one that
+/// this build makes.
+fn bpf_clippy(bpf: &Toolchain, mut check: Command) -> Command {
+    check
         .env("RUSTC_WORKSPACE_WRAPPER", bpf.program("clippy-driver"))
         // What `cargo clippy -- --deny warnings` hands to the driver.
         .env("CLIPPY_ARGS", "--deny__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__");
-    Ok(cargo)
+    check
 }
 
-fn bpf_rustdoc(bpf: &Toolchain) -> Result<Command> {
-    let mut cargo = build::bpf_cargo(bpf, "doc")?;
-    cargo
-        .args(["--no-deps", "--document-private-items"])
+fn bpf_rustdoc(mut doc: Command) -> Command {
+    doc.args(["--no-deps", "--document-private-items"])
         .env("CARGO_ENCODED_RUSTDOCFLAGS", "--deny\u{1f}warnings");
-    Ok(cargo)
+    doc
 }

@@ -6,7 +6,7 @@
 //! each sample the counters must say that every single packet took the way the row names.
 //!
 //! **Rows that need more than one packet.** A repeated packet is always the same one, and once rewritten it is another.
-//! For these rows a small program comes first (lb-ebpf/src/bin/replay.rs): it puts the next of a table of tokens into
+//! For these rows a small program comes first (tests/replay/src/main.rs): it puts the next of a table of tokens into
 //! the frame, gives a changed frame its length and its headers back, and becomes the program under test by a tail call.
 //! The same with a program under test that does nothing is these rows' empty program; where the frame changes its
 //! length, so it does there, once per run. Tables are read from front to back and hold the tokens in random order, other

@@ -1,4 +1,4 @@
-//! The programs of lb-ebpf/src/bin/replay.rs, which put another packet before the program under test at every run.
+//! The programs of tests/replay/src/main.rs, which put another packet before the program under test at every run.
 
 use std::ops::Range;
 

@@ -41,7 +41,7 @@ pub const TOKENS: u32 = 4096;
 /// By how much the clock of proofs is ahead: within the five seconds that are forgiven, and so for longer.
 const AHEAD_MS: u32 = 3000;
 
-/// Source of a flood's frames, by which the empty program knows them (lb-ebpf/src/bin/replay.rs).
+/// Source of a flood's frames, by which the empty program knows them (tests/replay/src/main.rs).
 const FLOOD_MAC: [u8; 6] = [0x02, 0, 0xf1, 0x00, 0x0d, 0x5b];
 
 impl Junk {

@@ -1,4 +1,5 @@
-//! For benchmarks alone: the kernel's test runs repeat one packet, and these programs make each of them another.
+//! XDP programs for benchmark and load test: the kernel's test runs repeat one packet, and these programs replace its
+//! token at every run.
 //!
 //! Each run puts the next token of a table into its frame and then becomes the program under test by a tail call, or
 //! sends the frame. What they cost is measured with a program under test that does nothing.
