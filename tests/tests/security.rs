@@ -26,7 +26,9 @@ fn every_attack_has_its_test() {
             let path = file.strip_prefix("unit/").map_or_else(|| tests.join(&file), |file| units.join(file));
             let text = std::fs::read_to_string(&path)
                 .unwrap_or_else(|error| panic!("{}: {error}, for:\n{row}", path.display()));
-            let declared = text.contains(&format!("fn {test}("));
+            // A function, or a row of `case_groups`.
+            let declared =
+                [format!("fn {test}("), format!("    {test}: \"")].iter().any(|it| text.contains(it));
             assert!(declared, "there is no test {name}, for:\n{row}");
         }
     }

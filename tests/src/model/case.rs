@@ -119,12 +119,9 @@ impl Case {
         self.before.iter().chain([self])
     }
 
-    /// The same over this family: see [`Packet::over`].
-    ///
-    /// # Panics
-    /// If it was made of a frame, not of packets.
+    /// The same over this family: see [`Packet::over`]. A case that was made of a frame stays as it is.
     pub fn over(mut self, family: Family) -> Self {
-        let (packet, out) = self.packets.expect("a case made of packets");
+        let Some((packet, out)) = self.packets else { return self };
         let (packet, out) = (packet.over(family), out.over(family));
         self.frame = packet.bytes();
         self.expected.outcome.frame = out.bytes();
@@ -163,9 +160,13 @@ impl Case {
     }
 }
 
-/// Each case over both families.
-pub fn both(cases: &[Case]) -> Vec<Case> {
-    Family::BOTH.iter().flat_map(|family| cases.iter().map(|case| case.clone().over(*family))).collect()
+/// The cases of both families: `of` makes those of one. Cases that it makes of IPv4 packets for both are put over the
+/// family.
+pub fn both(of: impl Fn(Family) -> Vec<Case>) -> Vec<Case> {
+    Family::BOTH
+        .into_iter()
+        .flat_map(|family| of(family).into_iter().map(move |case| case.over(family)))
+        .collect()
 }
 
 /// [`Case::check`] of each, one after the other; counters are read once, around all of them.

@@ -20,26 +20,13 @@ use lb_tests::model::{
 };
 
 use crate::{
-    matrix::Subject,
+    matrix::case_groups,
     proof::{self, TS, forwarded, refused},
 };
 
-#[test]
-fn splices() -> Result<()> {
-    crate::check_each(&both(&splice_cases()))
-}
-
-#[test]
-fn keys_of_others() -> Result<()> {
-    crate::check_each(&both(&key_cases()))
-}
-
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![
-        Subject::new("Tokens put together from others", "attacks::splices", both(&splice_cases())),
-        Subject::new("Keys of others", "attacks::keys_of_others", both(&key_cases())),
-    ]
+case_groups! {
+    splices: "Tokens put together from others" => both(|_| splice_cases());
+    keys_of_others: "Keys of others" => both(|_| key_cases());
 }
 
 fn valid_bearer() -> Packet {

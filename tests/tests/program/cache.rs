@@ -19,7 +19,7 @@ use lb_tests::model::{
 use tollgate::datapath::Options;
 
 use crate::{
-    matrix::Subject,
+    matrix::case_groups,
     proof::{self, TS},
 };
 
@@ -221,10 +221,9 @@ fn a_full_cache_forgets() -> Result<()> {
     Ok(())
 }
 
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    let test = "cache::the_budget_is_each_cpus";
-    vec![Subject::new("The first packet of a token", test, vec![budget_case()])]
+case_groups! {
+    /// The clock stands still: the HMAC that the burst allows is the only one. Tokens in the cache still pass.
+    the_budget_is_each_cpus: "The first packet of a token" => vec![budget_case()], checked by beside_a_cached_token;
 }
 
 /// A CPU without budget.
@@ -233,15 +232,13 @@ fn budget_case() -> Case {
     Case::refused("no HMACs left", Fixture::default(), &packet, Reason::HmacBudget)
 }
 
-/// The clock stands still, so the one HMAC that the burst allows is all there is. Tokens that are remembered go on.
-#[test]
-fn the_budget_is_each_cpus() -> Result<()> {
+fn beside_a_cached_token(refused: &[Case]) -> Result<()> {
     pin_to_cpu(0)?;
     let mut program = Program::load_with(&Options { hmac_cost_ns: BURST_NS, ..small() })?;
     let first = forwarded(&fixture::token_number(1), 1);
     for _ in 0..3 {
         first.check(&mut program)?;
-        budget_case().check(&mut program)?;
+        check_all(&mut program, refused)?;
     }
     assert_eq!(program.hmacs()?, 1);
     Ok(())

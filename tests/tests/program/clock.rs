@@ -13,7 +13,7 @@ use lb_tests::model::{
 use tollgate::datapath::Options;
 
 use crate::{
-    matrix::Subject,
+    matrix::case_groups,
     proof::{self, TS, forwarded, refused},
 };
 
@@ -105,14 +105,8 @@ fn a_daemon_that_is_gone() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn confirmation() -> Result<()> {
-    crate::check_each(&both(&cases()))
-}
-
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![Subject::new("A clock that nobody confirms", "clock::confirmation", both(&cases()))]
+case_groups! {
+    confirmation: "A clock that nobody confirms" => both(|_| cases());
 }
 
 fn cases() -> Vec<Case> {

@@ -17,7 +17,7 @@ use lb_tests::model::{
     program::Program,
 };
 
-use crate::matrix::Subject;
+use crate::matrix::{Subject, case_groups};
 
 #[test]
 fn strip() -> Result<()> {
@@ -31,27 +31,14 @@ fn as_it_is() -> Result<()> {
     crate::check_each(&datagrams_with_checksums(&cases))
 }
 
-#[test]
-fn local() -> Result<()> {
-    crate::check_each(&both(&local_cases()))
-}
-
-#[test]
-fn backends() -> Result<()> {
-    crate::check_each(&both(&backend_cases()))
-}
-
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![
-        Subject::new("Which backend", "delivery::backends", both(&backend_cases())),
-        Subject::new("To this host's own stack", "delivery::local", both(&local_cases())),
-    ]
+case_groups! {
+    backends: "Which backend" => both(|_| backend_cases());
+    local: "To this host's own stack" => both(|_| local_cases());
 }
 
 /// The cases of this module that a reason of its own belongs to.
 pub fn cases() -> Vec<Case> {
-    both(&[backend_cases(), local_cases()].concat())
+    subjects().into_iter().flat_map(Subject::into_cases).collect()
 }
 
 /// Valid packets that differ in what delivery may spoil.
@@ -82,7 +69,7 @@ fn forms() -> Vec<(String, Packet)> {
 /// Over both families, where there may be such a datagram: over IPv6 it has a checksum.
 fn datagrams_with_checksums(cases: &[Case]) -> Vec<Case> {
     let valid = |case: &Case| case.family() == Some(Family::V4) || !case.name.contains("no UDP checksum");
-    both(cases).into_iter().filter(valid).collect()
+    both(|_| cases.to_vec()).into_iter().filter(valid).collect()
 }
 
 fn without_strip() -> Fixture {
@@ -148,7 +135,7 @@ fn of_many_payloads(lengths: std::ops::Range<usize>, udp_checksum: UdpChecksum) 
             Case::sent(name, Fixture::default(), &packet, &sent, &backend, Reason::Forwarded)
         })
         .collect();
-    check_all(&mut Program::load()?, &both(&cases))
+    check_all(&mut Program::load()?, &both(|_| cases.clone()))
 }
 
 fn backend_cases() -> Vec<Case> {
@@ -218,7 +205,7 @@ fn sessions_spread() -> Result<()> {
             cases.iter().filter(|case| case.expected.backend == Some(fixture::backend(id).counter)).count();
         assert!(hits > 30, "backend {id} gets {hits} of 200 sessions");
     }
-    check_all(&mut Program::load()?, &both(&cases))
+    check_all(&mut Program::load()?, &both(|_| cases.clone()))
 }
 
 fn local_cases() -> Vec<Case> {

@@ -14,7 +14,7 @@ use lb_tests::model::{
     program::Program,
 };
 
-use crate::matrix::Subject;
+use crate::matrix::case_groups;
 
 /// Mode, its name, and the families of service and backend.
 pub const MODES: [(u8, &str, Family, Family); 8] = [
@@ -44,41 +44,12 @@ fn sent(name: impl Into<String>, fixture: Fixture, packet: &Packet) -> Case {
     Case::sent(name, fixture, packet, &sent, &backend, Reason::Forwarded)
 }
 
-#[test]
-fn checksums() -> Result<()> {
-    let checksums = checksum_cases();
-    assert_eq!(checksums.len(), 2 * (5 * 5 + 3 * 4));
-    crate::check_each(&checksums)
-}
-
-#[test]
-fn tags() -> Result<()> {
-    crate::check_each(&tag_cases())
-}
-
-#[test]
-fn refused() -> Result<()> {
-    crate::check_each(&refused_cases())
-}
-
-#[test]
-fn what_outer_headers_copy() -> Result<()> {
-    crate::check_each(&copied_cases())
-}
-
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![
-        Subject::new("Checksums, by forwarding mode", "forwarding::checksums", checksum_cases()),
-        Subject::new(
-            "Partial checksums, on an interface in generic mode",
-            "forwarding::partial_checksums_in_generic_mode",
-            generic_cases(),
-        ),
-        Subject::new("What outer headers copy", "forwarding::what_outer_headers_copy", copied_cases()),
-        Subject::new("VLAN tags and interfaces", "forwarding::tags", tag_cases()),
-        Subject::new("What no forwarding mode accepts", "forwarding::refused", refused_cases()),
-    ]
+case_groups! {
+    checksums: "Checksums, by forwarding mode" => checksum_cases();
+    partial_checksums_in_generic_mode: "Partial checksums, on an interface in generic mode" => generic_cases();
+    what_outer_headers_copy: "What outer headers copy" => copied_cases();
+    tags: "VLAN tags and interfaces" => tag_cases();
+    refused: "What no forwarding mode accepts" => refused_cases();
 }
 
 fn checksum_cases() -> Vec<Case> {
@@ -103,12 +74,8 @@ fn checksum_cases() -> Vec<Case> {
             cases.push(sent(format!("{AS_IF_PARTIAL}, {strip}: {mode}"), fixture, &packet));
         }
     }
+    assert_eq!(cases.len(), 2 * (5 * 5 + 3 * 4));
     cases
-}
-
-#[test]
-fn partial_checksums_in_generic_mode() -> Result<()> {
-    crate::check_each(&generic_cases())
 }
 
 /// What leaves the host is refused, in observe mode too; what stays has its checksum computed where it changes.

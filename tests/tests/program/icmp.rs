@@ -17,29 +17,16 @@ use lb_tests::model::{
 
 use crate::{
     forwarding::MODES,
-    matrix::Subject,
+    matrix::case_groups,
     proof::{self, TS},
 };
 
 /// A client that no datagram came from.
 const STRANGER: u16 = 77;
 
-#[test]
-fn tied_to_a_session() -> Result<()> {
-    crate::check_each(&tied_cases())
-}
-
-#[test]
-fn not_tied() -> Result<()> {
-    crate::check_each(&not_tied_cases())
-}
-
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![
-        Subject::new("ICMP errors that quote a session", "icmp::tied_to_a_session", tied_cases()),
-        Subject::new("ICMP messages that do not", "icmp::not_tied", not_tied_cases()),
-    ]
+case_groups! {
+    tied_to_a_session: "ICMP errors that quote a session" => tied_cases();
+    not_tied: "ICMP messages that do not" => not_tied_cases();
 }
 
 /// A fixture whose default client has sent a datagram of the default session.

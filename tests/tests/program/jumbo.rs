@@ -20,13 +20,12 @@ use lb_tests::model::{
 };
 
 use crate::{
-    matrix::Subject,
+    matrix::case_groups,
     proof::{self, TS, changed, forged, forwarded, refused},
 };
 
-#[test]
-fn whole() -> Result<()> {
-    crate::check_each(&cases())
+case_groups! {
+    whole: "Frames in several buffers" => cases();
 }
 
 /// Of what is for no service, only the first buffer is counted: asking for all would cost every frame a call.
@@ -103,11 +102,6 @@ fn check_cut(program: &mut Program, case: &Case, first: usize) -> Result<()> {
     Ok(())
 }
 
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![Subject::new("Frames in several buffers", "jumbo::whole", cases())]
-}
-
 fn data() -> Vec<u8> {
     std::iter::repeat(0..=250).flatten().take(8001).collect()
 }
@@ -120,13 +114,19 @@ fn cases() -> Vec<Case> {
     let packet = jumbo(&fixture::token().to_bytes());
     let proof = jumbo(&fixture::key().proof(&fixture::grant()).header(1, TS, &data()).to_bytes());
     assert!(packet.bytes().len() > FIRST_BUFFER_MAX);
-    let mut cases = both(&[
-        forwarded("a PROOF token, stripped", SESSION, &proof),
-        refused("a PROOF token, a wrong proof", &forged(&proof), Reason::BadProof),
-        refused("a PROOF token, another 16th byte behind it", &changed(&proof, LEN + 15), Reason::BadProof),
-        refused("a PROOF token, again", &proof, Reason::Replay)
-            .after(vec![forwarded("before", SESSION, &proof)]),
-    ]);
+    let mut cases = both(|_| {
+        vec![
+            forwarded("a PROOF token, stripped", SESSION, &proof),
+            refused("a PROOF token, a wrong proof", &forged(&proof), Reason::BadProof),
+            refused(
+                "a PROOF token, another 16th byte behind it",
+                &changed(&proof, LEN + 15),
+                Reason::BadProof,
+            ),
+            refused("a PROOF token, again", &proof, Reason::Replay)
+                .after(vec![forwarded("before", SESSION, &proof)]),
+        ]
+    });
     for (forward, mode) in [(FORWARD_L2, "l2"), (FORWARD_IPIP, "ipip"), (FORWARD_GUE, "gue")] {
         for (flags, strip) in [(FLAG_STRIP, "stripped"), (0, "unstripped")] {
             for (family, partial) in
@@ -148,16 +148,24 @@ fn cases() -> Vec<Case> {
     }
     let local = fixture::sending(FORWARD_LOCAL, FLAG_STRIP, fixture::backend(1));
     let delivered = packet.clone().stripped();
-    cases.extend(both(&[
-        Case::local("a valid token, stripped: local", local, &packet, &delivered, Reason::Forwarded),
-        Case::refused("no token", Fixture::default(), &jumbo(&[]), Reason::NoToken),
-        Case::refused(
-            "a length that is one more than the frame's",
-            Fixture::default(),
-            &one_more(packet),
-            Reason::Malformed,
-        ),
-    ]));
+    cases.extend(both(|_| {
+        vec![
+            Case::local(
+                "a valid token, stripped: local",
+                local.clone(),
+                &packet,
+                &delivered,
+                Reason::Forwarded,
+            ),
+            Case::refused("no token", Fixture::default(), &jumbo(&[]), Reason::NoToken),
+            Case::refused(
+                "a length that is one more than the frame's",
+                Fixture::default(),
+                &one_more(packet.clone()),
+                Reason::Malformed,
+            ),
+        ]
+    }));
     cases
 }
 

@@ -18,19 +18,14 @@ use lb_tests::model::{
 };
 
 use crate::{
-    matrix::Subject,
+    matrix::case_groups,
     observe::observed,
     proof::{TS, forged, forwarded, refused},
 };
 
-#[test]
-fn rates() -> Result<()> {
-    crate::check_each(&both(&rate_cases()))
-}
-
-#[test]
-fn sources() -> Result<()> {
-    crate::check_each(&source_cases())
+case_groups! {
+    rates: "How many packets a session may send" => both(|_| rate_cases());
+    sources: "Where a token may be used from" => source_cases();
 }
 
 /// The kernel's clock goes on, and with it what a session may send: so many at once, and so many a second.
@@ -116,14 +111,6 @@ fn rates_that_change() -> Result<()> {
         check_all(&mut program, &cases)?;
     }
     Ok(())
-}
-
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![
-        Subject::new("How many packets a session may send", "limits::rates", both(&rate_cases())),
-        Subject::new("Where a token may be used from", "limits::sources", source_cases()),
-    ]
 }
 
 /// The default services with limits.

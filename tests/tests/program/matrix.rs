@@ -6,21 +6,44 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::model::{case::Case, packet::Family, program::Verdict};
 
-/// Cases about one thing.
+/// Declares a module's groups of cases. A row is the name of a test, a heading of docs/matrix.md and the cases: it makes
+/// the test, and an entry of the module's `subjects()`. The test checks each case by itself, or by the function that the
+/// row names.
+macro_rules! case_groups {
+    ($($(#[$doc:meta])* $test:ident: $about:literal => $cases:expr $(, checked by $check:path)?;)+) => {
+        $(
+            $(#[$doc])*
+            #[test]
+            fn $test() -> anyhow::Result<()> {
+                case_groups!(@check $($check)?)(&$cases)
+            }
+        )+
+
+        /// The groups of cases of this module.
+        pub fn subjects() -> Vec<crate::matrix::Subject> {
+            vec![$(crate::matrix::Subject::new($about, concat!(module_path!(), "::", stringify!($test)), $cases)),+]
+        }
+    };
+    (@check) => { crate::check_each };
+    (@check $check:path) => { $check };
+}
+pub(crate) use case_groups;
+
+/// A group of cases.
 pub struct Subject {
     about: &'static str,
-    /// The test that runs them.
+    /// The path of the test that runs them, with the crate.
     test: &'static str,
     cases: Vec<Case>,
 }
 
 impl Subject {
-    /// With the name of the test that runs them.
+    /// [`case_groups`] calls it.
     pub const fn new(about: &'static str, test: &'static str, cases: Vec<Case>) -> Self {
         Self { about, test, cases }
     }
 
-    /// Its cases alone.
+    /// Its cases.
     pub fn into_cases(self) -> Vec<Case> {
         self.cases
     }
@@ -87,6 +110,7 @@ fn the_page_is_as_the_cases_are() -> Result<()> {
 fn page() -> Result<String> {
     let mut page = INTRODUCTION.to_owned();
     for Subject { about, test, cases } in subjects() {
+        let (_, test) = test.split_once("::").context("a test is in a module")?;
         write!(page, "\n## {about}\n\nTest: `{test}`.\n\n")?;
         let rows = rows(&cases);
         let by_mode = rows.iter().any(|row| !row.modes.is_empty());

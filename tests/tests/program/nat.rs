@@ -11,7 +11,7 @@ use lb_common::{
     service::{FLAG_STRIP, FORWARD_NAT},
 };
 use lb_tests::model::{
-    case::Case,
+    case::{Case, both},
     fixture::{self, Fixture, NAT_PORTS, OTHER_INTERFACE, SERVICE_INDEX, SESSION, address_be},
     forwarding,
     packet::{self, Family, Packet, UdpChecksum},
@@ -20,7 +20,7 @@ use lb_tests::model::{
 
 use tollgate::datapath::Options;
 
-use crate::{forwarding::FLAGS, matrix::Subject};
+use crate::{forwarding::FLAGS, matrix::case_groups};
 
 mod answers;
 mod forged;
@@ -147,64 +147,60 @@ fn translation(fixture: &Fixture, client: &Packet) -> Translation {
 /// A range in which every client has the same port, so that cases can name it.
 const ONE_PORT: Ports = Ports { first: 40_000, last: 40_000 };
 
-#[test]
-fn with_one_port() -> Result<()> {
+case_groups! {
+    with_one_port: "From a port of this node, and back" => both(one_port_cases), checked by check_with_one_port;
+}
+
+fn check_with_one_port(cases: &[Case]) -> Result<()> {
     let mut program = Program::load_with(&Options { nat_ports: Some(ONE_PORT), ..small() })?;
-    one_port_cases().iter().try_for_each(|case| case.check(&mut program))
+    cases.iter().try_for_each(|case| case.check(&mut program))
 }
 
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![Subject::new("From a port of this node, and back", "nat::with_one_port", one_port_cases())]
-}
-
-fn one_port_cases() -> Vec<Case> {
+fn one_port_cases(family: Family) -> Vec<Case> {
     let port = ONE_PORT.first;
     let mut cases = Vec::new();
-    for family in Family::BOTH {
-        for (flags, strip) in FLAGS {
-            for (checksum, udp_checksum) in checksums(family) {
-                for tags in 0..=2 {
-                    let packet = Packet { udp_checksum, ..Packet::default() }.tagged(tags).over(family);
-                    let fixture = nat_fixture(flags, family);
-                    let translation = translation(&fixture, &packet);
-                    let known = Fixture { translations: vec![(key(&fixture, port), translation)], ..fixture };
-                    let name = format!("a client's datagram, {checksum} UDP checksum, {tags} tags, {strip}");
-                    cases.push(sent(name, &known, &packet, port, translation.cookie));
-                    let (answer, to_client) = reply(&known, &packet, port);
-                    let answer = Packet { udp_checksum, ..answer };
-                    let to_client = Packet { udp_checksum, ..to_client }.completed();
-                    let name = format!("an answer to it, {checksum} UDP checksum, {tags} tags, {strip}");
-                    cases.push(Case::answered(name, known, &answer, &to_client, Reason::Reply));
-                }
+    for (flags, strip) in FLAGS {
+        for (checksum, udp_checksum) in checksums(family) {
+            for tags in 0..=2 {
+                let packet = Packet { udp_checksum, ..Packet::default() }.tagged(tags).over(family);
+                let fixture = nat_fixture(flags, family);
+                let translation = translation(&fixture, &packet);
+                let known = Fixture { translations: vec![(key(&fixture, port), translation)], ..fixture };
+                let name = format!("a client's datagram, {checksum} UDP checksum, {tags} tags, {strip}");
+                cases.push(sent(name, &known, &packet, port, translation.cookie));
+                let (answer, to_client) = reply(&known, &packet, port);
+                let answer = Packet { udp_checksum, ..answer };
+                let to_client = Packet { udp_checksum, ..to_client }.completed();
+                let name = format!("an answer to it, {checksum} UDP checksum, {tags} tags, {strip}");
+                cases.push(Case::answered(name, known, &answer, &to_client, Reason::Reply));
             }
         }
-        let fixture = nat_fixture(FLAG_STRIP, family);
-        let client = Packet::default().over(family);
-        let other = Packet { from: packet::client(1), ..Packet::default() }.over(family);
-        let owner = Owner::session(fixture::SERVICE_ID, 1);
-        let taken = (key(&fixture, port), Translation { owner, ..translation(&fixture, &other) });
-        let taken = Fixture { translations: vec![taken], ..fixture.clone() };
-        let (answer, _) = reply(&fixture, &client, port);
-        let last = Packet { ttl: 1, ..answer.clone() };
-        let known = (key(&fixture, port), translation(&fixture, &client));
-        let known = Fixture { translations: vec![known], ..fixture.clone() };
-        for (name, destination_mac) in [
-            ("an answer in a frame for another station", [2, 0, 0, 0, 0, 2]),
-            ("an answer in a frame for all stations", [0xff; 6]),
-        ] {
-            let misdirected = Packet { destination_mac, ..answer.clone() };
-            cases.push(Case::not_ours(name, known.clone(), &misdirected));
-        }
-        let fragmentable = Packet { fragment: 0, ..client.clone() };
-        let name = "a datagram that routers may fragment, which keeps its identification";
-        cases.push(sent(name, &known, &fragmentable, port, translation(&fixture, &client).cookie));
-        cases.extend([
-            Case::refused("a client for whom no port is left", taken.clone(), &client, Reason::NatPorts),
-            Case::refused("an answer with hop limit 1", taken, &last, Reason::HopLimit),
-            Case::not_ours("an answer to nobody", fixture, &answer),
-        ]);
     }
+    let fixture = nat_fixture(FLAG_STRIP, family);
+    let client = Packet::default().over(family);
+    let other = Packet { from: packet::client(1), ..Packet::default() }.over(family);
+    let owner = Owner::session(fixture::SERVICE_ID, 1);
+    let taken = (key(&fixture, port), Translation { owner, ..translation(&fixture, &other) });
+    let taken = Fixture { translations: vec![taken], ..fixture.clone() };
+    let (answer, _) = reply(&fixture, &client, port);
+    let last = Packet { ttl: 1, ..answer.clone() };
+    let known = (key(&fixture, port), translation(&fixture, &client));
+    let known = Fixture { translations: vec![known], ..fixture.clone() };
+    for (name, destination_mac) in [
+        ("an answer in a frame for another station", [2, 0, 0, 0, 0, 2]),
+        ("an answer in a frame for all stations", [0xff; 6]),
+    ] {
+        let misdirected = Packet { destination_mac, ..answer.clone() };
+        cases.push(Case::not_ours(name, known.clone(), &misdirected));
+    }
+    let fragmentable = Packet { fragment: 0, ..client.clone() };
+    let name = "a datagram that routers may fragment, which keeps its identification";
+    cases.push(sent(name, &known, &fragmentable, port, translation(&fixture, &client).cookie));
+    cases.extend([
+        Case::refused("a client for whom no port is left", taken.clone(), &client, Reason::NatPorts),
+        Case::refused("an answer with hop limit 1", taken, &last, Reason::HopLimit),
+        Case::not_ours("an answer to nobody", fixture, &answer),
+    ]);
     cases
 }
 

@@ -15,18 +15,21 @@ use lb_tests::model::{
     program::{Outcome, Program, Verdict},
 };
 
-use crate::matrix::Subject;
+use crate::matrix::{Subject, case_groups};
 
 /// Refused all the same: what cannot be read, and what cannot be delivered.
 const DROPPED: [Reason; 2] = [Reason::Malformed, Reason::NoBackend];
 
-/// Every refused case of the other modules, observed: its reason stays, and the packet goes to the backend of the
-/// client's address.
-#[test]
-fn what_enforce_drops_is_delivered_unstripped() -> Result<()> {
+case_groups! {
+    /// Every refused case of the other modules, observed: its reason stays, and the packet goes to the backend of the
+    /// client's address.
+    what_enforce_drops_is_delivered_unstripped: "The same in `mode = \"observe\"`" => observed_cases();
+}
+
+fn observed_cases() -> Vec<Case> {
     let cases: Vec<_> = refused().into_iter().map(observed).collect();
     assert!(cases.len() > 200, "only {} cases", cases.len());
-    crate::check_each(&cases)
+    cases
 }
 
 #[test]
@@ -39,13 +42,6 @@ fn locally_too() -> Result<()> {
         .map(|case| observed_with(case, &local))
         .collect();
     crate::check_each(&cases)
-}
-
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    let test = "observe::what_enforce_drops_is_delivered_unstripped";
-    let cases = refused().into_iter().map(observed).collect();
-    vec![Subject::new("The same in `mode = \"observe\"`", test, cases)]
 }
 
 /// What is refused, and what passes because what was refused before it has taken nothing.
@@ -182,7 +178,7 @@ fn valid_tokens_as_in_enforce() -> Result<()> {
     let stripped = packet.clone().stripped();
     let case =
         Case::sent("observed: a valid token", observing(), &packet, &stripped, &backend, Reason::Forwarded);
-    crate::check_each(&both(&[case]))
+    crate::check_each(&both(|_| vec![case.clone()]))
 }
 
 /// With nowhere to deliver to, what is refused is dropped, and counted for what kept it from its backend.

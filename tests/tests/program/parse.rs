@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use lb_common::{reason::Reason, service::Service};
 use lb_tests::model::{
-    case::Case,
+    case::{Case, both},
     fixture::{self, Fixture},
     packet::{
         ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, Family, Icmp, MORE_FRAGMENTS, Packet, TAG_8021AD, TAG_8021Q,
@@ -15,16 +15,11 @@ use lb_tests::model::{
     },
 };
 
-use crate::matrix::Subject;
+use crate::matrix::case_groups;
 
-#[test]
-fn not_ours_is_passed_on_untouched() -> Result<()> {
-    crate::check_each(&not_ours_cases())
-}
-
-#[test]
-fn what_cannot_be_read_is_dropped() -> Result<()> {
-    crate::check_each(&refused_cases())
+case_groups! {
+    not_ours_is_passed_on_untouched: "What is for no service" => not_ours_cases();
+    what_cannot_be_read_is_dropped: "What is for a service and cannot be read safely" => refused_cases();
 }
 
 /// Two services at one address: what shows its port is its service's, what does not is counted for the first by id.
@@ -198,27 +193,15 @@ fn with_port(port: u16) -> SocketAddr {
     SocketAddr::new(fixture::SERVICE.ip(), port)
 }
 
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![
-        Subject::new("What is for no service", "parse::not_ours_is_passed_on_untouched", not_ours_cases()),
-        Subject::new(
-            "What is for a service and cannot be read safely",
-            "parse::what_cannot_be_read_is_dropped",
-            refused_cases(),
-        ),
-    ]
-}
-
 /// The cases of this module.
 pub fn cases() -> Vec<Case> {
     [not_ours_cases(), refused_cases()].concat()
 }
 
 fn not_ours_cases() -> Vec<Case> {
-    [Family::BOTH.map(not_ours).concat(), ipv6::not_ours()].concat()
+    [both(not_ours), ipv6::not_ours()].concat()
 }
 
 fn refused_cases() -> Vec<Case> {
-    [Family::BOTH.map(refused).concat(), refused_ipv4(), ipv6::refused()].concat()
+    [both(refused), refused_ipv4(), ipv6::refused()].concat()
 }

@@ -20,29 +20,16 @@ use lb_tests::model::{
     program::Program,
 };
 
-use crate::matrix::Subject;
+use crate::matrix::case_groups;
 
 /// Milliseconds from when the default token was issued to the default moment.
 pub const TS: u32 = 10_000;
 
-#[test]
-fn proofs() -> Result<()> {
-    crate::check_each(&proof_cases())
-}
-
-#[test]
-fn payloads() -> Result<()> {
-    crate::check_each(&both(&payload_cases()))
-}
-
-#[test]
-fn freshness() -> Result<()> {
-    crate::check_each(&both(&freshness_cases()))
-}
-
-#[test]
-fn replays() -> Result<()> {
-    crate::check_each(&both(&replay_cases()))
+case_groups! {
+    proofs: "The proof of a packet" => [both(|_| proof_cases()), both(bound)].concat();
+    payloads: "What it covers of the payload" => both(|_| payload_cases());
+    freshness: "When it was made" => both(|_| freshness_cases());
+    replays: "Whether it has come before" => both(|_| replay_cases());
 }
 
 /// Numbers at random around the window: what passes is what was never seen and is not too old.
@@ -84,16 +71,6 @@ fn a_key_is_derived_once() -> Result<()> {
     }
     assert_eq!(program.remembered()?, 1);
     Ok(())
-}
-
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![
-        Subject::new("The proof of a packet", "proof::proofs", proof_cases()),
-        Subject::new("What it covers of the payload", "proof::payloads", both(&payload_cases())),
-        Subject::new("When it was made", "proof::freshness", both(&freshness_cases())),
-        Subject::new("Whether it has come before", "proof::replays", both(&replay_cases())),
-    ]
 }
 
 /// The default fixture, where PROOF tokens are accepted, too.
@@ -146,7 +123,7 @@ fn proof_cases() -> Vec<Case> {
     let longer = Packet { payload: [&packet.payload[..], &[0x5a]].concat(), ..packet.clone() };
     let shorter = Packet { payload: packet.payload[..LEN + 39].to_vec(), ..packet.clone() };
     let of_zeros = Packet { payload: [&with_data(b"").payload[..], &[0; 16]].concat(), ..packet.clone() };
-    let of_both = [
+    vec![
         good("a proof over 40 bytes", &packet),
         good("a proof over 1,300 bytes", &with_data(&[1; 1300])),
         bad("a flipped bit in the proof's first byte", &changed(&packet, 56)),
@@ -160,8 +137,7 @@ fn proof_cases() -> Vec<Case> {
         bad("a byte less behind it", &shorter),
         bad("zeros where it was made over none", &of_zeros),
         bad("a proof by the key of another session", &with_key_of_another),
-    ];
-    [both(&of_both), Family::BOTH.map(bound).concat()].concat()
+    ]
 }
 
 /// Payloads that end before, at and behind the ends of the two words that a proof covers, with and without what Ethernet

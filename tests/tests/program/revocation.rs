@@ -14,13 +14,12 @@ use lb_tests::model::{
 };
 
 use crate::{
-    matrix::Subject,
+    matrix::case_groups,
     proof::{self, TS, forged, forwarded},
 };
 
-#[test]
-fn by_name() -> Result<()> {
-    crate::check_each(&both(&cases()))
+case_groups! {
+    by_name: "What is revoked by name" => both(|_| cases());
 }
 
 /// What is remembered falls with the next packet, and rises with the next after the revocation has gone, for the price
@@ -86,11 +85,6 @@ fn a_full_list() -> Result<()> {
         forwarded("the first that is not on it", most, &of(most)).with_fixture(fixture.clone()),
     ];
     check_all(&mut program, &cases)
-}
-
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![Subject::new("What is revoked by name", "revocation::by_name", both(&cases()))]
 }
 
 /// For as long as any test.

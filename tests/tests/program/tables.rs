@@ -21,16 +21,10 @@ use lb_tests::model::{
 
 use tollgate::datapath::TableSet;
 
-use crate::{matrix::Subject, proof::forwarded};
+use crate::{matrix::case_groups, proof::forwarded};
 
-#[test]
-fn generations() -> Result<()> {
-    crate::check_each(&both(&cases()))
-}
-
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![Subject::new("Tables that change while a packet is handled", "tables::generations", both(&cases()))]
+case_groups! {
+    generations: "Tables that change while a packet is handled" => both(|_| cases());
 }
 
 /// While a generation is written, [`Live::begun`](lb_common::live::Live::begun) names it: from before the first write, and

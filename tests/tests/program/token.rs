@@ -20,26 +20,13 @@ use lb_tests::model::{
 };
 use tollgate::datapath::DatapathError;
 
-use crate::matrix::Subject;
+use crate::matrix::{Subject, case_groups};
 
-#[test]
-fn form() -> Result<()> {
-    crate::check_each(&both(&[no_token(), bad_header(), policy()].concat()))
-}
-
-#[test]
-fn keys() -> Result<()> {
-    crate::check_each(&both(&key_cases()))
-}
-
-#[test]
-fn time() -> Result<()> {
-    crate::check_each(&both(&time_cases()))
-}
-
-#[test]
-fn tags() -> Result<()> {
-    crate::check_each(&[tag_cases(), bindings()].concat())
+case_groups! {
+    form: "The form of a token" => form_cases();
+    keys: "Its key" => both(|_| key_cases());
+    time: "Its time" => both(|_| time_cases());
+    tags: "Its tags, and what it is bound to" => tag_cases();
 }
 
 /// A key's way through its slot, as the daemon writes it: on, off, and another generation in its place.
@@ -67,29 +54,17 @@ fn a_slot_through_generations() -> Result<()> {
     admitted(&of_next).check(&mut program)
 }
 
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    let form = [no_token(), bad_header(), policy()].concat();
-    vec![
-        Subject::new("The form of a token", "token::form", both(&form)),
-        Subject::new("Its key", "token::keys", both(&key_cases())),
-        Subject::new("Its time", "token::time", both(&time_cases())),
-        Subject::new("Its tags, and what it is bound to", "token::tags", [tag_cases(), bindings()].concat()),
-    ]
-}
-
 /// The cases of this module.
 pub fn cases() -> Vec<Case> {
-    let of_both = [no_token(), bad_header(), policy(), key_cases(), time_cases()].concat();
-    [both(&of_both), tag_cases(), bindings()].concat()
+    subjects().into_iter().flat_map(Subject::into_cases).collect()
+}
+
+fn form_cases() -> Vec<Case> {
+    both(|_| [no_token(), bad_header(), policy()].concat())
 }
 
 fn tag_cases() -> Vec<Case> {
-    both(&[bad_fast_tag(), full_check()].concat())
-}
-
-fn bindings() -> Vec<Case> {
-    Family::BOTH.map(bound).concat()
+    [both(|_| [bad_fast_tag(), full_check()].concat()), both(bound)].concat()
 }
 
 fn refused(name: &str, packet: &Packet, reason: Reason) -> Case {

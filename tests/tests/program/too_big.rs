@@ -19,32 +19,17 @@ use lb_tests::model::{
 
 use crate::{
     forwarding::{FLAGS, MODES},
-    matrix::Subject,
+    matrix::case_groups,
 };
 
 /// The longest packet that the way takes.
 const MTU: usize = 1300;
 
-#[test]
-fn clients_that_cannot_react() -> Result<()> {
-    crate::check_each(&silent_cases())
-}
-
-/// What this module's cases are about.
-pub fn subjects() -> Vec<Subject> {
-    vec![
-        Subject::new("What exceeds the MTU", "too_big::one_byte_more", answered_cases()),
-        Subject::new(
-            "The same from a client that cannot react",
-            "too_big::clients_that_cannot_react",
-            silent_cases(),
-        ),
-        Subject::new(
-            "The same from an address that is not one host's",
-            "too_big::senders_that_are_not_one_host",
-            sender_cases(),
-        ),
-    ]
+case_groups! {
+    /// One byte more than the MTU: the client is told.
+    one_byte_more: "What exceeds the MTU" => answered_cases();
+    clients_that_cannot_react: "The same from a client that cannot react" => silent_cases();
+    senders_that_are_not_one_host: "The same from an address that is not one host's" => sender_cases();
 }
 
 fn fixture(forward: u8, flags: u8, backend: Family) -> Fixture {
@@ -80,11 +65,6 @@ fn silent_cases() -> Vec<Case> {
         }
     }
     cases
-}
-
-#[test]
-fn senders_that_are_not_one_host() -> Result<()> {
-    crate::check_each(&sender_cases())
 }
 
 /// An answer to any of the first would go to many hosts or to none (RFC 1122 §3.2.2, RFC 4443 §2.4 (e.6)); the others
@@ -164,12 +144,6 @@ fn message(packet: &Packet, room: usize, quoted: usize) -> Packet {
         transport: Transport::Icmp(Icmp { kind, code, rest: [0, 0, high, low] }),
         ..Packet::with_payload(packet.ip_packet()[..quoted].to_vec())
     }
-}
-
-/// One byte more than fits the way: the client is told.
-#[test]
-fn one_byte_more() -> Result<()> {
-    crate::check_each(&answered_cases())
 }
 
 fn answered_cases() -> Vec<Case> {
