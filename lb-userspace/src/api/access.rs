@@ -17,19 +17,10 @@ use axum::{
 use tokio::net::UnixStream;
 use tracing::{Instrument as _, error_span};
 
-use super::messages::{BODY_MAX, Failure};
-use crate::config::{Config, Group};
-
-/// What somebody may ask for; what is greater includes the rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Access {
-    /// Nothing.
-    Nothing,
-    /// What changes nothing and tells no secrets.
-    Read,
-    /// Everything.
-    Change,
-}
+use crate::{
+    config::{Config, Group},
+    protocol::{Access, BODY_MAX, Failure},
+};
 
 /// Whom the daemon lets do what.
 #[derive(Clone, Debug)]
@@ -55,7 +46,7 @@ pub struct Peer {
 #[derive(Clone, Debug)]
 pub struct Caller {
     uid: u32,
-    access: Access,
+    access: Option<Access>,
     rules: Arc<Rules>,
 }
 
@@ -76,16 +67,16 @@ impl Rules {
         peer.uid == 0 || peer.uid == self.own_uid
     }
 
-    /// What somebody may ask for.
-    pub fn access(&self, peer: &Peer) -> Access {
+    /// The access of a peer; `None`: it may send no request.
+    pub fn access(&self, peer: &Peer) -> Option<Access> {
         let in_group =
             |group: &Option<Group>| group.as_ref().is_some_and(|group| peer.gids.contains(&group.gid));
         if self.is_own(peer) || in_group(&self.admin_group) {
-            Access::Change
+            Some(Access::Change)
         } else if in_group(&self.control_group) {
-            Access::Read
+            Some(Access::Read)
         } else {
-            Access::Nothing
+            None
         }
     }
 
@@ -95,7 +86,7 @@ impl Rules {
             Access::Change => {
                 ("changes something or tells secrets", vec![("admin_group", &self.admin_group)])
             }
-            Access::Read | Access::Nothing => (
+            Access::Read => (
                 "tells how this node does",
                 vec![("control_group", &self.control_group), ("admin_group", &self.admin_group)],
             ),
@@ -164,7 +155,7 @@ impl Caller {
     }
 
     async fn asks(&self, wanted: Access, request: Request, next: Next) -> Response {
-        if self.access >= wanted {
+        if self.access >= Some(wanted) {
             return next.run(request).await;
         }
         // Whoever is still sending when the answer comes may not see it.
@@ -200,14 +191,14 @@ mod tests {
         let open =
             Rules { control_group: group("readers", 10), admin_group: group("admins", 20), ..closed.clone() };
         for (rules, uid, gids, expected) in [
-            (&closed, 0, &[0][..], Access::Change),
-            (&closed, 900, &[900], Access::Change),
-            (&closed, 1000, &[0, 10, 20], Access::Nothing),
-            (&open, 1000, &[1000], Access::Nothing),
-            (&open, 1000, &[1000, 10], Access::Read),
-            (&open, 1000, &[1000, 20], Access::Change),
-            (&open, 1000, &[20, 10], Access::Change),
-            (&open, 0, &[0], Access::Change),
+            (&closed, 0, &[0][..], Some(Access::Change)),
+            (&closed, 900, &[900], Some(Access::Change)),
+            (&closed, 1000, &[0, 10, 20], None),
+            (&open, 1000, &[1000], None),
+            (&open, 1000, &[1000, 10], Some(Access::Read)),
+            (&open, 1000, &[1000, 20], Some(Access::Change)),
+            (&open, 1000, &[20, 10], Some(Access::Change)),
+            (&open, 0, &[0], Some(Access::Change)),
         ] {
             let peer = Peer { uid, gids: gids.to_vec() };
             assert_eq!(rules.access(&peer), expected, "{peer:?} {rules:?}");

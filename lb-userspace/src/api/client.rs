@@ -8,16 +8,15 @@ use std::{
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
-    Method, Request,
+    Method,
     body::Bytes,
     client::conn::http1,
     header::{CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
-use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
-use super::messages::{BODY_MAX, Failure};
+use crate::protocol::{BODY_MAX, Failure, Request};
 
 /// How long an answer is waited for: as long as the daemon gives itself for one.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -96,36 +95,19 @@ impl Client {
         Self { socket: socket.to_owned() }
     }
 
-    /// Asks for what `path` names.
+    /// Sends a request and waits for its answer.
     ///
     /// # Errors
     /// If no daemon answers, or it refuses.
-    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.request(Method::GET, path, Vec::new())
-    }
-
-    /// Sends a request.
-    ///
-    /// # Errors
-    /// If no daemon answers, or it refuses.
-    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
-        let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
+    pub fn ask<R: Request>(&self, request: &R) -> Result<R::Answer, ClientError> {
+        let Encoded { uri, body } = Encoded::new(request).map_err(|error| self.broken(error))?;
         if body.len() > BODY_MAX {
             return Err(ClientError::TooLarge { bytes: body.len() });
         }
-        self.request(Method::POST, path, body)
-    }
-
-    fn request<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Vec<u8>,
-    ) -> Result<T, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let (good, answer) =
-            runtime.map_err(|error| self.broken(error))?.block_on(self.send(method, path, body))?;
-        if good {
+        let (ok, answer) =
+            runtime.map_err(|error| self.broken(error))?.block_on(self.send(R::METHOD, &uri, body))?;
+        if ok {
             return serde_json::from_slice(&answer).map_err(|error| self.broken(error));
         }
         match serde_json::from_slice::<Failure>(&answer) {
@@ -134,40 +116,59 @@ impl Client {
         }
     }
 
-    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(bool, Bytes), ClientError> {
+    async fn send(&self, method: Method, uri: &str, body: Vec<u8>) -> Result<(bool, Bytes), ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
             io::ErrorKind::PermissionDenied => ClientError::Denied { path: self.socket.clone() },
             _ => ClientError::NoDaemon { path: self.socket.clone(), source },
         })?;
         let pid = stream.peer_cred().ok().and_then(|daemon| daemon.pid());
         let silent = |_| ClientError::Silent { path: self.socket.clone(), pid };
-        timeout(PATIENCE, self.ask(stream, method, path, body)).await.map_err(silent)?
+        timeout(PATIENCE, self.exchange(stream, method, uri, body)).await.map_err(silent)?
     }
 
-    async fn ask(
+    async fn exchange(
         &self,
         stream: UnixStream,
         method: Method,
-        path: &str,
+        uri: &str,
         body: Vec<u8>,
     ) -> Result<(bool, Bytes), ClientError> {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
         tokio::spawn(connection);
-        let request = Request::builder()
+        let request = hyper::Request::builder()
             .method(method)
-            .uri(path)
+            .uri(uri)
             .header(HOST, "tollgate")
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| self.broken(error))?;
         let answer = sender.send_request(request).await.map_err(|error| self.broken(error))?;
-        let good = answer.status().is_success();
+        let ok = answer.status().is_success();
         let body = answer.into_body().collect().await.map_err(|error| self.broken(error))?;
-        Ok((good, body.to_bytes()))
+        Ok((ok, body.to_bytes()))
     }
 
     fn broken(&self, cause: impl ToString) -> ClientError {
         ClientError::Broken { path: self.socket.clone(), cause: cause.to_string() }
+    }
+}
+
+/// A request as it is sent: a GET request has its fields in the query, a POST request in the body.
+pub(super) struct Encoded {
+    pub(super) uri: String,
+    pub(super) body: Vec<u8>,
+}
+
+impl Encoded {
+    pub(super) fn new<R: Request>(request: &R) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        if R::METHOD != Method::GET {
+            return Ok(Self { uri: R::PATH.to_owned(), body: serde_json::to_vec(request)? });
+        }
+        let uri = match serde_urlencoded::to_string(request)?.as_str() {
+            "" => R::PATH.to_owned(),
+            query => format!("{}?{query}", R::PATH),
+        };
+        Ok(Self { uri, body: Vec::new() })
     }
 }

@@ -15,8 +15,8 @@ use prometheus_client::{
 };
 
 use crate::{
-    api::messages::{BackendStatus, Count},
     control::MetricsReport,
+    protocol::{BackendStatus, Count},
 };
 
 /// A metric: one family of the page.

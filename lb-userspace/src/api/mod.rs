@@ -3,7 +3,6 @@
 pub mod access;
 pub mod client;
 pub mod listen;
-pub mod messages;
 mod metrics;
 pub mod serve;
 pub mod server;

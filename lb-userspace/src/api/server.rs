@@ -8,19 +8,22 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, header},
     middleware::from_fn,
     response::{IntoResponse, Response},
-    routing::{MethodRouter, get, post},
+    routing::{get, post},
 };
 use hyper::body::Body as _;
-use lb_common::keyslot::KeyId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::{Mutex, watch};
 
-use super::{
-    access::{self, Access},
-    messages::{BODY_MAX, ExportRequest, Failure, RevokeRequest, RotateRequest},
-    metrics,
+use super::{access, metrics};
+use crate::{
+    control::{Answers, Controller, Handle, Readiness, RequestError},
+    protocol::{
+        self, AcceptClock, Access, BODY_MAX, ExportKeys, Failure, GetClock, GetCounters, GetStatus,
+        ImportKeys, InspectToken, ListBackends, ListKeys, ListRevocations, ListServices, ListSessions,
+        MintToken, RevokeBefore, RevokeKey, RevokeSessions, RevokeToken, RotateKeys, UnrevokeSessions,
+        UnrevokeToken,
+    },
 };
-use crate::control::{Command, Handle, Readiness, Reply, RequestError};
 
 /// What the control socket answers.
 pub fn control(handle: Handle) -> Router {
@@ -40,14 +43,14 @@ pub fn control(handle: Handle) -> Router {
         .with_state(handle)
 }
 
-/// A route of the control socket, as it is declared.
+/// A route of the control socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// GET takes its input from the query, POST from the body, which is JSON.
     pub method: Method,
     /// Its path.
     pub path: &'static str,
-    /// What a caller must be allowed to do.
+    /// The access that a caller needs.
     pub access: Access,
 }
 
@@ -56,94 +59,65 @@ pub fn routes() -> Vec<Route> {
     Routes::all().declared
 }
 
-/// The routes that are declared so far.
+/// Routes, made from types of requests.
+#[derive(Default)]
 struct Routes {
     router: Router<Handle>,
     declared: Vec<Route>,
 }
 
 impl Routes {
+    /// All types of requests.
     fn all() -> Self {
-        let none = Self { router: Router::new(), declared: Vec::new() };
-        none.read("/v1/status", |(), reply| Command::Status(reply))
-            .read("/v1/counters", |of: OfService, reply| Command::Counters(of.service, reply))
-            .read("/v1/backends", |of: OfService, reply| Command::Backends(of.service, reply))
-            .read("/v1/keys", |(), reply| Command::Keys(reply))
-            .read("/v1/sessions", |of: SomeOfService, reply| Command::Sessions(of.service, of.limit, reply))
-            .read("/v1/sessions/revoked", |of: OfService, reply| Command::Revocations(of.service, reply))
-            .read("/v1/services", |(), reply| Command::Services(reply))
-            .read("/v1/clock", |(), reply| Command::Clock(reply))
-            .post("/v1/token/inspect", Access::Read, Command::Inspect)
-            .change("/v1/keys/rotate", |of: RotateRequest, reply| Command::Rotate(of.service, reply))
-            .change("/v1/keys/revoke", |of: RevokeRequest, reply| Command::Revoke(KeyId(of.key_id), reply))
-            .change("/v1/keys/export", |of: ExportRequest, reply| Command::Export(of.service, reply))
-            .change("/v1/keys/import", Command::Import)
-            .change("/v1/token/mint", Command::Mint)
-            .change("/v1/token/revoke", Command::RevokeToken)
-            .change("/v1/token/unrevoke", Command::UnrevokeToken)
-            .change("/v1/sessions/revoke", Command::RevokeSessions)
-            .change("/v1/sessions/unrevoke", Command::UnrevokeSessions)
-            .change("/v1/services/revoke-before", Command::RevokeBefore)
-            .change("/v1/clock/accept", |(), reply| Command::AcceptClock(reply))
+        Self::default()
+            .with::<GetStatus>()
+            .with::<GetCounters>()
+            .with::<ListBackends>()
+            .with::<ListKeys>()
+            .with::<ListSessions>()
+            .with::<ListRevocations>()
+            .with::<ListServices>()
+            .with::<GetClock>()
+            .with::<InspectToken>()
+            .with::<RotateKeys>()
+            .with::<RevokeKey>()
+            .with::<ExportKeys>()
+            .with::<ImportKeys>()
+            .with::<MintToken>()
+            .with::<RevokeToken>()
+            .with::<UnrevokeToken>()
+            .with::<RevokeSessions>()
+            .with::<UnrevokeSessions>()
+            .with::<RevokeBefore>()
+            .with::<AcceptClock>()
     }
 
-    /// Changes nothing and tells no secrets: also for the `control_group`. The query is the input.
-    fn read<I: Input, T: Output>(self, path: &'static str, command: fn(I, Reply<T>) -> Command) -> Self {
-        let handler = async move |State(to): State<Handle>, Parameters(input): Parameters<I>| {
-            json(to.ask(|reply| command(input, reply)).await)
+    fn with<R: protocol::Request>(mut self) -> Self
+    where
+        Controller: Answers<R>,
+    {
+        let handler = if R::METHOD == Method::GET {
+            get(async |State(handle): State<Handle>, Parameters(request): Parameters<R>| {
+                json(handle.ask(request).await)
+            })
+        } else {
+            post(async |State(handle): State<Handle>, Body(request): Body<R>| json(handle.ask(request).await))
         };
-        self.declare(Method::GET, path, Access::Read, get(handler))
-    }
-
-    /// Changes something or tells secrets: for root, the daemon's user and the `admin_group` alone.
-    fn change<I: Input, T: Output>(self, path: &'static str, command: fn(I, Reply<T>) -> Command) -> Self {
-        self.post(path, Access::Change, command)
-    }
-
-    /// The body is the input.
-    fn post<I: Input, T: Output>(
-        self,
-        path: &'static str,
-        access: Access,
-        command: fn(I, Reply<T>) -> Command,
-    ) -> Self {
-        let handler = async move |State(to): State<Handle>, Body(input): Body<I>| {
-            json(to.ask(|reply| command(input, reply)).await)
-        };
-        self.declare(Method::POST, path, access, post(handler))
-    }
-
-    fn declare(
-        mut self,
-        method: Method,
-        path: &'static str,
-        access: Access,
-        handler: MethodRouter<Handle>,
-    ) -> Self {
-        // Whoever may read comes to all routes, by the layer around them.
-        let handler = match access {
+        // `may_read` is the layer around all routes.
+        let handler = match R::ACCESS {
             Access::Read => handler,
-            Access::Nothing | Access::Change => handler.route_layer(from_fn(access::may_change)),
+            Access::Change => handler.route_layer(from_fn(access::may_change)),
         };
-        self.router = self.router.route(path, handler);
-        self.declared.push(Route { method, path, access });
+        self.router = self.router.route(R::PATH, handler);
+        self.declared.push(Route { method: R::METHOD, path: R::PATH, access: R::ACCESS });
         self
     }
 }
 
-/// What a request says. Types with fields refuse those that they do not know: a misspelt optional field would ask for
-/// something else than was meant. `()` says nothing.
-trait Input: DeserializeOwned + Send + 'static {}
-impl<I: DeserializeOwned + Send + 'static> Input for I {}
-
-/// What a request is answered with.
-trait Output: Serialize + Send + 'static {}
-impl<T: Serialize + Send + 'static> Output for T {}
-
 /// The input of a request without a body: its query.
 struct Parameters<I>(I);
 
-impl<S: Send + Sync, I: Input> FromRequest<S> for Parameters<I> {
+impl<S: Send + Sync, I: DeserializeOwned> FromRequest<S> for Parameters<I> {
     type Rejection = (StatusCode, Json<Failure>);
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
@@ -164,7 +138,7 @@ impl<S: Send + Sync, I: Input> FromRequest<S> for Parameters<I> {
 /// The input of a request without a query: its body, which is JSON, or empty where the request says nothing.
 struct Body<I>(I);
 
-impl<S: Send + Sync, I: Input> FromRequest<S> for Body<I> {
+impl<S: Send + Sync, I: DeserializeOwned> FromRequest<S> for Body<I> {
     type Rejection = (StatusCode, Json<Failure>);
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
@@ -192,19 +166,6 @@ impl<S: Send + Sync, I: Input> FromRequest<S> for Body<I> {
             Err(rejection) => Err((rejection.status(), failure(rejection.body_text()))),
         }
     }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct OfService {
-    service: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SomeOfService {
-    service: Option<String>,
-    limit: usize,
 }
 
 fn json<T: Serialize>(answer: Result<T, RequestError>) -> Response {
@@ -240,7 +201,7 @@ async fn scrape(State(to): State<Arc<Mutex<Handle>>>, headers: HeaderMap) -> Res
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = metrics::Format::accepted(accept);
     let to = to.lock().await;
-    let page = match to.ask(Command::Metrics).await {
+    let page = match to.metrics().await {
         Ok(report) => metrics::page(report, format),
         Err(error) => return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     };
@@ -281,8 +242,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::access::{Caller, Peer, Rules},
+        api::{
+            access::{Caller, Peer, Rules},
+            client::Encoded,
+        },
         config::Group,
+        keyring::Keyset,
+        protocol::{Request as _, TokenKind},
     };
 
     const READERS: u32 = 10;
@@ -297,7 +263,7 @@ mod tests {
             admin_group: group("admins", ADMINS),
         };
         let caller = Caller::new(&Arc::new(rules), &Peer { uid: 1000, gids: vec![gid] });
-        let (handle, mut commands) = Handle::new();
+        let (handle, mut requests) = Handle::new();
         let request = Request::builder()
             .method(method)
             .uri(uri)
@@ -309,7 +275,7 @@ mod tests {
         let (asked, response) = tokio::select! {
             response = &mut answer => (false, response.unwrap()),
             // Without an answer, which is an error of the daemon's.
-            Some(command) = commands.recv() => { drop(command); (true, answer.await.unwrap()) }
+            Some(asked) = requests.recv() => { drop(asked); (true, answer.await.unwrap()) }
         };
         let status = response.status();
         let body = axum::body::to_bytes(response.into_body(), BODY_MAX).await.unwrap();
@@ -317,43 +283,68 @@ mod tests {
         (asked, status, error.unwrap_or_default())
     }
 
-    /// The smallest input of each route that is understood: query or body.
-    fn understood(route: &Route) -> &'static str {
-        match route.path {
-            "/v1/sessions" => "limit=1",
-            "/v1/keys/rotate" => "{}",
-            "/v1/keys/revoke" => r#"{"key_id":1}"#,
-            "/v1/keys/export" => r#"{"service":"game"}"#,
-            "/v1/keys/import" => r#"{"service":"game","service_id":42,"keys":[]}"#,
-            "/v1/token/inspect" => r#"{"token":"54"}"#,
-            "/v1/token/mint" => {
-                r#"{"service":"game","session":"1","type":"bearer","ttl":300,"class":0,"backend":0}"#
-            }
-            "/v1/token/revoke" | "/v1/token/unrevoke" => r#"{"token":"54"}"#,
-            "/v1/sessions/revoke" | "/v1/sessions/unrevoke" => r#"{"service":"game","sessions":[1]}"#,
-            "/v1/services/revoke-before" => r#"{"service":"game"}"#,
-            _ => "",
-        }
+    /// A request: its route, and how it is sent.
+    struct Sent {
+        route: Route,
+        uri: String,
+        body: String,
     }
 
-    fn request(route: &Route, input: &str) -> (String, String) {
-        match route.method {
-            Method::GET if input.is_empty() => (route.path.to_owned(), String::new()),
-            Method::GET => (format!("{}?{input}", route.path), String::new()),
-            _ => (route.path.to_owned(), input.to_owned()),
-        }
+    fn sent<R: protocol::Request>(request: &R) -> Sent {
+        let Encoded { uri, body } = Encoded::new(request).unwrap();
+        let route = Route { method: R::METHOD, path: R::PATH, access: R::ACCESS };
+        Sent { route, uri, body: String::from_utf8(body).unwrap() }
+    }
+
+    /// A request of each type, as the client sends it.
+    fn requests() -> Vec<Sent> {
+        let service = || "game".to_owned();
+        let token = || "54".to_owned();
+        let keyset = Keyset { service: service(), service_id: 42, keys: Vec::new() };
+        let mint = MintToken {
+            service: service(),
+            session: 1,
+            kind: TokenKind::Bearer,
+            ttl: 300,
+            bind: None,
+            bind_len: None,
+            bind_port: None,
+            class: 0,
+            backend: 0,
+        };
+        vec![
+            sent(&GetStatus {}),
+            sent(&GetCounters { service: None }),
+            sent(&ListBackends { service: Some("a b&c".to_owned()) }),
+            sent(&ListKeys {}),
+            sent(&ListSessions { service: None, limit: 1 }),
+            sent(&ListRevocations { service: None }),
+            sent(&ListServices {}),
+            sent(&GetClock {}),
+            sent(&InspectToken { token: token(), from: None, from_port: None }),
+            sent(&RotateKeys { service: None }),
+            sent(&RevokeKey { key_id: 1 }),
+            sent(&ExportKeys { service: service() }),
+            sent(&ImportKeys(keyset)),
+            sent(&mint),
+            sent(&RevokeToken { token: token(), service: None }),
+            sent(&UnrevokeToken { token: token(), service: None }),
+            sent(&RevokeSessions { service: service(), sessions: vec![1], seconds: None }),
+            sent(&UnrevokeSessions { service: service(), sessions: vec![1] }),
+            sent(&RevokeBefore { service: service(), at: None }),
+            sent(&AcceptClock),
+        ]
     }
 
     #[tokio::test]
     async fn every_route_asks_for_its_access() {
-        let routes = routes();
-        assert!(routes.len() >= 20, "{} routes", routes.len());
-        for route in &routes {
-            let (uri, body) = request(route, understood(route));
-            for (gid, access) in [(1000, Access::Nothing), (READERS, Access::Read), (ADMINS, Access::Change)]
+        let requests = requests();
+        assert_eq!(requests.iter().map(|sent| sent.route.clone()).collect::<Vec<_>>(), routes());
+        for Sent { route, uri, body } in &requests {
+            for (gid, access) in [(1000, None), (READERS, Some(Access::Read)), (ADMINS, Some(Access::Change))]
             {
-                let (asked, status, error) = ask(gid, &route.method, &uri, &body).await;
-                let expected = match access >= route.access {
+                let (asked, status, error) = ask(gid, &route.method, uri, body).await;
+                let expected = match access >= Some(route.access) {
                     true => (true, StatusCode::SERVICE_UNAVAILABLE),
                     false => (false, StatusCode::FORBIDDEN),
                 };
@@ -365,36 +356,40 @@ mod tests {
     #[test]
     fn what_changes_something_or_tells_secrets_is_declared_so() {
         for Route { method, path, access } in routes() {
-            let reads = method == Method::GET || path == "/v1/token/inspect";
+            let reads = method == Method::GET || path == InspectToken::PATH;
             assert_eq!(access == Access::Read, reads, "{path}");
         }
     }
 
     #[tokio::test]
     async fn no_route_takes_what_it_does_not_know() {
-        for route in routes() {
-            let known = understood(&route);
+        for Sent { route, uri, body } in requests() {
+            let sign = if uri.contains('?') { '&' } else { '?' };
             let inputs = match route.method {
-                Method::GET => vec![format!("{known}&sevice=game"), "sevice".to_owned()],
+                Method::GET => {
+                    vec![
+                        (format!("{uri}{sign}sevice=game"), body),
+                        (format!("{}?sevice", route.path), String::new()),
+                    ]
+                }
                 _ => {
-                    let fields = known.trim_matches(['{', '}']);
+                    let fields = body.trim_start_matches("null").trim_matches(['{', '}']);
                     let comma = if fields.is_empty() { "" } else { "," };
-                    vec![format!(r#"{{{fields}{comma}"sevice":"game"}}"#), "[]".to_owned(), "7".to_owned()]
+                    let unknown = format!(r#"{{{fields}{comma}"sevice":"game"}}"#);
+                    [unknown, "[]".to_owned(), "7".to_owned()].map(|body| (uri.clone(), body)).into()
                 }
             };
-            for input in inputs {
-                let (uri, body) = request(&route, &input);
+            for (uri, body) in inputs {
                 let (asked, status, error) = ask(ADMINS, &route.method, &uri, &body).await;
-                assert!(!asked && status.is_client_error(), "{route:?} takes {input}");
-                assert!(!error.is_empty(), "{route:?} does not say what is wrong with {input}");
+                assert!(!asked && status.is_client_error(), "{route:?} takes {uri} {body}");
+                assert!(!error.is_empty(), "{route:?} does not say what is wrong with {uri} {body}");
             }
         }
     }
 
     #[tokio::test]
     async fn input_is_taken_from_one_place() {
-        for route in routes() {
-            let (uri, body) = request(&route, understood(&route));
+        for Sent { route, uri, body } in requests() {
             let (uri, body) = match route.method {
                 Method::GET => (uri, "{}".to_owned()),
                 _ => (format!("{uri}?service=game"), body),
@@ -408,7 +403,7 @@ mod tests {
     async fn an_empty_body_asks_for_nothing_that_has_fields() {
         for route in routes().iter().filter(|route| route.method == Method::POST) {
             let (asked, status, error) = ask(ADMINS, &route.method, route.path, "").await;
-            let without_fields = route.path == "/v1/clock/accept";
+            let without_fields = route.path == AcceptClock::PATH;
             assert_eq!(asked, without_fields, "{route:?}: {status} {error}");
         }
     }

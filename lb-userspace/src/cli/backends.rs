@@ -1,6 +1,6 @@
 //! `tollgate backends`.
 
-use tollgate::api::messages::BackendStatus;
+use tollgate::protocol::{BackendStatus, ListBackends};
 
 use super::{
     Global,
@@ -19,10 +19,9 @@ pub enum Backends {
 }
 
 /// Does it.
-pub fn run(global: &Global, command: &Backends) -> anyhow::Result<()> {
+pub fn run(global: &Global, command: Backends) -> anyhow::Result<()> {
     let Backends::List { service } = command;
-    let list: Vec<BackendStatus> =
-        global.client()?.get(&output::query("/v1/backends", service.as_deref()))?;
+    let list = global.client()?.ask(&ListBackends { service })?;
     output::print(global.output, &list, |list| table(list))
 }
 

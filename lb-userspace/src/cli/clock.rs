@@ -1,6 +1,6 @@
 //! `tollgate clock`.
 
-use tollgate::api::messages::{ClockAccepted, ClockStatus};
+use tollgate::protocol::{AcceptClock, ClockStatus, GetClock};
 
 use super::{
     Global,
@@ -19,11 +19,11 @@ pub fn run(global: &Global, command: Option<&Clock>) -> anyhow::Result<()> {
     let client = global.client()?;
     match command {
         None => {
-            let clock: ClockStatus = client.get("/v1/clock")?;
+            let clock = client.ask(&GetClock {})?;
             output::print(global.output, &clock, lines)
         }
         Some(Clock::Accept) => {
-            let accepted: ClockAccepted = client.post("/v1/clock/accept", &())?;
+            let accepted = client.ask(&AcceptClock)?;
             output::print(global.output, &accepted, |accepted| {
                 vec![
                     format!("the program's clock went back by {}", duration(accepted.seconds_back)),

@@ -1,6 +1,6 @@
 //! `tollgate counters`.
 
-use tollgate::api::messages::{Count, CounterReport};
+use tollgate::protocol::{Count, CounterReport, GetCounters};
 
 use super::{
     Global,
@@ -16,9 +16,8 @@ pub struct Args {
 }
 
 /// Prints what the program has counted.
-pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
-    let path = output::query("/v1/counters", args.service.as_deref());
-    let report: CounterReport = global.client()?.get(&path)?;
+pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
+    let report = global.client()?.ask(&GetCounters { service: args.service })?;
     output::print(global.output, &report, table)
 }
 

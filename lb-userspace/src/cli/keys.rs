@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use tollgate::{
-    api::messages::{ExportRequest, ImportReport, KeyStatus, RevokeRequest, Revoked, RotateRequest, Rotated},
     keyring::{KeyState, Keyset},
+    protocol::{ExportKeys, ImportKeys, ImportReport, ListKeys, RevokeKey, RotateKeys, Rotated},
 };
 
 use super::{
@@ -58,18 +58,18 @@ pub fn run(global: &Global, command: Keys) -> anyhow::Result<()> {
     let client = global.client()?;
     match command {
         Keys::List => {
-            let keys: Vec<KeyStatus> = client.get("/v1/keys")?;
+            let keys = client.ask(&ListKeys {})?;
             output::print(global.output, &keys, |keys| status::keys(keys))
         }
         Keys::Rotate { service, wait } => {
-            let mut rotated: Vec<Rotated> = client.post("/v1/keys/rotate", &RotateRequest { service })?;
+            let mut rotated = client.ask(&RotateKeys { service })?;
             if wait {
                 wait_for(global, &mut rotated)?;
             }
             output::print(global.output, &rotated, |rotated| rotations(rotated))
         }
         Keys::Revoke { key_id } => {
-            let revoked: Revoked = client.post("/v1/keys/revoke", &RevokeRequest { key_id })?;
+            let revoked = client.ask(&RevokeKey { key_id })?;
             output::print(global.output, &revoked, |revoked| {
                 let now = match revoked.active_key {
                     Some(id) => format!("key {id} signs now"),
@@ -83,12 +83,12 @@ pub fn run(global: &Global, command: Keys) -> anyhow::Result<()> {
             })
         }
         Keys::Export { service } => {
-            let keyset: Keyset = client.post("/v1/keys/export", &ExportRequest { service })?;
+            let keyset = client.ask(&ExportKeys { service })?;
             // The same for people: it is for `keys import`, `token mint --keyset` and issuers.
             output::print(output::Format::Json, &keyset, |_| Vec::new())
         }
         Keys::Import { file } => {
-            let report: ImportReport = client.post("/v1/keys/import", &read_keyset(&file)?)?;
+            let report = client.ask(&ImportKeys(read_keyset(&file)?))?;
             output::print(global.output, &report, |report| {
                 let ImportReport { added, known, skipped } = report;
                 vec![format!(
@@ -129,7 +129,7 @@ fn wait_for(global: &Global, rotated: &mut [Rotated]) -> anyhow::Result<()> {
             told = true;
         }
         std::thread::sleep(Duration::from_millis(100));
-        let keys: Vec<KeyStatus> = global.client()?.get("/v1/keys")?;
+        let keys = global.client()?.ask(&ListKeys {})?;
         for one in rotated.iter_mut() {
             if let Some(key) = keys.iter().find(|key| key.key_id == one.key_id) {
                 one.state = key.state;

@@ -61,20 +61,6 @@ pub fn columns(heads: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     std::iter::once(line(&heads)).chain(rows.iter().map(|row| line(row))).collect()
 }
 
-/// A path that asks for one service, or all.
-pub fn query(path: &str, service: Option<&str>) -> String {
-    let Some(service) = service else { return path.to_owned() };
-    let sign = if path.contains('?') { '&' } else { '?' };
-    let mut query = format!("{path}{sign}service=");
-    for byte in service.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => query.push(byte.into()),
-            _ => query.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    query
-}
-
 /// Seconds as people say them.
 pub fn duration(seconds: u64) -> String {
     humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string()

@@ -17,7 +17,7 @@ use tokio::{
 use tollgate::{
     api::{access::Rules, listen, serve, server},
     config::Config,
-    control::{Acceptance, Command, Controller, Handle, Readiness, desired},
+    control::{Acceptance, Controller, Handle, Readiness, desired},
     datapath::{
         Pins,
         preflight::{self, Verdict},
@@ -165,7 +165,7 @@ async fn daemon(
 /// Logs which interfaces the XDP program stays attached to without this process, and which it does not. `detach` is the
 /// command that removes it.
 async fn say_what_stays(handle: &Handle, detach: &str) {
-    let Ok(Ok(remaining)) = timeout(ANSWERS_UNDER_WAY, handle.ask(Command::Remaining)).await else {
+    let Ok(Ok(remaining)) = timeout(ANSWERS_UNDER_WAY, handle.remaining()).await else {
         warn!("the control loop does not answer: `ip link` shows where the XDP program stays attached");
         return;
     };

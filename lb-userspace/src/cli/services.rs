@@ -2,7 +2,7 @@
 
 use std::time::UNIX_EPOCH;
 
-use tollgate::api::messages::{RevokeBeforeRequest, RevokedBefore, ServiceStatus};
+use tollgate::protocol::{ListServices, RevokeBefore};
 
 use super::{Global, output, status};
 
@@ -26,12 +26,11 @@ pub fn run(global: &Global, command: Services) -> anyhow::Result<()> {
     let client = global.client()?;
     match command {
         Services::List => {
-            let list: Vec<ServiceStatus> = client.get("/v1/services")?;
+            let list = client.ask(&ListServices {})?;
             output::print(global.output, &list, |list| status::services(list))
         }
         Services::RevokeBefore { service, at } => {
-            let request = RevokeBeforeRequest { service, at };
-            let revoked: RevokedBefore = client.post("/v1/services/revoke-before", &request)?;
+            let revoked = client.ask(&RevokeBefore { service, at })?;
             output::print(global.output, &revoked, |revoked| {
                 let before = output::date(revoked.revoked_before.into());
                 vec![format!("what {} issued before {before} is refused, for good", revoked.service)]

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use tollgate::api::messages::{
-    RevocationStatus, RevokeSessionsRequest, SessionList, SessionStatus, TokenKind, UnrevokeSessionsRequest,
+use tollgate::protocol::{
+    ListRevocations, ListSessions, RevocationStatus, RevokeSessions, SessionList, SessionStatus, TokenKind,
+    UnrevokeSessions,
 };
 
 use super::{
@@ -54,24 +55,20 @@ pub fn run(global: &Global, command: Sessions) -> anyhow::Result<()> {
     let client = global.client()?;
     match command {
         Sessions::List { service, revoked: true, .. } => {
-            let path = output::query("/v1/sessions/revoked", service.as_deref());
-            let list: Vec<RevocationStatus> = client.get(&path)?;
+            let list = client.ask(&ListRevocations { service })?;
             output::print(global.output, &list, |list| revocations(list))
         }
         Sessions::List { service, limit, .. } => {
-            let path = output::query(&format!("/v1/sessions?limit={limit}"), service.as_deref());
-            let list: SessionList = client.get(&path)?;
+            let list = client.ask(&ListSessions { service, limit })?;
             output::print(global.output, &list, table)
         }
         Sessions::Revoke { sessions, service, duration } => {
             let seconds = duration.map(|duration| duration.as_secs());
-            let request = RevokeSessionsRequest { service, sessions, seconds };
-            let revoked: Vec<RevocationStatus> = client.post("/v1/sessions/revoke", &request)?;
+            let revoked = client.ask(&RevokeSessions { service, sessions, seconds })?;
             output::print(global.output, &revoked, |revoked| revocations(revoked))
         }
         Sessions::Unrevoke { sessions, service } => {
-            let request = UnrevokeSessionsRequest { service, sessions };
-            let lifted: Vec<RevocationStatus> = client.post("/v1/sessions/unrevoke", &request)?;
+            let lifted = client.ask(&UnrevokeSessions { service, sessions })?;
             output::print(global.output, &lifted, |lifted| no_longer(lifted))
         }
     }

@@ -1,6 +1,6 @@
 //! `tollgate status`.
 
-use tollgate::api::messages::{InterfaceStatus, KeyStatus, ServiceStatus, Status};
+use tollgate::protocol::{GetStatus, InterfaceStatus, KeyStatus, ServiceStatus, Status};
 
 use super::{
     Global, backends,
@@ -9,7 +9,7 @@ use super::{
 
 /// Prints what the daemon says of itself.
 pub fn run(global: &Global) -> anyhow::Result<()> {
-    let status: Status = global.client()?.get("/v1/status")?;
+    let status = global.client()?.ask(&GetStatus {})?;
     output::print(global.output, &status, table)
 }
 

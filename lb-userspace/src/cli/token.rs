@@ -9,12 +9,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use tollgate::{
-    api::{
-        client::ClientError,
-        messages::{MintRequest, Minted, RevocationStatus, RevokeTokenRequest, TokenKind},
-    },
+    api::client::ClientError,
     keyring::Keyset,
-    token::{self, InspectRequest, Inspection, KnownKey, Step, TokenError},
+    protocol::{InspectToken, Inspection, MintToken, Minted, RevokeToken, Step, TokenKind, UnrevokeToken},
+    token::{self, KnownKey, TokenError},
 };
 
 use super::{
@@ -100,18 +98,16 @@ pub fn run(global: &Global, command: Token) -> anyhow::Result<()> {
             output::print(global.output, &minted, mint_lines)
         }
         Token::Inspect { hex, keyset, from, from_port } => {
-            let request = InspectRequest { token: hex, from, from_port };
+            let request = InspectToken { token: hex, from, from_port };
             let inspection = inspection(global, &request, keyset)?;
             output::print(global.output, &inspection, inspection_lines)
         }
         Token::Revoke { hex, service } => {
-            let request = RevokeTokenRequest { token: hex, service };
-            let revoked: RevocationStatus = global.client()?.post("/v1/token/revoke", &request)?;
+            let revoked = global.client()?.ask(&RevokeToken { token: hex, service })?;
             output::print(global.output, &revoked, |revoked| sessions::revocations(slice::from_ref(revoked)))
         }
         Token::Unrevoke { hex, service } => {
-            let request = RevokeTokenRequest { token: hex, service };
-            let lifted: RevocationStatus = global.client()?.post("/v1/token/unrevoke", &request)?;
+            let lifted = global.client()?.ask(&UnrevokeToken { token: hex, service })?;
             output::print(global.output, &lifted, |lifted| sessions::no_longer(slice::from_ref(lifted)))
         }
     }
@@ -119,7 +115,7 @@ pub fn run(global: &Global, command: Token) -> anyhow::Result<()> {
 
 fn minted(global: &Global, mint: &Mint) -> anyhow::Result<Minted> {
     let (bind, bind_len) = mint.bind.unzip();
-    let request = MintRequest {
+    let request = MintToken {
         service: mint.service.clone(),
         session: mint.session,
         kind: mint.kind,
@@ -131,7 +127,7 @@ fn minted(global: &Global, mint: &Mint) -> anyhow::Result<Minted> {
         backend: mint.backend,
     };
     let Some(file) = &mint.keyset else {
-        return Ok(global.client()?.post("/v1/token/mint", &request)?);
+        return Ok(global.client()?.ask(&request)?);
     };
     let keyset = keys::read_keyset(file)?;
     if keyset.service != mint.service && keyset.service_id.to_string() != mint.service {
@@ -158,7 +154,7 @@ fn minted(global: &Global, mint: &Mint) -> anyhow::Result<Minted> {
 
 fn inspection(
     global: &Global,
-    request: &InspectRequest,
+    request: &InspectToken,
     keyset: Option<PathBuf>,
 ) -> anyhow::Result<Inspection> {
     if let Some(file) = keyset {
@@ -166,7 +162,7 @@ fn inspection(
         let keys: Vec<_> = keys.iter().map(|key| KnownKey::exported(service_id, key)).collect();
         return Ok(token::inspect(request, Some(&keys), &[], None, unix_now()?)?);
     }
-    match global.client()?.post("/v1/token/inspect", request) {
+    match global.client()?.ask(request) {
         // What needs no key can be seen without a daemon.
         Err(ClientError::NoDaemon { .. }) => Ok(token::inspect(request, None, &[], None, unix_now()?)?),
         answer => Ok(answer?),

@@ -2,14 +2,15 @@
 
 mod accept;
 mod addresses;
+mod answers;
 mod attachment;
 pub mod backends;
 mod clock;
-mod commands;
 pub mod desired;
 mod driver;
 mod error;
 mod exposure;
+mod handle;
 mod host;
 mod indices;
 mod keys;
@@ -21,10 +22,8 @@ mod netlink;
 mod network;
 mod readiness;
 mod redirects;
-mod report;
 mod request;
 mod revocations;
-mod sessions;
 mod sockets;
 mod stored;
 mod tables;
@@ -37,17 +36,17 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{Instrument as _, debug, info, warn};
+use tracing::{debug, info, warn};
 
+pub use answers::{Answers, MetricsReport};
 pub use attachment::Remaining;
-pub use commands::{Asked, Command, Handle, Reply, RequestError};
-pub use error::StartError;
+pub use error::{RequestError, StartError};
+pub use handle::{Asked, Handle};
 pub use host::{Checked, check_host};
 pub use lineage::{Acceptance, Mismatch, NoAcceptance, check_store};
 pub use macs::Accepted;
 pub use readiness::Readiness;
 pub use redirects::Redirects;
-pub use report::MetricsReport;
 
 use crate::{
     config::{Config, Forward, Service},
@@ -254,15 +253,15 @@ impl Controller {
     }
 
     /// Runs until nobody holds a [`Handle`] any more.
-    pub async fn run(mut self, mut commands: mpsc::Receiver<Asked>) {
+    pub async fn run(mut self, mut requests: mpsc::Receiver<Asked>) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let network = self.network.clone();
         loop {
             let again = Instant::now() + self.outcome.again_in.unwrap_or(EVERY);
             tokio::select! {
-                command = commands.recv() => match command {
-                    Some(Asked { command, span }) => self.answer(command).instrument(span).await,
+                asked = requests.recv() => match asked {
+                    Some(asked) => self.serve(asked).await,
                     None => return,
                 },
                 _ = ticks.tick() => self.round(true).await,

@@ -1,6 +1,6 @@
 //! What is in a token, and what the program would make of it, check by check.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use lb_common::{
     live::SECOND_NS,
@@ -10,81 +10,12 @@ use lb_common::{
     sha256::Scratch,
     token::{Claims, Header, Kind, Source, header, keys::DerivedKeys, tags},
 };
-use serde::{Deserialize, Serialize};
 
 use super::{KnownKey, TokenError};
-use crate::{api::messages::TokenKind, revocation::Revocations};
-
-/// A token to look at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InspectRequest {
-    /// The header, in hex.
-    pub token: String,
-    /// Where its packet came from: needed for the tags of a token that is bound to it.
-    pub from: Option<IpAddr>,
-    /// And from which port.
-    pub from_port: Option<u16>,
-}
-
-/// What is in a token.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Inspection {
-    /// What anybody can read; nothing where it is no token.
-    #[serde(flatten)]
-    pub header: Option<HeaderFields>,
-    /// The sealed claims, where a key opens them and the tags are right.
-    pub claims: Option<OpenClaims>,
-    /// Each check in the program's order, up to the first that fails.
-    pub steps: Vec<Step>,
-    /// `valid`, the reason it would be dropped, or `unchecked` where something could not be checked.
-    pub verdict: String,
-}
-
-/// What anybody can read in a token.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeaderFields {
-    /// `bearer` or `proof`.
-    #[serde(rename = "type")]
-    pub kind: TokenKind,
-    /// The key that signed it.
-    pub key_id: u32,
-    /// Unix seconds.
-    pub issued_at: u64,
-    /// Unix seconds.
-    pub expires_at: u64,
-    /// The nonce, in hex.
-    pub nonce: String,
-    /// Bits of the bound prefix; 0: not bound to an address.
-    pub bind_len: u8,
-    /// Whether it is bound to a port.
-    pub bind_port: bool,
-}
-
-/// The sealed claims.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OpenClaims {
-    /// The audience.
-    pub service_id: u32,
-    /// The session.
-    #[serde(with = "crate::api::messages::text")]
-    pub session_id: u64,
-    /// The rate class.
-    pub class: u8,
-    /// The backend it is pinned to; 0: none.
-    pub backend_id: u16,
-}
-
-/// One check.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
-    /// What was checked.
-    pub check: String,
-    /// `passed`, `skipped`, or the reason of the drop.
-    pub outcome: String,
-    /// What that means.
-    pub detail: String,
-}
+use crate::{
+    protocol::{HeaderFields, InspectToken, Inspection, OpenClaims, Step, TokenKind},
+    revocation::Revocations,
+};
 
 /// Looks into a token at unix second `now`, with the keys at hand and what is revoked, where that is known. Without a service of the key among `services`, its
 /// own rules are left out.
@@ -92,7 +23,7 @@ pub struct Step {
 /// # Errors
 /// If it is no hex.
 pub fn inspect(
-    request: &InspectRequest,
+    request: &InspectToken,
     keys: Option<&[KnownKey]>,
     services: &[Service],
     revocations: Option<&Revocations>,
@@ -145,7 +76,7 @@ fn fields(header: &Header) -> HeaderFields {
 /// The checks from the key on; what the key opens.
 fn check(
     header: &Header,
-    request: &InspectRequest,
+    request: &InspectToken,
     keys: &[KnownKey],
     services: &[Service],
     now: u64,
@@ -284,8 +215,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::messages::MintRequest,
         keyring::{ExportedKey, KeyState},
+        protocol::MintToken,
         token::mint,
     };
 
@@ -302,8 +233,8 @@ mod tests {
         KnownKey::exported(42, &key)
     }
 
-    fn request() -> MintRequest {
-        MintRequest {
+    fn request() -> MintToken {
+        MintToken {
             service: "game".to_owned(),
             session: u64::MAX,
             kind: TokenKind::Bearer,
@@ -321,7 +252,7 @@ mod tests {
     }
 
     fn look(token: &str, now: u64) -> Inspection {
-        let request = InspectRequest { token: token.to_owned(), from: None, from_port: None };
+        let request = InspectToken { token: token.to_owned(), from: None, from_port: None };
         inspect(&request, Some(&[key(KeyState::Active)]), &[service()], Some(&Revocations::default()), now)
             .unwrap()
     }
@@ -359,7 +290,7 @@ mod tests {
     #[test]
     fn what_is_revoked_is_shown() {
         let token = mint(&request(), &key(KeyState::Active), NOW).unwrap().header;
-        let request = InspectRequest { token, from: None, from_port: None };
+        let request = InspectToken { token, from: None, from_port: None };
         let mut revocations = Revocations::default();
         let revoked = RevocationKey { service_id: 42, kind: REVOKED_SESSION, of: u64::MAX };
         revocations.revoke(&[revoked], NOW + 10, NOW).unwrap();
@@ -372,11 +303,11 @@ mod tests {
 
     #[test]
     fn a_bound_token_needs_its_sender() {
-        let bound = MintRequest { bind: Some([192, 0, 2, 7].into()), bind_len: Some(24), ..request() };
+        let bound = MintToken { bind: Some([192, 0, 2, 7].into()), bind_len: Some(24), ..request() };
         let token = mint(&bound, &key(KeyState::Active), NOW).unwrap().header;
         assert_eq!(look(&token, NOW).verdict, "unchecked");
         for (from, verdict) in [([192, 0, 2, 99], "valid"), ([192, 0, 3, 7], "bad_fast_tag")] {
-            let request = InspectRequest { token: token.clone(), from: Some(from.into()), from_port: None };
+            let request = InspectToken { token: token.clone(), from: Some(from.into()), from_port: None };
             let none = Revocations::default();
             let keys = [key(KeyState::Retiring)];
             let found = inspect(&request, Some(&keys), &[service()], Some(&none), NOW).unwrap();
@@ -387,7 +318,7 @@ mod tests {
     #[test]
     fn without_a_key_the_fields_are_there() {
         let token = mint(&request(), &key(KeyState::Active), NOW).unwrap().header;
-        let request = InspectRequest { token, from: None, from_port: None };
+        let request = InspectToken { token, from: None, from_port: None };
         let found = inspect(&request, None, &[], None, NOW).unwrap();
         assert_eq!(found.verdict, "unchecked");
         assert_eq!(found.header.unwrap().issued_at, NOW);

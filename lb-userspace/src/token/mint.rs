@@ -8,15 +8,15 @@ use lb_common::token::{
 
 use super::{KnownKey, TokenError};
 use crate::{
-    api::messages::{MintRequest, Minted, TokenKind},
     config::{self, Bind},
+    protocol::{MintToken, Minted, TokenKind},
 };
 
 /// Checks a request against its service: no token is minted that would be dropped.
 ///
 /// # Errors
 /// With why it would be.
-pub fn allowed(request: &MintRequest, service: &config::Service) -> Result<(), TokenError> {
+pub fn allowed(request: &MintToken, service: &config::Service) -> Result<(), TokenError> {
     let max_ttl = service.max_ttl.as_secs();
     if request.ttl > max_ttl {
         return Err(TokenError::Ttl { ttl: request.ttl, max_ttl });
@@ -44,7 +44,7 @@ pub fn allowed(request: &MintRequest, service: &config::Service) -> Result<(), T
 ///
 /// # Errors
 /// If it cannot be expressed.
-pub fn mint(request: &MintRequest, key: &KnownKey, now: u64) -> Result<Minted, TokenError> {
+pub fn mint(request: &MintToken, key: &KnownKey, now: u64) -> Result<Minted, TokenError> {
     if request.ttl == 0 {
         return Err(TokenError::NoTime);
     }

@@ -14,7 +14,7 @@ use lb_common::{
     },
 };
 
-pub use inspect::{HeaderFields, InspectRequest, Inspection, OpenClaims, Step, inspect};
+pub use inspect::inspect;
 pub use mint::{allowed, mint};
 
 use crate::keyring::{ExportedKey, Key, KeyState};

@@ -13,7 +13,11 @@ use tollgate::{
         access::{Caller, Peer, Rules},
         server,
     },
-    control::{Command, Handle},
+    control::Handle,
+    protocol::{
+        self, ImportKeys, InspectToken, MintToken, RevokeBefore, RevokeSessions, RevokeToken,
+        UnrevokeSessions, UnrevokeToken,
+    },
     token,
 };
 use tower::ServiceExt as _;
@@ -23,14 +27,18 @@ use tower::ServiceExt as _;
 pub fn check(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     if let Some(request) = request(bytes) {
-        match runtime.block_on(answer(request, 0)) {
+        let (path, body) = (request.uri().path().to_owned(), request.body().clone());
+        match runtime.block_on(answer(request.map(Body::from), 0)) {
             // Nobody answers for the loop.
-            (true, status) => assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE),
+            (true, status) => {
+                assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+                look_at(&path, &body);
+            }
             (false, status) => assert!(status.is_client_error(), "{status}"),
         }
     }
     if let Some(request) = request(bytes) {
-        assert_eq!(runtime.block_on(answer(request, 1000)), (false, StatusCode::FORBIDDEN));
+        assert_eq!(runtime.block_on(answer(request.map(Body::from), 1000)), (false, StatusCode::FORBIDDEN));
     }
 }
 
@@ -38,49 +46,52 @@ pub fn check(bytes: &[u8]) {
 async fn answer(request: Request<Body>, uid: u32) -> (bool, StatusCode) {
     let rules = Arc::new(Rules { own_uid: 0, control_group: None, admin_group: None });
     let caller = Caller::new(&rules, &Peer { uid, gids: Vec::new() });
-    let (handle, mut commands) = Handle::new();
+    let (handle, mut requests) = Handle::new();
     let router = server::control(handle).layer(Extension(caller));
     let mut answer = std::pin::pin!(router.oneshot(request));
     tokio::select! {
         response = &mut answer => (false, response.expect("a router always answers").status()),
-        Some(asked) = commands.recv() => {
-            look_at(asked.command);
+        Some(asked) = requests.recv() => {
+            drop(asked);
             (true, answer.await.expect("a router always answers").status())
         }
     }
 }
 
-fn request(bytes: &[u8]) -> Option<Request<Body>> {
+fn request(bytes: &[u8]) -> Option<Request<Vec<u8>>> {
     let (line, body) = bytes.split_at_checked(bytes.iter().position(|byte| *byte == b'\n')? + 1)?;
     let (method, path) = std::str::from_utf8(line).ok()?.trim_end().split_once(' ')?;
     Request::builder()
         .method(Method::from_bytes(method.as_bytes()).ok()?)
         .uri(path)
         .header(header::CONTENT_TYPE, "application/json")
-        .body(Body::from(body.to_vec()))
+        .body(body.to_vec())
         .ok()
 }
 
-/// Whatever came in goes out as the same, and a token is looked into whatever it says.
-fn look_at(command: Command) {
-    match command {
-        Command::Import(keyset, _) => again(&keyset),
-        Command::Mint(request, _) => again(&request),
-        Command::RevokeSessions(request, _) => again(&request),
-        Command::UnrevokeSessions(request, _) => again(&request),
-        Command::RevokeToken(request, _) | Command::UnrevokeToken(request, _) => again(&request),
-        Command::RevokeBefore(request, _) => again(&request),
-        Command::Inspect(request, _) => {
-            again(&request);
-            if let Ok(inspection) = token::inspect(&request, None, &[], None, 1_700_000_010) {
-                again(&inspection);
-            }
-        }
-        _ => {}
+/// A request that was understood is written as what was read, and a token is looked into whatever it says.
+fn look_at(path: &str, body: &[u8]) {
+    again::<ImportKeys>(path, body);
+    again::<MintToken>(path, body);
+    again::<RevokeSessions>(path, body);
+    again::<UnrevokeSessions>(path, body);
+    again::<RevokeToken>(path, body);
+    again::<UnrevokeToken>(path, body);
+    again::<RevokeBefore>(path, body);
+    if let Some(request) = again::<InspectToken>(path, body)
+        && let Ok(inspection) = token::inspect(&request, None, &[], None, 1_700_000_010)
+    {
+        written_as_read(&inspection);
     }
 }
 
-fn again<T: Serialize + DeserializeOwned + PartialEq>(value: &T) {
+/// The body as this type of request, if the path is its path.
+fn again<R: protocol::Request + PartialEq>(path: &str, body: &[u8]) -> Option<R> {
+    let request = (path == R::PATH).then(|| serde_json::from_slice(body).expect("it was understood"));
+    request.inspect(written_as_read)
+}
+
+fn written_as_read<T: Serialize + DeserializeOwned + PartialEq>(value: &T) {
     let text = serde_json::to_string(value).expect("a message can be written");
     let read: T = serde_json::from_str(&text).expect("what was written is read");
     assert!(read == *value, "and it is what was written");

@@ -12,7 +12,8 @@ use lb_common::{
 };
 use tollgate::{
     keyring::{ExportedKey, KeyState},
-    token::{InspectRequest, KnownKey, inspect},
+    protocol::InspectToken,
+    token::{KnownKey, inspect},
 };
 
 use crate::model::{
@@ -78,7 +79,7 @@ fn by_the_oracle(payload: &[u8], service: &Service, from: SocketAddr, now_ns: u6
 /// `token inspect` begins with the key, and sees no payload behind a proof.
 fn inspected(payload: &[u8], service: &Service, from: SocketAddr, expected: Result<(), Reason>) {
     let request =
-        InspectRequest { token: hex::encode(payload), from: Some(from.ip()), from_port: Some(from.port()) };
+        InspectToken { token: hex::encode(payload), from: Some(from.ip()), from_port: Some(from.port()) };
     let exported = ExportedKey {
         key_id: fixture::key().id.0,
         state: KeyState::Active,

@@ -1,10 +1,28 @@
 //! Tokens in the cache.
 
+use hyper::Method;
 use serde::{Deserialize, Serialize};
 
-use super::{TokenKind, text};
+use super::{Access, Request, TokenKind, text};
 
 /// `tollgate sessions list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListSessions {
+    /// Only this service, by name or id; all services if not given.
+    pub service: Option<String>,
+    /// The answer lists at most so many entries, and never more than 10,000.
+    pub limit: usize,
+}
+
+impl Request for ListSessions {
+    const METHOD: Method = Method::GET;
+    const PATH: &'static str = "/v1/sessions";
+    const ACCESS: Access = Access::Read;
+    type Answer = SessionList;
+}
+
+/// Tokens in the token cache and the table of stateful entries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionList {
     /// How many there are.

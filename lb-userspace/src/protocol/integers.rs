@@ -56,7 +56,7 @@ pub mod text {
 
 #[cfg(test)]
 mod tests {
-    use crate::api::messages::Count;
+    use crate::protocol::Count;
 
     #[test]
     fn large_integers_are_strings() {

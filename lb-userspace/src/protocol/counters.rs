@@ -1,10 +1,26 @@
 //! Packets and bytes.
 
+use hyper::Method;
 use serde::{Deserialize, Serialize};
 
-use super::big;
+use super::{Access, Request, big};
 
 /// `tollgate counters`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetCounters {
+    /// Only this service, by name or id; all services if not given.
+    pub service: Option<String>,
+}
+
+impl Request for GetCounters {
+    const METHOD: Method = Method::GET;
+    const PATH: &'static str = "/v1/counters";
+    const ACCESS: Access = Access::Read;
+    type Answer = CounterReport;
+}
+
+/// The counters of the XDP program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CounterReport {
     /// What was for no service.

@@ -1,13 +1,14 @@
 //! Tokens that are minted.
 
+use hyper::Method;
 use serde::{Deserialize, Serialize};
 
-use super::text;
+use super::{Access, Request, text};
 
-/// What a token is to say.
+/// `tollgate token mint`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MintRequest {
+pub struct MintToken {
     /// The service, by name or id.
     pub service: String,
     /// The session.
@@ -28,6 +29,13 @@ pub struct MintRequest {
     pub class: u8,
     /// The backend to be pinned to; 0: none.
     pub backend: u16,
+}
+
+impl Request for MintToken {
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/token/mint";
+    const ACCESS: Access = Access::Change;
+    type Answer = Minted;
 }
 
 /// The type of a token.

@@ -1,8 +1,22 @@
 //! Keys, and what was done with them.
 
+use hyper::Method;
 use serde::{Deserialize, Serialize};
 
-use crate::keyring::KeyState;
+use super::{Access, Request};
+use crate::keyring::{KeyState, Keyset};
+
+/// `tollgate keys list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListKeys {}
+
+impl Request for ListKeys {
+    const METHOD: Method = Method::GET;
+    const PATH: &'static str = "/v1/keys";
+    const ACCESS: Access = Access::Read;
+    type Answer = Vec<KeyStatus>;
+}
 
 /// A key, without its secret. Times are unix seconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,9 +44,16 @@ pub struct KeyStatus {
 /// `tollgate keys rotate`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RotateRequest {
+pub struct RotateKeys {
     /// The service, by name or id; all services if not given.
     pub service: Option<String>,
+}
+
+impl Request for RotateKeys {
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/keys/rotate";
+    const ACCESS: Access = Access::Change;
+    type Answer = Vec<Rotated>;
 }
 
 /// What a rotation did.
@@ -53,9 +74,16 @@ pub struct Rotated {
 /// `tollgate keys revoke`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RevokeRequest {
+pub struct RevokeKey {
     /// The key.
     pub key_id: u32,
+}
+
+impl Request for RevokeKey {
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/keys/revoke";
+    const ACCESS: Access = Access::Change;
+    type Answer = Revoked;
 }
 
 /// What a revocation did. The kernel refuses the key by now.
@@ -74,9 +102,28 @@ pub struct Revoked {
 /// `tollgate keys export`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ExportRequest {
+pub struct ExportKeys {
     /// The service, by name or id.
     pub service: String,
+}
+
+impl Request for ExportKeys {
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/keys/export";
+    const ACCESS: Access = Access::Change;
+    type Answer = Keyset;
+}
+
+/// `tollgate keys import`. The body is a keyset, as `keys export` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ImportKeys(pub Keyset);
+
+impl Request for ImportKeys {
+    const METHOD: Method = Method::POST;
+    const PATH: &'static str = "/v1/keys/import";
+    const ACCESS: Access = Access::Change;
+    type Answer = ImportReport;
 }
 
 /// What an import did.

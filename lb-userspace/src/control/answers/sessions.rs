@@ -6,21 +6,24 @@ use lb_common::{
     token::{Header, Kind},
 };
 
-use super::{Controller, RequestError, clock::unix_now};
-use crate::api::messages::{SessionList, SessionStatus, TokenKind};
+use super::Answers;
+use crate::{
+    control::{Controller, RequestError, clock::unix_now},
+    protocol::{ListSessions, SessionList, SessionStatus, TokenKind},
+};
 
 /// The longest list: while it is made, nothing else is.
 const LISTED_MAX: usize = 10_000;
 
-impl Controller {
+impl Answers<ListSessions> for Controller {
     /// At most so many tokens of the caches, and 10,000, of one service or all, and how many there are.
-    pub(super) fn session_list(
-        &self,
-        service: Option<&str>,
-        limit: usize,
-    ) -> Result<SessionList, RequestError> {
-        let only = service.map(|name| self.service(name).map(|service| service.id)).transpose()?;
-        let limit = limit.min(LISTED_MAX);
+    async fn answer(&mut self, request: ListSessions) -> Result<SessionList, RequestError> {
+        let only = request
+            .service
+            .as_deref()
+            .map(|name| self.service(name).map(|service| service.id))
+            .transpose()?;
+        let limit = request.limit.min(LISTED_MAX);
         let mut list = SessionList { matching: 0, sessions: Vec::new() };
         let mut add = |key: &TokenKey, session: &Session, sources: Option<&[u32; SOURCES_MAX]>| {
             let header = header_of(key, session);
@@ -41,7 +44,9 @@ impl Controller {
         list.sessions.sort_by_key(|session| (session.service_id, session.session_id, session.issued_at));
         Ok(list)
     }
+}
 
+impl Controller {
     /// Whether an entry is of the cache that its service's tokens of this type were in under other limits.
     fn has_left(&self, header: &Header, service_id: u32, is_tracked: bool) -> bool {
         let service = self.config.services.iter().find(|service| service.id == service_id);
