@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod keyring;
+pub mod network;
 pub mod protocol;
 pub mod revocation;
 pub mod sandbox;

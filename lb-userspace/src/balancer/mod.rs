@@ -1,7 +1,5 @@
-//! Which backend a session goes to: Maglev tables, and whether a backend may be used at all.
+//! Maglev tables: which backend a session goes to.
 
 mod maglev;
-mod state;
 
 pub use maglev::{Share, table};
-pub use state::BackendState;

@@ -6,11 +6,12 @@ use anyhow::bail;
 use serde::Serialize;
 use tollgate::{
     config::{Config, ConfigError, Problem, StoreLocation},
-    control::{self, Accepted, StartError, desired},
+    control::{self, StartError, desired},
     datapath::{
         DatapathError,
         preflight::{self, Check, Verdict},
     },
+    network::macs::Accepted,
     store::{Commit, StoreError},
 };
 

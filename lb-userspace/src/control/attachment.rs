@@ -7,14 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{info, warn};
 
-use super::{
-    links::Links,
-    network::{Interface, Interfaces},
-    program_name,
-};
+use super::program_name;
 use crate::{
     config::{Config, XdpMode},
     datapath::{Datapath, DatapathError, HeldLink, LinkPin, Pins, attach::Mode},
+    network::{Interface, Interfaces, Links},
 };
 
 /// Where the program is to be.

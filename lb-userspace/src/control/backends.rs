@@ -7,16 +7,14 @@ use std::{
 
 use tracing::debug;
 
-use super::{
-    desired,
-    neighbours::Resolution,
-    network::{Interfaces, Mac, Network, NetworkError, Route},
-    way::{Seen, Target, View, Way},
-};
+use super::desired;
 use crate::{
-    balancer::BackendState,
     config::{Config, Forward},
     datapath::{BackendOwner, TableSet},
+    network::{
+        BackendState, Interfaces, Mac, Network, NetworkError, Resolution, Route,
+        resolve::{Seen, Target, View, Way},
+    },
 };
 
 /// How often routes are asked for that have not been heard to change.
@@ -210,7 +208,7 @@ impl Backends {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::network::{Interface, Neighbour, Neighbours};
+    use crate::network::{Interface, Neighbour, Neighbours};
 
     #[test]
     fn the_way_before_serves_until_the_next_hop_is_known() {

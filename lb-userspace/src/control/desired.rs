@@ -12,11 +12,11 @@ use lb_common::{
     },
 };
 
-use super::way::Way;
 use crate::{
     balancer::{self, Share},
     config::{self, Bind, Config, Forward, Mode},
     datapath::{Options, Snapshot},
+    network::resolve::Way,
 };
 
 /// A service's index, and those of its backends that may be used, by id.
@@ -150,7 +150,7 @@ mod tests {
     use lb_common::backend::{TAGS_KEPT, Tag};
 
     use super::*;
-    use crate::control::way::Tags;
+    use crate::network::resolve::Tags;
 
     const FILE: &str = r#"
         interfaces = ["eth0"]

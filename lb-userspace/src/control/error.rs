@@ -1,8 +1,9 @@
 //! Errors of the start, and of requests.
 
-use super::{keys::KeysError, lineage::Mismatch, network::NetworkError};
+use super::{keys::KeysError, lineage::Mismatch};
 use crate::{
     datapath::DatapathError,
+    network::NetworkError,
     revocation::{RevocationError, date},
     store::StoreError,
     token::TokenError,

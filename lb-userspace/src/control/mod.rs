@@ -1,33 +1,20 @@
 //! The loop that makes the kernel equal to the desired state, again and again: at start, on every change, every second.
 
 mod accept;
-mod addresses;
 mod answers;
 mod attachment;
 pub mod backends;
 mod clock;
 pub mod desired;
-mod driver;
 mod error;
-mod exposure;
 mod handle;
-mod host;
 mod indices;
 mod keys;
 mod lineage;
-mod links;
-mod macs;
-mod neighbours;
-mod netlink;
-mod network;
 mod readiness;
-mod redirects;
-mod request;
 mod revocations;
-mod sockets;
 mod stored;
 mod tables;
-mod way;
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,15 +25,12 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-pub use answers::{Answers, MetricsReport};
+pub use answers::{Answers, Checked, MetricsReport, check_host};
 pub use attachment::Remaining;
 pub use error::{RequestError, StartError};
 pub use handle::{Asked, Handle};
-pub use host::{Checked, check_host};
 pub use lineage::{Acceptance, Mismatch, NoAcceptance, check_store};
-pub use macs::Accepted;
 pub use readiness::Readiness;
-pub use redirects::Redirects;
 
 use crate::{
     config::{Config, Forward, Service},
@@ -55,6 +39,7 @@ use crate::{
         embedded_object, preflight::Check,
     },
     keyring::Event,
+    network::{Interfaces, Links, Network, NetworkError, exposure, redirects},
     store::Store,
 };
 use attachment::Attachments;
@@ -62,8 +47,6 @@ use backends::Backends;
 use clock::Clock;
 use indices::Indices;
 use keys::{Keys, KeysError};
-use links::Links;
-use network::{Interfaces, Network, NetworkError};
 use readiness::{Found, FoundService};
 use stored::Stored;
 use tables::Built;

@@ -8,9 +8,11 @@ use tracing::debug;
 use super::{
     Controller, Outcome,
     desired::{self, Placed},
-    macs,
 };
-use crate::datapath::{BackendOwner, DatapathError, Snapshot, TableSet};
+use crate::{
+    datapath::{BackendOwner, DatapathError, Snapshot, TableSet},
+    network::macs,
+};
 
 /// The tables, and what they were built from.
 pub struct Built {

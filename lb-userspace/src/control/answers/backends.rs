@@ -2,9 +2,9 @@
 
 use super::Answers;
 use crate::{
-    balancer::BackendState,
-    control::{Controller, RequestError, macs, way::Tags},
+    control::{Controller, RequestError},
     datapath::BackendOwner,
+    network::{BackendState, macs, resolve::Tags},
     protocol::{BackendStatus, ListBackends},
 };
 

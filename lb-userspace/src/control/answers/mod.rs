@@ -2,6 +2,7 @@
 //! answers one request at a time, between two rounds.
 
 mod backends;
+mod check;
 mod clock;
 mod counters;
 mod keys;
@@ -10,6 +11,7 @@ mod sessions;
 mod status;
 mod tokens;
 
+pub use check::{Checked, check_host};
 pub use counters::MetricsReport;
 
 use super::{Controller, RequestError};

@@ -8,11 +8,8 @@ use lb_common::{
 use super::Answers;
 use crate::{
     config::{Mode, Service},
-    control::{
-        Controller, RequestError,
-        clock::unix_now,
-        macs::{self, Accepted},
-    },
+    control::{Controller, RequestError, clock::unix_now},
+    network::macs::{self, Accepted},
     protocol::{
         BackendStatus, GetStatus, InterfaceStatus, ListServices, RevocationCounts, ServiceStatus, Status,
     },

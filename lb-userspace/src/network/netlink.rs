@@ -18,7 +18,7 @@ use rtnetlink::packet_route::{
     },
 };
 
-use super::network::{Interface, Mac, Neighbour, Receives, Route, Switch, Vlan};
+use super::types::{Interface, Mac, Neighbour, Receives, Route, Switch, Vlan};
 use crate::datapath::attach::Mode;
 
 /// An interface and its name.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::mac::{self, MacEntry};
 
-use super::network::{Interface, Interfaces, Mac, Switch};
+use super::types::{Interface, Interfaces, Mac, Switch};
 use crate::{config::XdpMode, datapath::attach::Mode};
 
 /// The frames that are an interface's own.
@@ -25,7 +25,7 @@ impl Accepted {
 }
 
 /// A MAC address as `ip` writes it.
-pub(super) fn shown(mac: Mac) -> String {
+pub fn shown(mac: Mac) -> String {
     mac.map(|octet| format!("{octet:02x}")).join(":")
 }
 
@@ -123,7 +123,7 @@ impl<'a> View<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::network::Receives;
+    use crate::network::types::Receives;
 
     const fn mac(last: u8) -> Mac {
         [2, 0, 0, 0, 0, last]

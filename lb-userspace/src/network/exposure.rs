@@ -11,8 +11,8 @@ use rtnetlink::packet_route::link::InfoKind;
 
 use super::{
     addresses::Address,
+    connection::{Network, NetworkError},
     links::{Link, Links},
-    network::{Network, NetworkError},
     sockets::{self, UdpSocket},
 };
 use crate::{
@@ -43,7 +43,7 @@ struct Host<'a> {
 ///
 /// # Errors
 /// If the kernel cannot be asked for addresses.
-pub(super) async fn warnings(
+pub async fn warnings(
     services: &[Service],
     filtered: &[String],
     network: &Network,

@@ -1,4 +1,4 @@
-//! What the kernel knows of the network: interfaces, routes, neighbours; and that it changed.
+//! The netlink connection: asks the kernel for interfaces, routes and neighbours, and listens for changes.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -11,7 +11,6 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
-use lb_common::backend::Tag;
 use rtnetlink::{
     Error, Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -28,8 +27,8 @@ use super::{
     addresses::Address,
     links::{Link, Links},
     netlink,
+    types::{Interfaces, Neighbours, Route},
 };
-use crate::datapath::attach::Mode;
 
 /// How long it takes to try again where changes cannot be heard of.
 const RECONNECT: Duration = Duration::from_secs(1);
@@ -61,113 +60,21 @@ pub enum NetworkError {
     },
 }
 
-/// A MAC address.
-pub type Mac = [u8; 6];
-
-/// Interfaces by name.
-pub type Interfaces = HashMap<String, Interface>;
-
-/// What the neighbour tables say, by interface and address.
-pub type Neighbours = HashMap<(u32, IpAddr), Neighbour>;
-
-/// An interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Interface {
-    /// The kernel's number for it.
-    pub index: u32,
-    /// Its MAC address, if it is one of Ethernet.
-    pub mac: Option<Mac>,
-    /// The longest IP packet it takes, bytes.
-    pub mtu: u32,
-    /// Whether it is up and has a carrier.
-    pub up: bool,
-    /// Whether its kind can send frames that the program redirects to it, without the program on it.
-    pub sends_frames: bool,
-    /// Of a VLAN's interface in the same namespace as the one below.
-    pub vlan: Option<Vlan>,
-    /// What frames it receives.
-    pub receives: Receives,
-    /// The XDP program on it, and how it is attached.
-    pub xdp: Option<(u32, Mode)>,
-}
-
-/// What decides which frames the stack takes from an interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Receives {
-    /// Its own address, where its frames have an Ethernet header; the loopback's is all zeros.
-    pub address: Option<Mac>,
-    /// Others for which those above it have asked, also from other namespaces: `netdev->uc` of the kernel.
-    pub secondary: BTreeSet<Mac>,
-    /// The bridge, bond or other interface that it is a port or member of.
-    pub master: Option<u32>,
-    /// The interface whose frames it takes part of, in the same namespace: below a VLAN, a macvlan and the like.
-    pub below: Option<u32>,
-    /// Whether it is a switch that sends frames on by their destination: a bridge, or one of Open vSwitch.
-    pub switch: Option<Switch>,
-}
-
-/// A switch inside the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Switch {
-    /// A bridge: the host's frames come out of its own interface.
-    Bridge,
-    /// An interface of Open vSwitch: the host's frames come out of any of this kind.
-    OpenVswitch,
-}
-
-/// What makes an interface a VLAN's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Vlan {
-    /// The interface that its frames come in on, tagged.
-    pub below: u32,
-    /// The tag, without priority.
-    pub tag: Tag,
-}
-
-/// The way to an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// The interface.
-    pub index: u32,
-    /// The router, if it is not on the same segment. Of an IPv4 address, it may have an IPv6 address.
-    pub gateway: Option<IpAddr>,
-    /// This host's address on the way there, where it has one.
-    pub source: Option<IpAddr>,
-    /// The route's own `mtu`.
-    pub mtu: Option<u32>,
-    /// Whether the address is one of this host's.
-    pub local: bool,
-}
-
-/// What the neighbour table says of an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Neighbour {
-    /// It answers, or has until a moment ago.
-    Known {
-        /// Its MAC address.
-        mac: Mac,
-        /// Whether the kernel is sure, or is about to make sure.
-        fresh: bool,
-    },
-    /// It is being asked for.
-    Asking,
-    /// It did not answer.
-    Failed,
-}
-
 /// A netlink connection.
 #[derive(Clone, Debug)]
 pub struct Network {
     handle: Handle,
-    news: Arc<News>,
+    changes: Arc<Changes>,
 }
 
-/// What has changed since somebody looked.
+/// Changes since the last look.
 #[derive(Debug, Default)]
-struct News {
-    changed: Notify,
+struct Changes {
+    /// Woken by every change.
+    any: Notify,
+    /// Whether anything but a neighbour has changed.
     routes: AtomicBool,
-    /// The neighbours that matter.
+    /// The neighbours whose changes count.
     watched: Mutex<BTreeSet<IpAddr>>,
 }
 
@@ -183,29 +90,29 @@ impl Network {
         // Two sockets: when too many changes overrun the one, no answer on the other is lost.
         let (connection, handle, _) = new_connection().map_err(NetworkError::Socket)?;
         tokio::spawn(connection);
-        let news = Arc::new(News { routes: AtomicBool::new(true), ..News::default() });
-        tokio::spawn(listen(events()?, Arc::clone(&news)));
-        Ok(Self { handle, news })
+        let changes = Arc::new(Changes { routes: AtomicBool::new(true), ..Changes::default() });
+        tokio::spawn(listen(events()?, Arc::clone(&changes)));
+        Ok(Self { handle, changes })
     }
 
     /// Hears of these neighbours from here on, and of no others.
     pub fn watch(&self, addresses: BTreeSet<IpAddr>) {
-        *self.news.watched.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+        *self.changes.watched.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
     /// Waits until something has changed since the last wait.
     pub async fn changed(&self) {
-        self.news.changed.notified().await;
+        self.changes.any.notified().await;
     }
 
     /// Whether more than neighbours has changed since the last call; true the first time.
     pub fn take_routes_changed(&self) -> bool {
-        self.news.routes.swap(false, Ordering::Relaxed)
+        self.changes.routes.swap(false, Ordering::Relaxed)
     }
 
     /// Makes the next [`Network::take_routes_changed`] true.
     pub fn set_routes_changed(&self) {
-        self.news.routes.store(true, Ordering::Relaxed);
+        self.changes.routes.store(true, Ordering::Relaxed);
     }
 
     /// All interfaces: by name, and how they stack.
@@ -344,8 +251,8 @@ fn events() -> Result<Events, NetworkError> {
 }
 
 /// Tells of changes as long as somebody may look.
-async fn listen(mut events: Events, news: Arc<News>) {
-    while Arc::strong_count(&news) > 1 {
+async fn listen(mut events: Events, changes: Arc<Changes>) {
+    while Arc::strong_count(&changes) > 1 {
         let Some(message) = events.next().await else {
             // The connection has ended, which only a message that is none does; what came after it is lost.
             sleep(RECONNECT).await;
@@ -353,28 +260,28 @@ async fn listen(mut events: Events, news: Arc<News>) {
                 Ok(again) => events = again,
                 Err(error) => warn!("{error}"),
             }
-            news.all_may_have_changed();
+            changes.all_may_have_changed();
             continue;
         };
         match message.payload {
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message),
             ) => {
-                let watched = news.watched.lock().unwrap_or_else(PoisonError::into_inner);
+                let watched = changes.watched.lock().unwrap_or_else(PoisonError::into_inner);
                 if netlink::neighbour(&message).is_some_and(|((_, address), _)| watched.contains(&address)) {
-                    news.changed.notify_one();
+                    changes.any.notify_one();
                 }
             }
             // More came than the socket holds, and some of it is lost.
-            NetlinkPayload::InnerMessage(_) | NetlinkPayload::Overrun(_) => news.all_may_have_changed(),
+            NetlinkPayload::InnerMessage(_) | NetlinkPayload::Overrun(_) => changes.all_may_have_changed(),
             _ => {}
         }
     }
 }
 
-impl News {
+impl Changes {
     fn all_may_have_changed(&self) {
         self.routes.store(true, Ordering::Relaxed);
-        self.changed.notify_one();
+        self.any.notify_one();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::request::{Kind, attribute, request, value_of};
+use super::raw::{Kind, attribute, request, value_of};
 use crate::{
     config::XdpMode,
     datapath::{
@@ -30,7 +30,7 @@ const GENERIC_IS: &str =
 
 /// What the driver of an interface can do with XDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Driver {
+pub struct Driver {
     /// Run a program in native mode, with XDP_TX.
     pub native: bool,
     /// Send frames that a program of another interface redirects to it.
@@ -41,7 +41,7 @@ pub(super) struct Driver {
 ///
 /// # Errors
 /// If the kernel cannot be asked, or has no such interface.
-pub(super) fn driver(index: u32) -> io::Result<Option<Driver>> {
+pub fn driver(index: u32) -> io::Result<Option<Driver>> {
     let Some(family) = netdev_family()? else { return Ok(None) };
     let wanted = attribute(NETDEV_A_DEV_IFINDEX, &index.to_ne_bytes());
     let answers = generic(family, NETDEV_CMD_DEV_GET, &wanted)?;
@@ -77,7 +77,7 @@ fn generic(family: u16, command: u8, attributes: &[u8]) -> io::Result<Vec<Vec<u8
 
 /// In which mode `tollgate run` attaches the program to an interface: by the mode that it is attached in now, else by what the
 /// kernel says of the driver.
-pub(super) fn check(
+pub fn check(
     interface: &str,
     configured: XdpMode,
     attached: Option<Mode>,

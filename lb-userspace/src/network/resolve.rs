@@ -6,9 +6,10 @@ use lb_common::backend::{TAGS_KEPT, TAGS_MAX, Tag};
 
 use super::{
     neighbours::Resolution,
-    network::{Interface, Interfaces, Mac, Neighbour, Neighbours, Route},
+    reachability::BackendState,
+    types::{Interface, Interfaces, Mac, Neighbour, Neighbours, Route},
 };
-use crate::{balancer::BackendState, config::Forward, datapath::attach::Mode};
+use crate::{config::Forward, datapath::attach::Mode};
 
 /// The way to a backend that is up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -252,7 +253,7 @@ impl<'a> View<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::network::Vlan;
+    use crate::network::types::Vlan;
 
     const BACKEND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
     const ROUTER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 254));

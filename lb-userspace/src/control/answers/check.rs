@@ -2,21 +2,19 @@
 
 use std::collections::BTreeSet;
 
-use super::{
-    Redirects, StartError,
-    attachment::Attachments,
-    driver::{self, driver},
-    exposure,
-    links::Links,
-    macs::{self, Accepted},
-    network::{Interfaces, Network},
-    redirects,
-};
 use crate::{
     config::Config,
+    control::{StartError, attachment::Attachments},
     datapath::{
         DatapathError, Pins,
         preflight::{Check, Verdict},
+    },
+    network::{
+        Interfaces, Links, Network,
+        driver::{self, driver},
+        exposure,
+        macs::{self, Accepted},
+        redirects::{self, Redirects},
     },
 };
 

@@ -6,7 +6,7 @@ use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State,
 };
 
-use super::network::Mac;
+use super::types::Mac;
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::network::{Mac, Neighbour};
+use super::types::{Mac, Neighbour};
 
 /// How long a backend is used by the MAC address it had when the kernel has forgotten it: entries are collected where
 /// a table is full, and asking again takes up to three seconds.
