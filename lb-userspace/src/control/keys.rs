@@ -12,7 +12,7 @@ use super::{clock::unix_now, stored::Stored};
 use crate::{
     config,
     datapath::{DatapathError, KeySlots, SlotValues},
-    keyring::{Event, Key, KeyPolicy, Keyring, KeyringError},
+    keyring::{Event, Key, KeyPolicy, KeySettings, Keyring, KeyringError},
     store::StoreError,
 };
 
@@ -56,7 +56,12 @@ pub struct SlotReport {
 impl Keys {
     /// Of these services.
     pub fn new(services: &[config::Service]) -> Self {
-        Self { policies: KeyPolicy::of(services), wanted: Wanted::default(), installed: BTreeSet::new() }
+        let settings = services.iter().map(|service| KeySettings {
+            service_id: service.id,
+            max_ttl: service.max_ttl,
+            rotation: service.key_rotation,
+        });
+        Self { policies: KeyPolicy::of(settings), wanted: Wanted::default(), installed: BTreeSet::new() }
     }
 
     /// Whether the kernel verifies with a key.

@@ -57,7 +57,18 @@ const LATE: u64 = 2 * SKEW_NS / SECOND_NS;
 /// How long an export may be signed with where nothing rotates by itself.
 const HORIZON_BY_HAND: Duration = Duration::from_hours(24);
 
-/// What the configuration says of a service's keys.
+/// The settings of a service that its keys depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeySettings {
+    /// The service.
+    pub service_id: u32,
+    /// The longest its tokens may live.
+    pub max_ttl: Duration,
+    /// How often its key is replaced; `None`: by hand only.
+    pub rotation: Option<Duration>,
+}
+
+/// How the keys of a service are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyPolicy {
     /// The service.
@@ -74,14 +85,14 @@ impl KeyPolicy {
     /// The policies of all configured services. Each quota is the number of slots that the rotation of the service needs
     /// and an equal share of the rest, up to [`QUOTA_MAX`]. The quotas of all services fit into the table, so no service
     /// can keep another from rotating.
-    pub fn of(services: &[crate::config::Service]) -> Vec<Self> {
-        let of_one = |service: &crate::config::Service| Self {
-            service_id: service.id,
+    pub fn of(services: impl IntoIterator<Item = KeySettings>) -> Vec<Self> {
+        let of_one = |service: KeySettings| Self {
+            service_id: service.service_id,
             max_ttl: service.max_ttl.as_secs(),
-            rotation: service.key_rotation.map(|every| every.as_secs()),
-            quota: slots_needed(service.max_ttl, service.key_rotation),
+            rotation: service.rotation.map(|every| every.as_secs()),
+            quota: slots_needed(service.max_ttl, service.rotation),
         };
-        let mut policies: Vec<_> = services.iter().map(of_one).collect();
+        let mut policies: Vec<_> = services.into_iter().map(of_one).collect();
         let needed: u64 = policies.iter().map(|policy| policy.quota).sum();
         let share = u64::from(KEY_SLOTS_MAX).saturating_sub(needed) / (policies.len() as u64).max(1);
         for policy in &mut policies {

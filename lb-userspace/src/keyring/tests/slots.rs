@@ -121,28 +121,22 @@ fn a_full_table_is_helped_by_revoking() {
     assert_eq!(state(&keyring, revoked), None, "it made room");
 }
 
-fn services(count: u32, fields: &str) -> Vec<crate::config::Service> {
-    let one = |id: u32| {
-        format!(
-            "[[service]]\nid = {id}\nname = \"s{id}\"\naddress = \"10.0.0.1\"\nport = {id}\nforward = \"local\"\n{fields}\n"
-        )
-    };
-    let text: String = (1..=count).map(one).collect();
-    let text = format!("interfaces = [\"eth0\"]\n{text}");
-    crate::config::Config::parse(std::path::Path::new("tollgate.toml"), &text).unwrap().services
+fn services(count: u32, max_ttl: Duration, rotation: Option<Duration>) -> impl Iterator<Item = KeySettings> {
+    (1..=count).map(move |service_id| KeySettings { service_id, max_ttl, rotation })
 }
 
 #[test]
 fn a_quota_is_what_rotation_needs_and_a_share_of_the_rest() {
-    let quotas = |count, fields| {
-        let policies = KeyPolicy::of(&services(count, fields));
+    let hour = Duration::from_hours(1);
+    let quotas = |count, max_ttl, rotation| {
+        let policies = KeyPolicy::of(services(count, max_ttl, rotation));
         assert!(policies.iter().map(|policy| policy.quota).sum::<u64>() <= u64::from(KEY_SLOTS_MAX));
         policies[0].quota
     };
-    assert_eq!(quotas(1, "key_rotation = \"off\""), 64);
-    assert_eq!(quotas(64, "key_rotation = \"off\""), 64);
-    assert_eq!(quotas(255, "key_rotation = \"off\""), 16);
-    assert_eq!(quotas(1, "key_rotation = \"1m\"\nmax_ttl = \"24h\""), 5 + 1441);
+    assert_eq!(quotas(1, hour, None), 64);
+    assert_eq!(quotas(64, hour, None), 64);
+    assert_eq!(quotas(255, hour, None), 16);
+    assert_eq!(quotas(1, 24 * hour, Some(Duration::from_mins(1))), 5 + 1441);
     assert_eq!(slots_needed(Duration::from_secs(1), Some(Duration::from_secs(1))), 5 + 65);
 }
 
@@ -151,7 +145,7 @@ fn a_quota_is_what_rotation_needs_and_a_share_of_the_rest() {
 fn a_service_at_its_quota_leaves_the_rest_to_others() {
     let mut random = random(5);
     let mut keyring = Keyring::default();
-    let mut policies = KeyPolicy::of(&services(255, "key_rotation = \"off\""));
+    let mut policies = KeyPolicy::of(services(255, Duration::from_hours(1), None));
     let looping = policies.pop().unwrap();
     let mut rotations = 0;
     let error = loop {
