@@ -4,7 +4,7 @@ use aya::maps::{MapData, MapError, MapInfo, MapType};
 use aya_obj::generated::BPF_F_RDONLY_PROG;
 use lb_common::maps;
 
-use super::{DatapathError, Options, Pins, error::chain, load::LEAST_ENTRIES};
+use super::{DatapathError, Options, Pins, error::chain, options::LEAST_ENTRIES};
 
 /// What must be the same for a map to be re-used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
