@@ -75,7 +75,7 @@ metrics! {
     NAT_TRANSLATIONS: Gauge "tollgate_nat_translations" [] "Translations of forward = \"nat\", including those that have timed out" "Absent if no service uses `nat`";
     HMAC: Counter "tollgate_hmac" [] "HMAC verifications of tokens" "";
     STORE_REVISION: Gauge "tollgate_store_revision" [] "Revision of the store" "";
-    KERNEL_DIFFERENCES: Gauge "tollgate_kernel_differences" [] "Tables of the kernel that differed from the desired state at the last comparison" "";
+    KERNEL_DIFFERENCES: Gauge "tollgate_kernel_differences" [] "Differences between the kernel and the desired state at the last comparison" "";
     STORE_CONNECTED: Gauge "tollgate_store_connected" [] "1 if the store can be used, else 0" "";
     PROGRAM_RUN_SECONDS: Counter "tollgate_program_run_seconds" [] "Time spent in the XDP program" "Present while the kernel's BPF statistics are on (`sysctl kernel.bpf_stats_enabled=1`)";
     PROGRAM_RUNS: Counter "tollgate_program_runs" [] "Runs of the XDP program" "Present while the kernel's BPF statistics are on";
