@@ -56,30 +56,67 @@ macro_rules! metrics {
 }
 
 metrics! {
-    PACKETS: Counter "tollgate_packets" ["service", "reason"] "Packets by outcome; each packet is counted once" "`reason` is `forwarded`, `reply` (an answer through `nat`), `icmp_error`, or why the packet was refused: see [Reading the counters](operations.md#reading-the-counters). `service` is empty for `not_ours`, for `tables_changed`, and for `unsupported` if the frame has more VLAN tags than are parsed";
+    PACKETS: Counter "tollgate_packets" ["service", "reason"]
+        "Packets by outcome; each packet is counted once"
+        "`reason` is `forwarded`, `reply` (an answer through `nat`), `icmp_error`, or why the packet was \
+         refused: see [Reading the counters](operations.md#reading-the-counters). `service` is empty for \
+         `not_ours`, for `tables_changed`, and for `unsupported` if the frame has more VLAN tags than are \
+         parsed";
     BYTES: Counter "tollgate_bytes" ["service", "reason"] "Bytes of received frames by outcome" "";
     BACKEND_PACKETS: Counter "tollgate_backend_packets" ["service", "backend"] "Packets sent to a backend" "";
-    BACKEND_BYTES: Counter "tollgate_backend_bytes" ["service", "backend"] "Bytes of the received frames that were sent to a backend" "";
-    BACKEND_UP: Gauge "tollgate_backend_up" ["service", "backend"] "1 if the backend gets sessions, else 0" "";
+    BACKEND_BYTES: Counter "tollgate_backend_bytes" ["service", "backend"]
+        "Bytes of the received frames that were sent to a backend"
+        "";
+    BACKEND_UP: Gauge "tollgate_backend_up" ["service", "backend"]
+        "1 if the backend gets sessions, else 0"
+        "";
     KEY_INFO: Gauge "tollgate_key_info" ["service", "key_id", "state"] "1 for each key" "";
-    KEY_AGE: Gauge "tollgate_key_age_seconds" ["service", "key_id"] "Time since a key was made or imported" "";
-    KEY_ROTATION_AGE: Gauge "tollgate_key_rotation_age_seconds" ["service"] "Time since the active key of a service became active" "";
-    REVOCATIONS: Gauge "tollgate_revocations" ["kind"] "Revocations in force" "`kind` is `session` or `token`";
-    REVOCATIONS_CAPACITY: Gauge "tollgate_revocations_capacity" [] "Maximum number of revocations of all kinds" "";
-    CLOCK_JUMPS: Counter "tollgate_clock_jumps" ["direction"] "Jumps of the wall clock by more than half a second" "`direction` is `forward` or `backward`. A jump while no daemon ran is counted at the next start";
-    CLOCK_DIFFERENCE: Gauge "tollgate_clock_difference_seconds" [] "Wall clock minus the clock of the XDP program" "Negative while the program waits for a wall clock that was set back";
-    CLOCK_CONFIRMED_AGE: Gauge "tollgate_clock_confirmed_age_seconds" [] "Time since the daemon last confirmed the clock of the XDP program" "Above 4000, new tokens are refused as `stale_clock`";
+    KEY_AGE: Gauge "tollgate_key_age_seconds" ["service", "key_id"]
+        "Time since a key was made or imported"
+        "";
+    KEY_ROTATION_AGE: Gauge "tollgate_key_rotation_age_seconds" ["service"]
+        "Time since the active key of a service became active"
+        "";
+    REVOCATIONS: Gauge "tollgate_revocations" ["kind"]
+        "Revocations in force"
+        "`kind` is `session` or `token`";
+    REVOCATIONS_CAPACITY: Gauge "tollgate_revocations_capacity" []
+        "Maximum number of revocations of all kinds"
+        "";
+    CLOCK_JUMPS: Counter "tollgate_clock_jumps" ["direction"]
+        "Jumps of the wall clock by more than half a second"
+        "`direction` is `forward` or `backward`. A jump while no daemon ran is counted at the next start";
+    CLOCK_DIFFERENCE: Gauge "tollgate_clock_difference_seconds" []
+        "Wall clock minus the clock of the XDP program"
+        "Negative while the program waits for a wall clock that was set back";
+    CLOCK_CONFIRMED_AGE: Gauge "tollgate_clock_confirmed_age_seconds" []
+        "Time since the daemon last confirmed the clock of the XDP program"
+        "Above 4000, new tokens are refused as `stale_clock`";
     SESSIONS: Gauge "tollgate_sessions" [] "Tokens in the token cache and in the stateful entries" "";
-    SESSIONS_TRACKED: Gauge "tollgate_sessions_tracked" [] "Stateful entries: PROOF tokens, and tokens of services with limits" "";
-    SESSIONS_CAPACITY: Gauge "tollgate_sessions_capacity" [] "Capacity of the token cache, and of the stateful entries" "The two have the same capacity";
-    NAT_TRANSLATIONS: Gauge "tollgate_nat_translations" [] "Translations of forward = \"nat\", including those that have timed out" "Absent if no service uses `nat`";
+    SESSIONS_TRACKED: Gauge "tollgate_sessions_tracked" []
+        "Stateful entries: PROOF tokens, and tokens of services with limits"
+        "";
+    SESSIONS_CAPACITY: Gauge "tollgate_sessions_capacity" []
+        "Capacity of the token cache, and of the stateful entries"
+        "The two have the same capacity";
+    NAT_TRANSLATIONS: Gauge "tollgate_nat_translations" []
+        "Translations of forward = \"nat\", including those that have timed out"
+        "Absent if no service uses `nat`";
     HMAC: Counter "tollgate_hmac" [] "HMAC verifications of tokens" "";
     STORE_REVISION: Gauge "tollgate_store_revision" [] "Revision of the store" "";
-    KERNEL_DIFFERENCES: Gauge "tollgate_kernel_differences" [] "Differences between the kernel and the desired state at the last comparison" "";
+    KERNEL_DIFFERENCES: Gauge "tollgate_kernel_differences" []
+        "Differences between the kernel and the desired state at the last comparison"
+        "";
     STORE_CONNECTED: Gauge "tollgate_store_connected" [] "1 if the store can be used, else 0" "";
-    PROGRAM_RUN_SECONDS: Counter "tollgate_program_run_seconds" [] "Time spent in the XDP program" "Present while the kernel's BPF statistics are on (`sysctl kernel.bpf_stats_enabled=1`)";
-    PROGRAM_RUNS: Counter "tollgate_program_runs" [] "Runs of the XDP program" "Present while the kernel's BPF statistics are on";
-    BUILD_INFO: Gauge "tollgate_build_info" ["version", "commit", "abi"] "1, with the version, commit and map ABI of the daemon as labels" "";
+    PROGRAM_RUN_SECONDS: Counter "tollgate_program_run_seconds" []
+        "Time spent in the XDP program"
+        "Present while the kernel's BPF statistics are on (`sysctl kernel.bpf_stats_enabled=1`)";
+    PROGRAM_RUNS: Counter "tollgate_program_runs" []
+        "Runs of the XDP program"
+        "Present while the kernel's BPF statistics are on";
+    BUILD_INFO: Gauge "tollgate_build_info" ["version", "commit", "abi"]
+        "1, with the version, commit and map ABI of the daemon as labels"
+        "";
 }
 
 /// How the page is written.
