@@ -1,7 +1,12 @@
-//! SipHash-2-4 over whole little-endian words, as the program runs it (Aumasson and Bernstein, INDOCRYPT 2012).
+//! SipHash over whole little-endian words, as the program runs it (Aumasson and Bernstein, INDOCRYPT 2012).
 //!
 //! Every message of token.md has a length known at compile time, so the words are fed as they were loaded and the
 //! loops unroll; there is no state for bytes that do not fill a word.
+
+/// SipHash-1-3: the fast tag (docs/adr/0016-fast-tag-siphash-1-3.md).
+pub type SipHash13 = SipHash<1, 3>;
+/// SipHash-2-4: keystream and proofs.
+pub type SipHash24 = SipHash<2, 4>;
 
 /// A SipHash key.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -28,16 +33,16 @@ impl SipKey {
     }
 }
 
-/// A hash under way. Copy it where messages begin alike.
+/// A hash under way: SipHash-C-D, with C rounds for each word and D at the end. Copy it where messages begin alike.
 #[derive(Clone, Copy)]
-pub struct SipHash24 {
+pub struct SipHash<const C: usize, const D: usize> {
     v0: u64,
     v1: u64,
     v2: u64,
     v3: u64,
 }
 
-impl SipHash24 {
+impl<const C: usize, const D: usize> SipHash<C, D> {
     /// Begins a message.
     #[inline(always)]
     pub const fn new(key: SipKey) -> Self {
@@ -53,7 +58,7 @@ impl SipHash24 {
     #[inline(always)]
     pub const fn word(mut self, word: u64) -> Self {
         self.v3 ^= word;
-        self = self.round().round();
+        self = self.rounds::<C>();
         self.v0 ^= word;
         self
     }
@@ -63,8 +68,26 @@ impl SipHash24 {
     pub const fn finish(mut self, tail: u64, len: u64) -> u64 {
         self = self.word(len << 56 | tail);
         self.v2 ^= 0xff;
-        self = self.round().round().round().round();
+        self = self.rounds::<D>();
         self.v0 ^ self.v1 ^ self.v2 ^ self.v3
+    }
+
+    fn bytes(self, message: &[u8]) -> u64 {
+        let (words, tail) = message.as_chunks::<8>();
+        let state = words.iter().fold(self, |state, word| state.word(u64::from_le_bytes(*word)));
+        let mut last = [0; 8];
+        last[..tail.len()].copy_from_slice(tail);
+        state.finish(u64::from_le_bytes(last), message.len() as u64)
+    }
+
+    #[inline(always)]
+    const fn rounds<const N: usize>(mut self) -> Self {
+        let mut done = 0;
+        while done < N {
+            self = self.round();
+            done += 1;
+        }
+        self
     }
 
     #[inline(always)]
@@ -83,13 +106,14 @@ impl SipHash24 {
     }
 }
 
-/// The hash of a message of whole bytes; for tests and hosts.
+/// SipHash-1-3 of a message of whole bytes; for tests and hosts.
+pub fn siphash13(key: SipKey, message: &[u8]) -> u64 {
+    SipHash13::new(key).bytes(message)
+}
+
+/// SipHash-2-4 of a message of whole bytes; for tests and hosts.
 pub fn siphash24(key: SipKey, message: &[u8]) -> u64 {
-    let (words, tail) = message.as_chunks::<8>();
-    let state = words.iter().fold(SipHash24::new(key), |state, word| state.word(u64::from_le_bytes(*word)));
-    let mut last = [0; 8];
-    last[..tail.len()].copy_from_slice(tail);
-    state.finish(u64::from_le_bytes(last), message.len() as u64)
+    SipHash24::new(key).bytes(message)
 }
 
 #[cfg(test)]
@@ -104,6 +128,9 @@ mod tests {
             let mut theirs = siphasher::sip::SipHasher24::new_with_key(&key);
             theirs.write(&message);
             prop_assert_eq!(siphash24(SipKey::from_bytes(&key), &message), theirs.finish());
+            let mut theirs = siphasher::sip::SipHasher13::new_with_key(&key);
+            theirs.write(&message);
+            prop_assert_eq!(siphash13(SipKey::from_bytes(&key), &message), theirs.finish());
         }
 
         #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     sha256::{self, HmacKey, Scratch},
-    siphash::{SipHash24, SipKey},
+    siphash::{SipHash13, SipHash24, SipKey},
     token::header::{Binding, Header, Kind, Proof},
 };
 
@@ -13,7 +13,7 @@ const CLAIMS_AND_AD: usize = 50;
 #[inline(always)]
 pub const fn fast(key: SipKey, header: &Header, binding: &Binding) -> u64 {
     let [a, b, c, d, e] = header.claims();
-    let claims = SipHash24::new(key).word(a).word(b).word(c).word(d).word(e);
+    let claims = SipHash13::new(key).word(a).word(b).word(c).word(d).word(e);
     match header.kind() {
         Kind::Bearer => {
             let [t0, t1] = header.full_tag();

@@ -8,7 +8,7 @@ use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use lb_common::{reason::Reason, service::Service};
 use sha2::Sha256;
-use siphasher::sip::SipHasher24;
+use siphasher::sip::{SipHasher13, SipHasher24};
 
 const SECOND_NS: u64 = 1_000_000_000;
 /// By how much the clocks of issuers and balancers may differ.
@@ -50,7 +50,11 @@ fn expand<const N: usize>(hkdf: &Hkdf<Sha256>, label: &str, key_id: u32) -> [u8;
     key
 }
 
-fn siphash(key: &[u8; 16], message: &[u8]) -> [u8; 8] {
+fn siphash13(key: &[u8; 16], message: &[u8]) -> [u8; 8] {
+    SipHasher13::new_with_key(key).hash(message).to_le_bytes()
+}
+
+fn siphash24(key: &[u8; 16], message: &[u8]) -> [u8; 8] {
     SipHasher24::new_with_key(key).hash(message).to_le_bytes()
 }
 
@@ -134,7 +138,7 @@ impl<'a> Token<'a> {
             BEARER => [self.claims(), &self.header[48..64], &self.bound_to(from)].concat(),
             _ => [self.claims(), &self.bound_to(from)[..]].concat(),
         };
-        if of_this_family && siphash(&keys.fast, &signed) == self.header[40..48] {
+        if of_this_family && siphash13(&keys.fast, &signed) == self.header[40..48] {
             Ok(())
         } else {
             Err(Reason::BadFastTag)
@@ -154,8 +158,8 @@ impl<'a> Token<'a> {
     }
 
     fn unseal(&self, keys: &Keys) -> Result<Sealed, Reason> {
-        let keystream =
-            [0_u64, 1].map(|block| siphash(&keys.seal, &[&self.header[..24], &block.to_be_bytes()].concat()));
+        let keystream = [0_u64, 1]
+            .map(|block| siphash24(&keys.seal, &[&self.header[..24], &block.to_be_bytes()].concat()));
         let sealed = &self.header[24..40];
         let clear: Vec<u8> = sealed.iter().zip(keystream.as_flattened()).map(|(a, b)| a ^ b).collect();
         if clear[5] != 0 {
@@ -181,7 +185,7 @@ impl<'a> Token<'a> {
         let len = self.payload.len().min(16);
         first[..len].copy_from_slice(&self.payload[..len]);
         let len = (self.payload.len() as u16).to_be_bytes();
-        let proof = siphash(session_key, &[&self.header[48..56], &first, &len].concat());
+        let proof = siphash24(session_key, &[&self.header[48..56], &first, &len].concat());
         if proof == self.header[56..64] { Ok(()) } else { Err(Reason::BadProof) }
     }
 
