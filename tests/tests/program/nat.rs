@@ -4,145 +4,29 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
-    backend::{Backend, TAGS_KEPT, Tag},
+    backend::{Backend, Tag},
     live::SECOND_NS,
-    nat::{Owner, PROBES, Ports, TIMEOUT_NS, Translation, TranslationKey},
+    nat::{Owner, PROBES, Ports, TIMEOUT_NS, Translation},
     reason::Reason,
     service::{FLAG_STRIP, FORWARD_NAT},
 };
 use lb_tests::model::{
     case::{Case, both},
-    fixture::{self, Fixture, NAT_PORTS, OTHER_INTERFACE, SERVICE_INDEX, SESSION, address_be},
-    forwarding,
+    fixture::{self, Fixture, OTHER_INTERFACE, SERVICE_INDEX, address_be},
     packet::{self, Family, Packet, UdpChecksum},
     program::{Program, Verdict, small},
 };
-
 use tollgate::datapath::Options;
 
+use self::exchange::{
+    Exchange, found, in_turn, key, nat_fixture, no_port, sent, tag, translated, translation, with_cookie,
+};
 use crate::{forwarding::FLAGS, matrix::case_groups};
 
 mod answers;
+mod exchange;
 mod forged;
 mod sessions;
-
-fn nat_fixture(flags: u8, family: Family) -> Fixture {
-    fixture::sending(FORWARD_NAT, flags, fixture::backend_at(1, family))
-}
-
-/// The port that stands for a client towards the backend of this fixture, and its translation, where there is one.
-fn found(program: &Program, fixture: &Fixture, client: SocketAddr) -> Result<Option<(u16, Translation)>> {
-    let backend = fixture.backends[0];
-    for entry in &program.translations()? {
-        let (key, translation): (TranslationKey, Translation) = entry?;
-        let is_clients = translation.client_be == address_be(client.ip())
-            && translation.client_port_be == client.port().to_be();
-        if is_clients && key.backend_be == backend.address_be && key.backend_port_be == backend.port_be {
-            return Ok(Some((u16::from_be(key.node_port_be), translation)));
-        }
-    }
-    Ok(None)
-}
-
-/// What leaves from a port of this node, whose translation has this cookie.
-fn sent(name: impl Into<String>, fixture: &Fixture, packet: &Packet, port: u16, cookie: u32) -> Case {
-    let (service, backend) = (fixture.services[0].1, fixture.backends[0]);
-    let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
-    let sent = forwarding::leaving(&inner, &service, &backend, SESSION, Some(port));
-    let sent = with_cookie(sent, cookie);
-    Case::sent(name, fixture.clone(), packet, &sent, &backend, Reason::Forwarded)
-}
-
-/// A packet with a cookie where it has room for one.
-fn with_cookie(packet: Packet, cookie: u32) -> Packet {
-    match packet.family() {
-        Family::V4 if packet.fragment == packet::DONT_FRAGMENT => Packet { id: cookie as u16, ..packet },
-        Family::V4 => packet,
-        Family::V6 => Packet { flow_label: cookie & 0xf_ffff, ..packet },
-    }
-}
-
-/// Runs the program on a client's datagram, and checks it with the port that its translation has.
-fn translated(program: &mut Program, name: &str, fixture: &Fixture, packet: &Packet) -> Result<u16> {
-    program.enter(fixture)?;
-    let outcome = program.run(&packet.bytes())?;
-    let (port, translation) =
-        found(program, fixture, packet.from)?.with_context(|| format!("{name}: no translation"))?;
-    ensure!(NAT_PORTS.contain(port), "{name}: port {port}");
-    let case = sent(name, fixture, packet, port, translation.cookie);
-    ensure!(outcome == case.expected.outcome, "{name}: {outcome:?} where {case:?} was expected");
-    // Once more, now that there is a translation, with all counters.
-    case.check(program)?;
-    let again = found(program, fixture, packet.from)?.map(|(port, _)| port);
-    ensure!(again == Some(port), "{name}: {again:?} where {port} was the port before");
-    Ok(port)
-}
-
-/// What the backend answers to a port of this node, and what the client gets.
-fn reply(fixture: &Fixture, client: &Packet, port: u16) -> (Packet, Packet) {
-    let backend = fixture.backends[0];
-    let to_backend = &forwarding::leaving(client, &fixture.services[0].1, &backend, SESSION, Some(port));
-    let reply = Packet {
-        tags: to_backend.tags.clone(),
-        destination_mac: backend.source_mac,
-        source_mac: backend.destination_mac,
-        from: SocketAddr::new(forwarding::address(backend.address_be), u16::from_be(backend.port_be)),
-        to: SocketAddr::new(forwarding::address(backend.source_be), port),
-        ttl: 64,
-        ..Packet::with_payload(b"an answer of odd length".to_vec())
-    };
-    let to_client = Packet {
-        destination_mac: client.source_mac,
-        source_mac: client.destination_mac,
-        tags: client.tags.clone(),
-        from: client.to,
-        to: client.from,
-        ..reply.clone().hop()
-    };
-    (reply, to_client)
-}
-
-/// What the table says of a client whose datagrams come like this one.
-fn translation(fixture: &Fixture, client: &Packet) -> Translation {
-    let backend = fixture.backends[0];
-    let mut addresses_be = [0; 3];
-    let macs = [client.source_mac, client.destination_mac].concat();
-    for (word, bytes) in addresses_be.iter_mut().zip(macs.as_chunks::<4>().0) {
-        *word = u32::from_ne_bytes(*bytes);
-    }
-    let mut tags = [Tag::default(); 2];
-    for (tag, (identifier, control)) in tags.iter_mut().zip(&client.tags) {
-        *tag = Tag { identifier_be: identifier.to_be(), control_be: control.to_be() };
-    }
-    let kept = backend.tag_count == TAGS_KEPT;
-    let (backend_tag_count, backend_tags) = match kept {
-        true => (client.tags.len() as u16, tags),
-        false => (backend.tag_count.into(), backend.tags),
-    };
-    let grant = fixture::grant();
-    Translation {
-        used_at_ns: 0,
-        client_be: address_be(client.from.ip()),
-        service_be: address_be(client.to.ip()),
-        node_be: backend.source_be,
-        client_port_be: client.from.port().to_be(),
-        service_port_be: client.to.port().to_be(),
-        service_index: SERVICE_INDEX as u16,
-        tag_count: client.tags.len() as u16,
-        ifindex: fixture::LOOPBACK,
-        addresses_be,
-        tags,
-        owner: Owner::session(fixture::SERVICE_ID, SESSION),
-        checked: 0,
-        nonce: u64::from_le_bytes(grant.nonce),
-        issued_at: grant.issued_at,
-        cookie: 0x000a_5eed,
-        backend_ifindex: backend.ifindex,
-        backend_id: backend.backend_id,
-        backend_tag_count,
-        backend_tags,
-    }
-}
 
 /// A range in which every client has the same port, so that cases can name it.
 const ONE_PORT: Ports = Ports { first: 40_000, last: 40_000 };
@@ -153,7 +37,7 @@ case_groups! {
 
 fn check_with_one_port(cases: &[Case]) -> Result<()> {
     let mut program = Program::load_with(&Options { nat_ports: Some(ONE_PORT), ..small() })?;
-    cases.iter().try_for_each(|case| case.check(&mut program))
+    in_turn(&mut program, cases.to_vec())
 }
 
 fn one_port_cases(family: Family) -> Vec<Case> {
@@ -168,35 +52,33 @@ fn one_port_cases(family: Family) -> Vec<Case> {
                 let known = Fixture { translations: vec![(key(&fixture, port), translation)], ..fixture };
                 let name = format!("a client's datagram, {checksum} UDP checksum, {tags} tags, {strip}");
                 cases.push(sent(name, &known, &packet, port, translation.cookie));
-                let (answer, to_client) = reply(&known, &packet, port);
-                let answer = Packet { udp_checksum, ..answer };
-                let to_client = Packet { udp_checksum, ..to_client }.completed();
+                let exchange = Exchange::of_port(known, packet, port).with_checksum(udp_checksum);
                 let name = format!("an answer to it, {checksum} UDP checksum, {tags} tags, {strip}");
-                cases.push(Case::answered(name, known, &answer, &to_client, Reason::Reply));
+                cases.push(exchange.answered(name));
             }
         }
     }
     let fixture = nat_fixture(FLAG_STRIP, family);
     let client = Packet::default().over(family);
     let other = Packet { from: packet::client(1), ..Packet::default() }.over(family);
-    let owner = Owner::session(fixture::SERVICE_ID, 1);
-    let taken = (key(&fixture, port), Translation { owner, ..translation(&fixture, &other) });
-    let taken = Fixture { translations: vec![taken], ..fixture.clone() };
-    let (answer, _) = reply(&fixture, &client, port);
+    let translations = [&client, &other].map(|packet| translation(&fixture, packet));
+    let with =
+        |translation| Fixture { translations: vec![(key(&fixture, port), translation)], ..fixture.clone() };
+    let known = with(translations[0]);
+    let taken = with(Translation { owner: Owner::session(fixture::SERVICE_ID, 1), ..translations[1] });
+    let answer = Exchange::of_port(fixture.clone(), client.clone(), port).answer;
+    let to_mac = |destination_mac| Packet { destination_mac, ..answer.clone() };
     let last = Packet { ttl: 1, ..answer.clone() };
-    let known = (key(&fixture, port), translation(&fixture, &client));
-    let known = Fixture { translations: vec![known], ..fixture.clone() };
-    for (name, destination_mac) in [
-        ("an answer in a frame for another station", [2, 0, 0, 0, 0, 2]),
-        ("an answer in a frame for all stations", [0xff; 6]),
-    ] {
-        let misdirected = Packet { destination_mac, ..answer.clone() };
-        cases.push(Case::not_ours(name, known.clone(), &misdirected));
-    }
     let fragmentable = Packet { fragment: 0, ..client.clone() };
-    let name = "a datagram that routers may fragment, which keeps its identification";
-    cases.push(sent(name, &known, &fragmentable, port, translation(&fixture, &client).cookie));
+    let keeps_its_id = "a datagram that routers may fragment, which keeps its identification";
     cases.extend([
+        Case::not_ours(
+            "an answer in a frame for another station",
+            known.clone(),
+            &to_mac([2, 0, 0, 0, 0, 2]),
+        ),
+        Case::not_ours("an answer in a frame for all stations", known.clone(), &to_mac([0xff; 6])),
+        sent(keeps_its_id, &known, &fragmentable, port, translations[0].cookie),
         Case::refused("a client for whom no port is left", taken.clone(), &client, Reason::NatPorts),
         Case::refused("an answer with hop limit 1", taken, &last, Reason::HopLimit),
         Case::not_ours("an answer to nobody", fixture, &answer),
@@ -226,37 +108,34 @@ fn there_and_back() -> Result<()> {
         for (_, udp_checksum) in checksums(family) {
             for tags in 0..=2 {
                 let name = format!("{family}, flags {flags}, {udp_checksum:?}, {tags} tags");
-                let fixture = nat_fixture(flags, family);
                 let from = clients.next().context("any number of clients")?;
-                let packet = Packet { from, udp_checksum, ..Packet::default() }.tagged(tags).over(family);
-                let port = translated(&mut program, &name, &fixture, &packet)?;
-                let (answer, to_client) = reply(&fixture, &packet, port);
-                let answer = Packet { udp_checksum, ..answer };
-                let to_client = Packet { udp_checksum, ..to_client }.completed();
-                Case::answered(name, fixture, &answer, &to_client, Reason::Reply).check(&mut program)?;
+                let client = Packet { from, udp_checksum, ..Packet::default() }.tagged(tags).over(family);
+                let exchange = Exchange::start(&mut program, nat_fixture(flags, family), client);
+                exchange
+                    .context(name)?
+                    .with_checksum(udp_checksum)
+                    .answered("an answer")
+                    .check(&mut program)?;
             }
         }
     }
     Ok(())
 }
 
-/// A right checksum is the sum of its pseudo-header once in 65,536 datagrams. It stays right, there and back, also in generic
+/// One in 65,536 right checksums equals the sum of its pseudo-header. It stays right in both directions, also in generic
 /// mode.
 #[test]
 fn checksums_that_look_partial() -> Result<()> {
     let mut program = Program::load()?;
-    let mut clients = (0..).map(packet::client);
-    for (family, generic) in Family::BOTH.into_iter().flat_map(|family| [(family, false), (family, true)]) {
-        let name = format!("{family}, generic: {generic}");
+    for (number, family) in (0..).zip(Family::BOTH) {
         let fixture = nat_fixture(FLAG_STRIP, family);
-        let fixture = if generic { fixture.in_generic_mode() } else { fixture };
-        let from = clients.next().context("any number of clients")?;
-        let packet = Packet { from, ..Packet::default() }.over(family).as_if_partial();
-        let port = translated(&mut program, &name, &fixture, &packet)?;
-        let (answer, to_client) = reply(&fixture, &packet, port);
-        let answer = answer.as_if_partial();
-        let to_client = Packet { payload: answer.payload.clone(), ..to_client };
-        Case::answered(name, fixture, &answer, &to_client, Reason::Reply).check(&mut program)?;
+        for (from, fixture) in [(2 * number, fixture.clone()), (2 * number + 1, fixture.in_generic_mode())] {
+            let client = Packet { from: packet::client(from), ..Packet::default() }.over(family);
+            let mut exchange = Exchange::start(&mut program, fixture, client.as_if_partial())?;
+            exchange.answer = exchange.answer.as_if_partial();
+            exchange.to_client.payload = exchange.answer.payload.clone();
+            exchange.answered("an answer").check(&mut program)?;
+        }
     }
     Ok(())
 }
@@ -267,24 +146,18 @@ fn partial_answers_in_generic_mode() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
         let fixture = nat_fixture(FLAG_STRIP, family).in_generic_mode();
-        let packet = Packet::default().over(family);
-        let port = translated(&mut program, "a client's datagram", &fixture, &packet)?;
-        let (answer, _) = reply(&fixture, &packet, port);
-        let answer = Packet { udp_checksum: UdpChecksum::Partial, ..answer };
-        Case::refused("a partial answer", fixture, &answer, Reason::PartialChecksum).check(&mut program)?;
+        let exchange = Exchange::start(&mut program, fixture, Packet::default().over(family))?;
+        let answer = Packet { udp_checksum: UdpChecksum::Partial, ..exchange.answer.clone() };
+        exchange.refused("a partial answer", &answer, Reason::PartialChecksum).check(&mut program)?;
     }
     Ok(())
 }
 
-/// A backend behind tags of another interface: its answers come in there, and leave where the client's datagrams came
-/// in, which in a test run is the same.
+/// A backend behind another interface with tags: its answers come in there, and leave where the client's datagrams came
+/// in. In a test run both are the same interface.
 #[test]
 fn by_another_interface_with_tags() -> Result<()> {
     let mut program = Program::load()?;
-    let tag = |identifier: u16, control: u16| Tag {
-        identifier_be: identifier.to_be(),
-        control_be: control.to_be(),
-    };
     for family in Family::BOTH {
         let backend = Backend {
             ifindex: OTHER_INTERFACE,
@@ -292,75 +165,65 @@ fn by_another_interface_with_tags() -> Result<()> {
             tags: [tag(packet::TAG_8021Q, 12), Tag::default()],
             ..fixture::backend_at(2, family)
         };
-        let fixture = fixture::sending(FORWARD_NAT, FLAG_STRIP, backend);
         for tags in 0..=2 {
-            let name = format!("{family}, {tags} tags");
-            let packet = Packet { from: packet::client(tags), ..Packet::default() }.tagged(tags).over(family);
-            let port = translated(&mut program, &name, &fixture, &packet)?;
-            let (answer, to_client) = reply(&fixture, &packet, port);
-            // It comes in where the client's datagram did, and not where the backend is: it is forged.
-            Case::not_ours(&name, fixture.clone(), &answer).check(&mut program)?;
-            let mut translation = program.translations()?.get(&key(&fixture, port), 0)?;
-            ensure!(translation.backend_ifindex == OTHER_INTERFACE, "{name}");
+            let client = Packet { from: packet::client(tags), ..Packet::default() }.tagged(tags).over(family);
+            let fixture = fixture::sending(FORWARD_NAT, FLAG_STRIP, backend);
+            let exchange = Exchange::start(&mut program, fixture, client)?;
+            // It arrives on the client's interface, not on the backend's: it is forged.
+            exchange.not_ours("by the client's interface", &exchange.answer).check(&mut program)?;
+            let mut translation = program.translations()?.get(&exchange.key(), 0)?;
+            ensure!(translation.backend_ifindex == OTHER_INTERFACE, "{family}, {tags} tags");
             translation.backend_ifindex = fixture::LOOPBACK;
-            program.translations()?.insert(key(&fixture, port), translation, 0)?;
-            Case::answered(name, fixture.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
+            program.translations()?.insert(exchange.key(), translation, 0)?;
+            exchange.answered("by the backend's interface").check(&mut program)?;
         }
     }
     Ok(())
 }
 
-/// What comes from a backend and belongs to no translation is this host's.
+/// What a backend sends and no translation covers is for this host.
 #[test]
 fn answers_to_nobody() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let fixture = nat_fixture(FLAG_STRIP, family);
-        let client = Packet::default().over(family);
-        let port = translated(&mut program, "a client", &fixture, &client)?;
-        let (answer, to_client) = reply(&fixture, &client, port);
-        let mut pass =
-            |name: &str, packet: Packet| Case::not_ours(name, fixture.clone(), &packet).check(&mut program);
-        let port_of = |mut at: SocketAddr, port| {
-            at.set_port(port);
-            at
-        };
-        pass("another port of this node", Packet { to: port_of(answer.to, port ^ 1), ..answer.clone() })?;
-        pass("a port outside the range", Packet { to: port_of(answer.to, 39_999), ..answer.clone() })?;
-        pass("another port of the backend", Packet { from: port_of(answer.from, 9001), ..answer.clone() })?;
-        pass("another host", Packet { from: client.from, ..answer.clone() })?;
-        pass(
-            "another address of this node",
-            Packet { to: SocketAddr::new(client.from.ip(), port), ..answer.clone() },
-        )?;
-        pass("TCP", Packet { protocol: Some(6), ..answer.clone() })?;
+        let exchange = Exchange::of_default_client(&mut program, family)?;
+        let Exchange { client, port, answer, .. } = &exchange;
+        let from = |from| Packet { from, ..answer.clone() };
+        let to = |address, port| Packet { to: SocketAddr::new(address, port), ..answer.clone() };
+        let node = answer.to.ip();
+        let nobodys = [
+            ("another port of this node", to(node, port ^ 1)),
+            ("a port outside the range", to(node, 39_999)),
+            ("another port of the backend", from(SocketAddr::new(answer.from.ip(), 9001))),
+            ("another host", from(client.from)),
+            ("another address of this node", to(client.from.ip(), *port)),
+            ("TCP", Packet { protocol: Some(6), ..answer.clone() }),
+        ];
+        in_turn(&mut program, nobodys.map(|(name, packet)| exchange.not_ours(name, &packet)))?;
         let last = Packet { ttl: 1, ..answer.clone() };
-        Case::refused("hop limit 1", fixture.clone(), &last, Reason::HopLimit).check(&mut program)?;
-        Case::answered("an answer", fixture.clone(), &answer, &to_client, Reason::Reply)
-            .check(&mut program)?;
+        exchange.refused("hop limit 1", &last, Reason::HopLimit).check(&mut program)?;
+        exchange.answered("an answer").check(&mut program)?;
         // The least recently used translation may be evicted at any time.
-        program.translations()?.remove(&key(&fixture, port))?;
-        Case::not_ours("an answer after its translation", fixture.clone(), &answer).check(&mut program)?;
-        translated(&mut program, "the client again", &fixture, &client)?;
+        program.translations()?.remove(&exchange.key())?;
+        exchange.not_ours("an answer after its translation", answer).check(&mut program)?;
+        Exchange::of_default_client(&mut program, family)?;
     }
     Ok(())
 }
 
-/// ICMP errors come to whoever sent what they quote, and quote what that one sent (RFC 5508 §4).
+/// An ICMP error reaches the sender of the packet that it quotes, and quotes what that host sent (RFC 5508 §4).
 #[test]
 fn errors() -> Result<()> {
     let mut program = Program::load()?;
     for (family, flags) in [(Family::V4, FLAG_STRIP), (Family::V4, 0), (Family::V6, FLAG_STRIP)] {
-        let fixture = nat_fixture(flags, family);
         let client = Packet::default().over(family);
-        let port = translated(&mut program, "a client", &fixture, &client)?;
-        let (answer, to_client) = reply(&fixture, &client, port);
-        let backend = fixture.backends[0];
-        let sent = if flags == FLAG_STRIP { client.clone().stripped() } else { client.clone() };
-        let (_, translation) = found(&program, &fixture, client.from)?.context("a translation")?;
-        let left = Packet { from: answer.to, to: answer.from, ..sent.clone().hop() };
+        let exchange = Exchange::start(&mut program, nat_fixture(flags, family), client)?;
+        let Exchange { fixture, client, port, answer, to_client } = &exchange;
+        let sent = if flags == FLAG_STRIP { client.clone().stripped() } else { client.clone() }.hop();
+        let (_, translation) = found(&program, fixture, client.from)?.context("a translation")?;
+        let left = Packet { from: answer.to, to: answer.from, ..sent.clone() };
         let left = with_cookie(left, translation.cookie);
-        let no_port = |at: SocketAddr| SocketAddr::new(at.ip(), 0);
+        let nobodys = Packet { from: SocketAddr::new(left.from.ip(), port ^ 1), ..left.clone() };
         for (kind, code) in if family == Family::V4 { [(3, 4), (11, 0)] } else { [(2, 0), (1, 4)] } {
             let message = packet::Icmp { kind, code, rest: [0, 0, 5, 0] };
             for len in [family.header_len() + 8, usize::MAX] {
@@ -368,42 +231,28 @@ fn errors() -> Result<()> {
                     to: no_port(to),
                     ..Packet::icmp_error(message, &quoted.ip_packet(), len).over(family)
                 };
-                let about_answer = error(&to_client, client.to);
                 let to_backend = error(&answer.clone().hop(), answer.from).hop();
-                let (name, fixture) = ("about an answer", fixture.clone());
-                Case::sent(name, fixture.clone(), &about_answer, &to_backend, &backend, Reason::IcmpError)
-                    .check(&mut program)?;
-                let about_datagram = error(&left, answer.to);
                 let told = Packet {
                     from: no_port(client.to),
                     destination_mac: client.source_mac,
                     source_mac: client.destination_mac,
-                    ..error(&with_cookie(sent.clone().hop(), 0), client.from).hop()
+                    ..error(&with_cookie(sent.clone(), 0), client.from).hop()
                 };
-                Case::answered(
-                    "about a datagram",
-                    fixture.clone(),
-                    &about_datagram,
-                    &told,
-                    Reason::IcmpError,
-                )
-                .check(&mut program)?;
-                let nobodys = Packet { from: SocketAddr::new(left.from.ip(), port ^ 1), ..left.clone() };
-                Case::not_ours("about nobody's datagram", fixture.clone(), &error(&nobodys, answer.to))
-                    .check(&mut program)?;
+                let about_answer = error(to_client, client.to);
+                let (name, backend) = ("about an answer", &fixture.backends[0]);
+                let reason = Reason::IcmpError;
+                in_turn(
+                    &mut program,
+                    [
+                        Case::sent(name, fixture.clone(), &about_answer, &to_backend, backend, reason),
+                        exchange.told("about a datagram", &error(&left, answer.to), &told, reason),
+                        exchange.not_ours("about nobody's datagram", &error(&nobodys, answer.to)),
+                    ],
+                )?;
             }
         }
     }
     Ok(())
-}
-
-fn key(fixture: &Fixture, port: u16) -> TranslationKey {
-    let backend = fixture.backends[0];
-    TranslationKey {
-        backend_be: backend.address_be,
-        backend_port_be: backend.port_be,
-        node_port_be: port.to_be(),
-    }
 }
 
 /// Gives a port to another client, whose last datagram passed at this moment of the kernel's clock.
@@ -443,16 +292,17 @@ fn collisions_timeouts_and_exhaustion() -> Result<()> {
         let freed = translated(&mut program, "a port that was left for long", &fixture, &client)?;
         ensure!(freed == taken[1], "{freed} where {} was free", taken[1]);
 
-        // Answers prolong nothing, and come too late once the client was quiet for long.
-        let (answer, to_client) = reply(&fixture, &client, freed);
-        let key = key(&fixture, freed);
-        let mut translation = program.translations()?.get(&key, 0)?;
-        translation.used_at_ns = now - TIMEOUT_NS + 60 * SECOND_NS;
-        program.translations()?.insert(key, translation, 0)?;
-        Case::answered("in time", fixture.clone(), &answer, &to_client, Reason::Reply).check(&mut program)?;
-        translation.used_at_ns = now - TIMEOUT_NS;
-        program.translations()?.insert(key, translation, 0)?;
-        Case::not_ours("too late", fixture.clone(), &answer).check(&mut program)?;
+        // Answers do not extend a translation's life: those of a client that has been silent for too long do not pass.
+        let exchange = Exchange::of_port(fixture, client, freed);
+        let mut translation = program.translations()?.get(&exchange.key(), 0)?;
+        for (used_at_ns, case) in [
+            (now - TIMEOUT_NS + 60 * SECOND_NS, exchange.answered("in time")),
+            (now - TIMEOUT_NS, exchange.not_ours("too late", &exchange.answer)),
+        ] {
+            translation.used_at_ns = used_at_ns;
+            program.translations()?.insert(exchange.key(), translation, 0)?;
+            case.check(&mut program)?;
+        }
     }
     Ok(())
 }
@@ -480,11 +330,11 @@ fn hop_limits() -> Result<()> {
     for family in Family::BOTH {
         let fixture = nat_fixture(FLAG_STRIP, family);
         let client = Packet::default().over(family);
-        for ttl in [0, 1] {
-            let packet = Packet { ttl, ..client.clone() };
-            let name = format!("hop limit {ttl}");
-            Case::refused(name, fixture.clone(), &packet, Reason::HopLimit).check(&mut program)?;
-        }
+        let with_ttl = |ttl| Packet { ttl, ..client.clone() };
+        let expired = [0, 1].map(|ttl| {
+            Case::refused(format!("hop limit {ttl}"), fixture.clone(), &with_ttl(ttl), Reason::HopLimit)
+        });
+        in_turn(&mut program, expired)?;
         translated(&mut program, "hop limit 2", &fixture, &Packet { ttl: 2, ..client })?;
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! Which answers pass: from the VLAN of the backend, while it and the session are good, whole or in fragments.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
     backend::{Backend, Tag},
@@ -10,29 +12,17 @@ use lb_common::{
     service::{FLAG_OBSERVE, FLAG_STRIP, FORWARD_NAT, Service},
 };
 use lb_tests::model::{
-    case::Case,
     fixture::{self, Fixture, SERVICE_ID, SESSION},
     packet::{self, Family, Packet, TAG_8021AD, TAG_8021Q, UdpChecksum},
     program::{Program, pin_to_cpu},
 };
 
-use super::{nat_fixture, reply, translated};
-
-/// A client's port, what its backend answers, and what the client gets of it.
-fn asked(program: &mut Program, fixture: &Fixture, client: &Packet) -> Result<(u16, Packet, Packet)> {
-    let port = translated(program, "a client", fixture, client)?;
-    let (answer, to_client) = reply(fixture, client, port);
-    Ok((port, answer, to_client))
-}
+use super::exchange::{Exchange, in_turn, nat_fixture, tag, translated};
 
 /// An answer comes in the VLAN of the way to its backend, whatever its priority.
 #[test]
 fn from_another_vlan() -> Result<()> {
     let mut program = Program::load()?;
-    let tag = |identifier: u16, control: u16| Tag {
-        identifier_be: identifier.to_be(),
-        control_be: control.to_be(),
-    };
     for family in Family::BOTH {
         let in_vlan = Backend {
             tag_count: 1,
@@ -56,13 +46,12 @@ fn from_another_vlan() -> Result<()> {
             let token = fixture::token_number(number);
             let client = Packet { from: packet::client(number as u16), ..Packet::with_token(&token) };
             let client = client.tagged(client_tags).over(family);
-            let (_, answer, to_client) = asked(&mut program, &fixture, &client)?;
-            let under = |tags: Vec<(u16, u16)>| Packet { tags, ..answer.clone() };
-            let pass = |tags: Vec<(u16, u16)>| {
-                Case::answered("an answer", fixture.clone(), &under(tags), &to_client, Reason::Reply)
-            };
-            pass(right.to_vec()).check(&mut program)?;
-            pass(right.iter().map(|(id, vlan)| (*id, vlan | 0xf000)).collect()).check(&mut program)?;
+            let exchange = Exchange::start(&mut program, fixture, client)?;
+            let under = |tags: Vec<(u16, u16)>| Packet { tags, ..exchange.answer.clone() };
+            let any_priority = right.iter().map(|(id, vlan)| (*id, vlan | 0xf000)).collect();
+            let passing = [right.to_vec(), any_priority]
+                .map(|tags| exchange.told("an answer", &under(tags), &exchange.to_client, Reason::Reply));
+            in_turn(&mut program, passing)?;
             let mut wrong = vec![[right, &[(q, 1)]].concat()];
             for at in 0..right.len() {
                 for (identifier, vlan) in
@@ -74,78 +63,74 @@ fn from_another_vlan() -> Result<()> {
                 }
                 wrong.push([&right[..at], &right[at + 1..]].concat());
             }
-            for tags in wrong {
-                let name = format!("row {number}, an answer under {tags:x?}");
-                Case::not_ours(name, fixture.clone(), &under(tags)).check(&mut program)?;
-            }
+            let forged = wrong.into_iter().map(|tags| {
+                exchange.not_ours(format!("row {number}, an answer under {tags:x?}"), &under(tags))
+            });
+            in_turn(&mut program, forged)?;
         }
     }
     Ok(())
 }
 
-/// An answer of a backend that is none any more is dropped, and passes again once it is one again.
+/// The answer of a backend that has left the service is dropped, and passes again once the backend is back.
 #[test]
 fn of_a_backend_that_is_gone() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let there = nat_fixture(FLAG_STRIP, family);
-        let client = Packet::default().over(family);
-        let (port, answer, to_client) = asked(&mut program, &there, &client)?;
-        let passes = Case::answered("an answer", there.clone(), &answer, &to_client, Reason::Reply);
+        let exchange = Exchange::of_default_client(&mut program, family)?;
+        let Exchange { fixture: there, client, port, answer, .. } = &exchange;
+        let passes = exchange.answered("an answer");
         passes.check(&mut program)?;
         let backend = there.backends[0];
         let other = fixture::backend_at(2, family);
-        let named = Backend { backend_id: 7, ..backend };
-        let moved = Backend { address_be: other.address_be, ..backend };
         let with = |backends: Vec<Backend>| Fixture { backends, ..there.clone() };
-        for (name, fixture) in [
-            ("no backend is left", with(vec![])),
-            ("another is in its place", with(vec![other])),
-            ("another has its address", with(vec![named])),
-            ("it has another address", with(vec![moved])),
-            ("it has another port", with(vec![Backend { port_be: 9, ..backend }])),
-            ("this node has another address", with(vec![Backend { source_be: other.source_be, ..backend }])),
+        for (name, backends) in [
+            ("no backend is left", vec![]),
+            ("another has its index", vec![other]),
+            ("another has its address", vec![Backend { backend_id: 7, ..backend }]),
+            ("it has another address", vec![Backend { address_be: other.address_be, ..backend }]),
+            ("it has another port", vec![Backend { port_be: 9, ..backend }]),
+            ("this node has another address", vec![Backend { source_be: other.source_be, ..backend }]),
         ] {
-            let refused = Case::refused(name, fixture.clone(), &answer, Reason::NoBackend);
-            refused.check(&mut program)?;
-            // And each that follows.
-            refused.check(&mut program)?;
-            passes.check(&mut program)?;
+            let refused = exchange.refused(name, answer, Reason::NoBackend).with_fixture(with(backends));
+            // The second time from what the program has kept of the first.
+            in_turn(&mut program, [refused.clone(), refused, passes.clone()])?;
         }
-        // Beside others, at another place among them.
+        // Beside others, with another index.
         let last = with(vec![other, Backend { backend_id: 3, ..other }, backend]);
         passes.clone().with_fixture(last).check(&mut program)?;
-        let without_service = Fixture { services: vec![], ..there.clone() };
-        Case::not_ours("its service is gone", without_service, &answer).check(&mut program)?;
         let (at, service) = there.services[0];
-        let successor = Fixture { services: vec![(at, Service { id: 43, ..service })], ..there.clone() };
-        let at_other_family = Fixture { services: vec![there.services[1]], ..there.clone() };
-        if family == Family::V4 {
-            Case::not_ours("another service is in its place", successor, &answer).check(&mut program)?;
-            Case::not_ours("its address is gone", at_other_family, &answer).check(&mut program)?;
+        let others = [
+            ("its service is gone", vec![]),
+            ("another service is at its address", vec![(at, Service { id: 43, ..service })]),
+            ("its address is gone", vec![there.services[1]]),
+        ];
+        // The first of the services is the one over IPv4.
+        for (name, services) in others.into_iter().take(if family == Family::V4 { 3 } else { 1 }) {
+            let fixture = Fixture { services, ..there.clone() };
+            exchange.not_ours(name, answer).with_fixture(fixture).check(&mut program)?;
         }
         passes.check(&mut program)?;
-        ensure!(translated(&mut program, "the client again", &there, &client)? == port);
+        ensure!(translated(&mut program, "the client again", there, client)? == *port);
     }
     Ok(())
 }
 
-/// Two publications bring the first half back: what was checked against the state before counts no more.
+/// Two publications bring the first bank back: what was checked against the tables before is checked again.
 #[test]
 fn every_publication_is_checked_against() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let there = nat_fixture(FLAG_STRIP, family);
-        let client = Packet::default().over(family);
-        let (_, answer, to_client) = asked(&mut program, &there, &client)?;
-        let passes = Case::answered("an answer", there.clone(), &answer, &to_client, Reason::Reply);
+        let exchange = Exchange::of_default_client(&mut program, family)?;
+        let passes = exchange.answered("an answer");
         passes.check(&mut program)?;
-        let gone = Fixture { backends: vec![fixture::backend_at(2, family)], ..there.clone() };
-        // Nobody answers between the two.
-        program.enter(&gone)?;
-        let gone_for_good = Fixture { backends: vec![fixture::backend_at(3, family)], ..there.clone() };
-        Case::refused("an answer", gone_for_good, &answer, Reason::NoBackend).check(&mut program)?;
-        passes.check(&mut program)?;
+        let with =
+            |id| Fixture { backends: vec![fixture::backend_at(id, family)], ..exchange.fixture.clone() };
+        // No answer comes between the two.
+        program.enter(&with(2))?;
+        let refused =
+            exchange.refused("an answer", &exchange.answer, Reason::NoBackend).with_fixture(with(3));
+        in_turn(&mut program, [refused, passes])?;
     }
     Ok(())
 }
@@ -155,8 +140,8 @@ fn every_publication_is_checked_against() -> Result<()> {
 fn of_a_session_that_is_revoked() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
-        let there = nat_fixture(FLAG_STRIP, family);
-        let client = Packet::default().over(family);
+        let exchange = Exchange::of_default_client(&mut program, family)?;
+        let Exchange { fixture: there, client, answer, .. } = &exchange;
         let nonce = u64::from_le_bytes(fixture::grant().nonce);
         let forever = there.now_ns + 3600 * SECOND_NS;
         let revoking = |kind, of| Fixture {
@@ -170,19 +155,16 @@ fn of_a_session_that_is_revoked() -> Result<()> {
         let issued_at = fixture::grant().issued_at;
         let before =
             |second| with_service(&|service: &mut Service| service.revoked_before = second, there.clone());
-        let (_, answer, to_client) = asked(&mut program, &there, &client)?;
-        let passes = Case::answered("an answer", there.clone(), &answer, &to_client, Reason::Reply);
+        let passes = exchange.answered("an answer");
         let rows = [
             ("the session", revoking(REVOKED_SESSION, SESSION)),
             ("its token", revoking(REVOKED_TOKEN, nonce)),
             ("all tokens of its age", before(issued_at + 1)),
         ];
         for (name, fixture) in rows {
-            passes.check(&mut program)?;
-            let refused = Case::refused(name, fixture.clone(), &answer, Reason::Revoked);
-            refused.check(&mut program)?;
-            refused.check(&mut program)?;
-            Case::refused(name, fixture.clone(), &client, Reason::Revoked).check(&mut program)?;
+            let refused =
+                |packet| exchange.refused(name, packet, Reason::Revoked).with_fixture(fixture.clone());
+            in_turn(&mut program, [passes.clone(), refused(answer), refused(answer), refused(client)])?;
             // Where its datagrams are delivered all the same, so are their answers.
             let observing = with_service(&|service| service.flags |= FLAG_OBSERVE, fixture);
             passes.clone().with_fixture(observing).check(&mut program)?;
@@ -221,30 +203,27 @@ fn in_fragments() -> Result<()> {
                 .collect::<Result<Vec<_>, _>>()?
                 .iter()
                 .try_for_each(|key| program.translations()?.remove(key).context("a translation"))?;
-            let (_, answer, to_client) = asked(&mut program, &fixture, &client)?;
+            let exchange = Exchange::start(&mut program, fixture, client)?;
             let whole = |packet: Packet| Packet {
                 payload: (0..len).map(|byte| byte as u8).collect(),
                 udp_checksum: checksum,
                 id: len as u16,
                 ..packet
             };
-            let (answer, to_client) = (whole(answer), whole(to_client));
+            let [answer, to_client] =
+                [&exchange.answer, &exchange.to_client].map(|packet| whole(packet.clone()));
             let fragments: Vec<_> = answer.fragments(32).into_iter().zip(to_client.fragments(32)).collect();
             ensure!(fragments.len() > 1);
-            for (number, (fragment, expected)) in fragments.iter().enumerate() {
+            // All of them, then the later ones once more in the other order.
+            let numbers = (0..fragments.len()).chain((1..fragments.len()).rev());
+            let passing = numbers.map(|number| {
+                let (fragment, expected) = &fragments[number];
                 let name = format!("{family}, {len} bytes, fragment {number}");
-                Case::answered(name, fixture.clone(), fragment, expected, Reason::Reply)
-                    .check(&mut program)?;
-            }
-            // The later ones in another order, and once more.
-            for (fragment, expected) in fragments[1..].iter().rev() {
-                let name = format!("{family}, {len} bytes, backwards");
-                Case::answered(name, fixture.clone(), fragment, expected, Reason::Reply)
-                    .check(&mut program)?;
-            }
+                exchange.told(name, fragment, expected, Reason::Reply)
+            });
+            in_turn(&mut program, passing)?;
             let last = Packet { ttl: 1, ..fragments[1].0.clone() };
-            Case::refused("with hop limit 1", fixture.clone(), &last, Reason::HopLimit)
-                .check(&mut program)?;
+            exchange.refused("with hop limit 1", &last, Reason::HopLimit).check(&mut program)?;
         }
     }
     Ok(())
@@ -261,64 +240,62 @@ fn fragments_of_others() -> Result<()> {
             tick_ns: 1000 * SECOND_NS / jiffies + 1 + tenths,
             ..nat_fixture(FLAG_STRIP, family)
         };
-        let there = at(0);
-        let client = Packet::default().over(family);
-        let (_, answer, to_client) = asked(&mut program, &there, &client)?;
+        let exchange = Exchange::start(&mut program, at(0), Packet::default().over(family))?;
+        let Exchange { fixture: there, client, answer, to_client, .. } = &exchange;
         let (fragments, expected) = (answer.fragments(16), to_client.fragments(16));
-        let not_ours = |name: &str, packet: Packet| Case::not_ours(name, there.clone(), &packet);
-        not_ours("a later one before the first", fragments[1].clone()).check(&mut program)?;
-        let mut forged = fragments[0].clone();
-        forged.from.set_port(9001);
-        not_ours("a first one of another port", forged).check(&mut program)?;
-        not_ours("behind that", fragments[1].clone()).check(&mut program)?;
-        let elsewhere = Packet { tags: vec![(TAG_8021Q, 5)], ..fragments[0].clone() };
-        not_ours("a first one from another VLAN", elsewhere).check(&mut program)?;
-        not_ours("behind that", fragments[1].clone()).check(&mut program)?;
-        Case::answered("the first", there.clone(), &fragments[0], &expected[0], Reason::Reply)
-            .check(&mut program)?;
-        let elsewhere = Packet { tags: vec![(TAG_8021Q, 5)], ..fragments[1].clone() };
-        not_ours("a later one from another VLAN", elsewhere).check(&mut program)?;
-        not_ours("one of another datagram", Packet { id: 7, ..fragments[1].clone() }).check(&mut program)?;
-        let other = std::net::SocketAddr::new(client.from.ip(), 0);
-        not_ours("one of another sender", Packet { from: other, ..fragments[1].clone() })
-            .check(&mut program)?;
-        not_ours("TCP's", Packet { protocol: Some(6), ..fragments[1].clone() }).check(&mut program)?;
-        let later = Case::answered("a later one", there.clone(), &fragments[1], &expected[1], Reason::Reply);
+        let (first, second) = (&fragments[0], &fragments[1]);
+        let in_vlan = |packet: &Packet| Packet { tags: vec![(TAG_8021Q, 5)], ..packet.clone() };
+        let with_port = Packet { from: SocketAddr::new(first.from.ip(), 9001), ..first.clone() };
+        let of_other = Packet { from: SocketAddr::new(client.from.ip(), 0), ..second.clone() };
+        let later = exchange.told("a later one", second, &expected[1], Reason::Reply);
+        let before_the_first = [
+            ("a later one before the first", second.clone()),
+            ("a first one of another port", with_port),
+            ("behind that", second.clone()),
+            ("a first one from another VLAN", in_vlan(first)),
+            ("behind that", second.clone()),
+        ];
+        let after_the_first = [
+            ("a later one from another VLAN", in_vlan(second)),
+            ("one of another datagram", Packet { id: 7, ..second.clone() }),
+            ("one of another sender", of_other),
+            ("TCP's", Packet { protocol: Some(6), ..second.clone() }),
+        ];
+        let not_ours = |(name, packet): (&str, Packet)| exchange.not_ours(name, &packet);
+        in_turn(&mut program, before_the_first.map(not_ours))?;
+        exchange.told("the first", first, &expected[0], Reason::Reply).check(&mut program)?;
+        in_turn(&mut program, after_the_first.map(not_ours))?;
         later.check(&mut program)?;
-        let forever = there.now_ns + 3600 * SECOND_NS;
         let key = RevocationKey { service_id: SERVICE_ID, kind: REVOKED_SESSION, of: SESSION };
-        let revoking = Fixture { revocations: vec![(key, forever)], ..there.clone() };
-        for fragment in &fragments[..2] {
-            Case::refused("of a revoked session", revoking.clone(), fragment, Reason::Revoked)
-                .check(&mut program)?;
-        }
+        let revoking = Fixture { revocations: vec![(key, there.now_ns + 3600 * SECOND_NS)], ..there.clone() };
         let gone = Fixture { backends: vec![fixture::backend_at(2, family)], ..there.clone() };
-        for fragment in &fragments[..2] {
-            Case::refused("of a backend that is gone", gone.clone(), fragment, Reason::NoBackend)
-                .check(&mut program)?;
+        for (name, fixture, reason) in [
+            ("of a revoked session", revoking, Reason::Revoked),
+            ("of a backend that is gone", gone, Reason::NoBackend),
+        ] {
+            let refused = |packet| exchange.refused(name, packet, reason).with_fixture(fixture.clone());
+            in_turn(&mut program, [refused(first), refused(second)])?;
         }
         later.check(&mut program)?;
         // A tick that is longer by a nanosecond makes four seconds and some of the kernel's clock.
         ensure!(jiffies > FRAGMENTS_TIMEOUT_NS);
-        Case::not_ours("a second later", at(1), &fragments[1]).check(&mut program)?;
+        exchange.not_ours("a second later", second).with_fixture(at(1)).check(&mut program)?;
     }
     Ok(())
 }
 
-/// A datagram whose only fragment says that it is one (RFC 6946), and extension headers that are not looked through.
+/// A datagram whose only fragment says that it is one (RFC 6946), and extension headers that the program does not skip.
 #[test]
 fn ipv6_fragment_headers() -> Result<()> {
     let mut program = Program::load()?;
-    let fixture = nat_fixture(FLAG_STRIP, Family::V6);
-    let client = Packet::default().over(Family::V6);
-    let (_, answer, to_client) = asked(&mut program, &fixture, &client)?;
+    let exchange = Exchange::of_default_client(&mut program, Family::V6)?;
     let atomic = |packet: &Packet| Packet {
         extensions: vec![(packet::FRAGMENT_HEADER, packet::fragment_header(0, 0x77))],
         ..packet.clone()
     };
-    Case::answered("an atomic one", fixture.clone(), &atomic(&answer), &atomic(&to_client), Reason::Reply)
-        .check(&mut program)?;
-    let mut behind = atomic(&answer);
+    let (answer, to_client) = (atomic(&exchange.answer), atomic(&exchange.to_client));
+    let mut behind = answer.clone();
     behind.extensions.insert(0, (60, vec![0; 8]));
-    Case::not_ours("behind options", fixture, &behind).check(&mut program)
+    let passes = exchange.told("an atomic one", &answer, &to_client, Reason::Reply);
+    in_turn(&mut program, [passes, exchange.not_ours("behind options", &behind)])
 }

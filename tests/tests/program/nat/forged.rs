@@ -1,7 +1,5 @@
 //! ICMP errors about what left a port of this node, by somebody who has not seen it.
 
-use std::net::SocketAddr;
-
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{live::SECOND_NS, reason::Reason, service::FLAG_STRIP};
 use lb_tests::model::{
@@ -11,7 +9,7 @@ use lb_tests::model::{
     program::{Program, pin_to_cpu},
 };
 
-use super::{found, nat_fixture, reply, translated, with_cookie};
+use super::exchange::{Exchange, found, nat_fixture, no_port, with_cookie};
 
 /// What left for the backend, and an error about it as the client is to get it.
 struct Left {
@@ -19,10 +17,6 @@ struct Left {
     to_client: Packet,
     client: Packet,
     cookie: u32,
-}
-
-fn no_port(at: SocketAddr) -> SocketAddr {
-    SocketAddr::new(at.ip(), 0)
 }
 
 fn port_unreachable(family: Family) -> Icmp {
@@ -39,8 +33,7 @@ fn about(packet: &Packet) -> Packet {
 }
 
 fn left(program: &mut Program, fixture: &Fixture, client: Packet) -> Result<Left> {
-    let port = translated(program, "a client", fixture, &client)?;
-    let (answer, _) = reply(fixture, &client, port);
+    let Exchange { client, answer, .. } = Exchange::start(program, fixture.clone(), client)?;
     let (_, translation) = found(program, fixture, client.from)?.context("a translation")?;
     let sent = client.clone().stripped().hop();
     let datagram =

@@ -20,7 +20,7 @@ use lb_tests::model::{
 };
 use tollgate::datapath::Options;
 
-use super::{key, nat_fixture, reply, translated};
+use super::exchange::{Exchange, key, nat_fixture, translated};
 
 /// Room for as many clients as an attacker has source ports.
 fn program(nat_ports_per_session: u32) -> Result<Program> {
@@ -129,7 +129,7 @@ fn the_oldest_is_reused() -> Result<()> {
 /// Runs the program on a datagram, which must leave; returns its client's port and translation.
 fn run(program: &Program, fixture: &Fixture, packet: &Packet) -> Result<(u16, lb_common::nat::Translation)> {
     ensure!(program.run(&packet.bytes())?.verdict == Verdict::Transmit);
-    let found = super::found(program, fixture, packet.from)?;
+    let found = super::exchange::found(program, fixture, packet.from)?;
     found.ok_or_else(|| anyhow::anyhow!("{} has no translation", packet.from))
 }
 
@@ -162,17 +162,19 @@ fn what_is_used_lasts() -> Result<()> {
             tick_ns: (seconds + 1000) * SECOND_NS / jiffies + 1,
             ..nat_fixture(FLAG_STRIP, family)
         };
-        let client = Packet::default().over(family);
-        let port = translated(&mut program, "the first datagram", &at(0), &client)?;
-        let (answer, to_client) = reply(&at(0), &client, port);
-        let answered = |fixture| Case::answered("an answer", fixture, &answer, &to_client, Reason::Reply);
+        let exchange = Exchange::start(&mut program, at(0), Packet::default().over(family))?;
+        let answered = |fixture| exchange.answered("an answer").with_fixture(fixture);
         for seconds in [200, 400, 600, 800] {
             let name = format!("a datagram after {seconds} s");
-            ensure!(translated(&mut program, &name, &at(seconds), &client)? == port, "{name}");
+            let port = translated(&mut program, &name, &at(seconds), &exchange.client)?;
+            ensure!(port == exchange.port, "{name}");
             answered(at(seconds + 150)).check(&mut program)?;
         }
         answered(at(800 + 290)).check(&mut program)?;
-        Case::not_ours("five minutes after the last", at(800 + 310), &answer).check(&mut program)?;
+        exchange
+            .not_ours("five minutes after the last", &exchange.answer)
+            .with_fixture(at(800 + 310))
+            .check(&mut program)?;
     }
     Ok(())
 }
