@@ -271,12 +271,7 @@ impl Daemon {
     /// # Errors
     /// If it does not.
     pub fn ended(&mut self) -> Result<ExitStatus> {
-        let mut status = None;
-        wait_for("the daemon's end", || {
-            status = self.child.try_wait()?;
-            Ok(status.is_some())
-        })?;
-        status.context("it has ended")
+        end_of(&mut self.child, "the daemon's end")
     }
 }
 
@@ -286,6 +281,16 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Waits until a process ends.
+pub(super) fn end_of(child: &mut Child, what: &str) -> Result<ExitStatus> {
+    let mut status = None;
+    wait_for(what, || {
+        status = child.try_wait()?;
+        Ok(status.is_some())
+    })?;
+    status.context("it has ended")
 }
 
 /// The binary under test.

@@ -1,20 +1,13 @@
-//! The ways from a balancer to an application, as tests need them: where it listens, and what has to run beside it.
+//! Forwarding modes as tests need them: where a service's applications listen.
 
 use std::{
-    fs::{self, File},
     net::{IpAddr, SocketAddr, UdpSocket},
-    process::Child,
     str::FromStr,
 };
 
 use anyhow::{Result, bail};
 
-use crate::testbed::{
-    cleanup,
-    daemon::{Instance, said, wait_for},
-    netns::Namespace,
-    topology::{Family, INTERFACE, Topology},
-};
+use crate::testbed::topology::{Family, Topology};
 pub use crate::tools::options::Forward;
 
 impl Forward {
@@ -77,49 +70,5 @@ impl FromStr for Forward {
             bail!("`{name}` is no forwarding mode; take one of {}", Self::ALL.map(Self::name).join(", "));
         };
         Ok(found)
-    }
-}
-
-/// `tollgate decap` on a backend; ended when dropped.
-pub struct Decap {
-    child: Child,
-}
-
-impl Decap {
-    /// On all backends, for what comes from these addresses and prefixes.
-    ///
-    /// # Errors
-    /// If one does not start; with what it said.
-    pub fn on_backends(topology: &Topology, instance: &Instance, sources: &[String]) -> Result<Vec<Self>> {
-        let from = sources.join(",");
-        topology.backends.iter().map(|backend| Self::start(instance, backend, &from)).collect()
-    }
-
-    /// On one host, for what comes from these addresses; waits until it is there.
-    ///
-    /// # Errors
-    /// If it does not start; with what it said.
-    pub fn start(instance: &Instance, host: &Namespace, from: &str) -> Result<Self> {
-        cleanup::hold_if_interrupted();
-        let log = instance.path(&format!("decap-{}", host.name()));
-        let (out, err) = (File::create(&log)?, File::options().append(true).open(&log)?);
-        let mut command = instance.tollgate(host, &["decap", "-i", INTERFACE, "--from", from])?;
-        let mut decap = Self { child: command.stdout(out).stderr(err).spawn()? };
-        wait_for("tollgate decap", || {
-            if let Some(status) = decap.child.try_wait()? {
-                bail!("tollgate decap ended ({status}): {}", fs::read_to_string(&log)?);
-            }
-            let links = host.command("ip")?.args(["link", "show", INTERFACE]).output()?;
-            Ok(said(&links).contains("xdp"))
-        })?;
-        Ok(decap)
-    }
-}
-
-impl Drop for Decap {
-    fn drop(&mut self) {
-        // It may have ended already; then there is nothing to do.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -3,6 +3,7 @@
 pub mod bpffs;
 pub mod cleanup;
 pub mod daemon;
+pub mod decap;
 pub mod forward;
 pub mod issuer;
 pub mod netns;

@@ -97,6 +97,16 @@ impl Namespace {
         run(Command::new("ip").args(["-netns", &self.name]).args(args))
     }
 
+    /// Whether an interface in it has an XDP program.
+    ///
+    /// # Errors
+    /// If `ip` fails, as where there is no such interface.
+    pub fn has_xdp(&self, interface: &str) -> Result<bool> {
+        let links = self.command("ip")?.args(["link", "show", interface]).output()?;
+        ensure!(links.status.success(), "{}", String::from_utf8_lossy(&links.stderr));
+        Ok(String::from_utf8_lossy(&links.stdout).contains("xdp"))
+    }
+
     /// Sets a sysctl in it.
     ///
     /// # Errors

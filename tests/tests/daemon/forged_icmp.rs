@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use etherparse::PacketBuilder;
 use lb_tests::testbed::{
     daemon::{said, wait_for},
-    forward::{Decap, Forward},
+    decap::Decap,
+    forward::Forward,
     issuer::session,
     netns::Namespace,
     topology::{Family, INTERFACE, Layout, Network, Plan},

@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::{reason::Reason, token::Claims};
 use lb_tests::testbed::{
     daemon::{Daemon, Instance, counters, said, service_named},
-    forward::{Decap, Forward},
+    decap::Decap,
+    forward::Forward,
     issuer::Issuer,
     topology::{BACK_INTERFACE, Family, INTERFACE, Layout, Network, PORT, Plan, Topology},
 };

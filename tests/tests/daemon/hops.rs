@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::{reason::Reason, token::Header};
 use lb_tests::testbed::{
     daemon::{service, wait_for},
-    forward::Decap,
+    decap::Decap,
     topology::{BACK_INTERFACE, Family, INTERFACE, Layout, Network, Plan},
 };
 use serde_json::{Value, json};

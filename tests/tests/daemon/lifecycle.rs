@@ -228,8 +228,7 @@ fn an_interface_that_goes_and_comes_back(family: Family) -> Result<()> {
     testbed.delivered(&testbed.token(1)?)?;
     add()?;
     wait_for("the program on the new interface", || Ok(ready()?.0 == 200))?;
-    let links = balancer.command("ip")?.args(["link", "show", "eth1"]).output()?;
-    ensure!(said(&links).contains("xdp"), "{}", said(&links));
+    ensure!(balancer.has_xdp("eth1")?);
     ensure!(daemon.log().contains("attached again"), "{}", daemon.log());
     Ok(())
 }

@@ -5,6 +5,7 @@ mod checks;
 mod cleanup;
 mod clock;
 mod commands;
+mod decap;
 mod disk;
 mod forged_icmp;
 mod forwarding;

@@ -19,8 +19,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{maps::ABI_VERSION, reason::Reason, token::Header};
 use lb_tests::testbed::{
     cleanup::{self, Run},
-    daemon::{Daemon, Instance, PATIENCE, counters, http, said, service, wait_for},
-    forward::{Decap, Forward},
+    daemon::{Daemon, Instance, PATIENCE, counters, http, service, wait_for},
+    decap::Decap,
+    forward::Forward,
     issuer::{Issuer, session},
     topology::{Family, INTERFACE, Plan, Topology},
 };
@@ -106,10 +107,7 @@ impl Testbed {
 
     /// Waits until the kernel has taken the program off.
     pub fn is_off(&self) -> Result<()> {
-        wait_for("the program to be off", || {
-            let links = self.topology.balancer.command("ip")?.args(["link", "show", INTERFACE]).output()?;
-            Ok(!said(&links).contains("xdp"))
-        })
+        wait_for("the program to be off", || Ok(!self.topology.balancer.has_xdp(INTERFACE)?))
     }
 
     /// A map's pin, or a link's.

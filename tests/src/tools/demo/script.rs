@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::testbed::{
     cleanup,
     daemon::{Daemon, Instance, binary, counters, service},
-    forward::{Decap, Forward},
+    decap::Decap,
+    forward::Forward,
     issuer::Issuer,
     topology::{Family, Topology},
 };
