@@ -1,4 +1,4 @@
-//! `cargo xtask`: one file per subcommand. Each but `setup` begins with setup, which takes no time when nothing is
+//! `cargo xtask`: a file for each subcommand, but one for demo, benchmark and load test. Each but `setup` begins with setup, which takes no time when nothing is
 //! missing.
 
 use std::ffi::OsString;
@@ -9,14 +9,11 @@ use clap::{Parser, Subcommand};
 
 mod apt;
 mod bare;
-mod bench;
 mod build;
 mod check;
 mod command;
-mod demo;
 mod fuzz;
 mod kernels;
-mod load_test;
 mod log;
 mod mutants;
 #[path = "../../tests/src/tools/options.rs"]
@@ -27,6 +24,7 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod tools;
 
 /// Builds, tests, measures and shows Tollgate.
 #[derive(Parser)]
@@ -112,9 +110,9 @@ fn run(command: Subcommands) -> Result<()> {
         Subcommands::Build => build::show(),
         Subcommands::Run(passed_on) => run::run(&passed_on.args),
         Subcommands::Test(shown) => test::run(shown.verbose),
-        Subcommands::Demo(_) => demo::run(),
-        Subcommands::Bench(_) => bench::run(),
-        Subcommands::LoadTest(_) => load_test::run(),
+        Subcommands::Demo(_) => tools::DEMO.run(),
+        Subcommands::Bench(_) => tools::BENCHMARK.run(),
+        Subcommands::LoadTest(_) => tools::LOAD_TEST.run(),
         Subcommands::Check(shown) => check::run(shown.verbose),
         Subcommands::Fuzz(options) => fuzz::run(&options),
         Subcommands::Mutants(options) => mutants::run(&options),
