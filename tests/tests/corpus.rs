@@ -1,4 +1,4 @@
-//! The fuzzer's corpus, without the fuzzer: what once broke a promise never does again.
+//! Replays the fuzzer's corpus: an input that once violated an invariant never does so again.
 
 use std::{fs, path::PathBuf};
 

@@ -202,7 +202,8 @@ fn table(run: &Run) -> Result<String> {
             [packets_per_second, empty_packets_per_second, sent_to_empty_per_second].map(|rate| rate / 1e6);
         write!(
             text,
-            "\nAcross a veth pair, frames without skbs, one receiving CPU (`{name}`): {tollgate:.2} million packets per \
+            "\nAcross a veth pair, frames without skbs, one receiving CPU (`{name}`): {tollgate:.2} million packets \
+             per \
              second; a program that drops everything received {empty:.2} of {sent:.2} million sent.\n"
         )?;
     }

@@ -1,4 +1,4 @@
-//! Legitimate traffic beside floods that the machine takes: nothing of it is lost.
+//! Legitimate traffic during floods that the machine can receive: no packet of it is lost.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The page about security names a test for each attack: each of them exists.
+//! docs/security.md names a test for each attack: every named test exists.
 
 use std::path::Path;
 

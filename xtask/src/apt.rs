@@ -1,4 +1,4 @@
-//! Debian's packages: which are there, installing them, and unpacking them without installing them.
+//! Debian packages: which are installed, installing them, and unpacking them without installing.
 
 use std::fs;
 use std::path::Path;
@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{command, log};
 
-/// Another apt may run: a new machine installs its security updates by itself (unattended-upgrades).
+/// Waits for another apt: a new machine may be installing its security updates (unattended-upgrades).
 const WAIT_FOR_LOCK: &str = "-oDPkg::Lock::Timeout=300";
 
-/// Those of the packages that are not installed.
+/// The packages that are not installed.
 pub fn missing(packages: &[String]) -> Result<Vec<String>> {
     require_apt(packages)?;
     // Exits with 1 when it does not know one of them, and still prints the others.
@@ -27,7 +27,7 @@ pub fn missing(packages: &[String]) -> Result<Vec<String>> {
     Ok(packages.iter().filter(|package| !installed(package)).cloned().collect())
 }
 
-/// Installs the packages; where that is not allowed, the error says what to run.
+/// Installs the packages; if that is not permitted, the error shows the command to run.
 pub fn install(packages: &[String]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
@@ -49,7 +49,7 @@ pub fn install(packages: &[String]) -> Result<()> {
     )
 }
 
-/// What installing the packages would install: themselves, and the dependencies that are missing.
+/// The packages that would be installed: these and their missing dependencies.
 pub fn closure(packages: &[String]) -> Result<Vec<String>> {
     require_apt(packages)?;
     refresh();
@@ -93,7 +93,7 @@ pub fn unpack(packages: &[String], into: &Path) -> Result<()> {
     fs::remove_dir_all(&downloads).with_context(|| format!("cannot remove {}", downloads.display()))
 }
 
-/// The names of all known packages that begin so.
+/// The names of all known packages with this prefix.
 pub fn names(prefix: &str) -> Result<Vec<String>> {
     require_apt(&[format!("{prefix}*")])?;
     refresh();
@@ -109,7 +109,7 @@ pub fn candidate(package: &str) -> Result<Option<String>> {
     Ok(version.filter(|version| *version != "(none)").map(str::to_owned))
 }
 
-/// Those of the packages of which no version can be installed.
+/// The packages without an installable version.
 pub fn without_candidate(packages: &[String]) -> Result<Vec<String>> {
     require_apt(packages)?;
     let mut absent = Vec::new();
@@ -121,7 +121,7 @@ pub fn without_candidate(packages: &[String]) -> Result<Vec<String>> {
     Ok(absent)
 }
 
-/// The address of the first of apt's sources that has this suite of Debian, as its release file names it.
+/// The address of the first of apt's sources that offers this Debian suite.
 pub fn archive(codename: &str) -> Result<Option<String>> {
     let policy = command::output(command::command("apt-cache").arg("policy").env("LC_ALL", "C"))?;
     Ok(archive_in(&policy, codename))
@@ -143,7 +143,7 @@ fn archive_in(policy: &str, codename: &str) -> Option<String> {
     })
 }
 
-/// What a package depends on directly; empty when it is unknown.
+/// The direct dependencies of a package; empty if it is unknown.
 pub fn dependencies(package: &str) -> Result<Vec<String>> {
     require_apt(&[package.to_owned()])?;
     refresh();
@@ -157,7 +157,7 @@ pub fn dependencies(package: &str) -> Result<Vec<String>> {
     Ok(depended.map(str::to_owned).collect())
 }
 
-/// Brings the package lists up to date, once, if this process may.
+/// Updates the package lists, once, if this process has the permission.
 fn refresh() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -171,7 +171,7 @@ fn refresh() {
     });
 }
 
-/// The program as root, by `sudo` if that asks for no password.
+/// Runs the program as root, by `sudo` if that needs no password.
 fn as_root(program: &str) -> Option<Command> {
     let mut command = if command::is_root() {
         command::command(program)

@@ -1,13 +1,13 @@
-//! A machine that nobody has prepared, for what runs in this kernel: as a container or a minimal system is, whatever this
-//! one is like.
+//! A bare environment for everything that runs in this kernel: like a container or a minimal system, whatever this
+//! machine is like.
 
 use std::path::Path;
 use std::process::Command;
 
 use crate::build::Built;
 
-/// In a mount and a UTS namespace: no BPF file system at its usual place, a host name that resolves nowhere, a strict umask,
-/// few open files, no home directory.
+/// Runs in a mount and a UTS namespace: no BPF file system at its usual place, a host name that does not resolve, a
+/// strict umask, few open files, no home directory.
 const SCRIPT: &str = r#"set -e
 mount --make-rprivate /sys
 while umount --lazy /sys/fs/bpf 2>/dev/null; do :; done
@@ -22,7 +22,7 @@ unset HOME
 exec "$@"
 "#;
 
-/// What new network namespaces of the harness begin with, as on a host that has these settings (`lb_tests::netns`).
+/// Initial sysctls of new network namespaces, as on a host with these settings (`lb_tests::testbed::netns`).
 const SYSCTLS: [&str; 8] = [
     "net.ipv4.ip_forward=1",
     "net.ipv4.conf.all.rp_filter=1",
@@ -34,7 +34,7 @@ const SYSCTLS: [&str; 8] = [
     "net.ipv6.conf.default.disable_ipv6=1",
 ];
 
-/// A program of `lb-tests` there.
+/// A program of `lb-tests` in that environment.
 pub fn command(built: &Built, program: &Path) -> Command {
     let mut command = built.test_program("unshare");
     command

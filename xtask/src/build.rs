@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the XDP program first, then the host's crates with the program inside.
+//! `cargo xtask build`: the XDP programs first, then the host crates with the program inside.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,18 +9,18 @@ use crate::setup::{self, Needs};
 use crate::toolchain::Toolchain;
 use crate::{command, log};
 
-/// What was built, and with what.
+/// The artefacts of a build.
 pub struct Built {
-    /// What the BPF object was built with.
+    /// The toolchain of the BPF object.
     pub bpf: Toolchain,
     /// The BPF object.
     pub object: PathBuf,
-    /// The `tollgate` that carries it.
+    /// The `tollgate` binary that contains it.
     pub tollgate: PathBuf,
     commit: Option<String>,
 }
 
-/// What building takes.
+/// The requirements of building.
 pub const NEEDS: Needs = Needs {
     subcommand: "build",
     kernel: None,
@@ -39,7 +39,7 @@ pub fn show() -> Result<()> {
     Ok(())
 }
 
-/// Sets up what the subcommand takes, and builds everything.
+/// Runs setup for the subcommand, and builds everything.
 pub fn run(needs: &Needs) -> Result<Built> {
     let bpf = setup::run(needs)?;
     log::say(format_args!("build: the XDP program, with {bpf}"));
@@ -56,14 +56,14 @@ pub fn run(needs: &Needs) -> Result<Built> {
 }
 
 impl Built {
-    /// Cargo for the host's crates with the object inside them.
+    /// Cargo for the host crates, with the object in their environment.
     pub fn host_cargo(&self, subcommand: &str) -> Command {
         let mut cargo = command::cargo(subcommand);
         self.describe_to(&mut cargo);
         cargo
     }
 
-    /// A program of `lb-tests`, which finds by its environment what was built.
+    /// A program of `lb-tests`, which finds the artefacts by its environment.
     pub fn test_program(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         self.describe_to(&mut command);
@@ -96,8 +96,8 @@ impl Built {
     }
 }
 
-/// Cargo for `lb-ebpf` and the core library below it, in a target directory of its own: host builds and BPF builds would
-/// otherwise undo each other.
+/// Cargo for `lb-ebpf` and the core library below it, in a target directory of its own: host builds and BPF builds
+/// would otherwise undo each other.
 pub fn bpf_cargo(toolchain: &Toolchain, subcommand: &str) -> Result<Command> {
     bpf_cargo_into(toolchain, subcommand, &command::target().join("bpf"))
 }
@@ -164,7 +164,7 @@ fn bpf_rustflags(toolchain: &Toolchain) -> Result<Vec<String>> {
     Ok(flags)
 }
 
-/// The commit this tree is at; nothing where git or its directory is missing.
+/// The commit of this tree; none if git or its directory is missing.
 fn commit() -> Option<String> {
     let described = command::command("git")
         .args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])

@@ -9,7 +9,7 @@ use crate::setup::{self, Needs};
 use crate::toolchain::Toolchain;
 use crate::{build, command};
 
-/// Every crate but the one that only builds for BPF.
+/// All crates except the one that is built for BPF only.
 const HOST_CRATES: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
 
 const NEEDS: Needs = Needs {
@@ -22,7 +22,7 @@ const NEEDS: Needs = Needs {
     gigabytes: 6,
 };
 
-/// Runs all checks; what any of them finds is an error.
+/// Runs all checks; any finding is an error.
 pub fn run(verbose: bool) -> Result<()> {
     setup::check(&NEEDS)?;
     let mut report = Report::new(verbose);

@@ -1,4 +1,4 @@
-//! Child processes: with the environment every one of them gets, and with errors that show the command.
+//! Child processes: with a common environment, and with errors that show the command.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::log;
 
-/// A command that starts at the workspace's root and never lets rustup download.
+/// A command with the workspace's root as its directory; it never lets rustup download.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command
@@ -28,16 +28,16 @@ pub fn cargo(subcommand: &str) -> Command {
     cargo
 }
 
-/// Runs to the end; a failure is an error that shows the command.
+/// Runs a command to its end; a failure is an error that shows the command.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {}", shown(command)))?;
     ensure!(status.success(), "{} failed: {status}", shown(command));
     Ok(())
 }
 
-/// [`run`], of something that is only a means: it prints on standard error, which keeps our standard output for the program
-/// that the user asked for, or into the log of the group that runs. It reads nothing from the terminal, where a question that
-/// is not shown would wait for an answer.
+/// [`run`] for an auxiliary command: its output goes to standard error, which keeps standard output for the program
+/// that the user asked for, or to the log of the current group. It reads nothing from the terminal, where a hidden
+/// question would wait for an answer.
 pub fn run_aside(command: &mut Command) -> Result<()> {
     run(command.stdin(Stdio::null()).stdout(log::aside()?).stderr(log::aside()?))
 }
@@ -71,7 +71,7 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a directory of the workspace")
 }
 
-/// Where everything is built: the `target` of cargo.
+/// The target directory of cargo.
 pub fn target() -> PathBuf {
     match env::var_os("CARGO_TARGET_DIR") {
         Some(directory) => root().join(directory),
@@ -84,7 +84,7 @@ pub fn arguments() -> impl Iterator<Item = OsString> {
     env::args_os().skip(2)
 }
 
-/// Whether this process may do everything.
+/// Whether this process is root.
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }

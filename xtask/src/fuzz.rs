@@ -1,5 +1,5 @@
-//! `cargo xtask fuzz`: libFuzzer on every parser of bytes from outside, by cargo-fuzz. What the parsers promise is in
-//! `tests/src/fuzz/`, the targets in `tests/fuzz/`.
+//! `cargo xtask fuzz`: runs libFuzzer, through cargo-fuzz, on every parser of external bytes. The parsers' invariants
+//! are in `tests/src/fuzz/`, the targets in `tests/fuzz/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,25 +10,25 @@ use anyhow::{Context as _, Result, ensure};
 use crate::report::{Counts, Report};
 use crate::{command, log};
 
-/// The version that is built where none is found.
+/// The version that is built if none is installed.
 const CARGO_FUZZ: &str = "0.13.2";
 
-/// Longer inputs say nothing new, and the fuzzer tries less of them.
+/// Longer inputs find nothing new, and the fuzzer tries fewer of them.
 const LONGEST_INPUT: u32 = 4096;
 
 /// Seconds until one input counts as a hang.
 const LONGEST_RUN: u32 = 10;
 
-/// What to run.
+/// The selection of targets.
 #[derive(clap::Args)]
 pub struct Options {
     /// One target; all of them if not given
     #[arg(value_parser = target)]
     target: Option<String>,
-    /// For how long, each
+    /// Seconds for each target
     #[arg(long, default_value_t = 60)]
     seconds: u32,
-    /// Where the fuzzer's random numbers begin; 0: anywhere
+    /// Seed of the fuzzer; 0: random
     #[arg(long, default_value_t = 0)]
     seed: u32,
 }
@@ -83,13 +83,13 @@ fn target(name: &str) -> Result<String> {
     Ok(name.to_owned())
 }
 
-/// cargo-fuzz, and what it builds with.
+/// cargo-fuzz, and its sanitizer.
 struct Fuzzer {
     cargo_fuzz: PathBuf,
     sanitizer: &'static str,
 }
 
-/// What a run came to.
+/// The figures of a run.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Figures {
     executions: u64,
@@ -98,7 +98,7 @@ struct Figures {
 }
 
 impl Fuzzer {
-    /// With the cargo-fuzz in PATH, or one that is built here.
+    /// With the cargo-fuzz in PATH, or one that is built under target/.
     fn make() -> Result<Self> {
         let cargo_fuzz = match command::find("cargo-fuzz") {
             Some(found) => found,
@@ -109,7 +109,7 @@ impl Fuzzer {
         Ok(Self { cargo_fuzz, sanitizer })
     }
 
-    /// Runs a target and shows what it says. A finding is an error, and kept under target/.
+    /// Runs a target and shows its output. A finding is an error, and is kept under target/.
     fn run(&self, target: &str, seconds: u32, seed: u32) -> Result<Figures> {
         let place = command::target().join("fuzz");
         let [found, findings] = ["corpus", "findings"].map(|name| place.join(name).join(target));
@@ -134,7 +134,8 @@ impl Fuzzer {
         text.lines().for_each(|line| figures.read(line));
         ensure!(
             status.success() && figures.executions > 0,
-            "fuzz: {target} ended with {status}\ntry: mend what it shows, and keep the input of {} as a case with a name \
+            "fuzz: {target} ended with {status}\ntry: fix what it shows, and keep the input of {} as a case \
+             with a name \
              in tests/fuzz/corpus/{target}",
             findings.display()
         );
@@ -181,7 +182,7 @@ fn has_address_sanitizer() -> Result<bool> {
 }
 
 impl Figures {
-    /// `#29  DONE   cov: 3588 ft: 8808 corp: 28/4938b …`, and the like on the way.
+    /// Reads lines such as `#29  DONE   cov: 3588 ft: 8808 corp: 28/4938b …`.
     fn read(&mut self, line: &str) {
         let Some(rest) = line.strip_prefix('#') else { return };
         let mut words = rest.split_whitespace();

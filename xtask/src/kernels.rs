@@ -1,5 +1,5 @@
-//! `cargo xtask kernels`: the program's tests on the oldest kernel that Tollgate supports, in a virtual machine that
-//! is emulated wholly, so that it runs everywhere.
+//! `cargo xtask kernels`: the program's tests on the oldest supported kernel, in a fully emulated virtual machine
+//! that runs everywhere.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,30 +13,30 @@ use crate::report::{Counts, Report};
 use crate::setup::{self, Needs, Part};
 use crate::{command, log};
 
-/// Seconds until a virtual machine that has not ended is ended. Booting and loading take about five.
+/// Seconds after which a virtual machine is stopped. Booting and loading take about five.
 const LONGEST_RUN: &str = "2100";
 
-/// Begins the line with which the guest's init says what kernel it runs on.
+/// Prefix of the line in which the guest's init reports its kernel.
 const KERNEL: &str = "tollgate-guest kernel ";
 
-/// Begins the line with which the guest's init says how the tests ended.
+/// Prefix of the line in which the guest's init reports the exit status of the tests.
 const EXIT_STATUS: &str = "tollgate-guest exit status ";
 
-/// A virtual machine, and which of the tests it runs.
+/// A virtual machine, and the tests that it runs.
 struct Machine {
-    /// For people.
+    /// Its name in the output.
     name: &'static str,
     /// QEMU's options.
     options: &'static [&'static str],
-    /// What its init finds in its environment, as the kernel takes it from the command line.
+    /// The environment of its init, passed on the kernel command line.
     environment: &'static str,
 }
 
-/// What most tests take.
+/// The machine for most tests.
 const USUAL: Machine =
     Machine { name: "two processors", options: &["-smp", "2"], environment: "TESTS=\"--skip timing::\"" };
 
-/// Every instruction takes a nanosecond of its clock, and nothing else takes any: what lasts as long is as many.
+/// A machine whose clock counts instructions: each takes one nanosecond, and nothing else takes time.
 const COUNTING: Machine = Machine {
     name: "a clock of instructions",
     options: &["-smp", "1", "-icount", "shift=0,sleep=off"],
@@ -74,8 +74,8 @@ pub fn run_tests(built: &Built, report: &mut Report) {
     }
 }
 
-/// An initramfs with these files in its root directory, the libraries they need, and an init that runs those of `/tests`
-/// that the kernel's command line names.
+/// An initramfs with these files in its root directory, the libraries they need, and an init that runs those of
+/// `/tests` that the kernel's command line names.
 fn pack(files: &[(&Path, &str)]) -> Result<PathBuf> {
     let place = command::target().join("kernels");
     let root = place.join("root");
@@ -105,7 +105,7 @@ fn pack(files: &[(&Path, &str)]) -> Result<PathBuf> {
     Ok(initramfs)
 }
 
-/// What runs in the guest.
+/// The init script of the guest.
 fn init_script() -> String {
     format!(
         "#!/bin/busybox sh\n\
@@ -145,7 +145,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the guest said before the machine ended.
+/// The guest's output until the machine ended.
 struct Console {
     text: String,
     /// Whether the machine was ended because it took too long.
@@ -178,12 +178,12 @@ fn boot(initramfs: &Path, machine: &Machine) -> Result<Console> {
 }
 
 impl Console {
-    /// What follows this on a line.
+    /// The rest of the line with this prefix.
     fn said(&self, prefix: &str) -> Option<&str> {
         self.text.lines().find_map(|line| line.trim().strip_prefix(prefix))
     }
 
-    /// How many tests passed; silence, another kernel, an early end and an empty run are errors.
+    /// The number of tests that passed. No output, another kernel, an early end and an empty run are errors.
     fn verdict(&self, kernel: &str) -> Result<Counts> {
         let Some(booted) = self.said(KERNEL) else {
             bail!("the guest did not come as far as its init{}", self.timeout_note());

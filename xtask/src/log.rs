@@ -1,6 +1,6 @@
-//! Where child processes print: on the terminal, or, while a group of `cargo xtask test` or `check` runs, into that
-//! group's log. A log is a file, not a pipe: where this process is interrupted, tests still print while they remove what
-//! they have made.
+//! Where the output of child processes goes: to the terminal, or, while a group of `cargo xtask test` or `check`
+//! runs, into the log of that group. A log is a file, not a pipe: tests still print while they clean up after this
+//! process was interrupted.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -37,7 +37,7 @@ pub fn end() {
     *CURRENT.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
 
-/// A line about what this program does; on the terminal, too, where it cannot be written to the log.
+/// Logs a line about the progress of this program; also on the terminal if the log cannot be written.
 pub fn say(line: impl fmt::Display) {
     let log = current().and_then(|path| append(&path).ok());
     if !log.is_some_and(|mut log| writeln!(log, "{line}").is_ok()) {
@@ -45,7 +45,7 @@ pub fn say(line: impl fmt::Display) {
     }
 }
 
-/// Where a child's standard output or error goes that nothing reads: to the log, or to our standard error.
+/// The destination of a child's unread output: the log, or standard error.
 pub fn aside() -> Result<Stdio> {
     Ok(match current() {
         Some(path) => append(&path)?.into(),
@@ -53,7 +53,8 @@ pub fn aside() -> Result<Stdio> {
     })
 }
 
-/// Runs a command to its end; returns all that it printed, and how it ended. It is shown as it comes unless a group runs.
+/// Runs a command to its end; returns its output and its exit status. The output is also shown at once unless a group
+/// runs.
 pub fn record(command: &mut Command) -> Result<(String, ExitStatus)> {
     let (path, shown) = match current() {
         Some(path) => (path, false),
@@ -80,8 +81,8 @@ pub fn record(command: &mut Command) -> Result<(String, ExitStatus)> {
     Ok((String::from_utf8_lossy(&text).into_owned(), status))
 }
 
-/// Runs a command whose output matters only if it fails. The output goes to the log of the group that runs, otherwise to
-/// `target/logs/NAME.log`; then the error contains its last lines.
+/// Runs a command whose output matters only if it fails. The output goes to the log of the group that runs, otherwise
+/// to `target/logs/NAME.log`; then the error contains its last lines.
 pub fn run_quietly(name: &str, command: &mut Command) -> Result<()> {
     match current() {
         Some(_) => command::run_aside(command),

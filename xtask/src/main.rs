@@ -1,5 +1,5 @@
-//! `cargo xtask`: a file for each subcommand, but one for demo, benchmark and load test. Each but `setup` begins with setup, which takes no time when nothing is
-//! missing.
+//! `cargo xtask`: one file per subcommand, except that demo, benchmark and load test share `tools.rs`. Each
+//! subcommand that builds runs setup first, which takes no time if nothing is missing.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -36,7 +36,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Subcommands {
-    /// Install what is missing, and say which BPF toolchain is used
+    /// Install what is missing, and print the BPF toolchain in use
     ///
     /// Debian packages are installed as root or by `sudo -n`; where neither works, the command to run is printed.
     /// Everything else goes under target/. Rustup is never asked to download anything.
@@ -49,39 +49,40 @@ enum Subcommands {
     ///
     /// Without root: `cargo test` runs the host's tests.
     ///
-    /// A line for each group of tests; what a group printed where it failed, and under target/logs.
+    /// Prints a line for each group of tests, and the output of a group that fails; all output is under target/logs.
     Test(Shown),
     /// Demonstration: client, balancer, three backends, forged traffic, keys rotated under load (needs root)
     ///
-    /// `--forward nat` shows another forwarding mode, `--ipv6` uses IPv6, `--keep` keeps the network namespaces for inspection.
+    /// `--forward nat` uses another forwarding mode, `--ipv6` uses IPv6, `--keep` keeps the network namespaces for
+    /// inspection.
     Demo(options::Demo),
-    /// Nanoseconds per packet, beside an empty program's (needs root)
+    /// Benchmark: nanoseconds per packet, compared with an empty program (needs root)
     Bench(options::Bench),
-    /// Legitimate traffic beside floods of junk: what arrives, and how long it takes (needs root)
+    /// Load test: delivery and latency of legitimate traffic during floods of junk (needs root)
     ///
-    /// Fails where a packet is lost while the machine is not saturated, or where delivery under a flood is worse than beside a
-    /// program that does nothing but drop it.
+    /// Fails if a packet is lost while the machine is not saturated, or if delivery during a flood is worse than with
+    /// a program that only drops the flood.
     LoadTest(options::LoadTest),
     /// Formatting, clippy and rustdoc, warnings as errors, for the host's crates and the BPF crate
     Check(Shown),
-    /// Fuzz every parser of bytes from outside
+    /// Fuzz every parser of external bytes
     ///
-    /// What is found is kept under target/fuzz/findings; `cargo test` replays the corpus in tests/fuzz/corpus.
+    /// Findings are kept under target/fuzz/findings; `cargo test` replays the corpus in tests/fuzz/corpus.
     Fuzz(fuzz::Options),
     /// Put bugs into the code, one at a time, each of which a test must find (needs root)
     ///
-    /// Two tables in tests/mutants/ name a change and the test that must fail for it; cargo-mutants changes the modules
-    /// that need no kernel in all ways that it knows. Everything happens in a copy under target/mutants. The whole of it
-    /// takes hours: `cargo xtask mutants --program` takes ten minutes.
+    /// Two tables in tests/mutants/ name a change and the test that must fail for it; cargo-mutants changes the
+    /// modules that need no kernel in all ways that it knows. Everything happens in a copy under target/mutants. The
+    /// whole of it takes hours: `cargo xtask mutants --program` takes ten minutes.
     Mutants(mutants::Options),
     /// Boot Debian's Linux 6.1 in QEMU and run the program's tests there
     Kernels,
 }
 
-/// How much is shown.
+/// The amount of output.
 #[derive(clap::Args)]
 struct Shown {
-    /// Show everything as it comes
+    /// Show all output at once
     #[arg(long)]
     verbose: bool,
 }

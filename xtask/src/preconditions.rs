@@ -1,5 +1,5 @@
-//! What must be there before anything is installed or built. All that is missing is told at once. A linker and rustc are
-//! not looked for: this program was built with them.
+//! Requirements that are checked before anything is installed or built. All that is missing is reported at once. A
+//! linker and rustc are not checked: this program was built with them.
 
 use std::fs;
 use std::path::Path;
@@ -13,8 +13,8 @@ use crate::{apt, command, toolchain};
 /// The oldest kernel that loads the program.
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
-/// An error that names all that this machine lacks for the subcommand, with `packages` still to be installed, and, in the
-/// first run, all still to be built.
+/// Fails with a list of everything that this machine lacks for the subcommand, with `packages` that must still be
+/// installed and, in the first run, everything that must still be built.
 pub fn check(needs: &Needs, packages: &[String], is_first: bool) -> Result<()> {
     let mut lacks = Vec::new();
     if let Some(because) = needs.kernel {
@@ -32,14 +32,15 @@ pub fn check(needs: &Needs, packages: &[String], is_first: bool) -> Result<()> {
     Ok(())
 }
 
-/// Root, a kernel that is new enough, and what it lets this process do.
+/// Root, a recent kernel, and the permissions of this process.
 fn kernel(subcommand: &str, because: &str) -> Vec<String> {
     let mut lacks = Vec::new();
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     if version(&release).is_none_or(|version| version < OLDEST_KERNEL) {
         let (major, minor) = OLDEST_KERNEL;
         lacks.push(format!(
-            "- this kernel is Linux {}, and {major}.{minor} is the oldest that works\n  try: a newer kernel, or a virtual \
+            "- this kernel is Linux {}, and {major}.{minor} is the oldest that works\n  try: a newer kernel, or \
+             a virtual \
              machine that has one",
             release.trim()
         ));
@@ -63,13 +64,15 @@ fn kernel(subcommand: &str, because: &str) -> Vec<String> {
         (
             "mount a BPF file system below /run",
             "mount",
-            "at=$(mktemp --directory /run/tollgate-check-XXXXXX) && trap 'rmdir \"$at\"' EXIT && mount -t bpf bpf \"$at\" && \
+            "at=$(mktemp --directory /run/tollgate-check-XXXXXX) && trap 'rmdir \"$at\"' EXIT \
+             && mount -t bpf bpf \"$at\" && \
              umount \"$at\"",
         ),
         (
             "make veth pairs and bridges",
             "ip",
-            "exec unshare --net sh -c 'ip link add name veth0 type veth peer name veth1 && ip link add name bridge0 type bridge'",
+            "exec unshare --net sh -c 'ip link add name veth0 type veth peer name veth1 && ip link add name \
+             bridge0 type bridge'",
         ),
     ] {
         if command::find(program).is_none() {
@@ -96,7 +99,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// Room below target/, with what is there already.
+/// Free space below target/, including what is already used there.
 fn space(gigabytes: u64) -> Option<String> {
     let target = command::target();
     let there = target.ancestors().find(|ancestor| ancestor.is_dir())?;
@@ -138,7 +141,8 @@ fn sources(packages: &[String]) -> Result<Option<String>> {
     let suite = format!("{codename}-security");
     if codename != "bookworm" {
         return Ok(Some(format!(
-            "{found}\n  try: Debian 12 (bookworm) with its suite bookworm-security; docs/adr/0005-toolchain-routes.md names \
+            "{found}\n  try: Debian 12 (bookworm) with its suite bookworm-security; docs/adr/0005-toolchain-routes.md \
+             names \
              another toolchain"
         )));
     }
@@ -153,17 +157,19 @@ fn sources(packages: &[String]) -> Result<Option<String>> {
     )))
 }
 
-/// How to add the suite to apt's sources. Mirrors have it in `debian-security`, beside `debian`, which is the archive that
-/// this host has.
+/// How to add the suite to apt's sources. Mirrors have it in `debian-security`, beside `debian`, which is the archive
+/// that this host has.
 fn security_hint(archive: Option<&str>, suite: &str) -> String {
     let file = "/etc/apt/sources.list.d/security.list";
     match archive.and_then(|archive| archive.trim_end_matches('/').strip_suffix("/debian")) {
         Some(mirror) => format!(
-            "  try, as root: echo 'deb {mirror}/debian-security {suite} main' >> {file} && apt-get update\n  if this mirror \
+            "  try, as root: echo 'deb {mirror}/debian-security {suite} main' >> {file} && apt-get update\n  if \
+             this mirror \
              does not have the suite, apt-get update says so: name one that does in {file}"
         ),
         None => format!(
-            "  try: in {file}, add a line for {suite} like the one for bookworm in apt's sources, with the address at which \
+            "  try: in {file}, add a line for {suite} like the one for bookworm in apt's sources, with the address \
+             at which \
              your mirror has `debian-security`; then apt-get update"
         ),
     }

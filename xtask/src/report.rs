@@ -1,5 +1,5 @@
-//! What `cargo xtask test` and `check` print: a line for each group, with its time and its counts, and what a group
-//! printed only where it failed.
+//! The output of `cargo xtask test` and `check`: a line for each group, with its time and its counts, and the output
+//! of a group only if it failed.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -17,19 +17,19 @@ pub struct Report {
     failed: Vec<String>,
 }
 
-/// How many tests ended in which way.
+/// The number of tests by result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// With success.
+    /// Passed.
     pub passed: u64,
-    /// Without.
+    /// Failed.
     pub failed: u64,
-    /// Were not run.
+    /// Not run.
     pub skipped: u64,
 }
 
 impl Report {
-    /// `verbose`: everything is shown as it comes.
+    /// `verbose`: all output is shown at once.
     pub const fn new(verbose: bool) -> Self {
         Self { verbose, counts: Counts { passed: 0, failed: 0, skipped: 0 }, failed: Vec::new() }
     }
@@ -86,7 +86,7 @@ impl Report {
         self.counts.add(counts);
     }
 
-    /// Whether a group has.
+    /// Whether a group has failed.
     pub const fn has_failed(&self) -> bool {
         !self.failed.is_empty()
     }
@@ -108,7 +108,7 @@ impl Counts {
     /// One test, which has passed.
     pub const ONE: Self = Self { passed: 1, failed: 0, skipped: 0 };
 
-    /// What libtest has printed, once for each binary: `test result: ok. 12 passed; 0 failed; 1 ignored; …`.
+    /// Parses libtest's result lines, one for each binary: `test result: ok. 12 passed; 0 failed; 1 ignored; …`.
     pub fn of_libtest(text: &str) -> Result<Self> {
         let mut counts = Self::default();
         let mut results = 0;

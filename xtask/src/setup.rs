@@ -1,4 +1,5 @@
-//! `cargo xtask setup`: what building, testing, measuring and showing take, checked first, then installed where it is missing.
+//! `cargo xtask setup`: the tools that building, testing, measuring and the demo need. They are checked first, and
+//! installed if missing.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::toolchain::{self, Toolchain};
 use crate::{apt, command, preconditions};
 
-/// A set of tools beside the BPF toolchain, which everything takes.
+/// A set of tools in addition to the BPF toolchain, which every subcommand needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// To make network namespaces.
@@ -20,7 +21,7 @@ pub enum Part {
     Emulator,
 }
 
-/// What a subcommand takes.
+/// The requirements of a subcommand.
 pub struct Needs {
     /// Its name.
     pub subcommand: &'static str,
@@ -28,13 +29,13 @@ pub struct Needs {
     pub kernel: Option<&'static str>,
     /// Tools that it starts.
     pub parts: &'static [Part],
-    /// What is below target/ once it has been built for this subcommand.
+    /// A path below target/ that exists after the first build for this subcommand.
     pub built: &'static str,
-    /// How long installing and building take where nothing is there, on two idle processors.
+    /// Minutes for installing and building from nothing, on two idle CPUs.
     pub minutes: u32,
-    /// What runs then, with how long it takes, such as "the tests for 20 minutes"; `None`: nothing.
+    /// What runs afterwards and how long it takes, such as "the tests for 20 minutes"; `None`: nothing.
     pub then: Option<&'static str>,
-    /// Space that they take below target/.
+    /// Space below target/, in GiB.
     pub gigabytes: u64,
 }
 
@@ -48,7 +49,7 @@ const PROGRAMS: [(&str, &str, Part); 6] = [
     ("cpio", "cpio", Part::Emulator),
 ];
 
-/// Everything that any subcommand takes.
+/// The requirements of all subcommands.
 const ALL: Needs = Needs {
     subcommand: "setup",
     kernel: None,
@@ -72,8 +73,8 @@ pub fn show() -> Result<()> {
     Ok(())
 }
 
-/// Checks that the subcommand can do its work at all, before anything is installed or built. Announces how long a first run
-/// takes, and the packages that are missing.
+/// Checks that the subcommand can work at all, before anything is installed or built. Announces the duration of a
+/// first run, and the missing packages.
 pub fn check(needs: &Needs) -> Result<()> {
     let (install, unpack) = (installed(needs)?, unpacked(needs)?);
     let is_built = command::target().join(needs.built).exists();
@@ -93,7 +94,7 @@ pub fn check(needs: &Needs) -> Result<()> {
     Ok(())
 }
 
-/// What a first run takes.
+/// The announcement of a first run.
 fn first_run(needs: &Needs) -> String {
     let then = needs.then.map(|then| format!(", then {then}")).unwrap_or_default();
     format!(
@@ -102,7 +103,7 @@ fn first_run(needs: &Needs) -> String {
     )
 }
 
-/// Finds all that the subcommand takes, and installs what is missing.
+/// Finds everything that the subcommand needs, and installs what is missing.
 pub fn run(needs: &Needs) -> Result<Toolchain> {
     let packages = installed(needs)?;
     if !packages.is_empty() {
@@ -191,8 +192,8 @@ pub fn qemu() -> Result<PathBuf> {
     start_unpacked("qemu-system-x86_64", "qemu-system-x86", "", |_| Ok(()))
 }
 
-/// The program in PATH, or a script in target/setup that starts Debian's, which is unpacked there with the libraries that it
-/// needs. `settings` are lines of that script; `prepare` changes the unpacked files.
+/// The program in PATH, or a script in target/setup that starts Debian's, which is unpacked there with the libraries
+/// that it needs. `settings` are lines of that script; `prepare` changes the unpacked files.
 fn start_unpacked(
     name: &str,
     package: &str,
@@ -283,7 +284,8 @@ mod tests {
         let needs = Needs { subcommand: "test", minutes: 15, then: Some("the tests for 20 minutes"), ..ALL };
         assert_eq!(
             first_run(&needs),
-            "test: first run, on 2 idle CPUs: about 15 minutes to install and build, then the tests for 20 minutes; up to \
+            "test: first run, on 2 idle CPUs: about 15 minutes to install and build, then the tests for 20 minutes; \
+             up to \
              3 GiB under target/"
         );
         assert!(first_run(&ALL).contains("install and build; up to"));

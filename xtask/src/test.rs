@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test there is, stage by stage, up to the first stage that fails.
+//! `cargo xtask test`: all tests, stage by stage, up to the first stage that fails.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::report::{Counts, Report, libtest};
 use crate::setup::{self, Needs, Part};
 use crate::{bare, command, fuzz, kernels, log};
 
-/// What all tests take.
+/// The requirements of all tests.
 const NEEDS: Needs = Needs {
     subcommand: "test",
     kernel: Some("loads XDP programs and makes network namespaces; `cargo test` alone does not"),
@@ -21,7 +21,7 @@ const NEEDS: Needs = Needs {
     gigabytes: 12,
 };
 
-/// A part of the tests, and what runs its groups.
+/// A stage of the tests, and the function that runs its groups.
 type Stage = (&'static str, fn(&Built, &mut Report));
 
 const STAGES: [Stage; 5] = [
@@ -32,7 +32,7 @@ const STAGES: [Stage; 5] = [
     ("Linux 6.1", kernels::run_tests),
 ];
 
-/// Builds, then runs all stages; the last line has the sums.
+/// Builds, then runs all stages; the last line has the totals.
 pub fn run(verbose: bool) -> Result<()> {
     setup::check(&NEEDS)?;
     let mut report = Report::new(verbose);
@@ -48,7 +48,7 @@ pub fn run(verbose: bool) -> Result<()> {
     report.finish("tests")
 }
 
-/// What plain `cargo test` runs.
+/// The tests that plain `cargo test` runs.
 fn host_tests(built: &Built, report: &mut Report) {
     let binaries = || test_binaries(built.host_cargo("test").arg("--no-run"));
     let Some(binaries) = report.step("host: build", binaries) else { return };
@@ -60,8 +60,8 @@ fn host_tests(built: &Built, report: &mut Report) {
     report.group("host: documentation", || libtest(built.host_cargo("test").arg("--doc")));
 }
 
-/// What loads the program or makes namespaces: one test binary after the other, with release's artefacts, on a machine that
-/// nobody has prepared.
+/// The tests that load the program or make namespaces: one test binary after the other, as release builds, in the
+/// bare environment.
 fn kernel_tests(built: &Built, report: &mut Report) {
     let mut cargo = built.host_cargo("test");
     cargo.args(["--release", "--package", "lb-tests", "--features", "kernel", "--tests", "--no-run"]);
@@ -75,7 +75,7 @@ fn kernel_tests(built: &Built, report: &mut Report) {
     }
 }
 
-/// The programs that people run, there as well.
+/// The demo and the benchmark, in the same environment.
 fn demo_and_benchmark(built: &Built, report: &mut Report) {
     for (name, selection, arguments) in
         [("demo", ["--bin", "demo"], &[][..]), ("benchmark", ["--bench", "program"], &["--quick"])]
@@ -94,11 +94,11 @@ fn demo_and_benchmark(built: &Built, report: &mut Report) {
 struct Binary {
     name: String,
     program: PathBuf,
-    /// Of its package, where cargo starts it.
+    /// The directory of its package, where cargo starts it.
     directory: PathBuf,
 }
 
-/// Builds them; `cargo` is one that does not run them.
+/// Builds test binaries; `cargo` is a command that does not run them.
 fn test_binaries(cargo: &mut Command) -> Result<Vec<Binary>> {
     let messages = command::output(cargo.arg("--message-format=json-render-diagnostics"))?;
     let mut binaries = Vec::new();

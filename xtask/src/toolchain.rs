@@ -1,5 +1,5 @@
-//! Finds or makes what turns `lb-ebpf` into a BPF object: a rustc that accepts unstable options, the source of its
-//! core library, and a bpf-linker of the same LLVM. docs/adr/0005-toolchain-routes.md says why these routes.
+//! Finds or makes the toolchain that builds `lb-ebpf`: a rustc that accepts unstable options, the source of its core
+//! library, and a bpf-linker of the same LLVM. docs/adr/0005-toolchain-routes.md gives the reasons for these routes.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{apt, command, log};
 
-/// The version that is built where none is found. It knows the LLVM majors for which it has a feature `llvm-N`.
+/// The version that is built if none is installed. It supports the LLVM majors for which it has a feature `llvm-N`.
 const BPF_LINKER: &str = "0.13.0";
 
 /// Where Debian's compiler is, which rustup's does not hide from us.
@@ -25,7 +25,7 @@ pub const OLDEST_RUSTC: u32 = 95;
 
 /// A BPF toolchain.
 pub struct Toolchain {
-    /// For people: where it comes from.
+    /// Its origin, as text.
     pub route: Route,
     /// The compiler.
     pub rustc: PathBuf,
@@ -36,7 +36,7 @@ pub struct Toolchain {
     version: Version,
 }
 
-/// Where a toolchain comes from.
+/// The origin of a toolchain.
 #[derive(Clone, Copy)]
 pub enum Route {
     /// A nightly that rustup once installed with `rust-src`.
@@ -50,14 +50,14 @@ pub fn find() -> Option<Toolchain> {
     find_nightly().or_else(find_debian)
 }
 
-/// The Debian packages that [`make`] takes and that are not there.
+/// The Debian packages that [`make`] needs and that are not installed.
 pub fn missing_packages() -> Result<Vec<String>> {
     let mut packages = [DEBIAN_RUSTC_PACKAGE, "rust-web-src", "rust-web-llvm", "rust-web-clippy"]
         .map(str::to_owned)
         .to_vec();
     let Some(version) = debian_version() else {
-        // Not filtered: an older compiler is there under the same names. Where apt cannot say yet which LLVM the new one
-        // has, `make` asks for the rest.
+        // Not filtered: an older compiler is there under the same names. Where apt cannot say yet which LLVM the new
+        // one has, `make` asks for the rest.
         packages.extend(llvm_of_debian()?.into_iter().flat_map(llvm_packages));
         return Ok(packages);
     };
@@ -71,7 +71,7 @@ pub fn is_new_enough(debian_version: &str) -> bool {
     matches!((numbers.next(), numbers.next()), (Some(Ok(1)), Some(Ok(minor))) if minor >= OLDEST_RUSTC)
 }
 
-/// Builds what Debian has no package of, and returns the toolchain.
+/// Builds bpf-linker, of which Debian has no package, and returns the toolchain.
 pub fn make() -> Result<Toolchain> {
     let version = debian_version().with_context(|| {
         format!(
@@ -175,7 +175,7 @@ fn llvm_of_debian() -> Result<Option<u32>> {
     Ok(dependencies.iter().find_map(|name| name.strip_prefix("llvm-")?.parse().ok()))
 }
 
-/// What building bpf-linker takes.
+/// The packages for building bpf-linker.
 fn llvm_packages(llvm: u32) -> Vec<String> {
     let mut packages = vec![format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev")];
     packages.extend(["g++", "libzstd-dev", "zlib1g-dev", "libxml2-dev"].map(str::to_owned));
@@ -209,7 +209,8 @@ fn make_bpf_linker(llvm: u32) -> Result<()> {
     )
     .with_context(|| {
         format!(
-            "bpf-linker {BPF_LINKER} could not be built for LLVM {llvm}\ntry: fix what cargo reports below; if it is the \
+            "bpf-linker {BPF_LINKER} could not be built for LLVM {llvm}\ntry: fix what cargo reports below; if it \
+             is the \
              feature llvm-{llvm}, a newer version may have it: BPF_LINKER in xtask/src/toolchain.rs"
         )
     })?;
@@ -227,8 +228,8 @@ fn made_bpf_linker(llvm: u32) -> PathBuf {
     command::target().join(format!("setup/bpf-linker-{BPF_LINKER}-llvm-{llvm}/bin/bpf-linker"))
 }
 
-/// The LLVM major that a bpf-linker is dynamically linked with. A static one does not tell, and `None` keeps it out: bitcode
-/// of another major may be misread without an error.
+/// The LLVM major that a bpf-linker is dynamically linked with. A static one does not tell, and `None` keeps it out:
+/// bitcode of another major may be misread without an error.
 fn llvm_of_linker(path: &Path) -> Option<u32> {
     let binary = fs::read(path).ok()?;
     [&b"libLLVM.so."[..], b"libLLVM-"].into_iter().find_map(|library| {
@@ -250,7 +251,7 @@ fn sysroot(rustc: &Path) -> Result<PathBuf> {
     Ok(command::output(command::command(rustc).args(["--print", "sysroot"]))?.trim().into())
 }
 
-/// What `rustc -vV` says.
+/// The output of `rustc -vV`.
 struct Version {
     release: String,
     minor: u32,

@@ -60,8 +60,8 @@ const NEEDS: Needs = Needs {
 };
 
 impl Tool {
-    /// Builds it, then becomes it, with the arguments of the subcommand: Ctrl-C reaches the program, which removes what it
-    /// made.
+    /// Builds it, then becomes it, with the arguments of the subcommand: Ctrl-C reaches the program, which removes
+    /// what it made.
     pub fn run(&self) -> Result<()> {
         setup::check(&self.needs)?;
         let built = build::run(&self.needs)?;

@@ -1,22 +1,23 @@
-//! What the program costs: nanoseconds per packet by the way it takes, beside a program that does nothing, and packets
-//! per second across a veth pair.
+//! The cost of the XDP program: nanoseconds per packet for each outcome, next to an empty program, and packets per
+//! second across a veth pair.
 //!
-//! **How.** The kernel runs the program on one packet many times and tells the mean (BPF_PROG_TEST_RUN, whole
-//! nanoseconds), on one CPU. Every row is sampled in turns with its own empty program, whose median is subtracted. After
-//! each sample the counters must say that every single packet took the way the row names.
+//! **Method.** The kernel runs the program on one packet many times on one CPU and reports the mean
+//! (BPF_PROG_TEST_RUN, whole nanoseconds). Samples of a row alternate with samples of its own empty program, whose
+//! median is subtracted. After each sample the counters must show that every packet had the outcome that the row
+//! names.
 //!
-//! **Rows that need more than one packet.** A repeated packet is always the same one, and once rewritten it is another.
-//! For these rows a small program comes first (tests/replay/src/main.rs): it puts the next of a table of tokens into
-//! the frame, gives a changed frame its length and its headers back, and becomes the program under test by a tail call.
-//! The same with a program under test that does nothing is these rows' empty program; where the frame changes its
-//! length, so it does there, once per run. Tables are read from front to back and hold the tokens in random order, other
-//! than the order in which they came into the cache.
+//! **Rows that need more than one packet.** A test run repeats one packet, and a packet that was rewritten is a
+//! different one. For these rows a small program runs first (tests/replay/src/main.rs): it puts the next token of a
+//! table into the frame, restores the length and the headers of a changed frame, and becomes the program under test
+//! by a tail call. The empty program of these rows is the same with a program under test that does nothing; where the
+//! frame changes its length, it changes there too, once per run. Tables are read from front to back and hold the
+//! tokens in random order, which is not the order in which they entered the cache.
 //!
-//! **A row more.** `bad_full_tag` is a full check without what follows it: beside `first_packet` it tells how much of a
-//! first packet is HMAC, and how much its place in the cache.
+//! **An additional row.** `bad_full_tag` is an HMAC verification without the steps after it: compared with
+//! `first_packet`, it shows how much of a first packet is HMAC and how much is its cache entry.
 //!
-//! **What this is not.** The packet is in the first-level cache, the driver's part is missing, and nobody else wants the
-//! CPU's caches. Absolute numbers belong to the machine; compare within one run.
+//! **Limits.** The packet is in the first-level cache, the driver's part is missing, and nothing else uses the CPU's
+//! caches. Absolute numbers depend on the machine; compare numbers of one run.
 
 mod forwarding;
 mod proofs;

@@ -1,4 +1,4 @@
-//! The rows of PROOF tokens: a service that takes them, and packets each with a number and a proof of its own.
+//! The rows of PROOF tokens: a service that accepts them, and packets with a sequence number and a proof each.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! The figures, for people and as JSON.
+//! The figures, as text and as JSON.
 
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! The rows: which packets, which way they take, and what each costs.
+//! The rows: their packets, the outcome of each packet, and the measured cost.
 
 use std::io::IsTerminal as _;
 

@@ -1,7 +1,8 @@
-//! Packets per second: a sender of frames without skbs on one CPU, the program in a veth's receiving path on another.
+//! Packets per second: one CPU sends frames without skbs, and the program runs in the receive path of a veth on
+//! another CPU.
 //!
-//! In a network namespace of its own, which goes when its thread ends. Frames come from the kernel's live test run, whose
-//! sender puts another token into each. What is received is counted by the receiving card.
+//! The network namespace is the benchmark's own and ends with its thread. Frames come from the kernel's live test
+//! run, whose sending program puts another token into each. The receiving interface counts the packets.
 
 use std::{
     fs,

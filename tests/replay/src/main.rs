@@ -97,8 +97,8 @@ pub fn send(ctx: XdpContext) -> u32 {
     if put_next_token(&ctx).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
 }
 
-/// Until the next frame is due. Frames go out in batches, so some are late and the next ones make up for it; a longer pause
-/// is not made up for.
+/// Until the next frame is due. Frames go out in batches, so some are late and the next ones make up for it; a longer
+/// pause is not made up for.
 #[inline(always)]
 fn wait() {
     // SAFETY: one program sends at a time.
@@ -124,7 +124,8 @@ pub fn discard(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// The same for a flood, whose frames it knows by the last four bytes of their source address (lb-tests, spike/junk.rs).
+/// The same for a flood, whose frames it knows by the last four bytes of their source address (lb-tests,
+/// spike/junk.rs).
 #[xdp(frags)]
 pub fn discard_flood(ctx: XdpContext) -> u32 {
     const FLOOD: u32 = u32::from_ne_bytes([0xf1, 0x00, 0x0d, 0x5b]);

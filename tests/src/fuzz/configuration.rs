@@ -1,4 +1,5 @@
-//! `tollgate.toml`: what is accepted keeps the promises of [`Config`], and what is refused says where and why.
+//! `tollgate.toml`: an accepted file satisfies the invariants of [`Config`], and a rejected one gets an error that
+//! says where and why.
 
 use std::{collections::BTreeSet, path::Path};
 

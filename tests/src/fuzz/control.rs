@@ -1,4 +1,4 @@
-//! Requests on the control socket: they are understood and handed to the loop, or refused without it.
+//! Requests on the control socket: each is understood and passed to the control loop, or refused without reaching it.
 
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ use tollgate::{
 };
 use tower::ServiceExt as _;
 
-/// A request: the method, a space and the path, then, after a line's end, the body. From root, and from somebody who may
-/// ask for nothing.
+/// A request: the method, a space and the path, then, after a line's end, the body. From root, and from somebody who
+/// may ask for nothing.
 pub fn check(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     if let Some(request) = request(bytes) {
@@ -69,7 +69,7 @@ fn request(bytes: &[u8]) -> Option<Request<Vec<u8>>> {
         .ok()
 }
 
-/// A request that was understood is written as what was read, and a token is looked into whatever it says.
+/// The parsed value is written and read back unchanged, and `token inspect` accepts any token.
 fn look_at(path: &str, body: &[u8]) {
     again::<ImportKeys>(path, body);
     again::<MintToken>(path, body);

@@ -1,5 +1,5 @@
-//! Keysets, as `keys import` reads them: an import that fails changes nothing, one that succeeds leaves a keyring that
-//! can be stored, exported and rotated, and the same one again changes nothing.
+//! Keysets as `keys import` reads them: an import that fails changes nothing; after an import that succeeds, the
+//! keyring can be stored, exported and rotated, and importing the same keyset again changes nothing.
 
 use tollgate::keyring::{KeyPolicy, Keyring, Keyset};
 

@@ -1,9 +1,9 @@
-//! What is promised of every parser of bytes from outside, whatever the bytes: a function for each, which panics where a
-//! promise is broken. The fuzzer calls them (`tests/fuzz/`), and a test replays the corpus, whose files are named by what
-//! they hold.
+//! The invariants of every parser of external bytes: one function for each parser, which panics if an invariant is
+//! violated. The fuzzer calls these functions (`tests/fuzz/`), and a test replays the corpus, whose file names
+//! describe their content.
 //!
-//! There is no target for packets: their parser is the program in the kernel, which meets mutated and random frames in
-//! the program's own tests. There is no parser of pcap files yet.
+//! There is no target for packets: their parser is the XDP program, whose own tests feed it mutated and random
+//! frames. There is no parser of pcap files yet.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ pub mod keyset;
 pub mod store;
 pub mod token;
 
-/// A parser, and what is promised of it.
+/// A parser and its invariants.
 pub struct Target {
     /// The fuzzer's program, and the directory of the corpus.
     pub name: &'static str,

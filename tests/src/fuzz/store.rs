@@ -1,4 +1,4 @@
-//! The store's file: it is read, or refused with what to do about it; and what was read can be written and read again.
+//! The store's file: it is read, or rejected with a hint how to fix it; what was read can be written and read again.
 
 use std::{
     fs::{self, Permissions},

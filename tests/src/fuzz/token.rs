@@ -1,5 +1,5 @@
-//! Tokens: whatever a datagram begins with, and whatever a header that the key has signed says, lb-common's check comes to what
-//! the oracle's own reading of token.md comes to, and so does `token inspect`.
+//! Tokens: for any start of a datagram and any header that the key has signed, lb-common's verification gives the
+//! same result as the oracle's own reading of token.md, and so does `token inspect`.
 
 use std::net::{Ipv6Addr, SocketAddr};
 
@@ -37,7 +37,7 @@ pub fn check(bytes: &[u8]) {
     }
 }
 
-/// One that takes all tokens, and one that takes few.
+/// A service that accepts all tokens, and one that accepts few.
 fn services() -> [Service; 2] {
     let all = Service { accept: ACCEPT_BEARER | ACCEPT_PROOF, ..fixture::service() };
     let few = Service { bind: BIND_REQUIRED, max_ttl: 60, revoked_before: NOW - 5, ..fixture::service() };
@@ -95,7 +95,7 @@ fn inspected(payload: &[u8], service: &Service, from: SocketAddr, expected: Resu
     }
 }
 
-/// The same under the default key: what only its holder can make, and no fuzzer finds.
+/// The same, signed with the default key: only a key holder can make such a token, so a fuzzer does not find one.
 fn sign(payload: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
     let key = fixture::key();
     let (head, data) = payload.split_first_chunk::<{ header::LEN }>()?;

@@ -11,38 +11,38 @@ use crate::model::{
     program::{Counts, Outcome, Program, Verdict},
 };
 
-/// A packet, the fixture it comes into, and what is to become of it.
+/// A packet, the fixture for it, and the expected outcome.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// For people: what arrives.
+    /// Describes the packet.
     pub name: String,
-    /// What the program has been told.
+    /// The state of the program.
     pub fixture: Fixture,
-    /// The frame that comes in.
+    /// The frame that arrives.
     pub frame: Vec<u8>,
-    /// What is to happen.
+    /// The expected outcome.
     pub expected: Expected,
-    /// What has come before it.
+    /// The cases that run before this one.
     pub before: Vec<Case>,
-    /// What the frames that come in and go out were made of.
+    /// The packets from which the incoming and the outgoing frame were made.
     packets: Option<(Packet, Packet)>,
 }
 
-/// What is to become of a packet.
+/// The expected outcome of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// Verdict and whole frame.
     pub outcome: Outcome,
-    /// Index of the service it is counted for; 0 for none.
+    /// Index of the service whose counter moves; 0 for none.
     pub service: u32,
-    /// The reason it is counted under.
+    /// The reason whose counter moves.
     pub reason: Reason,
-    /// The backend it is counted for, by its counter.
+    /// Index of the backend's counter that moves.
     pub backend: Option<u32>,
 }
 
 impl Case {
-    /// A frame of whatever kind.
+    /// Any frame.
     pub fn of_frame(name: impl Into<String>, fixture: Fixture, frame: Vec<u8>, expected: Expected) -> Self {
         Self { name: name.into(), fixture, frame, expected, before: vec![], packets: None }
     }
@@ -52,13 +52,12 @@ impl Case {
         Self::new(name, fixture, packet, packet, Verdict::Drop, (SERVICE_INDEX, reason, None))
     }
 
-    /// A packet that is for no service.
+    /// A packet for no service.
     pub fn not_ours(name: impl Into<String>, fixture: Fixture, packet: &Packet) -> Self {
         Self::new(name, fixture, packet, packet, Verdict::Pass, (0, Reason::NotOurs, None))
     }
 
-    /// A packet of the default service that goes to this backend as `sent`, but for the MAC addresses, which follow
-    /// from the backend.
+    /// A packet of the default service that is sent to this backend as `sent`, with the MAC addresses of the backend.
     pub fn sent(
         name: impl Into<String>,
         fixture: Fixture,
@@ -73,7 +72,7 @@ impl Case {
         Self::new(name, fixture, packet, &sent, verdict, (SERVICE_INDEX, reason, Some(counter)))
     }
 
-    /// A packet of the default service that goes on to this host as `delivered`.
+    /// A packet of the default service that is passed to this host's stack as `delivered`.
     pub fn local(
         name: impl Into<String>,
         fixture: Fixture,
@@ -84,7 +83,7 @@ impl Case {
         Self::new(name, fixture, packet, delivered, Verdict::Pass, (SERVICE_INDEX, reason, None))
     }
 
-    /// A packet that comes back out of its interface as `sent`, counted for the default service.
+    /// A packet that is sent back out of its interface as `sent`, counted for the default service.
     pub fn answered(
         name: impl Into<String>,
         fixture: Fixture,
@@ -109,12 +108,12 @@ impl Case {
         Self { name: name.into(), fixture, frame: packet.bytes(), expected, before: vec![], packets }
     }
 
-    /// The same after these have come.
+    /// The same, after these cases.
     pub fn after(self, before: Vec<Self>) -> Self {
         Self { before, ..self }
     }
 
-    /// It, and before it what comes before it.
+    /// The cases before it, then the case itself.
     pub fn in_order(&self) -> impl Iterator<Item = &Self> {
         self.before.iter().chain([self])
     }
@@ -130,12 +129,12 @@ impl Case {
         self
     }
 
-    /// The address of who sends it, where it was made of packets.
+    /// The sender's address, if the case was made of packets.
     pub fn sender(&self) -> Option<IpAddr> {
         self.packets.as_ref().map(|(packet, _)| packet.from.ip())
     }
 
-    /// The family of what comes in, where it was made of packets.
+    /// The family of the packet, if the case was made of packets.
     pub fn family(&self) -> Option<Family> {
         self.packets.as_ref().map(|(packet, _)| packet.family())
     }
@@ -150,8 +149,8 @@ impl Case {
         Self { fixture, ..self }
     }
 
-    /// Runs it and checks everything: the verdict, each byte that comes out, the counters that move, and that no other
-    /// counter moves.
+    /// Runs the case and checks the verdict, every byte of the outgoing frame, the counters that move, and that no
+    /// other counter moves.
     ///
     /// # Errors
     /// What differs.
@@ -206,7 +205,7 @@ pub fn check_all(program: &mut Program, cases: &[Case]) -> Result<()> {
     Ok(())
 }
 
-/// Bytes for people, to be pasted into whatever dissects packets.
+/// Bytes in hexadecimal, to be pasted into a packet dissector.
 pub struct Hex<'a>(pub &'a [u8]);
 
 impl std::fmt::Display for Hex<'_> {

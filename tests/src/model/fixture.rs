@@ -1,5 +1,5 @@
-//! What the program is told before a packet comes: time, services, keys, backends. The defaults are one service with
-//! one key and three backends on the segment, and a token for it.
+//! The state that the program has before a packet arrives: time, services, keys, backends. The default is one service
+//! with one key and three backends on the segment; this module also makes a token for it.
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +27,7 @@ use tollgate::datapath::Snapshot;
 
 use crate::model::packet::Family;
 
-/// Where the default service is reached, over IPv4: over IPv6 it is at the twin of this address.
+/// The address of the default service over IPv4; over IPv6 it has the twin of this address.
 pub const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10)), 7777);
 /// The default client.
 pub const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 23)), 40_000);
@@ -35,40 +35,40 @@ pub const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51,
 pub const ICMP_ROUTER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 66)), 0);
 /// The network card under test.
 pub const BALANCER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
-/// Where packets come from.
+/// The source of packets.
 pub const ROUTER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0xfe];
 /// The default service's id.
 pub const SERVICE_ID: u32 = 42;
-/// The default service's index: none that a forgotten one would hit by chance.
+/// The default service's index. An index that was not set would be 0.
 pub const SERVICE_INDEX: u32 = 3;
-/// The default moment, unix seconds.
+/// The default time, unix seconds.
 pub const NOW: u32 = 1_700_000_010;
-/// The interface of test runs without one of their own: loopback.
+/// The interface of test runs that name none: loopback.
 pub const LOOPBACK: u32 = 1;
-/// An interface that frames may be sent out of.
+/// An interface that frames can be sent out of.
 pub const OTHER_INTERFACE: u32 = 7;
 /// The ports of this node that stand for clients of `forward = "nat"`.
 pub const NAT_PORTS: Ports = Ports { first: 40_000, last: 40_099 };
 /// The default session.
 pub const SESSION: u64 = 0x1122_3344_5566_7788;
 
-/// All that the program is told.
+/// The state that the program is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fixture {
     /// Unix nanoseconds.
     pub now_ns: u64,
-    /// What the program takes for a tick of the kernel, nanoseconds. At 0 the kernel's clock stands at 0. At a little more
-    /// it is so many times the ticks since boot, four thousand million and some, and all but stands there.
+    /// The length of a kernel tick for the program, nanoseconds. At 0, the program's clock stands at 0. At a few
+    /// nanoseconds, it is that multiple of the ticks since boot, more than 4 × 10⁹, and hardly moves.
     pub tick_ns: u64,
     /// How long ago the clock was confirmed, nanoseconds.
     pub clock_age_ns: u64,
-    /// Services, and where they are reached.
+    /// Services and their addresses.
     pub services: Vec<(SocketAddr, Service)>,
-    /// The destination MAC addresses that interfaces accept, and what becomes of frames for others.
+    /// The destination MAC addresses that interfaces accept, and the action for frames with other addresses.
     pub macs: BTreeSet<MacEntry>,
     /// Keys, each for the slot its id names.
     pub keys: Vec<HeldKey>,
-    /// What is revoked by name, and until which unix nanosecond.
+    /// Revocations by name, each with its end in unix nanoseconds.
     pub revocations: Vec<(RevocationKey, u64)>,
     /// The classes that have a rate, in services with `FLAG_RATED`.
     pub rates: Vec<ClassRate>,
@@ -76,14 +76,14 @@ pub struct Fixture {
     pub backends: Vec<Backend>,
     /// Interfaces that frames may be sent out of.
     pub egress: Vec<u32>,
-    /// Where clients' sessions went: client, index of the service, and the session.
+    /// Flow entries: client, index of the service, and session.
     pub flows: Vec<(SocketAddr, u32, Admission)>,
-    /// Whom ports of this node stand for.
+    /// NAT translations.
     pub translations: Vec<(TranslationKey, Translation)>,
     /// The value at every position of the Maglev tables: a backend's index plus one. `None`: the service's backends in
     /// turns.
     pub maglev: Option<u16>,
-    /// Generations of tables that have begun to be written since the current one.
+    /// The number of generations of tables that the daemon has started to write since the current one.
     pub generations_begun: u32,
 }
 
@@ -119,7 +119,7 @@ impl Fixture {
         Self { keys: vec![key], ..Self::default() }
     }
 
-    /// The default fixture at another moment, unix nanoseconds.
+    /// The default fixture at another time, unix nanoseconds.
     pub fn at(now_ns: u64) -> Self {
         Self { now_ns, ..Self::default() }
     }
@@ -131,7 +131,8 @@ impl Fixture {
         self
     }
 
-    /// The same for a test run that is repeated: from the second on, a frame is what the run before it has sent to a backend.
+    /// The same for a repeated test run: from the second run on, the frame is the one that the previous run sent to a
+    /// backend.
     pub fn repeated(mut self) -> Self {
         let entry = |backend: &Backend| MacEntry {
             mac: Mac::new(backend.destination_mac),
@@ -207,12 +208,12 @@ impl Fixture {
     }
 }
 
-/// The interface of test runs accepts these addresses; `switched`: frames for others are passed on.
+/// The interface of test runs accepts these addresses; if `switched`, frames for other addresses are passed on.
 pub fn accepting(macs: &[[u8; 6]], switched: bool) -> BTreeSet<MacEntry> {
     accepting_on(LOOPBACK, macs, switched)
 }
 
-/// The same of any interface.
+/// The same for any interface.
 pub fn accepting_on(ifindex: u32, macs: &[[u8; 6]], switched: bool) -> BTreeSet<MacEntry> {
     let entry = |mac, passes| MacEntry { mac, ifindex, passes, generic: 0 };
     let own = macs.iter().map(|octets| entry(Mac::new(*octets), 0));
@@ -282,26 +283,26 @@ pub fn backend_at(id: u8, family: Family) -> Backend {
     }
 }
 
-/// A fixture whose default service sends to one backend this way.
+/// A fixture whose default service forwards to one backend in this mode.
 pub fn sending(forward: u8, flags: u8, backend: Backend) -> Fixture {
     Fixture { backends: vec![backend], ..Fixture::with_service(Service { forward, flags, ..service() }) }
 }
 
-/// So many packets of a session in a second, and so many at once.
+/// A rate limit for the sessions of a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClassRate {
     /// The class it is for.
     pub class: u8,
-    /// Packets in a second.
+    /// Packets per second.
     pub per_second: u32,
-    /// Packets at once.
+    /// Burst, in packets.
     pub burst: u32,
 }
 
-/// A key as the kernel holds it, and what it was derived from: the oracle derives its own.
+/// A key slot of the kernel, and the master key that it was derived from: the oracle derives its own keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeldKey {
-    /// What the kernel holds.
+    /// The key slot.
     pub slot: KeySlot,
     /// The master key.
     pub master: [u8; 32],
@@ -312,9 +313,9 @@ pub struct HeldKey {
 pub struct Key {
     /// Its id.
     pub id: KeyId,
-    /// What it was made of.
+    /// The master key.
     pub master: [u8; 32],
-    /// What is derived from its master key.
+    /// The keys derived from the master key.
     pub derived: DerivedKeys,
 }
 
@@ -334,12 +335,12 @@ impl Key {
         Self { id, master, derived: DerivedKeys::derive(&MasterKey::from_bytes(master), id) }
     }
 
-    /// In a fixture: verifying tokens of this service for all time.
+    /// As an entry of a fixture: it verifies tokens of this service at all times.
     pub fn held(&self, service_id: u32) -> HeldKey {
         HeldKey { slot: self.slot(service_id), master: self.master }
     }
 
-    /// As the kernel holds it: verifying tokens of this service for all time.
+    /// As a key slot that verifies tokens of this service at all times.
     pub fn slot(&self, service_id: u32) -> KeySlot {
         KeySlot {
             key_id: self.id.0,
@@ -355,7 +356,7 @@ impl Key {
         }
     }
 
-    /// What the client of a PROOF token gets.
+    /// A PROOF token, as its client receives it.
     pub fn proof(&self, grant: &Grant) -> ProofToken {
         grant.proof(self.id, &self.derived)
     }
@@ -365,7 +366,7 @@ impl Key {
         grant.bearer(self.id, &self.derived)
     }
 
-    /// A BEARER token with this header's claims, changed by `damage` before it is signed: both tags are right.
+    /// A BEARER token with the claims of this header after `damage` has changed them; both tags are correct.
     pub fn resign(&self, header: &Header, damage: impl FnOnce(&mut [u64; 5])) -> Header {
         use lb_common::{sha256::Scratch, token::tags};
         let mut claims = header.claims();
@@ -378,7 +379,7 @@ impl Key {
     }
 }
 
-/// What the default token says: five minutes from ten seconds before now, bound to nothing.
+/// The grant of the default token: valid for five minutes, issued ten seconds ago, without binding.
 pub fn grant() -> Grant {
     Grant {
         claims: Claims { service_id: SERVICE_ID, class: 1, backend_id: 0, session_id: SESSION },
@@ -395,7 +396,7 @@ pub fn token() -> Header {
     key().bearer(&grant())
 }
 
-/// What the token with this number says: it has a nonce and a session of its own.
+/// The grant with this number: it has its own nonce and session.
 pub fn grant_number(number: u64) -> Grant {
     let claims = Claims { session_id: number, ..grant().claims };
     Grant { claims, nonce: number.to_be_bytes(), ..grant() }

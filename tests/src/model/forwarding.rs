@@ -1,4 +1,4 @@
-//! What a backend is to be sent: the packet as it came, or without its token, made into what its way takes.
+//! The packet that a backend must receive: with or without its token, in the form of its forwarding mode.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 

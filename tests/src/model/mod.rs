@@ -1,4 +1,5 @@
-//! Packets, the state that the XDP program is given, and what it must do with them: needs the program, no network.
+//! Packets, the state that the XDP program is given, and its required outcome. It runs the program in the kernel and
+//! needs no network.
 
 pub mod case;
 pub mod fixture;

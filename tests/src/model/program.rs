@@ -1,5 +1,5 @@
-//! The program in the kernel, run on one packet after the other (BPF_PROG_TEST_RUN). It is loaded and told of services
-//! and backends by the daemon's own code; nothing is attached, and its maps are private.
+//! The program in the kernel, run on one packet at a time (BPF_PROG_TEST_RUN). The daemon's own code loads it and
+//! writes its services and backends; it is not attached to an interface, and its maps are private.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,22 +34,22 @@ use crate::model::{
     packet::ETHERNET_LEN,
 };
 
-/// What a frame's first buffer holds in a test run at most: a page without what the kernel keeps before and behind it.
+/// The maximum length of a frame's first buffer in a test run: a page without the kernel's headroom and tailroom.
 pub const FIRST_BUFFER_MAX: usize = 3520;
 
 /// More than any outer headers.
 const GROWTH_MAX: usize = 128;
 
-/// What a packet's fate is called.
+/// The verdict on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// On to the host's stack.
+    /// Passed to the host's stack.
     Pass,
-    /// Gone.
+    /// Dropped.
     Drop,
-    /// Back out of the interface it came in on.
+    /// Sent back out of the interface that it arrived on.
     Transmit,
-    /// Out of another interface.
+    /// Sent out of another interface.
     Redirect,
 }
 
@@ -76,7 +76,7 @@ impl Verdict {
     }
 }
 
-/// What a run came to.
+/// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// The verdict.
@@ -160,7 +160,7 @@ impl Program {
         Ok(program)
     }
 
-    /// Makes the program's fixture this one.
+    /// Gives the program this fixture.
     ///
     /// # Errors
     /// If a map cannot be written.
@@ -231,7 +231,7 @@ impl Program {
         Ok(there.iter().try_for_each(|key| self.tracked.remove(key))?)
     }
 
-    /// Makes it as if it had just been loaded, but for what it has counted.
+    /// Resets it to the state after loading, except for its counters.
     ///
     /// # Errors
     /// If a map cannot be written.
@@ -246,7 +246,7 @@ impl Program {
         Ok(scratch.set(0, PerCpuValues::try_from(vec![Scratch::default(); cpus])?, 0)?)
     }
 
-    /// Not through the daemon's key slots, which refuse what a test must try: states that they never write.
+    /// Writes the map directly: tests need states that the daemon's key slots refuse to write.
     fn write_keys(&mut self, keys: &[HeldKey]) -> Result<()> {
         for slot in std::mem::take(&mut self.used_slots) {
             self.key_slots.set(slot, KeySlot::default(), 0)?;
@@ -265,7 +265,7 @@ impl Program {
         Ok(self.datapath.revocations.insert(revocations.iter().copied())?)
     }
 
-    /// Writes a key over whatever is in its slot, as no installer may while packets come.
+    /// Overwrites a key slot, which an installer must not do while packets arrive.
     ///
     /// # Errors
     /// If the map cannot be written.
@@ -306,7 +306,7 @@ impl Program {
         Ok(translations.iter().try_for_each(|(key, value)| map.insert(key, value, 0))?)
     }
 
-    /// Starts its clock as the daemon does, at this unix nanosecond; returns what the kernel's clock says.
+    /// Starts its clock as the daemon does, at this unix nanosecond; returns the kernel's clock.
     ///
     /// # Errors
     /// If the clocks cannot be read.
@@ -358,7 +358,7 @@ impl Program {
         Ok(values.iter().map(|counter| counter.packets).sum())
     }
 
-    /// HMACs that all CPUs have made.
+    /// HMACs that all CPUs have computed.
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -366,7 +366,7 @@ impl Program {
         Ok(self.datapath.counters.hmacs()?)
     }
 
-    /// Tokens that are remembered, of which something is counted or not.
+    /// The number of tokens in both caches.
     ///
     /// # Errors
     /// If a cache cannot be read.
@@ -375,12 +375,12 @@ impl Program {
         Ok(usize::try_from(sessions.untracked + sessions.tracked)?)
     }
 
-    /// The cache of tokens of which nothing is counted.
+    /// The cache of tokens without state of their own.
     pub const fn sessions(&mut self) -> &mut HashMap<MapData, TokenKey, Session> {
         &mut self.sessions
     }
 
-    /// The cache of tokens of which something is counted.
+    /// The cache of stateful tokens.
     pub const fn tracked(&mut self) -> &mut HashMap<MapData, TokenKey, TrackedSession> {
         &mut self.tracked
     }
@@ -393,7 +393,7 @@ impl Program {
         Ok(Map::LruHashMap(map_of(&self.datapath, maps::TRANSLATIONS)?).try_into()?)
     }
 
-    /// What the daemon has of it.
+    /// The daemon's handle to it.
     pub const fn datapath(&mut self) -> &mut Datapath {
         &mut self.datapath
     }
@@ -417,7 +417,7 @@ pub fn run_once(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
     Ok(Outcome { verdict: Verdict::of_action(result.return_value)?, frame: out })
 }
 
-/// The daemon's defaults, but with a small token cache and without waiting for packets that nobody sends.
+/// The daemon's defaults, but with a small token cache and without the grace period for packets in flight.
 pub fn small() -> Options {
     Options {
         sessions: 4096,
@@ -473,7 +473,7 @@ fn moved<K: Ord + Copy>(after: &BTreeMap<K, Counter>, before: &BTreeMap<K, Count
     after.iter().filter_map(difference).collect()
 }
 
-/// So many of something that is cheap, or a fiftieth where the machine is emulated, which makes everything dear.
+/// `count`, or a fiftieth of it on an emulated machine, where everything is slow.
 pub fn at_scale(count: usize) -> usize {
     let emulated = fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("QEMU TCG"));
     if emulated { count / 50 } else { count }
@@ -488,7 +488,7 @@ pub fn cpus() -> Result<Vec<usize>> {
     Ok((0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect())
 }
 
-/// Keeps the calling thread on one CPU, for what each CPU has of its own.
+/// Pins the calling thread to one CPU, for state that is per CPU.
 ///
 /// # Errors
 /// If there is no such CPU.

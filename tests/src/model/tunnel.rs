@@ -1,4 +1,5 @@
-//! A balancer's packets as they come to a backend: an inner datagram, and outer headers that a test may spoil.
+//! Encapsulated packets as a backend receives them from a balancer: an inner datagram, and outer headers that a test
+//! can corrupt.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -46,7 +47,7 @@ pub struct Tunnel {
     pub class: u8,
     /// IP version.
     pub version: Option<u8>,
-    /// What the outer header says follows it.
+    /// The protocol number in the outer header.
     pub protocol: Option<u8>,
     /// IPv4 flags and fragment offset.
     pub fragment: u16,

@@ -1,5 +1,5 @@
-//! BPF file systems of the harness's own. It neither needs one at `/sys/fs/bpf`, where containers and minimal systems have
-//! none, nor writes to the host's.
+//! BPF file systems of the tests' own. The tests need no mount at `/sys/fs/bpf`, which containers and minimal systems
+//! lack, and do not write to the host's.
 
 use std::{
     fs,
@@ -11,15 +11,15 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::testbed::cleanup;
 
-/// Files that the kernel puts into every BPF file system and lets nobody remove (`populate_bpffs`).
+/// Files that the kernel creates in every BPF file system and that cannot be removed (`populate_bpffs`).
 const ITERATORS: [&str; 2] = ["maps.debug", "progs.debug"];
 
-/// A BPF file system; what is pinned in it goes with this value.
+/// A BPF file system; its pins are removed with this value.
 #[derive(Debug)]
 pub struct Bpffs(PathBuf);
 
 impl Bpffs {
-    /// Mounts it at a new directory. As on most systems, only root gets to what is in it.
+    /// Mounts it at a new directory. As on most systems, only root can access its content.
     ///
     /// # Errors
     /// If the directory exists, or the kernel does not let this process mount.
@@ -53,8 +53,8 @@ impl Drop for Bpffs {
     }
 }
 
-/// Unmounts all file systems at a directory and below. What is pinned is removed first: a copy of the mount in another mount
-/// namespace would keep it, and programs would stay attached.
+/// Unmounts all file systems at a directory and below. What is pinned is removed first: a copy of the mount in
+/// another mount namespace would keep it, and programs would stay attached.
 ///
 /// # Errors
 /// If one cannot be emptied or unmounted.

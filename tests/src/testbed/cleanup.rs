@@ -1,8 +1,9 @@
-//! Removes what a harness makes on this machine: when it is interrupted, and when an earlier run was killed.
+//! Removes what tests and tools make on this machine: when they are interrupted, and what an earlier run left that
+//! was killed.
 //!
-//! Everything has a name that begins with its owner's, in two directories. Daemons are found by the files that they are
-//! started with, and by their namespace: mounts of a killed run, with them the names of its namespaces, may have been in a
-//! mount namespace that is gone.
+//! All names begin with the name of their owner, in two directories. Daemons are found by the files that they are
+//! started with and by their network namespace: the mounts of a killed run, and with them the names of its
+//! namespaces, may have been in a mount namespace that no longer exists.
 
 use std::{
     collections::BTreeSet,
@@ -39,19 +40,20 @@ use nix::{
 
 use crate::testbed::{bpffs, daemon::PATIENCE, netns::run};
 
-/// Where network namespaces have their names.
+/// The directory of the names of network namespaces.
 pub const NAMESPACES: &str = "/run/netns";
-/// Where daemons have their files, and where the BPF file systems of the harness are mounted.
+/// The directory of the daemons' files and of the mount points of BPF file systems.
 pub const FILES: &str = "/run";
 
-/// One process that makes namespaces and files; their names begin with its prefix.
+/// A process that makes namespaces and files whose names begin with its prefix.
 pub struct Run {
     prefix: String,
     _claim: UnixDatagram,
 }
 
 impl Run {
-    /// Removes what killed runs of this owner have left. What this run makes will be removed if it is interrupted.
+    /// Removes what killed runs of this owner have left, and arranges for the removal of this run's things if it is
+    /// interrupted.
     ///
     /// # Errors
     /// If something that is left cannot be removed.
@@ -78,7 +80,7 @@ impl Run {
         Ok(Self { prefix, _claim: claim })
     }
 
-    /// What its names begin with.
+    /// The prefix of its names.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
@@ -102,11 +104,11 @@ fn is_below(prefix: &str, name: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
-/// Held as long as the value lives; `None` where another process holds it. An abstract socket leaves no file, ends with its
-/// process, and is seen from every PID and mount namespace.
+/// A lock on a name for the lifetime of the value; `None` if another process holds it. An abstract socket leaves no
+/// file, ends with its process, and is visible from every PID and mount namespace.
 ///
 /// # Errors
-/// If it cannot be told.
+/// If the socket fails.
 pub fn claim(name: &str) -> Result<Option<UnixDatagram>> {
     match UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?) {
         Ok(claim) => Ok(Some(claim)),
@@ -123,15 +125,15 @@ pub fn remove(is_owned: impl Fn(&str) -> bool) -> Result<()> {
     sweep(&is_owned).map(|_| ())
 }
 
-/// Never returns once this process is being interrupted: nothing new is to be made, and the thread that removes what
-/// there is ends the process.
+/// Blocks for ever once this process is interrupted: nothing new may be made, and the thread that cleans up ends the
+/// process.
 pub fn hold_if_interrupted() {
     while interrupted() {
         thread::park();
     }
 }
 
-/// Whether this process is being interrupted: what is missing now may have been removed already.
+/// Whether this process is interrupted: missing things may have been removed already.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
@@ -139,7 +141,7 @@ pub fn interrupted() -> bool {
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
-/// From now on Ctrl-C, SIGTERM and SIGHUP remove what is owned and end this process, whatever it is doing.
+/// From now on, Ctrl-C, SIGTERM and SIGHUP remove what is owned and end this process.
 ///
 /// # Errors
 /// If the handlers cannot be set.
@@ -181,7 +183,7 @@ fn end(woken: &OwnedFd, is_owned: impl Fn(&str) -> bool) {
     process::exit(128 + i32::from(signal[0]));
 }
 
-/// Other threads may be in the middle of making something, or of removing it: sweeps until there has been nothing twice.
+/// Other threads may still make or remove things: sweeps until two sweeps in a row find nothing.
 fn sweep_until_quiet(is_owned: impl Fn(&str) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let mut quiet = 0;
@@ -196,7 +198,7 @@ fn sweep_until_quiet(is_owned: impl Fn(&str) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Removes what is owned; returns how much there was.
+/// Removes what is owned; returns the number of things removed.
 fn sweep(is_owned: &impl Fn(&str) -> bool) -> Result<usize> {
     let mut found = end_daemons(is_owned)?;
     for (_, name) in owned(NAMESPACES, is_owned)? {
@@ -228,8 +230,8 @@ fn owned(directory: &str, is_owned: impl Fn(&str) -> bool) -> Result<Vec<(PathBu
     Ok(found)
 }
 
-/// Ends daemons that were started with an owned file, or are in an owned namespace; returns how many there were. Other
-/// programs in a namespace belong to somebody who looks around.
+/// Ends daemons that were started with an owned file or run in an owned namespace; returns how many. Other programs
+/// in a namespace belong to a user who inspects it.
 fn end_daemons(is_owned: &impl Fn(&str) -> bool) -> Result<usize> {
     let inode = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
     let namespaces: Vec<_> =

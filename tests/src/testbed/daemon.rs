@@ -1,4 +1,4 @@
-//! The daemon and its command line, run as an operator would: the real binary, in a namespace.
+//! The daemon and its command line, run as an operator would: the real binary, in a network namespace.
 
 use std::{
     collections::BTreeMap,
@@ -27,9 +27,9 @@ use crate::testbed::{
     topology::{Family, INTERFACE},
 };
 
-/// How long anything is waited for.
+/// The longest wait for any condition.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-/// Where `/metrics` is.
+/// The address of `/metrics`.
 pub const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9477);
 
 /// The files of one daemon: configuration, store, control socket, pins.
@@ -38,13 +38,13 @@ pub struct Instance {
     bpffs: PathBuf,
     /// The file system that `bpffs` is a directory of; `None` once it is being removed.
     mounted: Option<Bpffs>,
-    /// Whom its daemons become; `None`: they stay root.
+    /// The user that its daemons switch to; `None`: they stay root.
     user: Option<String>,
 }
 
 impl Instance {
-    /// An empty one, with its files under `/run/NAME`, among them a BPF file system. `TOLLGATE_USER` says whom its daemons
-    /// become.
+    /// An empty instance, with its files and a BPF file system under `/run/NAME`. `TOLLGATE_USER` names the user that
+    /// its daemons switch to.
     ///
     /// # Errors
     /// If no directory can be made, as where there is one of this name.
@@ -61,7 +61,7 @@ impl Instance {
         Ok(instance)
     }
 
-    /// Has its daemons become this user, or stay root, from here on.
+    /// Sets the user that its daemons switch to; `None`: they stay root.
     pub fn set_user(&mut self, user: Option<&str>) {
         self.user = user.map(str::to_owned);
     }
@@ -71,7 +71,7 @@ impl Instance {
         self.directory.join(name)
     }
 
-    /// Where things are pinned.
+    /// The directory of pins.
     pub fn bpffs(&self) -> &Path {
         &self.bpffs
     }
@@ -127,7 +127,7 @@ impl Instance {
     /// Runs a command with `-o json` and reads what it prints.
     ///
     /// # Errors
-    /// If it fails, with what it said.
+    /// If it fails, with its output.
     pub fn json(&self, namespace: &Namespace, args: &[&str]) -> Result<Value> {
         let output = self.run(namespace, &[args, &["-o", "json"]].concat())?;
         ensure!(output.status.success(), "tollgate {}: {}", args.join(" "), said(&output));
@@ -152,12 +152,12 @@ impl Drop for Instance {
 pub struct Daemon {
     child: Child,
     log: PathBuf,
-    /// What daemons before it have logged.
+    /// The length of the log of earlier daemons.
     log_before: usize,
 }
 
 impl Daemon {
-    /// Starts it and does not wait.
+    /// Starts it without waiting.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -192,7 +192,7 @@ impl Daemon {
         Ok(Self { child, log, log_before })
     }
 
-    /// Starts it and waits until it says that it filters.
+    /// Starts it and waits until `/readyz` reports that it filters.
     ///
     /// # Errors
     /// If it ends, or takes too long; with its log.
@@ -200,7 +200,7 @@ impl Daemon {
         Self::spawn(instance, namespace)?.until_ready(namespace)
     }
 
-    /// Waits until it says that it filters.
+    /// Waits until `/readyz` reports that it filters.
     ///
     /// # Errors
     /// If it ends, or takes too long; with its log.
@@ -261,7 +261,7 @@ impl Daemon {
     /// Whether it has.
     ///
     /// # Errors
-    /// If it cannot be told.
+    /// If the kernel does not tell.
     pub fn has_ended(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_some())
     }
@@ -296,17 +296,17 @@ pub(super) fn end_of(child: &mut Child, what: &str) -> Result<ExitStatus> {
 /// The binary under test.
 ///
 /// # Errors
-/// If nobody has said where it is.
+/// If the environment does not name it.
 pub fn binary() -> Result<String> {
     env::var("TOLLGATE_BIN").context("TOLLGATE_BIN does not say where the binary is; use `cargo xtask test`")
 }
 
-/// Both streams of a finished command.
+/// The output of a finished command, standard output first.
 pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Asks the daemon over HTTP: status and body.
+/// Sends an HTTP request to the daemon: returns status and body.
 ///
 /// # Errors
 /// If there is no answer.
@@ -323,10 +323,10 @@ pub fn http(namespace: &Namespace, path: &str) -> Result<(u16, String)> {
     })?
 }
 
-/// Asks again and again until a condition holds.
+/// Polls until a condition holds.
 ///
 /// # Errors
-/// If it does not in time, or cannot be asked.
+/// If it does not hold in time, or cannot be determined.
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !condition()? {

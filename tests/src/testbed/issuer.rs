@@ -1,4 +1,4 @@
-//! An issuer as an operator would write one: it has an exported keyset, and signs with its active key.
+//! A token issuer as an operator would write it: it has an exported keyset and signs with the active key.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,7 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// With what `tollgate keys export` says now.
+    /// With the keyset that `tollgate keys export` prints now.
     ///
     /// # Errors
     /// If that fails, or nothing may sign.

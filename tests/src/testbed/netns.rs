@@ -1,4 +1,4 @@
-//! Network namespaces: made for a test, gone with it.
+//! Network namespaces, removed at the end of a test.
 
 use std::{
     env,
@@ -14,12 +14,12 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::testbed::cleanup::{self, NAMESPACES};
 
-/// In the environment: sysctls that new namespaces have before the harness sets its own, as `NAME=VALUE NAME=VALUE`. They stand for a host
-/// with these settings; its own are never written.
+/// Environment variable: sysctls that new namespaces have before the testbed sets its own, as `NAME=VALUE
+/// NAME=VALUE`. They simulate a host with these settings; the host's own are never written.
 pub const INHERITED: &str = "TOLLGATE_INHERITED_SYSCTLS";
 
-/// For all interfaces and new ones, what the kernel has where nobody has set anything. The kernel copies the IPv4 settings of
-/// the host's first namespace into each new one (`devinet_init_net`), and IPv6 is off where it was turned off at boot
+/// The kernel's defaults, for all interfaces and for new ones. The kernel copies the IPv4 settings of the host's
+/// first namespace into each new one (`devinet_init_net`), and IPv6 is off where it was turned off at boot
 /// (`addrconf_init_net`).
 const RESET: [(&str, &str); 11] = [
     ("net.ipv4.conf.rp_filter", "0"),
@@ -35,14 +35,14 @@ const RESET: [(&str, &str); 11] = [
     ("net.ipv6.conf.disable_ipv6", "0"),
 ];
 
-/// On where `br_netfilter` is loaded: the packet filter would look at what crosses a bridge.
+/// Enabled if `br_netfilter` is loaded: the packet filter would see frames that cross a bridge.
 const BRIDGE: [&str; 3] = [
     "net.bridge.bridge-nf-call-iptables",
     "net.bridge.bridge-nf-call-ip6tables",
     "net.bridge.bridge-nf-call-arptables",
 ];
 
-/// A network namespace with its loopback up, and with the kernel's own settings, whatever the host's are.
+/// A network namespace with its loopback up and with the kernel's default settings, independent of the host's.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
@@ -62,7 +62,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Sets what a new namespace takes over from the host's.
+    /// Resets the settings that a new namespace inherits from the host.
     fn reset(&self) -> Result<()> {
         let write = |name: &str, value: &str| {
             fs::write(sysctl_path(name), value).with_context(|| format!("cannot set {name} to {value}"))
@@ -92,7 +92,7 @@ impl Namespace {
     /// Runs `ip` in it.
     ///
     /// # Errors
-    /// If that fails, with what it said.
+    /// If that fails, with its output.
     pub fn ip(&self, args: &[&str]) -> Result<()> {
         run(Command::new("ip").args(["-netns", &self.name]).args(args))
     }
@@ -165,7 +165,7 @@ fn sysctl_path(name: &str) -> PathBuf {
 /// Runs a command to its end.
 ///
 /// # Errors
-/// If it cannot be started or fails, with what it said.
+/// If it cannot be started or fails, with its output.
 pub fn run(command: &mut Command) -> Result<()> {
     let output =
         command.output().with_context(|| format!("cannot start {}", command.get_program().display()))?;

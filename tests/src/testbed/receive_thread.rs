@@ -1,5 +1,5 @@
-//! Who receives: an interface polled by a kernel thread of its own, on a CPU that is chosen, as a network card's queue is
-//! served by the CPU that its interrupts go to.
+//! Receive threads: a kernel thread polls an interface on a chosen CPU, as the queue of a network card is served by
+//! the CPU that handles its interrupts.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// Gives this thread the sysfs of its network namespace, where the namespace's interfaces are.
+/// Gives this thread the sysfs of its network namespace, which lists the namespace's interfaces.
 ///
 /// # Errors
 /// If it cannot be mounted.
@@ -22,11 +22,11 @@ pub fn own_sysfs() -> Result<()> {
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("cannot mount /sys")
 }
 
-/// Lets an interface, which polls only while it has an XDP program, poll in kernel threads on this CPU. Returns them. The
-/// calling thread has the sysfs of the interface's namespace.
+/// Lets an interface, which polls only while it has an XDP program, poll in kernel threads on this CPU. Returns them.
+/// The calling thread has the sysfs of the interface's namespace.
 ///
-/// A process in a PID namespace of its own, as in a container, sees no kernel threads and cannot choose their CPU. There
-/// the interface polls where it usually does, in the softirq of whoever sends to it, and none is returned.
+/// A process in a PID namespace of its own, as in a container, sees no kernel threads and cannot choose their CPU.
+/// There the interface polls where it usually does, in the softirq of whoever sends to it, and none is returned.
 ///
 /// # Errors
 /// If it does not poll.

@@ -1,4 +1,5 @@
-//! Clients, balancers, routers and backends, each in a namespace of its own, on bridges. A [`Plan`] says which there are.
+//! Clients, balancers, routers and backends, each in a namespace of its own, on bridges. A [`Plan`] says which there
+//! are.
 //!
 //! ```text
 //!   Layout::Segment                                   with an edge, and two balancers of one address
@@ -16,8 +17,8 @@
 //!                       backends .11, .12, …                              backends .11, .12, …
 //! ```
 //!
-//! All networks are of both families: front is 10.77.0.0/24 and fd77::/64. Backends have the service's addresses on their
-//! loopback and answer neither ARP nor neighbour discovery for them: direct server return.
+//! All networks are of both families: front is 10.77.0.0/24 and fd77::/64. Backends have the service's addresses on
+//! their loopback and answer neither ARP nor neighbour discovery for them: direct server return.
 
 mod plan;
 
@@ -55,7 +56,7 @@ use crate::testbed::{
 pub const INTERFACE: &str = "eth0";
 /// A balancer's interface on the backends' side, in [`Layout::TwoInterfaces`].
 pub const BACK_INTERFACE: &str = "eth1";
-/// Room for what a backend's application has not read yet.
+/// Receive buffer of a backend's application.
 const RECEIVE_BUFFER: usize = 64 << 20;
 /// The last parts of the edge's addresses, among the clients and on the front network.
 const EDGE: [u8; 2] = [254, 251];
@@ -66,13 +67,13 @@ const BALANCERS: [u8; 2] = [1, 3];
 pub struct Topology {
     /// What it was made from.
     pub plan: Plan,
-    /// Who sends.
+    /// The client.
     pub client: Namespace,
-    /// Where the daemon runs.
+    /// The host of the daemon.
     pub balancer: Namespace,
     /// The other balancer, where the plan has two.
     pub second_balancer: Option<Namespace>,
-    /// Who receives.
+    /// The backends.
     pub backends: Vec<Namespace>,
     /// Between balancers and backends, where the plan has them: two if `Routed`, one if `Cards`.
     pub routers: Vec<Namespace>,
@@ -113,7 +114,7 @@ impl Topology {
         Ok(Self { plan, client, balancer, second_balancer, backends, routers, edge, switch, _pins: pins })
     }
 
-    /// Takes a host off its bridge, or puts it back. `role` as in the namespace's name.
+    /// Disconnects a host from its bridge, or connects it again. `role` is the role in the namespace's name.
     ///
     /// # Errors
     /// If `ip` fails.
@@ -121,7 +122,7 @@ impl Topology {
         self.switch.ip(&["link", "set", role, if plugged { "up" } else { "down" }])
     }
 
-    /// Has the bridges send all frames to all their ports, as a switch does whose table is full.
+    /// Makes the bridges send all frames to all their ports, like a switch whose table is full.
     ///
     /// # Errors
     /// If `ip` fails.
@@ -312,7 +313,7 @@ impl Maker<'_> {
         Ok(edge)
     }
 
-    /// A namespace whose addresses are usable at once, and which forwards what it is told to.
+    /// A namespace whose addresses are usable immediately. It does not forward until told to.
     fn host(&self, role: &str) -> Result<Namespace> {
         let host = Namespace::new(&format!("{}-{role}", self.prefix))?;
         for (name, value) in [

@@ -1,4 +1,4 @@
-//! What another user of the host can do: closures on threads that have become it.
+//! Actions of another user of the host: closures on threads that have switched to that user.
 
 use std::{fs, thread};
 

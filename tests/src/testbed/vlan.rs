@@ -1,6 +1,6 @@
-//! A wire whose frames are all in one VLAN, at hosts that do not know of it, and on kernels without VLAN interfaces: two
-//! programs at each end tag what leaves and take the tags off what comes. What comes with another tag, or without one,
-//! they drop.
+//! A link whose frames are all in one VLAN, unknown to the hosts at its ends, also on kernels without VLAN
+//! interfaces: two programs at each end push the tag on egress and pop it on ingress. They drop frames with another
+//! tag or without a tag.
 
 use std::{
     ffi::CString,
@@ -51,7 +51,7 @@ const VLAN_CONTROL: i16 = 24;
 const PASS: i32 = 0;
 const DROP: i32 = 2;
 
-/// Tags what leaves.
+/// Pushes the tag on egress.
 const PUSH: [Instruction; 5] = [
     instruction(MOVE, 2, 0, IDENTIFIER_BE),
     instruction(MOVE, 3, 0, ID),
@@ -60,7 +60,7 @@ const PUSH: [Instruction; 5] = [
     instruction(EXIT, 0, 0, 0),
 ];
 
-/// Takes the tag off what comes.
+/// Pops the tag on ingress.
 const POP: [Instruction; 9] = [
     instruction(MOVE, 0, 0, DROP),
     instruction(LOAD_WORD, 0x12, VLAN_PRESENT, 0),
@@ -88,7 +88,7 @@ impl Tagger {
         Ok(Self { push: load(&PUSH)?, pop: load(&POP)? })
     }
 
-    /// Attaches them to one end of a wire. `pin` is a path for the moment.
+    /// Attaches them to one end of a link. `pin` is a path for temporary use.
     ///
     /// # Errors
     /// If `tc` fails.

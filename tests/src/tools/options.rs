@@ -1,5 +1,5 @@
-//! The command lines of demo, benchmark and load test. `cargo xtask` reads them with this very file before it builds the
-//! programs, so that a wrong argument is an error at once: it takes clap and nothing of this crate.
+//! The command lines of demo, benchmark and load test. `cargo xtask` includes this file to reject a wrong argument
+//! before it builds the programs: the file uses clap and nothing of this crate.
 
 use std::path::{Path, PathBuf};
 
@@ -8,31 +8,31 @@ use clap::{Args, ValueEnum};
 /// A service's `forward`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Forward {
-    /// To the balancer's own stack.
+    /// To the balancer's own stack
     Local,
-    /// Another MAC address.
+    /// Rewrite the MAC addresses
     L2,
-    /// In another IP packet.
+    /// Inside another IP packet
     Ipip,
-    /// In a UDP datagram.
+    /// Inside a UDP datagram
     Gue,
-    /// To another address and port.
+    /// Rewrite addresses and ports
     Nat,
 }
 
 /// Options of the demo.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Demo {
-    /// How datagrams get to the backends
+    /// The forwarding mode
     #[arg(long, value_enum, default_value_t = Forward::L2)]
     pub forward: Forward,
     /// Service, client and backends have IPv6 addresses
     #[arg(long)]
     pub ipv6: bool,
-    /// Leave namespaces and daemon for looking around, and say how to look
+    /// Keep the namespaces and the daemon for inspection, and print how to inspect them
     #[arg(long)]
     pub keep: bool,
-    /// Only remove what --keep has left; the next demo does so, too
+    /// Only remove what --keep has left; the next demo also does so
     #[arg(long, conflicts_with_all = ["forward", "ipv6", "keep"])]
     pub remove: bool,
 }
@@ -40,13 +40,13 @@ pub struct Demo {
 /// Options of the benchmark.
 #[derive(Args, Clone, Debug)]
 pub struct Bench {
-    /// Write the figures to this file, too
+    /// Also write the figures to this file as JSON
     #[arg(long, value_name = "FILE", value_parser = output)]
     pub json: Option<PathBuf>,
     /// Fewer and shorter runs: for a first impression
     #[arg(long)]
     pub quick: bool,
-    /// What `cargo bench` says
+    /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     pub bench: bool,
 }
@@ -54,18 +54,18 @@ pub struct Bench {
 /// Options of the load test.
 #[derive(Args, Clone, Debug)]
 pub struct LoadTest {
-    /// Write the figures to this file, too
+    /// Also write the figures to this file as JSON
     #[arg(long, value_name = "FILE", value_parser = output)]
     pub json: Option<PathBuf>,
     /// Shorter and fewer floods: for a first impression
     #[arg(long)]
     pub quick: bool,
-    /// Where the junk's random numbers begin
+    /// Seed of the junk's random numbers
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
 
-/// A file that can be written once there are figures.
+/// A file that can be written when the figures are complete.
 fn output(path: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(path);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -1,4 +1,4 @@
-//! The programs of tests/replay/src/main.rs, which put another packet before the program under test at every run.
+//! Loads and runs the XDP programs of tests/replay, which give the program under test another packet at every run.
 
 use std::ops::Range;
 
@@ -14,24 +14,24 @@ use crate::model::packet::{
     ETHER_TYPE_IPV6, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TAG_8021AD, TAG_8021Q, TAG_LEN, UDP_LEN,
 };
 
-/// Frames that a live run sends at once.
+/// Frames that a live run sends in one batch.
 const BATCH: u32 = 64;
 
 /// A token as the table holds it.
 type Words = [u64; header::LEN / 8];
 
-/// How a frame begins, as the programs put it back.
+/// The start of a frame, as the programs restore it.
 type Head = [u32; 18];
 
-/// What the table's tokens are put before.
+/// The kind of program under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// A program that leaves frames as long as they are, and its headers' fields that matter.
+    /// A program that changes neither the length of frames nor header fields that matter.
     Keeping,
-    /// A program that changes them: they are put back.
+    /// A program that changes them: they are restored.
     Restoring {
-        /// For a program that leaves them, beside one that changes a frame's length: by how much it is changed here, back
-        /// and forth. 0 beside one that does not.
+        /// For a program that leaves them, beside one that changes a frame's length: by how much it is changed here,
+        /// back and forth. 0 beside one that does not.
         alternate: u32,
     },
 }
@@ -45,7 +45,7 @@ impl Mode {
     }
 }
 
-/// Which tokens of the table come, and which is next.
+/// The range of tokens of the table to use, and the next one.
 #[derive(Clone, Debug)]
 pub struct Window {
     first: u32,
@@ -54,12 +54,12 @@ pub struct Window {
 }
 
 impl Window {
-    /// From the first on, and again.
+    /// From the first token, cyclically.
     pub const fn new(range: Range<u32>) -> Self {
         Self { first: range.start, end: range.end, next: range.start }
     }
 
-    /// Its first place.
+    /// The index of its first token.
     pub const fn first(&self) -> u32 {
         self.first
     }
@@ -89,7 +89,7 @@ impl Replay {
         Ok(Self { ebpf })
     }
 
-    /// Writes tokens into the table, from place `at` on.
+    /// Writes tokens into the table, from index `at` on.
     ///
     /// # Errors
     /// If they do not fit.
@@ -127,7 +127,7 @@ impl Replay {
         Ok((result.return_value, u64::try_from(result.duration.as_nanos())?))
     }
 
-    /// Makes a window the one that counts, for frames that stay as long as they are.
+    /// Activates a window, for frames that keep their length.
     ///
     /// # Errors
     /// If the map cannot be written.
@@ -149,7 +149,7 @@ impl Replay {
         Ok(heads.set(0, words.map(u32::from_ne_bytes), 0)?)
     }
 
-    /// Lets what [`Self::send`] sends be at least so long apart; 0 for as many as there can be.
+    /// Sets the minimum interval between frames that [`Self::send`] sends; 0: the highest possible rate.
     ///
     /// # Errors
     /// If the map cannot be written.
@@ -158,8 +158,8 @@ impl Replay {
         Ok(pace.set(0, [interval_ns, 0], 0)?)
     }
 
-    /// Sends copies of a frame, each with the next token of the window, out of an interface of this thread's namespace: a
-    /// live test run, without skbs. The interface needs an XDP program itself.
+    /// Sends copies of a frame, each with the next token of the window, out of an interface of this thread's
+    /// namespace: a live test run, without skbs. The interface needs an XDP program itself.
     ///
     /// # Errors
     /// If the kernel refuses the run.
@@ -190,7 +190,7 @@ impl Replay {
     }
 }
 
-/// Where the token is in a frame without IP options and extension headers.
+/// The position of the token in a frame without IP options and extension headers.
 fn token_at(frame: &[u8]) -> u32 {
     let ether_type = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
     let tags = (0..2).take_while(|tags| [TAG_8021Q, TAG_8021AD].contains(&ether_type(12 + 4 * tags))).count();

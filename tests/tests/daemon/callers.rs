@@ -1,4 +1,4 @@
-//! The control socket tells callers apart by peer credentials, and lets nobody keep others waiting.
+//! The control socket identifies callers by peer credentials, and no caller can make others wait.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! What `tollgate check` and the daemon's log say of this host's addresses, interfaces, drivers and sockets; and that the
-//! kernel does what they say.
+//! What `tollgate check` and the daemon's log report about this host's addresses, interfaces, drivers and sockets;
+//! and that the kernel behaves as reported.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
@@ -43,8 +43,8 @@ fn lines(testbed: &Testbed, subject: &str) -> Result<Vec<Value>> {
     Ok(lines.filter(|line| line["name"] == subject).cloned().collect())
 }
 
-/// That there is one warning about the service, that its text and the daemon's log contain these parts, and that the log has
-/// the same hint. Returns the hint.
+/// That there is one warning about the service, that its text and the daemon's log contain these parts, and that the
+/// log has the same hint. Returns the hint.
 fn warned(testbed: &Testbed, parts: &[&str]) -> Result<String> {
     let found = warnings(testbed, "service game")?;
     let [(text, hint)] = found.as_slice() else { bail!("not one warning: {found:?}") };
@@ -219,7 +219,8 @@ fn packets_that_arrive_on_another_interface(family: Family) -> Result<()> {
     testbed.refused(b"no token", Reason::NoToken)
 }
 
-/// A firewall rule for input sees the bridge, not the member that received a packet: only a filter on that member helps.
+/// A firewall rule for input sees the bridge, not the member that received a packet: only a filter on that member
+/// helps.
 fn packets_that_arrive_on_another_member_of_a_bridge(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, LOCAL, 0)?;
     let (balancer, client) = (&testbed.topology.balancer, &testbed.topology.client);

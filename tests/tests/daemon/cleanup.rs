@@ -1,4 +1,4 @@
-//! The harness removes what it makes: at the end of a test, and in the next run after it was killed.
+//! The tests' own cleanup: at the end of a test, and by the next run after a run was killed.
 
 use std::{
     env, fs,

@@ -1,5 +1,5 @@
-//! The clock: what a daemon before has published stands for what the wall clock said until now, and the wall clock for one
-//! that was set.
+//! The clock after a restart: the offset that the previous daemon published, compared with a wall clock that was set
+//! in between.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};

@@ -1,4 +1,4 @@
-//! The command line: JSON everywhere, exit statuses, tokens with and without a daemon.
+//! The command line: JSON output, exit statuses, tokens with and without a daemon.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! A store whose disk is full, or does not answer: what cannot be stored is said and not done, and nothing that was
-//! stored is lost.
+//! A store on a disk that is full or does not respond: a change that cannot be stored is reported and not made, and
+//! stored state is not lost.
 
 use std::{
     fs::{self, File},

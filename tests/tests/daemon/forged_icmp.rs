@@ -1,5 +1,5 @@
-//! ICMP errors and redirects that nobody's router sent: the kernel takes them for its own routes, and the backends' next
-//! hops and MTUs stay those of the routing table.
+//! Forged ICMP errors and redirects: the kernel applies them to its own routes, and the next hops and MTUs of the
+//! backends stay those of the routing table.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
@@ -27,7 +27,8 @@ const ND_REDIRECT: u8 = 137;
 /// Longer than any path MTU that is forged here.
 const LONG: usize = 1300;
 
-/// Forged "fragmentation needed" (RFC 792) and "packet too big" (RFC 4443) change the kernel's path MTU, not a backend's.
+/// Forged "fragmentation needed" (RFC 792) and "packet too big" (RFC 4443) change the kernel's path MTU, not a
+/// backend's.
 fn a_path_mtu(family: Family) -> Result<()> {
     for forward in [Forward::Ipip, Forward::Nat] {
         let (testbed, _decap) = routed(family, forward)?;
@@ -191,7 +192,8 @@ fn long_ones_arrive(testbed: &Testbed) -> Result<()> {
     Ok(())
 }
 
-/// Changes the route to backend 2 and waits until the daemon has followed it: by then it has asked for all routes again.
+/// Changes the route to backend 2 and waits until the daemon has followed it: by then it has asked for all routes
+/// again.
 fn routes_are_read_again(testbed: &Testbed) -> Result<()> {
     let plan = &testbed.topology.plan;
     let second = plan.router(testbed.family, Network::Front, 2).to_string();

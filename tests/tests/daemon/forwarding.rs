@@ -1,4 +1,5 @@
-//! Every way to a backend, with real sockets at both ends: family, strip, UDP checksum or none, there and back.
+//! All forwarding modes, with real sockets at both ends: families, strip, with and without UDP checksum, in both
+//! directions.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! Health and readiness answer within a second, whatever else the metrics port is asked.
+//! Health and readiness respond within a second, whatever else the metrics port is asked.
 
 use std::{
     io::{Read as _, Write as _},

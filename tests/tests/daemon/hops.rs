@@ -1,4 +1,4 @@
-//! Next hops that change: another router, a router's other card, a link that goes away.
+//! Next hops that change: another router, another MAC address of a router, a link that goes down.
 
 use std::{
     net::IpAddr,

@@ -1,4 +1,4 @@
-//! Interfaces of `interfaces` that stack, and that are renamed.
+//! Configured interfaces that are stacked on each other, and that are renamed.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Start, stop, crash, restart: the data path goes on.
+//! Start, stop, crash, restart: packets are forwarded throughout.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -308,7 +308,8 @@ fn a_second_sigterm_ends_it_at_once() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
     let mut daemon = testbed.start()?;
     let mut unfinished = UnixStream::connect(testbed.instance.path("control.sock"))?;
-    let head = "POST /v1/keys/rotate HTTP/1.1\r\nHost: tollgate\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n";
+    let head = "POST /v1/keys/rotate HTTP/1.1\r\nHost: tollgate\r\nContent-Type: application/json\r\n\
+                Content-Length: 9\r\n\r\n";
     unfinished.write_all(head.as_bytes())?;
     // It was accepted after the request before this one.
     testbed.json(&["status"])?;

@@ -1,4 +1,4 @@
-//! What one session may do: rates by class, sources of a token; and PROOF tokens as the command line mints them.
+//! Limits of a session: rates by class, source addresses of a token; and PROOF tokens as the command line mints them.
 
 use std::{
     collections::BTreeMap,

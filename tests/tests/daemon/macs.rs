@@ -1,4 +1,4 @@
-//! Which frames are a service's, where the kernel knows interfaces above each other, and addresses change.
+//! Which frames belong to a service when interfaces are stacked and MAC addresses change.
 
 use std::{net::UdpSocket, slice};
 
@@ -49,8 +49,8 @@ fn not_ours(instance: &Instance, balancer: &Namespace) -> Result<u64> {
     instance.json(balancer, &["counters"])?["not_ours"]["packets"].as_u64().context("not_ours")
 }
 
-/// Two balancers of one segment, to each of which a switch gives each frame: one packet without a token leaves one of them
-/// once, and a valid one arrives once.
+/// Two balancers of one segment, to each of which a switch gives each frame: one packet without a token leaves one of
+/// them once, and a valid one arrives once.
 fn a_flooded_frame_is_forwarded_once(family: Family) -> Result<()> {
     let plan = Plan { backends: 1, two_balancers: true, edge: true, ..Plan::default() };
     let testbed = Testbed::of(family, OBSERVED, plan)?;
@@ -87,8 +87,8 @@ fn a_flooded_frame_is_forwarded_once(family: Family) -> Result<()> {
     testbed.nothing_arrived()
 }
 
-/// A datagram in a frame for all stations is dropped, whoever has its IP address; in observe mode, this host's own socket gets
-/// it.
+/// A datagram in a frame for all stations is dropped, whoever has its IP address; in observe mode, this host's own
+/// socket gets it.
 fn frames_for_all_reach_nobody(family: Family) -> Result<()> {
     for fields in [L2, OBSERVED, LOCAL] {
         let testbed = Testbed::of(family, fields, 1)?;
@@ -116,8 +116,8 @@ fn frames_for_all_reach_nobody(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// The interface gets another address while datagrams come: those to the new one are filtered from the first on, and soon
-/// forwarded; those to the one before are not taken any more.
+/// The interface gets another address while datagrams come: those to the new one are filtered from the first on, and
+/// soon forwarded; those to the one before are not taken any more.
 fn an_address_that_changes(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, LOCAL, 1)?;
     let daemon = testbed.start()?;
@@ -179,8 +179,8 @@ fn a_virtual_router_has_its_frames() -> Result<()> {
     Ok(())
 }
 
-/// The kernel gives a card's frames to whatever above it has their address: here a bridge, and one whose address was asked for
-/// from another namespace, as a container's macvlan does.
+/// The kernel gives a card's frames to whatever above it has their address: here a bridge, and one whose address was
+/// asked for from another namespace, as a container's macvlan does.
 #[test]
 fn what_is_above_the_interface_has_its_frames() -> Result<()> {
     let testbed = Testbed::new(LOCAL, 1)?;

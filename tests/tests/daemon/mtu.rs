@@ -1,4 +1,4 @@
-//! What is too big: on the way to a backend, and on the way of its answers.
+//! Packets that exceed the MTU: to a backend, and of its answers.
 
 use std::{io, net::UdpSocket, os::fd::AsRawFd as _, slice};
 
@@ -91,7 +91,8 @@ fn is_too_big(sent: io::Result<usize>) -> bool {
     matches!(sent, Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE))
 }
 
-/// A step of the MTU before the client: the router there answers to the service's address, and the backend must hear it.
+/// A step of the MTU before the client: the router there answers to the service's address, and the backend must hear
+/// it.
 fn backends_learn_what_fits(family: Family) -> Result<()> {
     for forward in [Forward::L2, Forward::Ipip, Forward::Gue] {
         let fields = format!("forward = \"{}\"\nkey_rotation = \"off\"", forward.name());

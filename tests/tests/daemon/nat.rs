@@ -1,4 +1,4 @@
-//! `forward = "nat"`: translations that last, ports that run out, and answers that nobody has asked for.
+//! `forward = "nat"`: translations that last, ports that run out, and unsolicited answers.
 
 use std::{
     collections::BTreeSet,
@@ -216,7 +216,8 @@ fn answers_come_in_fragments(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A client is told that its backend's port is closed, by the backend, and by nobody who has not seen what was sent there.
+/// A client is told that its backend's port is closed, by the backend, and by nobody who has not seen what was sent
+/// there.
 fn clients_learn_of_closed_ports_and_not_from_others(family: Family) -> Result<()> {
     let mut testbed = Testbed::of(family, NAT, 1)?;
     let _daemon = testbed.start()?;
@@ -260,7 +261,8 @@ fn raw_icmp(family: Family) -> Result<UdpSocket> {
         Family::V4 => (libc::AF_INET, libc::IPPROTO_ICMP),
         Family::V6 => (libc::AF_INET6, libc::IPPROTO_ICMPV6),
     };
-    // SAFETY: a new descriptor, owned by nobody else. `UdpSocket` sends on any socket that has addresses of the internet.
+    // SAFETY: a new descriptor, owned by nobody else. `UdpSocket` sends on any socket that has addresses of the
+    // internet.
     unsafe {
         let socket = Errno::result(libc::socket(domain, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol))?;
         Ok(UdpSocket::from_raw_fd(socket))

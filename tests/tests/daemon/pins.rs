@@ -1,4 +1,4 @@
-//! Pins that go away under a running daemon, with the BPF file system that they are on.
+//! Pins that disappear under a running daemon, together with their BPF file system.
 
 use std::{
     fs,
@@ -137,8 +137,8 @@ fn a_file_system_that_is_covered(family: Family) -> Result<()> {
     testbed.refused(b"junk", Reason::NoToken)
 }
 
-/// In a unit with its own mount namespace (`ReadWritePaths=`), a mount on top of the host's stays when that is unmounted. It
-/// ends with the daemon.
+/// In a unit with its own mount namespace (`ReadWritePaths=`), a mount on top of the host's stays when that is
+/// unmounted. It ends with the daemon.
 fn a_file_system_that_is_unmounted_in_the_hosts_namespace(family: Family) -> Result<()> {
     for user in [None, Some(NAME)] {
         let testbed = Testbed::of(family, L2, 1)?;

@@ -1,4 +1,4 @@
-//! `/readyz`: whether an upstream balancer should send packets here, of one service or of any.
+//! `/readyz`: whether an upstream balancer should send packets to this node, for one service or for any.
 
 use std::os::unix::net::UnixDatagram;
 

@@ -1,4 +1,4 @@
-//! What the daemon refuses to start on: a clear error, the next thing to try, nothing changed.
+//! Conditions under which the daemon refuses to start: a clear error, a hint, nothing changed.
 
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _};
 

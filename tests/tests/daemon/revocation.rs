@@ -1,4 +1,5 @@
-//! Revocation: of sessions, tokens, and all that a service issued; at once, whatever is cached, and after a restart.
+//! Revocation of sessions, of tokens and of everything that a service issued: immediate, regardless of caches, and
+//! after a restart.
 
 use std::{
     collections::BTreeSet,

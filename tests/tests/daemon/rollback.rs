@@ -1,5 +1,6 @@
-//! A store that does not continue from the kernel state: rolled back, vanished, or another one. The daemon refuses it, and the
-//! kernel state stays as it was; once it is accepted, what the kernel has revoked stays revoked.
+//! A store that does not continue from the kernel state: rolled back, vanished, or a different one. The daemon
+//! refuses it, and the kernel state stays unchanged; once the store is accepted, revocations in the kernel stay in
+//! force.
 
 use std::{
     fs,
@@ -151,7 +152,8 @@ fn a_store_that_was_rolled_back(family: Family) -> Result<()> {
     testbed.refused_token(&token, Reason::Revoked)
 }
 
-/// `--accept-store` that is left in the unit file: it accepts once, neither the same backup again nor a store that is missing.
+/// `--accept-store` that is left in the unit file: it accepts once, neither the same backup again nor a store that is
+/// missing.
 #[test]
 fn an_option_that_is_left_in_place_accepts_nothing_else() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;

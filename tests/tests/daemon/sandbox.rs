@@ -1,5 +1,5 @@
-//! What the daemon gives up, and that it still does its work: as root, as a user of its own, and as a service manager
-//! starts it, with three capabilities.
+//! The privileges that the daemon gives up, and that it still works: as root, as its own user, and as a service
+//! manager starts it, with three capabilities.
 
 use std::{
     env, fs,

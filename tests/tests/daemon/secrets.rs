@@ -1,4 +1,4 @@
-//! Keys stay where they belong: not in logs, core dumps, other processes, or memory that nobody uses any more.
+//! Keys do not leak: into logs, core dumps, other processes, or freed memory.
 
 use std::{
     fs::{self, File},

@@ -1,4 +1,4 @@
-//! What whoever has taken the daemon over can do: system calls in its name, as code that runs in it would make them.
+//! What an attacker can do who controls the daemon: the tests make system calls from inside its process.
 
 use std::{
     ffi::{CStr, CString},

@@ -1,4 +1,4 @@
-//! What the tests have in common: a topology and a place of their own, and ways to send and to look.
+//! A topology and a daemon's instance for one test, and functions to send, receive and inspect.
 
 use std::{
     collections::BTreeMap,
@@ -237,8 +237,8 @@ impl Testbed {
         self.refused(&[&token.to_bytes()[..], b"data"].concat(), reason)
     }
 
-    /// Whether all sockets of the backends are empty, and stay so for the 50 ms that reading waits: what has been counted
-    /// as dropped may still be on its way if it was not.
+    /// Whether all sockets of the backends are empty, and stay so for the 50 ms that reading waits: what has been
+    /// counted as dropped may still be on its way if it was not.
     pub fn nothing_arrived(&self) -> Result<()> {
         let mut buffer = [0; 2048];
         for socket in &self.backends {

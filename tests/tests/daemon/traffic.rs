@@ -1,4 +1,4 @@
-//! Where packets go: backends that come and go, the balancer's own stack, observe mode.
+//! Where packets are delivered: backends that join and leave, the balancer's own stack, observe mode.
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
 

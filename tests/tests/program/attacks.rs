@@ -1,4 +1,4 @@
-//! What somebody tries who has read the source, sees the traffic and holds tokens of his own.
+//! Attacks by someone who has read the source, sees the traffic and holds valid tokens.
 
 use anyhow::{Result, ensure};
 use lb_common::{
@@ -44,7 +44,8 @@ fn spliced(first: &Packet, at: usize, second: &Packet, end: usize) -> Packet {
     packet
 }
 
-/// No bit of a valid token can be flipped, whether it is remembered or not; and none but those of a proof costs an HMAC.
+/// No bit of a valid token can be flipped, whether it is remembered or not; and none but those of a proof costs an
+/// HMAC.
 #[test]
 fn every_bit() -> Result<()> {
     let mut program = Program::load()?;
@@ -211,8 +212,8 @@ fn key_cases() -> Vec<Case> {
     ]
 }
 
-/// A key is revoked, and its slot given to the next: what it made is refused from the next packet on, remembered or not,
-/// and nothing of it is good under the new key's id.
+/// A key is revoked, and its slot given to the next: what it made is refused from the next packet on, remembered or
+/// not, and nothing of it is good under the new key's id.
 #[test]
 fn a_slot_that_was_given_away() -> Result<()> {
     let fixture = Fixture { keys: vec![], ..proof::fixture() };
@@ -302,7 +303,8 @@ fn a_token_from_everywhere() -> Result<()> {
     Ok(())
 }
 
-/// What one node has let through is as stale to another as its time says, which knows nothing of the numbers it has seen.
+/// What one node has let through is as stale to another as its time says, which knows nothing of the numbers it has
+/// seen.
 #[test]
 fn another_node() -> Result<()> {
     let (mut here, mut there) = (Program::load()?, Program::load()?);

@@ -1,4 +1,4 @@
-//! The token caches and the budget of full checks.
+//! The token caches and the budget of HMAC verifications.
 
 use anyhow::Result;
 use lb_common::{

@@ -1,4 +1,4 @@
-//! Time goes on by itself: from the kernel's ticks and the offset that is published once.
+//! The program's clock: the kernel's ticks plus an offset that the daemon publishes once.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -77,8 +77,8 @@ fn the_budget_fills_again() -> Result<()> {
     Ok(())
 }
 
-/// Nobody confirms the clock for an hour, and then for longer: it goes on by the kernel's ticks, so that tokens expire when
-/// they should, and new ones are admitted for an hour and six minutes.
+/// Nobody confirms the clock for an hour, and then for longer: it goes on by the kernel's ticks, so that tokens
+/// expire when they should, and new ones are admitted for an hour and six minutes.
 #[test]
 fn a_daemon_that_is_gone() -> Result<()> {
     let mut program = Program::load()?;

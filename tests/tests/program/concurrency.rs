@@ -1,4 +1,4 @@
-//! The same thing on all CPUs at once.
+//! The same packet on all CPUs at the same time.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -36,8 +36,8 @@ const ROUNDS: usize = 20_000;
 /// One such test at a time: they want all CPUs.
 static ALL_CPUS: Mutex<()> = Mutex::new(());
 
-/// Frames that all CPUs take in at once, one each, round by round; the verdicts, round by round. A CPU whose frame is not
-/// there takes the first.
+/// Frames that all CPUs take in at once, one each, round by round; the verdicts, round by round. A CPU whose frame is
+/// not there takes the first.
 fn at_once(program: &Program, rounds: &[Vec<Vec<u8>>]) -> Result<Vec<Vec<Verdict>>> {
     let cpus = cpus()?;
     ensure!(cpus.len() > 1, "this needs two CPUs at least");
@@ -222,8 +222,8 @@ fn one_source() -> Result<()> {
     Ok(())
 }
 
-/// Of two tables that differ in the burst, whichever of them is in force when, and whichever a CPU still reads, a session
-/// gets what the larger gives, to the packet.
+/// Of two tables that differ in the burst, whichever of them is in force when, and whichever a CPU still reads, a
+/// session gets what the larger gives, to the packet.
 #[test]
 fn rates_that_change() -> Result<()> {
     let _alone = alone();
@@ -289,9 +289,10 @@ fn rates_that_change() -> Result<()> {
     )
 }
 
-/// A packet is judged by the service and by the rates of the same publication, however often the two banks change places
-/// while it is handled: the first bank admits the token without an effective rate, the second refuses its type. A packet
-/// that took the service from the first and the rates from the second would be counted as `rate_limited`.
+/// A packet is judged by the service and by the rates of the same publication, however often the two banks change
+/// places while it is handled: the first bank admits the token without an effective rate, the second refuses its
+/// type. A packet that took the service from the first and the rates from the second would be counted as
+/// `rate_limited`.
 #[test]
 fn one_publication_for_each_packet() -> Result<()> {
     const RUNS: u32 = 1000;

@@ -1,4 +1,4 @@
-//! Every reason has a case, or an excuse.
+//! Every reason has a case or a stated exception.
 
 use std::collections::BTreeSet;
 

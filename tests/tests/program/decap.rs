@@ -1,4 +1,4 @@
-//! `tollgate decap`: what it takes off, and what it leaves alone.
+//! `tollgate decap`: which outer headers it removes, and which packets it leaves unchanged.
 
 use std::net::SocketAddr;
 

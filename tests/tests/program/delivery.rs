@@ -1,4 +1,4 @@
-//! Step 10: to which backend, and what of the packet it gets.
+//! Step 10: the choice of the backend, and the form of the packet that it receives.
 
 use std::net::{Ipv4Addr, SocketAddr};
 

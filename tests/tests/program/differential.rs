@@ -1,5 +1,5 @@
-//! A million packets, each judged by the loaded program and by the oracle's model, which has seen the same packets before
-//! it: the same verdict, the same reason, the same bytes.
+//! A million packets, each handled by the loaded program and by the oracle, which has seen the same packets before:
+//! verdict, reason and bytes are the same.
 
 use std::{collections::BTreeMap, thread, time::Instant};
 
@@ -129,7 +129,8 @@ fn compare(
         && (outcome.verdict == Verdict::Drop || outcome.frame == expected.outcome.frame);
     ensure!(
         same && program.counted(index)? == before + 1,
-        "{what}: {:?} where {:?} as {} was expected, under which {} packets were counted\n  came in  {}\n  came out {}\n  expected {}",
+        "{what}: {:?} where {:?} as {} was expected, under which {} packets were counted\n  came in  {}\n  \
+         came out {}\n  expected {}",
         outcome.verdict,
         expected.outcome.verdict,
         expected.reason.name(),

@@ -1,4 +1,4 @@
-//! Junk by the million: it costs no HMAC, and none of it passes.
+//! Millions of junk packets: they cost no HMAC, and none of them passes.
 
 use anyhow::{Result, ensure};
 use lb_common::{

@@ -1,4 +1,5 @@
-//! Whose ICMP errors about a client are, where datagrams of several sessions come from its address (docs/adr/0010).
+//! Which session an ICMP error about a client belongs to, when several sessions use the client's address
+//! (docs/adr/0010).
 
 use anyhow::Result;
 use lb_common::{
@@ -16,7 +17,8 @@ use lb_tests::model::{
 
 use crate::{icmp, proof::TS};
 
-/// Seconds of the kernel's clock by which a tick of a fixture is longer than the one before: a quiet session is quiet for less.
+/// Seconds of the kernel's clock by which a tick of a fixture is longer than the one before: a quiet session is quiet
+/// for less.
 const TICK: u64 = 4;
 /// After so many ticks each session in use looks at its flow.
 const PERIOD: u64 = 16 / TICK;

@@ -1,4 +1,4 @@
-//! Every way to a backend: what leaves, byte for byte, for each family, checksum, tag and interface.
+//! All forwarding modes: the exact bytes sent, for each family, checksum, tag and interface.
 
 use anyhow::Result;
 use lb_common::{

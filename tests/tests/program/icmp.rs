@@ -1,4 +1,4 @@
-//! ICMP errors about what a backend answered: to the backend of the session that they quote, or on to this host.
+//! ICMP errors about a backend's answers: they go to the backend of the session that they quote, or to this host.
 
 use anyhow::Result;
 use lb_common::{
@@ -255,8 +255,8 @@ fn a_datagram_ties_errors_to_its_session() -> Result<()> {
     Ok(())
 }
 
-/// Nor do those leave one that have a right token and are refused for what they do with it. An error itself takes nothing
-/// from a limit.
+/// Nor do those leave one that have a right token and are refused for what they do with it. An error itself takes
+/// nothing from a limit.
 #[test]
 fn only_what_passes_ties_errors_to_its_session() -> Result<()> {
     let mut program = Program::load()?;

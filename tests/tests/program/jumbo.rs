@@ -1,4 +1,4 @@
-//! Frames in several buffers, of which the program sees the first.
+//! Frames in several buffers, of which the program reads the first.
 
 use std::io::{self, Write as _};
 
@@ -41,12 +41,13 @@ fn not_ours() -> Result<()> {
     Ok(())
 }
 
-/// However a driver cuts a frame, its token is read whole, or refused as what cannot be read; and then no number of a PROOF
-/// token is used up.
+/// However a driver cuts a frame, its token is read whole, or refused as what cannot be read; and then no number of a
+/// PROOF token is used up.
 #[test]
 fn cut_anywhere() -> Result<()> {
     if KernelVersion::current()? < KernelVersion::new(6, 18, 0) {
-        // There, first buffers of test runs have one length, which `whole` is about. Not by a macro, which tests keep quiet.
+        // There, first buffers of test runs have one length, which `whole` is about. Not by a macro, which tests keep
+        // quiet.
         writeln!(
             io::stderr(),
             "jumbo::cut_anywhere is LEFT OUT: only since Linux 6.18 can frames be cut anywhere"

@@ -1,5 +1,5 @@
-//! Step 9: packets per session by class, and source addresses per token. Only what has passed everything before it
-//! takes from them.
+//! Step 9: packets per session by class, and source addresses per token. Only packets that pass all earlier steps
+//! count.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -55,8 +55,8 @@ fn a_burst_and_so_many_a_second() -> Result<()> {
     Ok(())
 }
 
-/// Wrong proofs by the thousand, replays and what comes from too many sources take nothing from the session that they name,
-/// whether they are dropped or, in observe mode, delivered.
+/// Wrong proofs by the thousand, replays and what comes from too many sources take nothing from the session that they
+/// name, whether they are dropped or, in observe mode, delivered.
 #[test]
 fn junk_takes_nothing() -> Result<()> {
     let fixture = Fixture {
@@ -91,8 +91,8 @@ fn junk_takes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A table that changes changes nothing of what a session owes: between two that differ in the burst, nobody has more than
-/// the larger.
+/// A table that changes changes nothing of what a session owes: between two that differ in the burst, nobody has more
+/// than the larger.
 #[test]
 fn rates_that_change() -> Result<()> {
     let mut program = Program::load()?;

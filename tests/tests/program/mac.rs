@@ -1,4 +1,4 @@
-//! Step 1, its end: whether a frame is for the interface that it came in on (docs/adr/0013).
+//! The end of step 1: whether a frame is addressed to the interface that it arrived on (docs/adr/0013).
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
@@ -218,8 +218,8 @@ fn a_full_table() -> Result<()> {
     Ok(())
 }
 
-/// Two balancers whose bridge floods all frames, in observe mode, each of which has the other for a router: one packet without
-/// a token leaves each at most once.
+/// Two balancers whose bridge floods all frames, in observe mode, each of which has the other for a router: one
+/// packet without a token leaves each at most once.
 #[test]
 fn two_balancers_on_a_flooded_segment_multiply_nothing() -> Result<()> {
     let service = Service { flags: FLAG_OBSERVE, ..fixture::service() };

@@ -1,4 +1,5 @@
-//! The program in the kernel, packet by packet. Needs root and no network: it runs in a bare virtual machine, too.
+//! The program in the kernel, one packet at a time. It needs root and no network: it also runs in a minimal virtual
+//! machine.
 
 mod attacks;
 mod cache;

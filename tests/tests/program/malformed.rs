@@ -1,4 +1,4 @@
-//! Every length that a valid packet can be cut to.
+//! Valid packets cut to every possible length.
 
 use anyhow::Result;
 use lb_common::{reason::Reason, token::header};

@@ -1,14 +1,14 @@
-//! `docs/matrix.md`: what arrives, what happens, which test shows it. It is made from the cases, and this test fails
-//! where it says anything else.
+//! `docs/matrix.md`: packets, outcomes, and the test for each. The page is generated from the cases, and a test fails
+//! if it differs.
 
 use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::model::{case::Case, packet::Family, program::Verdict};
 
-/// Declares a module's groups of cases. A row is the name of a test, a heading of docs/matrix.md and the cases: it makes
-/// the test, and an entry of the module's `subjects()`. The test checks each case by itself, or by the function that the
-/// row names.
+/// Declares a module's groups of cases. A row is the name of a test, a heading of docs/matrix.md and the cases: it
+/// makes the test, and an entry of the module's `subjects()`. The test checks each case by itself, or by the function
+/// that the row names.
 macro_rules! case_groups {
     ($($(#[$doc:meta])* $test:ident: $about:literal => $cases:expr $(, checked by $check:path)?;)+) => {
         $(

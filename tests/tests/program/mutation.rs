@@ -1,4 +1,4 @@
-//! Valid packets, damaged: what becomes of each is what a second, plain reading of the rules says.
+//! Valid packets that are damaged: the outcome of each is the oracle's.
 
 use anyhow::{Result, ensure};
 use lb_common::{reason::Reason, service::FORWARD_NAT, token::header};
@@ -180,7 +180,8 @@ fn the_oracle_is_right() -> Result<()> {
         let mut model = Model::default();
         for Case { name, fixture, frame, expected, .. } in case.in_order() {
             let of_nat = fixture.services.iter().any(|(_, service)| service.forward == FORWARD_NAT);
-            // The oracle knows nothing of translations, of CPUs' budgets, of what is told within one, and of observe mode.
+            // The oracle knows nothing of translations, of CPUs' budgets, of what is told within one, and of observe
+            // mode.
             let observed = fixture.services.iter().any(|(_, service)| service.observes());
             let told = expected.reason == Reason::TooBig && expected.outcome.verdict == Verdict::Transmit;
             if !of_nat && !observed && !told && expected.reason != Reason::HmacBudget {

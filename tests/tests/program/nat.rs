@@ -1,4 +1,4 @@
-//! `forward = "nat"`: to the backend from a port of this node, and its answers back to the client.
+//! `forward = "nat"`: datagrams to the backend from a port of this node, and its answers to the client.
 
 use std::net::SocketAddr;
 
@@ -122,8 +122,8 @@ fn there_and_back() -> Result<()> {
     Ok(())
 }
 
-/// One in 65,536 right checksums equals the sum of its pseudo-header. It stays right in both directions, also in generic
-/// mode.
+/// One in 65,536 right checksums equals the sum of its pseudo-header. It stays right in both directions, also in
+/// generic mode.
 #[test]
 fn checksums_that_look_partial() -> Result<()> {
     let mut program = Program::load()?;

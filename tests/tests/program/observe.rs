@@ -1,4 +1,5 @@
-//! `mode = "observe"`: what would be dropped is counted as such, and delivered as it came.
+//! `mode = "observe"`: a packet that enforce mode would drop is counted under the same reason and delivered
+//! unchanged.
 
 use anyhow::Result;
 use lb_common::{
@@ -126,8 +127,8 @@ fn by_the_clients_address() -> Result<()> {
     check_all(&mut Program::load()?, &cases)
 }
 
-/// What is refused goes every way that a valid packet goes, as it came. Its transport is not looked at, so that an outer
-/// UDP header has no checksum.
+/// What is refused goes every way that a valid packet goes, as it came. Its transport is not looked at, so that an
+/// outer UDP header has no checksum.
 #[test]
 fn in_every_mode() -> Result<()> {
     let mut cases = Vec::new();

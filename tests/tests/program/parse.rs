@@ -1,4 +1,4 @@
-//! Step 1: whose packet it is, and whether it can be read.
+//! Step 1: which service a packet is for, and whether it can be parsed.
 
 mod ipv6;
 

@@ -1,4 +1,4 @@
-//! Step 8: PROOF tokens, whose every packet proves that its sender holds the session key.
+//! Step 8: PROOF tokens. Every packet proves that its sender has the session key.
 
 use std::net::Ipv4Addr;
 
@@ -140,8 +140,8 @@ fn proof_cases() -> Vec<Case> {
     ]
 }
 
-/// Payloads that end before, at and behind the ends of the two words that a proof covers, with and without what Ethernet
-/// pads frames with, which belongs to no payload.
+/// Payloads that end before, at and behind the ends of the two words that a proof covers, with and without what
+/// Ethernet pads frames with, which belongs to no payload.
 fn payload_cases() -> Vec<Case> {
     let padding = vec![0xee; 20];
     let kept = Fixture::with_service(Service { flags: 0, ..fixture::proving() });

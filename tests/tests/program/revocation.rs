@@ -1,4 +1,4 @@
-//! Step 7: what is revoked by name, in force from the next packet on.
+//! Step 7: revocations by name, in force from the next packet on.
 
 use anyhow::Result;
 use lb_common::{

@@ -1,5 +1,5 @@
-//! Keys that change under traffic on all CPUs: no packet of a live key is lost, none of any other passes, and no packet is
-//! judged by parts of two keys.
+//! Keys that change under traffic on all CPUs: no packet of a live key is lost, none of another key passes, and no
+//! packet is verified with parts of two keys.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -36,8 +36,8 @@ struct Generation {
     key: Key,
     /// A token of it.
     valid: Header,
-    /// By its id and fast key, over a full tag of the slot's next key: right for whoever reads the one before the change
-    /// and the other after it.
+    /// By its id and fast key, over a full tag of the slot's next key: right for whoever reads the one before the
+    /// change and the other after it.
     mixed: Header,
 }
 

@@ -1,5 +1,5 @@
-//! Tables that are written while a packet is handled. The daemon waits before it writes a bank again, but a hypervisor can
-//! stop a CPU for longer.
+//! Tables that are written while a packet is handled. The daemon waits before it writes a bank again, but a
+//! hypervisor can stop a CPU for longer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,8 +27,8 @@ case_groups! {
     generations: "Tables that change while a packet is handled" => both(|_| cases());
 }
 
-/// While a generation is written, [`Live::begun`](lb_common::live::Live::begun) names it: from before the first write, and
-/// until it counts.
+/// While a generation is written, [`Live::begun`](lb_common::live::Live::begun) names it: from before the first
+/// write, and until it counts.
 #[test]
 fn a_generation_is_announced_before_it_is_written() -> Result<()> {
     let mut program = Program::load_with(&small())?;

@@ -1,4 +1,5 @@
-//! What a wrong tag costs does not tell where it is wrong: to the instruction, in a machine whose clock counts them.
+//! The cost of verifying a wrong tag does not depend on which byte is wrong: equal to the instruction, in a machine
+//! whose clock counts instructions.
 
 use std::time::{Duration, Instant};
 
@@ -59,8 +60,8 @@ fn ensure_same_cost(program: &mut Program, what: &str, frames: &[Vec<u8>], reaso
     Ok(())
 }
 
-/// Whether these times, nanoseconds, are of the same work: where they count instructions, of as many; elsewhere, as near as
-/// that can be seen. A loop that ends at the first wrong of eight bytes takes a tenth more for the others.
+/// Whether these times, nanoseconds, are of the same work: where they count instructions, of as many; elsewhere, as
+/// near as that can be seen. A loop that ends at the first wrong of eight bytes takes a tenth more for the others.
 fn same(fastest: &[u128]) -> bool {
     let (least, most) = (fastest.iter().min().copied(), fastest.iter().max().copied());
     let (least, most) = (least.unwrap_or_default(), most.unwrap_or_default());

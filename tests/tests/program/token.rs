@@ -1,4 +1,4 @@
-//! Steps 2 to 6: what is wrong with a token.
+//! Steps 2 to 6: invalid tokens.
 
 use anyhow::Result;
 use lb_common::{

@@ -1,4 +1,4 @@
-//! What does not fit the way to a backend is dropped, and a client that can react is told by ICMP.
+//! A packet that exceeds the MTU is dropped, and a client that can react is notified by ICMP.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,4 +1,4 @@
-//! The vectors of token.md, written by an implementation that shares no code with this one, through the program.
+//! The test vectors of token.md, written by an independent implementation, run through the program.
 
 use std::net::IpAddr;
 

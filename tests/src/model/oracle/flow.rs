@@ -1,4 +1,4 @@
-//! Whose ICMP errors about a client are: docs/adr/0010 read a second time.
+//! Which backend gets an ICMP error about a client: a second reading of docs/adr/0010.
 
 use std::{collections::HashMap, net::SocketAddr};
 

@@ -1,4 +1,4 @@
-//! ICMP errors: which client they quote, and what its backend gets of them.
+//! ICMP errors: which client they quote, and what its backend receives.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ use crate::model::{
 /// Bytes of an ICMP header.
 const ICMP_LEN: usize = 8;
 
-/// The service and the client that a frame with an ICMP error tells of; `None`: it is no error, or tells of none.
+/// The service and the client that an ICMP error in this frame quotes; `None` if it is no error or quotes none.
 pub fn quoted(fixture: &Fixture, frame: &[u8]) -> Option<(Service, SocketAddr)> {
     let (family, ip_at, _) = ip(frame)?;
     let header_len = family.header_len();

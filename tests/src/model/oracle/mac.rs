@@ -1,4 +1,4 @@
-//! Whom a frame is for, by its destination MAC address.
+//! Which host a frame is for, by its destination MAC address.
 
 use lb_common::{
     mac::Mac,
@@ -11,24 +11,25 @@ use crate::model::{
     program::Verdict,
 };
 
-/// Whose a frame is.
+/// The destination of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// The interface's.
+    /// The interface.
     Own,
-    /// A group's, or everybody's.
+    /// A multicast group, or broadcast.
     Group,
-    /// Another station's.
+    /// Another station.
     Other {
-        /// Whether it may be reached through this host.
+        /// Whether it can be reached through this host.
         passes: bool,
     },
-    /// Nobody has said what addresses the interface has.
+    /// The daemon has not published the addresses of the interface.
     Unknown,
 }
 
 impl Destination {
-    /// What becomes of a service's packet that does not come to the interface, for which service it is counted, and why.
+    /// The outcome of a service's packet that is not addressed to the interface: verdict, index of the service that
+    /// counts it, and reason.
     pub fn refuses(self, service: &Service) -> Option<(Verdict, u32, Reason)> {
         let to_host = service.observes() && service.forward == FORWARD_LOCAL;
         let verdict = |passes| if passes { Verdict::Pass } else { Verdict::Drop };

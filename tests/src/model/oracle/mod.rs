@@ -1,5 +1,5 @@
-//! What should become of any frame: the rules of token.md and of the parser, read a second time as plainly as can be,
-//! for packets nobody thought of.
+//! The required outcome of any frame: a second, simple implementation of token.md and of the parser's rules, for
+//! packets that no test case lists.
 
 use lb_common::{
     backend::{Backend, TAGS_KEPT},
@@ -24,12 +24,12 @@ mod parse;
 mod session;
 pub(crate) mod token;
 
-/// What is to become of a frame that comes to services in enforce mode and is the first that comes.
+/// The required outcome of the first frame that arrives, for services in enforce mode.
 pub fn judge(fixture: &Fixture, frame: &[u8]) -> Expected {
     Model::default().judge(fixture, frame)
 }
 
-/// A second program: fed the same packets in the same order, it comes to the same verdicts.
+/// A model of the program: given the same packets in the same order, it reaches the same verdicts.
 #[derive(Default)]
 pub struct Model {
     sessions: Sessions,
@@ -38,12 +38,13 @@ pub struct Model {
 }
 
 impl Model {
-    /// One at this number of the kernel's ticks.
+    /// A model at this number of kernel ticks.
     pub fn at(jiffies: u64) -> Self {
         Self { jiffies, ..Self::default() }
     }
 
-    /// One whose HMACs cost so much of a CPU's budget, nanoseconds: for packets that all come to the same CPU.
+    /// A model in which each HMAC costs this much of a CPU's budget, nanoseconds; for packets that all arrive on one
+    /// CPU.
     pub fn with_budget(hmac_cost_ns: u64) -> Self {
         let mut model = Self::default();
         model.sessions.hmac_cost_ns = hmac_cost_ns;
@@ -65,7 +66,7 @@ impl Model {
         self.sessions.len()
     }
 
-    /// What is to become of a frame that comes to services in enforce mode.
+    /// The required outcome of a frame, for services in enforce mode.
     pub fn judge(&mut self, fixture: &Fixture, frame: &[u8]) -> Expected {
         if fixture.generations_begun > 1 {
             return expected(Verdict::Drop, frame.to_vec(), 0, Reason::TablesChanged, None);
@@ -115,7 +116,7 @@ impl Model {
         }
     }
 
-    /// The service that an ICMP error tells of, the session whose the client is that it quotes, and the backend of that.
+    /// The service of the client that an ICMP error quotes, the client's session, and its backend.
     fn tied(&self, fixture: &Fixture, frame: &[u8]) -> Option<(Service, u64, u16)> {
         let (service, client) = icmp::quoted(fixture, frame)?;
         if let Some(sealed) = self.sessions.of_client(client, service.index) {
@@ -191,7 +192,7 @@ fn backend(fixture: &Fixture, service: &Service, session: u64, backend_id: u16) 
     backend.copied().ok_or(Reason::NoBackend)
 }
 
-/// Whether the way to a backend takes a packet.
+/// Whether the forwarding mode and the route to a backend accept a packet.
 fn takes(fixture: &Fixture, service: &Service, inner: &Packet, backend: &Backend) -> Result<(), Reason> {
     let encapsulated = matches!(service.forward, FORWARD_IPIP | FORWARD_GUE);
     if !encapsulated && service.forward != FORWARD_L2 {

@@ -1,4 +1,4 @@
-//! Whose packet a frame holds, and what is in it.
+//! Which service a frame is for, and its content.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -19,14 +19,14 @@ const AUTHENTICATION: u8 = 51;
 /// How many of them are looked through.
 const EXTENSIONS_LOOKED_THROUGH: usize = 6;
 
-/// A frame with the header of an IP packet of UDP, as far as can be told.
+/// A frame with the IP header of a UDP packet, as far as it can be parsed.
 pub struct Parsed<'a> {
     frame: &'a [u8],
     ip_at: usize,
     family: Family,
     /// Source and destination port, where this is a datagram's beginning and the frame holds it.
     ports: Option<(u16, u16)>,
-    /// Why no service takes it.
+    /// Why it is refused.
     refused: Option<Reason>,
 }
 
@@ -35,7 +35,7 @@ pub fn is_buried(frame: &[u8]) -> bool {
     (0..5).all(|tags| is_tag(frame, tags))
 }
 
-/// Whether a frame has a tag below so many.
+/// Whether a frame has more than this many VLAN tags.
 fn is_tag(frame: &[u8], tags: usize) -> bool {
     matches!(be16(frame, ETHERNET_LEN - 2 + TAG_LEN * tags), Some(TAG_8021Q | TAG_8021AD))
 }
@@ -45,7 +45,7 @@ pub fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// Where the IP header is that a frame has whole, of what family, behind how many tags.
+/// The position and the family of a complete IP header, and the number of VLAN tags before it.
 pub fn ip(frame: &[u8]) -> Option<(Family, usize, usize)> {
     let tags = (0..5).find(|tags| !is_tag(frame, *tags))?;
     let ip_at = ETHERNET_LEN + TAG_LEN * tags;
@@ -69,7 +69,7 @@ pub fn addresses(family: Family, ip: &[u8]) -> [IpAddr; 2] {
     }
 }
 
-/// Reads what is before the IP header into a packet, and the header's fields but for addresses and lengths.
+/// Reads the L2 header into a packet, and the fields of the IP header except addresses and lengths.
 pub fn read_into(packet: &mut Packet, frame: &[u8], ip_at: usize) {
     let word = |at| be16(frame, at).expect("in the frame");
     let ip = &frame[ip_at..];

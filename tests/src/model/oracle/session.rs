@@ -1,4 +1,4 @@
-//! What is remembered of tokens from one packet to the next: the cache, revocations, replayed numbers, limits.
+//! State that tokens leave from one packet to the next: token cache, revocations, sequence numbers, limits.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -40,10 +40,10 @@ pub struct Sessions {
     budget: Bucket,
 }
 
-/// A remembered token.
+/// A token in the cache.
 pub struct Session {
     claims: Vec<u8>,
-    /// What it says.
+    /// Its claims.
     pub sealed: Sealed,
     /// How it is used.
     pub used: Use,
@@ -54,7 +54,7 @@ pub struct Session {
     sources: Vec<[u8; 8]>,
 }
 
-/// A bucket of time, out of which things are paid for. It starts full.
+/// A token bucket in nanoseconds. It starts full.
 #[derive(Default)]
 struct Bucket {
     missing_ns: u64,
@@ -80,7 +80,7 @@ impl Sessions {
         self.flows.session((client, service_index))
     }
 
-    /// Tokens that are remembered.
+    /// Tokens in the cache.
     pub fn len(&self) -> usize {
         self.cache.len()
     }
@@ -164,7 +164,7 @@ impl Session {
         }
     }
 
-    /// Step 8, its end.
+    /// The end of step 8.
     fn first_time(&mut self, seq: u32) -> Result<(), Reason> {
         let is_old = i64::from(seq) <= i64::from(self.highest) - REPLAY_WINDOW;
         if is_old || !self.seen.insert(seq) {

@@ -1,6 +1,5 @@
-//! What one token is worth by itself: token.md read a second time, on the crates that implement its primitives for
-//! everyone. It takes the 64 bytes apart and derives its keys by itself, so that nothing here is true because lb-common
-//! says so.
+//! The verification of a single token: a second reading of token.md, on widely used crates for its primitives. It
+//! parses the 64 bytes and derives the keys itself, so that it shares no mistake with lb-common.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -85,7 +84,7 @@ pub struct Sealed {
 }
 
 impl<'a> Token<'a> {
-    /// Step 2, without what the service allows.
+    /// Step 2, without the service's policy.
     pub fn parse(datagram: &'a [u8]) -> Result<Self, Reason> {
         let (header, payload) = datagram.split_first_chunk::<64>().ok_or(Reason::NoToken)?;
         if header[0] != 0x0b {
@@ -103,7 +102,7 @@ impl<'a> Token<'a> {
         if good_form { Ok(Self { header, payload }) } else { Err(Reason::BadHeader) }
     }
 
-    /// Step 2, its end: whether the service takes tokens of this type, bound like this.
+    /// The end of step 2: whether the service accepts tokens of this type with this binding.
     pub fn allowed(&self, service: &Service) -> Result<(), Reason> {
         let accepted = 1 << (self.kind() - BEARER);
         let bound = self.flags() & BIND_ADDR != 0;
@@ -145,7 +144,7 @@ impl<'a> Token<'a> {
         }
     }
 
-    /// Step 6 for a token that is not remembered.
+    /// Step 6 for a token that is not in the cache.
     pub fn admitted(&self, keys: &Keys, service: &Service, from: SocketAddr) -> Result<Sealed, Reason> {
         if !self.is_proof() {
             let signed = [self.claims(), &self.bound_to(from)].concat();

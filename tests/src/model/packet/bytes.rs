@@ -1,4 +1,4 @@
-//! A packet's fields on the wire.
+//! The bytes of a packet on the wire.
 
 use std::net::IpAddr;
 
@@ -71,7 +71,7 @@ impl Packet {
         })
     }
 
-    /// The IP header's length field for what is behind its fixed part.
+    /// The value of the IP header's length field for the bytes after its fixed part.
     fn ip_len(&self, after: usize) -> [u8; 2] {
         let after = self.ip_len.unwrap_or_else(|| i32::try_from(after).expect("a test frame"));
         let field = match self.family() {

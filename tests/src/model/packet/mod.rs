@@ -1,7 +1,7 @@
-//! Frames from their fields: the defaults make a valid packet of the default [`Fixture`](crate::model::fixture::Fixture), and a
-//! test names only what differs.
+//! Frames from their fields: the defaults make a valid packet of the default
+//! [`Fixture`](crate::model::fixture::Fixture), and a test names only the fields that differ.
 //!
-//! Checksums are computed in full by `etherparse`, which shares no code with the program's changes by difference.
+//! `etherparse` computes checksums in full; it shares no code with the program's incremental updates.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -42,10 +42,10 @@ pub const ICMPV6: u8 = 58;
 /// Next header number of a fragment header (RFC 8200 §4.5).
 pub const FRAGMENT_HEADER: u8 = 44;
 
-/// What follows the token of the default packet.
+/// The payload after the token of the default packet.
 pub const APPLICATION_DATA: &[u8] = b"Hello, backend!";
 
-/// A frame as it is to be on the wire. Its family is that of `to`.
+/// A frame with its fields. Its family is that of `to`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// The network card it is for.
@@ -62,8 +62,8 @@ pub struct Packet {
     pub ihl: Option<u8>,
     /// IPv4 options, a multiple of four bytes.
     pub options: Vec<u8>,
-    /// IPv6 extension headers: the number by which each is announced, and its bytes, of which the first, the number of
-    /// what follows, is filled in.
+    /// IPv6 extension headers: the protocol number and the bytes of each. The first byte, the next header, is filled
+    /// in.
     pub extensions: Vec<(u8, Vec<u8>)>,
     /// Type of service or traffic class: DSCP and ECN.
     pub traffic_class: u8,
@@ -85,7 +85,7 @@ pub struct Packet {
     pub from: SocketAddr,
     /// The service.
     pub to: SocketAddr,
-    /// What is between IP header and payload.
+    /// The header between IP header and payload.
     pub transport: Transport,
     /// Length by the UDP header; `None`: as it is.
     pub udp_len: Option<u16>,
@@ -109,7 +109,7 @@ pub enum Transport {
     Udp,
     /// ICMP or ICMPv6.
     Icmp(Icmp),
-    /// None: the payload is what the protocol number says.
+    /// None: the payload follows the IP header.
     Nothing,
 }
 
@@ -152,12 +152,13 @@ impl Packet {
         Self::with_payload([&token.to_bytes()[..], APPLICATION_DATA].concat())
     }
 
-    /// The default packet with this PROOF token: packet `seq`, made so many milliseconds after the token was issued.
+    /// The default packet with this PROOF token and sequence number, made this many milliseconds after the token was
+    /// issued.
     pub fn with_proof(token: &ProofToken, seq: u32, ts_ms: u32) -> Self {
         Self::with_token(&token.header(seq, ts_ms, APPLICATION_DATA))
     }
 
-    /// The default packet with this payload in place of token and data.
+    /// The default packet with this payload instead of token and data.
     pub fn with_payload(payload: Vec<u8>) -> Self {
         Self {
             destination_mac: fixture::BALANCER_MAC,
@@ -252,8 +253,8 @@ impl Packet {
         self
     }
 
-    /// A datagram in fragments, whose UDP header is in the first and covers them all: each but the last carries `len` bytes
-    /// behind its IP header, a multiple of eight.
+    /// A datagram in fragments, whose UDP header is in the first and covers them all: each but the last carries `len`
+    /// bytes behind its IP header, a multiple of eight.
     pub fn fragments(&self, len: usize) -> Vec<Self> {
         let (first, rest) = self.payload.split_at(len - UDP_LEN);
         let first = Self {
@@ -277,8 +278,8 @@ impl Packet {
         std::iter::once(first).chain(later).collect()
     }
 
-    /// This packet as the payload of an IP packet (RFC 2003, RFC 2473): DSCP and ECN copied (RFC 6040 §4.1), the rest as
-    /// the program sends it.
+    /// This packet as the payload of an IP packet (RFC 2003, RFC 2473): DSCP and ECN copied (RFC 6040 §4.1), the rest
+    /// as the program sends it.
     pub fn inside_ip(&self, from: IpAddr, to: IpAddr) -> Self {
         Self {
             destination_mac: self.destination_mac,
@@ -297,8 +298,8 @@ impl Packet {
         }
     }
 
-    /// This packet as the payload of a UDP datagram (GUE variant 1). Over IPv4 without a checksum; over IPv6 with the one
-    /// that is right if this packet's are, and without if this has none (RFC 6935).
+    /// This packet as the payload of a UDP datagram (GUE variant 1). Over IPv4 without a checksum; over IPv6 with the
+    /// one that is right if this packet's are, and without if this has none (RFC 6935).
     pub fn inside_udp(&self, from: IpAddr, source_port: u16, to: IpAddr) -> Self {
         let inside = |packet: &Self, udp_checksum| Self {
             protocol: None,

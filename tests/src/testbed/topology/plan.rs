@@ -1,4 +1,4 @@
-//! What hosts a topology has, and their addresses.
+//! The hosts of a topology, and their addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,9 +9,9 @@ pub const PORT: u16 = 7777;
 /// The last parts of the routers' addresses, in this order.
 pub(super) const ROUTERS: [u8; 2] = [254, 253];
 
-/// What a family means in a topology.
+/// The addresses of a family in a topology.
 impl Family {
-    /// Where the service is reached.
+    /// The address of the service.
     pub fn service(self) -> SocketAddr {
         (Network::Front.address(self, 100), PORT).into()
     }
@@ -46,7 +46,7 @@ impl Family {
 pub enum Network {
     /// Behind the edge: 10.76.0.0/24 and fd76::/64.
     Clients,
-    /// Where balancers are: 10.77.0.0/24 and fd77::/64.
+    /// The balancers: 10.77.0.0/24 and fd77::/64.
     Front,
     /// Behind routers or the balancer's other interface: 10.78.0.0/24 and fd78::/64.
     Back,
@@ -86,10 +86,10 @@ impl Network {
     }
 }
 
-/// What is between balancers and backends.
+/// The networks between balancers and backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Layout {
-    /// Nothing: both are on the front network.
+    /// None: both are on the front network.
     #[default]
     Segment,
     /// Two routers; the first is in use.
@@ -98,7 +98,7 @@ pub enum Layout {
     TwoInterfaces,
 }
 
-/// What there is.
+/// The hosts of a topology, and how they are connected.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plan {
     /// How many backends.
@@ -107,12 +107,12 @@ pub struct Plan {
     pub two_balancers: bool,
     /// Whether clients are behind a router.
     pub edge: bool,
-    /// What is between balancers and backends.
+    /// The networks between balancers and backends.
     pub layout: Layout,
     /// Whether all frames on a balancer's wires are in a VLAN that it does not know of.
     pub tagged: bool,
-    /// Whether hosts leave the checksums of what they send to their network cards, as they do by default. A veth has no
-    /// such card: the frame that XDP sees has the sum of the pseudo-header in place of a checksum.
+    /// Whether hosts leave checksums to their network cards, as they do by default. A veth has no such hardware: the
+    /// frame that XDP sees has the sum of the pseudo-header instead of a checksum.
     pub checksum_offload: bool,
 }
 
@@ -124,7 +124,7 @@ impl From<u8> for Plan {
 }
 
 impl Plan {
-    /// Where backends are.
+    /// The network of the backends.
     pub const fn backends_at(&self) -> Network {
         match self.layout {
             Layout::Segment => Network::Front,
@@ -142,7 +142,7 @@ impl Plan {
         (1..=self.backends).map(|number| self.backend(family, number)).collect()
     }
 
-    /// Where clients are.
+    /// The network of the clients.
     pub(super) const fn clients_at(&self) -> Network {
         if self.edge { Network::Clients } else { Network::Front }
     }

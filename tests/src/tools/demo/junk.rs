@@ -1,4 +1,4 @@
-//! Datagrams that nobody should get.
+//! Datagrams that must not reach a backend.
 
 use lb_common::reason::Reason;
 

@@ -1,5 +1,5 @@
-//! The main job before your eyes: a client, a balancer and three backends; valid and forged traffic; the key rotated
-//! twice, the daemon killed and started again while packets flow.
+//! The demo: a client, a balancer and three backends; valid and forged traffic; the key is rotated twice, and the
+//! daemon is killed and restarted while packets flow.
 
 mod junk;
 mod progress;

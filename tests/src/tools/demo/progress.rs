@@ -1,4 +1,4 @@
-//! What is going on: on a terminal one line that changes, else a line now and then.
+//! Progress: on a terminal one line that changes, otherwise a line from time to time.
 
 use std::io::{IsTerminal as _, Write as _, stdout};
 

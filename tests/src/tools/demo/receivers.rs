@@ -1,4 +1,4 @@
-//! The backends' applications: real sockets, which remember every datagram they got.
+//! The backends' applications: real sockets that record every datagram they receive.
 
 use std::{
     collections::BTreeMap,
@@ -32,14 +32,14 @@ pub fn payload(session: u32, sequence: u32) -> [u8; PAYLOAD_LEN] {
     payload
 }
 
-/// What a backend's application got.
+/// The datagrams that a backend's application received.
 #[derive(Default)]
 pub struct Received {
     /// Session and sequence number of every valid datagram that came whole and stripped.
     pub valid: Vec<(u32, u32)>,
-    /// What should not have come, by kind, stripped or not.
+    /// Junk, by kind, stripped or not.
     pub junk: BTreeMap<Junk, u64>,
-    /// What nobody has sent like this.
+    /// Datagrams that the client did not send in this form.
     pub strange: u64,
 }
 
@@ -79,7 +79,7 @@ impl Receivers {
         Ok(Self { threads, stop, valid })
     }
 
-    /// Ends once no more comes, and returns what each backend got.
+    /// Ends when no more datagrams arrive, and returns what each backend received.
     pub fn finish(self) -> Result<Vec<Received>> {
         self.stop.store(true, Ordering::Relaxed);
         self.threads

@@ -1,4 +1,4 @@
-//! What was sent beside what arrived and what was counted, and every difference.
+//! A comparison of what was sent, delivered and counted, with every difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ pub struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Prints the tables, and returns what was not as it should be.
+    /// Prints the tables, and returns every deviation.
     pub fn print(&self) -> Vec<String> {
         let mut faults = Vec::new();
         self.kinds(&mut faults);

@@ -1,4 +1,4 @@
-//! What happens, in order, and whether it was what should have happened.
+//! The steps of the demo, in order, and the check of their results.
 
 use std::{sync::Arc, time::Instant};
 
@@ -110,7 +110,7 @@ pub fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// All the traffic, and what happens while it flows. Returns the daemon that runs at the end.
+/// All the traffic, and the events during it. Returns the daemon that runs at the end.
 fn traffic(
     options: Options,
     topology: &Topology,
@@ -153,7 +153,8 @@ fn rotate(topology: &Topology, instance: &Instance, sender: &mut Sender) -> Resu
         Issuer::new(instance, &topology.balancer, "game")
     })?;
     event(&format!(
-        "rotated the key while {meanwhile} valid datagrams were sent; key {} signs, and every other session gets a new token",
+        "rotated the key while {meanwhile} valid datagrams were sent; key {} signs, and every other session gets \
+         a new token",
         issuer.active().0
     ));
     sender.renew(issuer);
@@ -167,7 +168,7 @@ fn counted_of_backends(instance: &Instance, topology: &Topology) -> Result<Vec<u
     list.iter().map(|backend| backend["packets"].as_u64().context("a backend's packets")).collect()
 }
 
-/// Leaves everything as it is, and says how to look around.
+/// Leaves everything as it is, and prints how to inspect it.
 fn leave(
     options: Options,
     topology: Topology,

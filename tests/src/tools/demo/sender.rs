@@ -1,4 +1,4 @@
-//! The client: 500 sessions with valid tokens, and everybody else among them.
+//! The client: 500 sessions with valid tokens, and junk between their datagrams.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,7 @@ use crate::{
 
 /// Sessions.
 pub const SESSIONS: u32 = 500;
-/// Valid datagrams that may be under way at once: what the backends' sockets hold, many times over.
+/// The maximum number of valid datagrams in flight: a small part of what the backends' sockets can hold.
 const WINDOW: u64 = 1024;
 /// How long valid datagrams may take before they count as lost.
 const LOST_AFTER: Duration = Duration::from_secs(5);
@@ -46,7 +46,7 @@ struct Token {
     key: KeyId,
 }
 
-/// Sends, and remembers what.
+/// Sends datagrams and records them.
 pub struct Sender {
     sockets: Vec<UdpSocket>,
     tokens: Vec<Token>,
@@ -94,8 +94,8 @@ impl Sender {
         })
     }
 
-    /// From now on tokens are signed with a newer keyset. Every other session gets a new token at once; the others
-    /// go on with what they have, which stays valid.
+    /// From now on, tokens are signed with a newer keyset. Every other session gets a new token at once; the others
+    /// keep theirs, which stay valid.
     pub fn renew(&mut self, issuer: Issuer) {
         self.issuer = issuer;
         for number in (0..SESSIONS).step_by(2) {
@@ -103,12 +103,12 @@ impl Sender {
         }
     }
 
-    /// Sends so many valid datagrams, and bad ones among them.
+    /// Sends this many valid datagrams, with junk between them.
     pub fn send_valid(&mut self, count: u64) -> Result<()> {
         (0..count).try_for_each(|_| self.step())
     }
 
-    /// Sends while something is done on another thread; returns what that made, and how many were sent meanwhile.
+    /// Sends while another thread does some work; returns the result and the number of datagrams sent meanwhile.
     pub fn send_during<T: Send>(&mut self, work: impl FnOnce() -> Result<T> + Send) -> Result<(T, u64)> {
         let before = self.valid;
         thread::scope(|scope| {
@@ -154,7 +154,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Reads what has come to a socket.
+    /// Reads the datagrams of a socket.
     fn read_answers(&mut self, index: usize) -> Result<()> {
         let Some(answers) = &mut self.answers else { return Ok(()) };
         let mut buffer = [0; 2048];
@@ -199,7 +199,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Waits until no more than so many valid datagrams are under way.
+    /// Waits until at most this many valid datagrams are in flight.
     fn wait_for(&self, under_way: u64) -> Result<()> {
         let mut since = Instant::now();
         let mut before = self.received.load(Ordering::Relaxed);

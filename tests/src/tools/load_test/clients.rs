@@ -1,5 +1,5 @@
-//! Legitimate traffic: sockets, sessions with BEARER and PROOF tokens, one packet after the other at a steady rate, and the
-//! application that receives it.
+//! Legitimate traffic: sockets, sessions with BEARER and PROOF tokens, packets at a steady rate, and the application
+//! that receives them.
 
 use std::{
     io::{ErrorKind, IoSliceMut},
@@ -35,13 +35,13 @@ use crate::{
 
 /// Sessions of each type.
 const SESSIONS: u64 = 10;
-/// Packets of all sessions in a second.
+/// Packets per second of all sessions.
 pub const RATE: u32 = 10_000;
-/// Phase, number, time of sending, and what makes it a packet of a game's usual length.
+/// Length of a payload: phase, number, time of sending, and padding to the usual length of a game's packet.
 const PAYLOAD_LEN: usize = 64;
-/// What comes after tokens that are nobody's.
+/// The payload of junk tokens.
 pub const NOBODY: [u8; PAYLOAD_LEN] = [0xff; PAYLOAD_LEN];
-/// Room for what the application has not read yet.
+/// Receive buffer of the application.
 const RECEIVE_BUFFER: usize = 64 << 20;
 
 /// A client.
@@ -58,11 +58,11 @@ pub struct Clients(Vec<Session>);
 pub struct Delivery {
     /// Packets sent.
     pub sent: u64,
-    /// How long each took that arrived, nanoseconds, the shortest first.
+    /// Latencies of the packets that arrived, nanoseconds, in ascending order.
     pub took: Vec<u64>,
 }
 
-/// What both threads see.
+/// State that both threads share.
 #[derive(Default)]
 pub struct Stage {
     phase: AtomicUsize,
@@ -71,10 +71,10 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Nothing is to be sent before somebody listens.
+    /// Waits until the application listens: nothing is sent before.
     ///
     /// # Errors
-    /// If nobody does in time.
+    /// If it does not listen in time.
     pub fn wait_for_the_application(&self) -> Result<()> {
         wait_for("the application", || Ok(self.listens.load(Ordering::Relaxed)))
     }
@@ -102,7 +102,7 @@ impl Clients {
         Self((1..=SESSIONS).flat_map(pair).collect())
     }
 
-    /// The token of one of them, as somebody on the way sees it.
+    /// The token of a PROOF session, as an observer of the traffic sees it.
     pub fn a_proof_token(&self) -> &ProofToken {
         let proofs = self.0.iter().find_map(|session| match session {
             Session::Proof { token, .. } => Some(token),
@@ -237,7 +237,7 @@ impl Delivery {
         self.took.get(at).map_or(f64::NAN, |ns| *ns as f64 / 1000.0)
     }
 
-    /// From what both threads saw.
+    /// Made from the records of both threads.
     ///
     /// # Errors
     /// If more arrived than was sent.

@@ -1,4 +1,4 @@
-//! The flood: frames without skbs from one thread of the kernel, as many as it can make or at a rate.
+//! The flood: one kernel thread sends frames without skbs, at the highest possible rate or at a given one.
 
 use std::time::{Duration, Instant};
 
@@ -17,12 +17,12 @@ use crate::{
     tools::replay::{Replay, Window},
 };
 
-/// How long one run takes, about: starting it takes milliseconds, in which nothing is sent.
+/// The approximate duration of one run. Starting a run takes milliseconds, during which nothing is sent.
 const RUN: Duration = Duration::from_millis(50);
-/// Frames of that where nothing but the machine sets the rate.
+/// Frames per run if only the machine limits the rate.
 const ALL_OUT: u32 = 50_000;
 
-/// Who floods a pair.
+/// The sender of floods on a pair.
 pub struct Flooder<'a> {
     replay: Replay,
     pair: &'a Pair,
@@ -57,7 +57,7 @@ impl<'a> Flooder<'a> {
         Ok(Self { replay, pair, cpu: cpus.sending, ifindex })
     }
 
-    /// Floods for as long, at so many frames in a second or as many as there can be.
+    /// Sends a flood for this long, at this many frames per second or at the highest possible rate.
     ///
     /// # Errors
     /// If the kernel sends nothing.
@@ -92,7 +92,8 @@ impl Sent {
     }
 }
 
-/// The program that drops a flood and lets everybody else pass, on the node's end while it lives.
+/// The program that drops a flood and passes all other packets, attached to the node's interface while this value
+/// lives.
 pub struct EmptyProgram(#[expect(dead_code, reason = "attached while it is held")] Replay);
 
 impl EmptyProgram {

@@ -1,4 +1,4 @@
-//! What floods are made of.
+//! The packets of floods.
 
 use lb_common::{
     reason::Reason,
@@ -16,32 +16,32 @@ use crate::{
 pub enum Junk {
     /// Random bytes.
     NoToken,
-    /// Tokens of a version that there is not.
+    /// Tokens of an undefined version.
     BadHeader,
-    /// Tokens of a generation of their key that never was.
+    /// Tokens of a key generation that does not exist.
     UnknownKey,
-    /// Tokens of an hour ago.
+    /// Tokens that expired an hour ago.
     Expired,
     /// Valid tokens whose fast tag is wrong.
     BadFastTag,
-    /// Tokens whose fast tag is right and whose full tag is wrong: the work of somebody who has a key. Each asks for an
-    /// HMAC, and is soon over the budget of those.
+    /// Tokens with a correct fast tag and a wrong full tag, which only a key holder can make. Each requires an HMAC
+    /// verification, until the budget is used up.
     BadFullTag,
-    /// A client's PROOF token with proofs made up, and numbers above the client's.
+    /// A client's PROOF token with random proofs, and with higher sequence numbers than the client's.
     BadProof,
-    /// A packet of a PROOF token, again and again.
+    /// The same packet of a PROOF token, repeated.
     Replay,
     /// Fragments.
     Fragment,
 }
 
-/// Frames of a class are all different, so many.
+/// The number of different frames of a class.
 pub const TOKENS: u32 = 4096;
 
-/// By how much the clock of proofs is ahead: within the five seconds that are forgiven, and so for longer.
+/// How far the clock of proofs is ahead: within the five seconds of tolerance, and it stays so for longer than a run.
 const AHEAD_MS: u32 = 3000;
 
-/// Source of a flood's frames, by which the empty program knows them (tests/replay/src/main.rs).
+/// Source address of a flood's frames, by which the empty program recognises them (tests/replay/src/main.rs).
 const FLOOD_MAC: [u8; 6] = [0x02, 0, 0xf1, 0x00, 0x0d, 0x5b];
 
 impl Junk {

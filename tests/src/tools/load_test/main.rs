@@ -1,4 +1,5 @@
-//! Legitimate traffic under floods of junk: what arrives, and how long it takes. `lb_tests::tools::load_test` says how.
+//! Legitimate traffic during floods of junk: how much is delivered, and with what latency.
+//! `lb_tests::tools::load_test` describes the method.
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
@@ -16,7 +17,7 @@ const FULL: Effort = Effort { quiet: Duration::from_secs(1), flood: Duration::fr
 const QUICK: Effort =
     Effort { quiet: Duration::from_millis(300), flood: Duration::from_millis(700), rounds: 1 };
 
-/// Floods Tollgate and a program that does nothing, and measures what clients notice.
+/// Sends floods to Tollgate and to an empty program, and measures delivery to clients
 #[derive(Parser)]
 #[command(name = "cargo xtask load-test")]
 struct Arguments {

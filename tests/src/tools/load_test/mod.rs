@@ -1,19 +1,20 @@
-//! Spikes: legitimate traffic at a steady rate, and beside it floods of junk at the highest rate the machine can make.
+//! Load test: legitimate traffic at a steady rate, next to floods of junk at the highest rate that the machine can
+//! send.
 //!
 //! ```text
 //!              sending CPU                     veth pair                     receiving CPU
-//!  flood: live frames, one thread ──┐   spike1 ────────── spike0   ┌── 1 application, a UDP socket
-//!  clients: UDP sockets, 10,000/s ──┴──▶     ring of 256 frames ───┴── 2 the receiving thread: XDP, then the stack
+//!  flood: live frames, one thread ──┐   load1 ─────────── load0    ┌── 1 application, a UDP socket
+//!  clients: UDP sockets, 10,000/s ──┴──▶     ring of 256 frames ───┴── 2 the receive thread: XDP, then the stack
 //! ```
 //!
-//! The node is Tollgate, the real daemon with a service of its own host (`local`); for comparison it is a program that does
-//! nothing but drop frames from the flood's source address, and lets everybody else pass: the least that a filter can do.
-//! Both run on pairs of their own, in turns, under the same floods: the sender is what limits their rate, not the node.
+//! The node under test is Tollgate: the real daemon with a service on its own host (`local`). It is compared with a
+//! program that only drops frames with the flood's source address and passes all others: the minimum that a filter
+//! must do. Each runs on its own pair, alternating, under the same floods: the sender limits the rate, not the node.
 //!
-//! The veth's ring stands for a network card's: what finds no room in it is lost before any program has seen it. A machine is
-//! saturated while frames of the flood are lost there. The receiving thread comes before all other work of its CPU, as a
-//! network card's interrupts do, and only the application before it. Clients come before the flood on their CPU, for they
-//! stand for other hosts than the flood's.
+//! The ring of the veth stands for that of a network card: a frame that finds it full is lost before any program sees
+//! it. The machine is saturated while frames of the flood are lost there. As with a network card's interrupts, the
+//! receive thread has priority over all other work of its CPU, except for the application. Clients have priority over
+//! the flood on their CPU, because they stand for other hosts than the flood's.
 
 mod clients;
 mod flood;
@@ -48,28 +49,29 @@ use crate::{
 
 /// Seconds that a token lives.
 const TTL: u32 = 300;
-/// Real-time priorities, the highest first: the application reads what the kernel has stamped already.
+/// Real-time priorities, the highest first: the kernel has timestamped packets before the application reads them.
 const APPLICATION: i32 = 60;
 const CLIENTS: i32 = 50;
 const RECEIVING: i32 = 40;
 
-/// Packets that are none of the flood's: the first of those that are replayed, and what the hosts' own kernels send.
+/// Packets that do not belong to the flood: the first of those that are replayed, and packets of the hosts' own
+/// kernels.
 const FEW: u64 = 20;
-/// Frames in a second that any machine takes; fewer come, for nothing is sent while a live run starts.
+/// Frames per second that any machine can receive. Fewer arrive, because nothing is sent while a live run starts.
 pub const MODERATE: u32 = 200_000;
 
-/// What is measured.
+/// The length of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// How long there is no flood, before and after each.
+    /// The time without a flood, before and after each.
     pub quiet: Duration,
-    /// How long there is one.
+    /// The duration of a flood.
     pub flood: Duration,
-    /// How often each of the goals' floods is compared with the empty program.
+    /// The number of comparisons with the empty program, for the floods that have a goal.
     pub rounds: usize,
 }
 
-/// Who works where.
+/// The CPUs of sender and receiver.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpus {
     /// Clients and floods.
@@ -78,26 +80,26 @@ pub struct Cpus {
     pub receiving: usize,
 }
 
-/// A flood and what came through beside it.
+/// A flood, and the legitimate traffic delivered during it.
 #[derive(Clone, Debug)]
 pub struct Measurement {
-    /// What of.
+    /// The class of junk.
     pub junk: Junk,
-    /// What was sent.
+    /// The frames sent.
     pub flood: Sent,
-    /// Frames of it that came to the node's program.
+    /// Frames of it that reached the node's program.
     pub judged: u64,
     /// Legitimate packets before, during and after it.
     pub deliveries: [Delivery; 3],
 }
 
 impl Measurement {
-    /// Frames of the flood that found no room on the wire.
+    /// Frames of the flood that were lost in the full ring.
     pub const fn overflowed(&self) -> u64 {
         self.flood.frames.saturating_sub(self.judged)
     }
 
-    /// Whether the node could not receive all that came.
+    /// Whether the node could not receive all frames.
     pub const fn is_saturated(&self) -> bool {
         self.overflowed() > 0
     }
@@ -142,7 +144,7 @@ impl Bench {
         Ok(Self { cpus, tollgate, empty, issuer, instance, random, _empty: empty_program, _daemon: daemon })
     }
 
-    /// A flood of junk at Tollgate. Every frame that comes to the program must be counted as what it is.
+    /// A flood of junk at Tollgate. Every frame that reaches the program must be counted under the right reason.
     ///
     /// # Errors
     /// If something fails, or is counted as anything else.

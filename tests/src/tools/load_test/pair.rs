@@ -1,4 +1,4 @@
-//! Two hosts and the wire between them: clients and everybody else on one side, the node that is to stand on the other.
+//! Two hosts and the link between them: clients and the flood on one side, the node under test on the other.
 
 use std::{fs, net::IpAddr};
 

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::{Delivery, Junk, Measurement};
 
-/// By how much delivery under a flood may be below the empty program's, of all packets: what two runs of the same differ by.
+/// The tolerated difference between delivery under a flood and delivery of the empty program, as a fraction of all
+/// packets: two runs of the same program differ by that much.
 const TOLERANCE: f64 = 0.02;
 /// The floods that are compared with the empty program.
 pub const COMPARED: [Junk; 2] = [Junk::NoToken, Junk::BadFastTag];
@@ -14,11 +15,11 @@ pub const COMPARED: [Junk; 2] = [Junk::NoToken, Junk::BadFastTag];
 /// All that was measured.
 #[derive(Default)]
 pub struct Report {
-    /// At a rate that the machine takes.
+    /// Floods at a rate that the machine can receive.
     pub moderate: Vec<Measurement>,
-    /// As much as the machine can make.
+    /// Floods at the highest rate that the machine can send.
     pub all_out: Vec<Measurement>,
-    /// The same at the empty program, in turns.
+    /// The same floods at the empty program.
     pub empty: Vec<Measurement>,
 }
 
@@ -94,7 +95,8 @@ fn median_delivered(measurements: &[Measurement], junk: Junk) -> Option<f64> {
 fn table(text: &mut String, title: &str, measurements: &[Measurement]) {
     let _ = writeln!(
         text,
-        "\n{title}\n\n| flood | Mpps | lost on the wire | delivered before, during, after | p50, p99, p99.9 µs before | during | after |\n\
+        "\n{title}\n\n| flood | Mpps | lost on the wire | delivered before, during, after | p50, p99, p99.9 µs before \
+         | during | after |\n\
          |---|---|---|---|---|---|---|"
     );
     for measurement in measurements {

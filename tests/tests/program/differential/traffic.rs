@@ -1,4 +1,4 @@
-//! Packets as clients and attackers send them, in a fixture that changes.
+//! Packets as clients and attackers send them, under a fixture that changes.
 
 use std::net::{IpAddr, SocketAddr};
 

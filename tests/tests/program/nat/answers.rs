@@ -1,4 +1,4 @@
-//! Which answers pass: from the VLAN of the backend, while it and the session are good, whole or in fragments.
+//! Which answers pass: from the backend's VLAN, while backend and session are valid, whole or in fragments.
 
 use std::net::SocketAddr;
 

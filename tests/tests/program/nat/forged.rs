@@ -1,4 +1,4 @@
-//! ICMP errors about what left a port of this node, by somebody who has not seen it.
+//! Forged ICMP errors about datagrams that left a port of this node.
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{live::SECOND_NS, reason::Reason, service::FLAG_STRIP};

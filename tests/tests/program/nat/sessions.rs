@@ -1,4 +1,4 @@
-//! Whose ports they are: a session, or a source that is observed, holds so many and no more.
+//! Ownership of ports: a session, or a source in observe mode, holds a limited number.
 
 use std::{
     collections::BTreeMap,

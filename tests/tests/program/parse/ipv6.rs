@@ -1,4 +1,4 @@
-//! What only IPv6 has: extension headers, and datagrams that may not go without a checksum.
+//! Specific to IPv6: extension headers, and datagrams that must have a checksum.
 
 use lb_common::reason::Reason;
 use lb_tests::model::{
