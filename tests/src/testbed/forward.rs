@@ -1,19 +1,13 @@
 //! Forwarding modes as tests need them: where a service's applications listen.
 
-use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
-    str::FromStr,
-};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::testbed::topology::{Family, Topology};
 pub use crate::tools::options::Forward;
 
 impl Forward {
-    /// All, in the order they are declared in.
-    pub const ALL: [Self; 5] = [Self::Local, Self::L2, Self::Ipip, Self::Gue, Self::Nat];
-
     /// Its name in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
@@ -58,17 +52,5 @@ impl Forward {
             Self::Local => Vec::new(),
             _ => topology.plan.backend_addresses(family),
         }
-    }
-}
-
-impl FromStr for Forward {
-    type Err = anyhow::Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let found = Self::ALL.into_iter().find(|forward| forward.name() == name);
-        let Some(found) = found else {
-            bail!("`{name}` is no forwarding mode; take one of {}", Self::ALL.map(Self::name).join(", "));
-        };
-        Ok(found)
     }
 }

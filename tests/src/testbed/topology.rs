@@ -220,14 +220,7 @@ impl Maker<'_> {
         match self.plan.layout {
             Layout::Segment => {}
             Layout::Routed => {
-                for family in Family::BOTH {
-                    route(
-                        &balancer,
-                        family,
-                        &Network::Back.prefix(family, 0),
-                        &[self.plan.router(family, Network::Front, 1)],
-                    )?;
-                }
+                Family::BOTH.into_iter().try_for_each(|family| self.route_to_backends(&balancer, family))?;
             }
             Layout::TwoInterfaces => {
                 let port = format!("{role}-back");
@@ -239,6 +232,12 @@ impl Maker<'_> {
         }
         service_address(&balancer, INTERFACE)?;
         Ok(balancer)
+    }
+
+    /// Over the first router.
+    fn route_to_backends(&self, host: &Namespace, family: Family) -> Result<()> {
+        let router = self.plan.router(family, Network::Front, 1);
+        route(host, family, &Network::Back.prefix(family, 0), &[router])
     }
 
     fn plug_balancer(
@@ -302,12 +301,7 @@ impl Maker<'_> {
                 balancers.iter().map(|host| Network::Front.address(family, *host)).collect();
             route(&edge, family, &service, &next_hops)?;
             if self.plan.layout != Layout::Segment {
-                route(
-                    &edge,
-                    family,
-                    &Network::Back.prefix(family, 0),
-                    &[self.plan.router(family, Network::Front, 1)],
-                )?;
+                self.route_to_backends(&edge, family)?;
             }
         }
         Ok(edge)

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum as _;
 use lb_common::{reason::Reason, token::Claims};
 use lb_tests::testbed::{
     daemon::{Daemon, Instance, counters, said, service_named},
@@ -78,7 +79,7 @@ fn with_checksums_left_to_network_cards_through_a_router() -> Result<()> {
 #[test]
 fn with_checksums_left_to_network_cards_in_generic_mode() -> Result<()> {
     let plan = Plan { checksum_offload: true, ..Plan::default() };
-    for forward in Forward::ALL {
+    for &forward in Forward::value_variants() {
         let fields = format!("forward = \"{}\"\nkey_rotation = \"off\"", forward.name());
         let testbed = Testbed::of(Family::V4, &fields, Plan { backends: 1, ..plan })?;
         let text = fs::read_to_string(testbed.instance.config())?;
@@ -156,7 +157,7 @@ impl Case {
     /// All that a way serves.
     fn all(layout: Layout) -> Vec<Self> {
         let mut cases = Vec::new();
-        for forward in Forward::ALL {
+        for &forward in Forward::value_variants() {
             // l2 ends at the first router.
             if (forward, layout) == (Forward::L2, Layout::Routed) {
                 continue;

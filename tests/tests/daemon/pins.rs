@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::reason::Reason;
+use lb_common::{reason::Reason, token::Header};
 use lb_tests::testbed::{
     daemon::{Daemon, http, said, wait_for},
     topology::Family,
@@ -59,14 +59,20 @@ fn unmount(testbed: &Testbed, at: &Path, mounted: Mounted) -> Result<()> {
     testbed.refused(b"junk", Reason::NoToken)
 }
 
-fn a_file_system_that_is_unmounted_and_mounted_again(family: Family) -> Result<()> {
-    let testbed = Testbed::of(family, L2, 1)?;
-    let directory = private(&testbed)?;
-    let first = mounted(&directory)?;
+/// A daemon that filters, whose BPF file system has been unmounted from this directory; and a valid token.
+fn unmounted(testbed: &Testbed) -> Result<(PathBuf, Daemon, Header)> {
+    let directory = private(testbed)?;
+    let mounted = mounted(&directory)?;
     let daemon = testbed.start()?;
     let token = testbed.token(1)?;
-    unmount(&testbed, &directory, first)?;
+    unmount(testbed, &directory, mounted)?;
     testbed.delivered(&token)?;
+    Ok((directory, daemon, token))
+}
+
+fn a_file_system_that_is_unmounted_and_mounted_again(family: Family) -> Result<()> {
+    let testbed = Testbed::of(family, L2, 1)?;
+    let (directory, daemon, token) = unmounted(&testbed)?;
 
     let second = mounted(&directory)?;
     testbed.ready_again()?;
@@ -102,12 +108,7 @@ fn a_file_system_that_is_unmounted_and_mounted_again(family: Family) -> Result<(
 fn a_file_system_that_is_unmounted_under_another_user(family: Family) -> Result<()> {
     let mut testbed = Testbed::of(family, L2, 1)?;
     testbed.instance.set_user(Some(NAME));
-    let directory = private(&testbed)?;
-    let first = mounted(&directory)?;
-    let daemon = testbed.start()?;
-    let token = testbed.token(1)?;
-    unmount(&testbed, &directory, first)?;
-    testbed.delivered(&token)?;
+    let (directory, daemon, token) = unmounted(&testbed)?;
     let _second = mounted(&directory)?;
     // Where the mount point is root's alone, the daemon does not see what is there by its name.
     testbed.not_ready("filtering ends with this daemon")?;

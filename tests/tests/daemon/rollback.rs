@@ -60,6 +60,15 @@ fn restore(testbed: &Testbed) -> Result<()> {
     copy(testbed.instance.path("backup"), store_of(testbed))
 }
 
+/// Runs a daemon, revokes session 7, and restores the store from before that.
+fn roll_back(testbed: &Testbed) -> Result<()> {
+    let daemon = testbed.start()?;
+    back_up(testbed)?;
+    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
+    daemon.terminate()?;
+    restore(testbed)
+}
+
 /// The daemon ends with status 1, having said all of these. Returns its log.
 fn refuses(testbed: &Testbed, options: &[&str], parts: &[&str]) -> Result<String> {
     let mut daemon = Daemon::spawn_with(&testbed.instance, &testbed.topology.balancer, options)?;
@@ -157,12 +166,8 @@ fn a_store_that_was_rolled_back(family: Family) -> Result<()> {
 #[test]
 fn an_option_that_is_left_in_place_accepts_nothing_else() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
-    let daemon = testbed.start()?;
-    back_up(&testbed)?;
-    // The only change since: the accepted store has the same content as the one before.
-    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
-    daemon.terminate()?;
-    restore(&testbed)?;
+    // One change: the accepted store has the same content as the one before it.
+    roll_back(&testbed)?;
     let again = |value: &str, what: &str| {
         let log = refuses(&testbed, &["--accept-store", value], &[what]).context(value.to_owned())?;
         ensure!(!log.contains("it was accepted"), "{log}");
@@ -316,11 +321,7 @@ fn a_damaged_store_is_recovered_as_its_error_says() -> Result<()> {
 #[test]
 fn without_pins_a_store_is_taken_as_it_is() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
-    let daemon = testbed.start()?;
-    back_up(&testbed)?;
-    testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
-    daemon.terminate()?;
-    restore(&testbed)?;
+    roll_back(&testbed)?;
     refuses(&testbed, &[], &["was rolled back"])?;
     // Its pin alone: it cannot be told any more, which is said.
     fs::remove_file(testbed.pin(LastCommit::NAME))?;

@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::ValueEnum as _;
 use lb_common::{maps::ABI_VERSION, reason::Reason, token::Header};
 use lb_tests::testbed::{
     cleanup::{self, Run},
@@ -72,7 +73,8 @@ impl Testbed {
         let topology = Topology::new(&name, plan)?;
         let instance = Instance::new(&name)?;
         let forward = fields.split("forward = \"").nth(1).and_then(|rest| rest.split('"').next());
-        let forward: Forward = forward.context("a service that says `forward`")?.parse()?;
+        let forward = Forward::from_str(forward.context("a service with `forward`")?, false);
+        let forward = forward.map_err(anyhow::Error::msg)?;
         instance.configure(&service(family, fields, &forward.backends(&topology, family)))?;
         let backends = forward.applications(&topology, family.service(), family)?;
         let client = topology.client_socket(family.service())?;
