@@ -103,7 +103,7 @@ impl Row {
         self.key().bearer(&Grant { claims, ..fixture::grant() })
     }
 
-    /// The packet of its row, and what that is counted under. An answer is one to a datagram that goes to the backend
+    /// The packet of its row, and the reason that counts it. An answer follows a datagram that goes to the backend
     /// first.
     ///
     /// # Errors

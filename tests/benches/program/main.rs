@@ -68,7 +68,7 @@ pub struct Programs {
 fn main() -> Result<()> {
     let Arguments { options } = Arguments::parse();
     let effort = if options.quick { QUICK } else { FULL };
-    // The last CPU: interrupts tend to come to the first.
+    // The last CPU: most interrupts are handled by the first.
     let cpus = aya::util::online_cpus().map_err(|(file, error)| error.context_of(file))?;
     let (first, last) = (cpus[0] as usize, cpus[cpus.len() - 1] as usize);
     pin_to_cpu(last)?;

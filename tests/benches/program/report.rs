@@ -26,7 +26,7 @@ struct Row {
 }
 
 impl Report {
-    /// Of what was measured.
+    /// Made from measurements.
     pub fn new(rows: Vec<rows::Row>, veth: Vec<Rate>) -> Self {
         let row = |row: rows::Row| Row {
             name: row.name,

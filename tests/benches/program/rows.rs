@@ -91,7 +91,7 @@ const fn new_tokens(effort: &Effort) -> u32 {
 /// Measures all rows, sample by sample in turns.
 ///
 /// # Errors
-/// If a packet took another way than its row says.
+/// If a packet had another outcome than its row says.
 pub fn measure(programs: &mut Programs, replay: &mut Replay, effort: &Effort) -> Result<Vec<Row>> {
     fill(programs, replay, effort)?;
     let mut plans = plans(programs, effort)?;
@@ -115,7 +115,7 @@ pub fn measure(programs: &mut Programs, replay: &mut Replay, effort: &Effort) ->
     Ok(rows)
 }
 
-/// The default service leaves tokens on and sends by l2; beside it stands one for each other row.
+/// The default service keeps tokens and forwards by l2; there is one more service for each of the other rows.
 fn fixture() -> Fixture {
     let plain = Service { flags: 0, ..fixture::service() };
     let mut fixture = Fixture::with_service(plain);
@@ -191,7 +191,7 @@ fn plans(programs: &mut Programs, effort: &Effort) -> Result<Vec<Plan>> {
         one("unknown_key", None, &changed(4), Reason::UnknownKey),
         one("expired", None, &Packet::with_token(&expired), Reason::Expired),
         one("bad_fast_tag", Some(60), &changed(40), Reason::BadFastTag),
-        // The full check without what follows it: what of a first packet is HMAC.
+        // An HMAC verification without the following steps: the HMAC's part of a first packet.
         Plan {
             hmacs: true,
             ..one("bad_full_tag", None, &Packet::with_token(&with_wrong_full_tag()), Reason::BadFullTag)
@@ -228,7 +228,7 @@ fn plans(programs: &mut Programs, effort: &Effort) -> Result<Vec<Plan>> {
     Ok(plans)
 }
 
-/// PROOF tokens: packets that are all new, and those of somebody who copies or forges them.
+/// PROOF tokens: packets that are all new, and packets of an attacker who copies or forges them.
 fn proof_plans(
     effort: &Effort,
     one: impl Fn(&'static str, Option<u64>, &Packet, Reason) -> Plan,
@@ -259,7 +259,7 @@ fn proof_plans(
     ]
 }
 
-/// What somebody can make who holds the fast key alone.
+/// Tokens that a holder of only the fast key can make.
 fn with_wrong_full_tag() -> Header {
     let key = fixture::key().derived;
     let mut words = fixture::token().words();
@@ -272,7 +272,7 @@ fn packet_elsewhere() -> std::net::SocketAddr {
     std::net::SocketAddr::from(([192, 0, 2, 1], 7777))
 }
 
-/// A frame of usual length: what is in it behind the token does not matter, but for proofs.
+/// A frame of typical length: the data after the token matters for proofs only.
 fn frame(packet: &Packet) -> Vec<u8> {
     let mut packet = packet.clone();
     packet.payload.resize(header::LEN, 0);
@@ -280,7 +280,7 @@ fn frame(packet: &Packet) -> Vec<u8> {
     packet.bytes()
 }
 
-/// What stands behind the token.
+/// The data after the token.
 const fn frame_payload() -> [u8; 86] {
     [0xd7; 86]
 }

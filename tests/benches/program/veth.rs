@@ -40,7 +40,7 @@ pub struct Rate {
     pub packets_per_second: f64,
     /// Received by a program that drops everything at once.
     pub empty_packets_per_second: f64,
-    /// Sent to that program. Where no more were sent than received, the sender is what was measured.
+    /// Sent to that program. If no more were sent than received, the sender was the bottleneck.
     pub sent_to_empty_per_second: f64,
     /// How often each was measured; the medians are given.
     pub runs: usize,
@@ -56,7 +56,7 @@ const FRAMES: u32 = 100_000;
 /// Measures the mix, with the receiver on this CPU.
 ///
 /// # Errors
-/// If the pair cannot be made, or packets took another way than they should.
+/// If the pair cannot be made, or packets had an unexpected outcome.
 pub fn measure(
     program: &mut Program,
     replay: &mut Replay,
@@ -125,7 +125,7 @@ fn through_tollgate(
     let of = |reason| moved.get(&(SERVICE_INDEX, reason)).map_or(0, |counter| counter.packets);
     let (valid, forged) = (of(Reason::Forwarded), of(Reason::BadFastTag));
     ensure!(moved.len() == 2 && valid.abs_diff((valid + forged) / 10) < forged / 50, "counted: {moved:?}");
-    // All but what was still on its way when the card's count was read.
+    // All frames, except those in flight when the interface's counter was read.
     ensure!(
         (valid + forged).abs_diff(traffic.received) < 1000,
         "{} received, counted: {moved:?}",
@@ -165,7 +165,7 @@ fn make_pair() -> Result<u32> {
     Ok(if_nametoindex(RECEIVER)?)
 }
 
-/// What was sent, and arrived.
+/// The frames sent and received.
 struct Traffic {
     sent: u64,
     received: u64,

@@ -32,7 +32,7 @@ fn configured(groups: &str) -> Result<(Testbed, Daemon)> {
     Ok((testbed, daemon))
 }
 
-/// A command as this user and these groups, the first being its own: exit status and what was said.
+/// Runs a command as this user and these groups, the first being the user's own: exit status and output.
 pub fn says(testbed: &Testbed, uid: u32, gids: &[u32], args: &[&str]) -> Result<(Option<i32>, String)> {
     let command = testbed.instance.tollgate(&testbed.topology.balancer, args)?;
     let others: Vec<_> = gids[1..].iter().map(ToString::to_string).collect();
@@ -143,7 +143,7 @@ fn nobody_keeps_root_waiting() -> Result<()> {
     // Their own next request finds no room, until the others have been closed.
     let mut answer = Vec::new();
     for stream in &mut streams {
-        // A reset is as good an end.
+        // A reset is also a valid end.
         let _ = stream.read_to_end(&mut answer);
     }
     let (status, said) = says(&testbed, STRANGER, &[readers], &["status"])?;
@@ -193,7 +193,7 @@ fn a_misspelt_field_rotates_nothing() -> Result<()> {
     Ok(())
 }
 
-/// What each route may be asked by, told here once more: a route that is new, or declared otherwise, is found.
+/// The access of each route, listed a second time: this finds a route that is new or declared differently.
 const READS: [(&str, &str); 9] = [
     ("GET", "/v1/status"),
     ("GET", "/v1/counters"),
@@ -312,7 +312,7 @@ fn what_is_too_large_or_no_json_is_refused_with_reasons() -> Result<()> {
         )?;
         stream.write_all(body)?;
         let mut answer = String::new();
-        // What was not read of the request may reset the connection after the answer.
+        // Unread bytes of the request may reset the connection after the answer.
         let _ = stream.read_to_string(&mut answer);
         anyhow::Ok(answer)
     };

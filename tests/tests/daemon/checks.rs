@@ -27,7 +27,7 @@ const LOCAL: &str = "forward = \"local\"\nkey_rotation = \"off\"";
 /// A second interface of the balancer, on a wire to the client.
 const SECOND: &str = "second";
 
-/// The warnings of `check` about one subject: what was found, and what to do.
+/// The warnings of `check` about one subject: finding and hint.
 fn warnings(testbed: &Testbed, subject: &str) -> Result<Vec<(String, String)>> {
     let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();
     let warned = lines(testbed, subject)?.into_iter().filter(|line| line["verdict"] == "warning");
@@ -110,7 +110,7 @@ fn is_answered(testbed: &Testbed) -> Result<bool> {
     client.ip(&[family, "neighbour", "flush", "dev", INTERFACE])?;
     let mut shown = String::new();
     wait_for("the client's neighbour entry", || {
-        // Fails once the kernel knows that nobody answers.
+        // Fails once the kernel knows that no host answers.
         let _ = testbed.send(b"who has it?");
         let show = [family, "neighbour", "show", address.as_str(), "dev", INTERFACE];
         shown = said(&client.command("ip")?.args(show).output()?);
@@ -274,7 +274,7 @@ fn an_application_that_listens_on_every_address(family: Family) -> Result<()> {
     testbed.backends.clear();
     not_warned(&testbed)?;
     let listen = |address: IpAddr| testbed.topology.local_socket((address, PORT).into());
-    // Elsewhere, or for nobody outside.
+    // On another interface, or not reachable from outside.
     for address in [SocketAddr::new(family.any(), PORT + 1), ([127, 0, 0, 1], PORT).into()] {
         let _socket = testbed.topology.local_socket(address)?;
         not_warned(&testbed)?;
@@ -393,7 +393,7 @@ fn drivers_with_native_xdp_and_without() -> Result<()> {
         daemon.terminate()?;
         testbed.remove_pins()?;
     }
-    // A driver whose settings do not allow what it has: `auto` does not take generic mode then.
+    // A driver with native XDP whose current settings do not allow it: `auto` does not fall back to generic mode.
     let queues = |count: u8| format!("numtxqueues {count} numrxqueues {count}");
     let add = format!("link add many {} type veth peer name few {}", queues(4), queues(1));
     balancer.ip(&add.split(' ').collect::<Vec<_>>())?;
@@ -404,7 +404,7 @@ fn drivers_with_native_xdp_and_without() -> Result<()> {
     Ok(())
 }
 
-/// A veth sends what XDP redirects while its peer has GRO on, or an XDP program.
+/// A veth transmits redirected frames while its peer has GRO or an XDP program.
 #[test]
 fn drivers_that_send_what_is_redirected_and_others() -> Result<()> {
     let testbed =

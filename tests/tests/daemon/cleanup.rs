@@ -84,7 +84,7 @@ fn a_killed_run_is_removed_by_the_next() -> Result<()> {
         let left = there_is(name)?;
         ensure!(left.is_empty(), "{wrapper:?}: left behind: {left:#?}");
         wait_for("the daemon's end", || {
-            // It stays as a zombie where nobody waits for orphans.
+            // It stays a zombie if no process waits for orphans.
             let state = fs::read_to_string(daemon.join("stat")).unwrap_or_default();
             Ok(state.is_empty() || state.contains(") Z "))
         })?;

@@ -23,7 +23,7 @@ over_both!(
     what_was_issued_by_a_clock_that_was_ahead_can_be_revoked,
 );
 
-/// Changes what the program knows of time, while no daemon does.
+/// Changes the program's clock while no daemon does.
 pub fn change_live(testbed: &Testbed, change: impl FnOnce(&mut Live)) -> Result<()> {
     let pin = testbed.pin(LIVE);
     let mut map: Array<_, Live> = Map::Array(MapData::from_pin(pin)?).try_into()?;

@@ -76,7 +76,7 @@ fn exit_statuses() -> Result<()> {
         (&["clock", "accept"], 3),
         (&["keys", "revoke", "none"], 2),
         (&["no-such-command"], 2),
-        // It would be silent, whatever happens.
+        // It would never print anything.
         (&["--log", "verbose", "status"], 2),
         (&["--log", "tollgate=debug", "status"], 2),
         (&["token", "inspect", "not hex"], 1),
@@ -140,7 +140,7 @@ fn what_json_says_of_failures() -> Result<()> {
     Ok(())
 }
 
-/// With few descriptors, a command works or says what to raise.
+/// With few file descriptors, a command works or names the limit to raise.
 #[test]
 fn with_few_descriptors() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -150,7 +150,7 @@ fn with_few_descriptors() -> Result<()> {
         let command = testbed.instance.tollgate(&testbed.topology.balancer, args)?;
         let mut limited = testbed.topology.balancer.command("prlimit")?;
         limited.arg(format!("--nofile={limit}")).arg(command.get_program()).args(command.get_args());
-        // What does not fail is stopped.
+        // Whichever does not fail is stopped.
         Ok::<_, anyhow::Error>(limited)
     };
     for limit in ["8", "12", "16", "31", "32", "64", "127"] {
@@ -187,7 +187,7 @@ fn with_few_descriptors() -> Result<()> {
     let files = limits.lines().find(|line| line.starts_with("Max open files")).context("the limit")?;
     ensure!(files.split_whitespace().nth(3) == Some("1024"), "{files}");
     daemon.terminate()?;
-    // With what the daemon needs at least, it starts, and says that it has little.
+    // With the daemon's minimum it starts, and warns that the limit is low.
     let daemon = Daemon::spawn_as(&testbed.instance, with("128", &["run", "-c", config])?)?;
     let daemon = daemon.until_ready(&testbed.topology.balancer)?;
     ensure!(daemon.log().contains("may open 128 files"), "{}", daemon.log());

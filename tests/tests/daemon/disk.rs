@@ -19,7 +19,7 @@ use crate::testbed::{Flow, L2, Mounted, Testbed};
 /// Of the file system, bytes.
 const BLOCK: usize = 4096;
 
-/// Leaves so many blocks free.
+/// Leaves this many blocks free.
 fn fill(store: &Path, free: usize) -> Result<()> {
     let mut filler = File::create(store.join("filler"))?;
     let mut blocks: usize = 0;
@@ -106,7 +106,7 @@ fn what_cannot_be_stored_is_not_done() -> Result<()> {
     Ok(())
 }
 
-/// A FIFO in the place of the state: whoever opens it waits, as for a disk that is gone.
+/// A FIFO instead of the state file: opening it blocks, as on a disk that has failed.
 #[test]
 fn a_disk_that_does_not_answer_is_said() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -123,7 +123,7 @@ fn a_disk_that_does_not_answer_is_said() -> Result<()> {
     let ready = || http(&testbed.topology.balancer, "/readyz");
     let noticed = wait_for("the daemon to notice", || Ok(ready()?.0 == 503));
     let why = ready()?.1;
-    // What it reads there now is not what it wrote: an error, and it goes on.
+    // It now reads something else than it wrote: an error, and it keeps running.
     let fifo = File::options().write(true).open(&state)?;
     fs::rename(&aside, &state)?;
     drop(fifo);

@@ -86,8 +86,8 @@ fn a_redirect(family: Family) -> Result<()> {
     long_ones_arrive(&testbed).context("after")
 }
 
-/// A redirect that names the router itself writes the sender's MAC address into its neighbour entry (RFC 4861, 8.3), as
-/// does a neighbour advertisement. A permanent entry takes neither.
+/// A redirect that names the router itself writes the sender's MAC address into its neighbour entry (RFC 4861, 8.3),
+/// as a neighbour advertisement does. A permanent entry is not changed by either.
 #[test]
 fn a_permanent_neighbour_entry_takes_no_redirect() -> Result<()> {
     let (testbed, _decap) = routed(Family::V6, Forward::Ipip)?;
@@ -113,7 +113,7 @@ fn a_permanent_neighbour_entry_takes_no_redirect() -> Result<()> {
         let shown = balancer.command("ip")?.args(["-6", "neighbour", "show", &via]).output()?;
         Ok(said(&shown).contains(wanted))
     };
-    // The redirect is one that the kernel takes.
+    // The kernel accepts this redirect.
     set("stale")?;
     wait_for("the kernel to take the redirect", || {
         victim.tell(&testbed, router, &body)?;
@@ -130,7 +130,7 @@ fn a_permanent_neighbour_entry_takes_no_redirect() -> Result<()> {
     long_ones_arrive(&testbed)
 }
 
-/// `check` and the log say where redirects are taken, and what turns them off does.
+/// `check` and the log report where redirects are accepted, and the reported setting turns them off.
 #[test]
 fn where_redirects_are_taken_is_said() -> Result<()> {
     let (testbed, _decap) = routed(Family::V4, Forward::Ipip)?;
@@ -204,7 +204,7 @@ fn routes_are_read_again(testbed: &Testbed) -> Result<()> {
     })
 }
 
-/// An ordinary UDP socket of the balancer's host, that nobody has connected: any such makes the kernel believe.
+/// An unconnected UDP socket of the balancer's host: any such socket makes the kernel accept the error.
 struct Victim {
     _socket: UdpSocket,
     /// The datagram that the forged error is about: from the balancer, to backend 1.
@@ -277,7 +277,7 @@ fn redirect_v6(target: Ipv6Addr, destination: Ipv6Addr, options: &[u8]) -> Vec<u
 /// Sends an IP packet with its own header, through a raw socket (raw(7)).
 fn send_raw(packet: &[u8], to: IpAddr) -> Result<()> {
     let domain = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    // SAFETY: a new socket, that nobody else closes.
+    // SAFETY: a new socket; nothing else closes it.
     let socket = unsafe {
         let socket =
             Errno::result(libc::socket(domain, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_RAW))?;
@@ -288,7 +288,7 @@ fn send_raw(packet: &[u8], to: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// What `ip -json address` says of a host's interface.
+/// The output of `ip -json address` for a host's interface.
 fn shown(host: &Namespace) -> Result<serde_json::Value> {
     let output = host.command("ip")?.args(["-json", "address", "show", "dev", INTERFACE]).output()?;
     Ok(serde_json::from_slice::<serde_json::Value>(&output.stdout)?[0].take())

@@ -102,7 +102,7 @@ fn with_checksums_left_to_network_cards_in_generic_mode() -> Result<()> {
     Ok(())
 }
 
-/// The ports that `nat` takes where the configuration names none.
+/// The ports of `nat` if the configuration names none.
 const NAT_PORTS: std::ops::RangeInclusive<u16> = 10_000..=29_999;
 const SOURCES: [&str; 2] = ["10.9.0.0/24", "fd00:9::/64"];
 const MTU: usize = 1500;
@@ -154,7 +154,7 @@ struct Case {
 }
 
 impl Case {
-    /// All that a way serves.
+    /// All cases that a layout supports.
     fn all(layout: Layout) -> Vec<Self> {
         let mut cases = Vec::new();
         for &forward in Forward::value_variants() {
@@ -249,7 +249,7 @@ impl Case {
         MTU - outer - header(self.family) - 8 - 64
     }
 
-    /// What was sent arrives where it should, from where it should, and so does an answer.
+    /// A datagram arrives at the right backend with the right source, and so does an answer.
     fn exchange(
         &self,
         topology: &Topology,
@@ -278,13 +278,13 @@ impl Case {
         let answer: Vec<u8> = expected.iter().rev().copied().collect();
         applications[index].send_to(&answer, from)?;
         let answered = receive(slice::from_ref(client)).context("no answer")?;
-        // The client's socket takes datagrams from the service's address only.
+        // The client's socket accepts datagrams from the service's address only.
         ensure!(answered.bytes == answer, "the answer came as {}", hex::encode(&answered.bytes));
         Ok(())
     }
 }
 
-/// What all these tests lean on: receivers look at UDP checksums.
+/// All these tests rely on this: receivers verify UDP checksums.
 #[test]
 fn wrong_checksums_are_not_delivered() -> Result<()> {
     let topology = Topology::new(&new_name()?, 1)?;

@@ -21,7 +21,7 @@ use crate::testbed::{L2, Testbed};
 /// How long a probe waits.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Connects to the metrics port from an address of the loopback, which takes few bytes at a time.
+/// Connects to the metrics port from a loopback address, with a small receive buffer.
 fn connect_from(last: u8) -> Result<TcpStream> {
     let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
     setsockopt(&socket, RcvBuf, &1024)?;
@@ -31,7 +31,7 @@ fn connect_from(last: u8) -> Result<TcpStream> {
     Ok(socket.into())
 }
 
-/// So many connections from so many addresses that have sent this, and read nothing.
+/// This many connections from this many addresses that have sent this request and read nothing.
 fn crowd(testbed: &Testbed, connections: usize, addresses: u8, sent: &str) -> Result<Vec<TcpStream>> {
     // More than this process may have open on a machine with strict limits.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -90,7 +90,7 @@ fn pages_that_nobody_reads_keep_no_probe_waiting() -> Result<()> {
     Ok(())
 }
 
-/// A slow sender that nobody crowds out is answered: an address with one connection loses it to no other.
+/// A slow sender is answered: an address with one connection does not lose it to others.
 #[test]
 fn a_slow_request_survives_a_crowd() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;

@@ -45,7 +45,7 @@ fn a_router_with_another_card(family: Family) -> Result<()> {
     let backend = testbed.json(&["backends", "list"])?[0].clone();
     ensure!(backend["gateway"] == first.to_string(), "{backend}");
 
-    // As routers do: it tells everybody.
+    // As routers do, it announces the change to all hosts.
     router.sysctl("net.ipv4.conf.eth0.arp_notify", "1")?;
     router.sysctl("net.ipv6.conf.eth0.ndisc_notify", "1")?;
     let card = "02:00:00:00:00:77";
@@ -76,7 +76,7 @@ fn a_router_that_goes_away(family: Family) -> Result<()> {
     let token = testbed.token(1)?;
     testbed.delivered(&token)?;
     testbed.topology.plug("router1", false)?;
-    // The kernel asks again for what it is not sure of: make it unsure.
+    // Makes the kernel probe the neighbour again: it does so for stale entries.
     let router = testbed.topology.plan.router(family, Network::Front, 1).to_string();
     testbed.topology.balancer.ip(&["neighbour", "flush", "to", &router, "dev", INTERFACE])?;
     waits_for(&testbed, "no-neighbour")?;
@@ -120,7 +120,7 @@ fn an_interface_without_its_link(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// What `ip route` can say of a next hop is followed.
+/// Every form of a next hop in `ip route` is followed.
 fn routes_of_every_form(family: Family) -> Result<()> {
     let (testbed, _decap) = routed(family)?;
     let balancer = &testbed.topology.balancer;

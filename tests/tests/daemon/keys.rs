@@ -80,7 +80,7 @@ fn crashes_at_any_moment_of_a_rotation_lose_nothing(family: Family) -> Result<()
         let keys = testbed.json(&["keys", "list"])?;
         let active = keys.as_array().into_iter().flatten().filter(|key| key["state"] == "active").count();
         ensure!(active == 1, "after crash {crashes}: {keys}");
-        // What was answered with success holds.
+        // A change that was answered with success stays in force.
         wait_for("the rotation that was promised", || {
             Ok(!answered || testbed.issuer()?.active() != key_before)
         })?;
@@ -181,7 +181,7 @@ fn old_tokens_live_until_they_expire(family: Family) -> Result<()> {
         let keys = testbed.json(&["keys", "list"])?;
         anyhow::Ok(keys.as_array().into_iter().flatten().find(|key| key["key_id"] == id).cloned())
     };
-    // Nobody but the daemon signs with the first key; the second is promised to an issuer for a day.
+    // Only the daemon signs with the first key; the second was exported to an issuer for a day.
     let token = testbed.mint(&["--ttl", "2s"])?;
     let first = token.key_id().0;
     testbed.json(&["keys", "rotate", "--wait"])?;
@@ -208,16 +208,16 @@ fn old_tokens_live_until_they_expire(family: Family) -> Result<()> {
 fn freeze(pin: &Path) -> Result<()> {
     const BPF_MAP_FREEZE: libc::c_long = 22;
     let map = MapData::from_pin(pin)?;
-    // `union bpf_attr`: `map_fd`, then what must be zero.
+    // `union bpf_attr`: `map_fd`, then zeros.
     let attributes = [map.fd().as_fd().as_raw_fd(), 0, 0, 0];
     let (at, len) = (attributes.as_ptr(), size_of_val(&attributes));
-    // SAFETY: the kernel reads so many bytes at that address, and the map is open.
+    // SAFETY: the kernel reads this many bytes at that address, and the map is open.
     Errno::result(unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_FREEZE, at, len) })?;
     Ok(())
 }
 
-/// The promise on which rotation rests. The kernel takes no key here: the one that is being replaced signs on, for
-/// everybody who asks, until a kernel verifies with the next.
+/// The invariant of key rotation. The kernel accepts no key here: the old key keeps signing for all callers until a
+/// kernel verifies with the next.
 fn a_key_signs_only_once_the_kernel_has_it(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, L2, 1)?;
     let daemon = testbed.start()?;
@@ -253,7 +253,7 @@ fn a_key_signs_only_once_the_kernel_has_it(family: Family) -> Result<()> {
     testbed.delivered(&minted)?;
     testbed.delivered(&testbed.token(1)?)?;
 
-    // A new map takes both keys.
+    // A new map accepts both keys.
     daemon.kill()?;
     testbed.remove_pins()?;
     let _daemon = testbed.start()?;

@@ -104,7 +104,7 @@ fn without_a_daemon_it_filters_on(family: Family) -> Result<()> {
     forged[63] ^= 1;
     testbed.send(&forged)?;
     testbed.send(b"junk")?;
-    // What comes after both has arrived, and neither has.
+    // The first change is stored when both requests have been received, the second is not.
     testbed.delivered(&token)?;
     let _daemon = testbed.start()?;
     let counters = testbed.counters()?;
@@ -143,7 +143,7 @@ fn detach_removes_everything(family: Family) -> Result<()> {
     let socket = testbed.topology.local_socket(testbed.family.service())?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut buffer = [0; 64];
-    // The kernel takes a program off some time after its link's last reference has gone.
+    // The kernel detaches a program some time after its link's last reference has gone.
     let deadline = Instant::now() + PATIENCE;
     let len = loop {
         testbed.send(b"junk")?;
@@ -153,7 +153,7 @@ fn detach_removes_everything(family: Family) -> Result<()> {
         }
     };
     ensure!(buffer[..len] == *b"junk");
-    // Once more is fine, too.
+    // A second time succeeds as well.
     ensure!(testbed.run(&detach)?.status.success());
     Ok(())
 }
@@ -263,7 +263,7 @@ fn signals_that_do_not_end_it_are_logged() -> Result<()> {
         (Signal::SIGHUP, "SIGHUP: a running daemon does not read its configuration again; restart it"),
         (Signal::SIGUSR1, "SIGUSR1: this signal has no meaning here"),
         (Signal::SIGUSR2, "SIGUSR2: this signal has no meaning here"),
-        // The second SIGHUP is told like the first.
+        // The second SIGHUP is logged like the first.
         (Signal::SIGHUP, "SIGHUP"),
     ] {
         let before = daemon.log().matches(text).count();
@@ -280,7 +280,7 @@ fn signals_that_do_not_end_it_are_logged() -> Result<()> {
     Ok(())
 }
 
-/// A pipe to a log reader that has ended, as a terminal that was closed: what cannot be logged ends nothing.
+/// A pipe to a log reader that has ended, like a closed terminal: a failed log write does not end the daemon.
 #[test]
 fn a_log_that_nobody_reads_does_not_end_it() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -294,7 +294,7 @@ fn a_log_that_nobody_reads_does_not_end_it() -> Result<()> {
     let rotated = ready.and_then(|()| testbed.json(&["keys", "rotate", "--wait"]));
     let delivered = rotated.and_then(|_| testbed.delivered(&testbed.token(1)?));
     let alive = child.try_wait()?.is_none();
-    // What it logs at its end cannot be written, either.
+    // Its last log lines cannot be written either.
     kill(Pid::from_raw(child.id().try_into()?), Signal::SIGTERM)?;
     let status = child.wait()?;
     delivered?;
@@ -302,7 +302,7 @@ fn a_log_that_nobody_reads_does_not_end_it() -> Result<()> {
     Ok(())
 }
 
-/// Answers under way have two seconds. Whoever does not want to wait sends the signal again.
+/// Pending answers have two seconds. A second signal ends the daemon at once.
 #[test]
 fn a_second_sigterm_ends_it_at_once() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -343,7 +343,7 @@ fn a_map_that_was_removed_is_missed() -> Result<()> {
     Ok(())
 }
 
-/// Who may not see the pins is not told that there are none.
+/// A user who cannot see the pins is not told that there are none.
 #[test]
 fn detach_by_a_stranger_fails() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -358,7 +358,7 @@ fn detach_by_a_stranger_fails() -> Result<()> {
     Ok(())
 }
 
-/// Junk is dropped, and a token gets through, whatever has happened before.
+/// Junk is dropped and a token passes, in any state.
 fn filters(testbed: &Testbed) -> Result<()> {
     wait_for("the program on the interface", || {
         Ok(http(&testbed.topology.balancer, "/readyz").is_ok_and(|(status, _)| status == 200))
@@ -375,7 +375,7 @@ fn pins_removed_while_it_runs(family: Family) -> Result<()> {
     wait_for("another pin", || testbed.is_link_pinned(testbed.instance.bpffs(), "eth0"))?;
     filters(&testbed)?;
     let counted = testbed.counters()?;
-    // What was pinned again serves the next daemon, which has its maps.
+    // The next daemon uses the restored pins, and has their maps.
     daemon.kill()?;
     let daemon = testbed.start()?;
     ensure!(testbed.counters()? == counted && !daemon.log().contains("begins empty"), "{}", daemon.log());

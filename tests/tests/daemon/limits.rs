@@ -62,7 +62,7 @@ fn passed_of_20(testbed: &Testbed, token: &Header) -> Result<u64> {
 
 /// A socket of the client's at another of its addresses.
 fn socket_at(testbed: &Testbed, last: u8) -> Result<UdpSocket> {
-    // Sources over IPv6 are told apart by their first 64 bits.
+    // IPv6 sources are distinguished by their first 64 bits.
     let (address, length): (IpAddr, _) = match testbed.family {
         Family::V4 => ([10, 77, 0, last].into(), "24"),
         Family::V6 => ([0xfd78, 0, 0, last.into(), 0, 0, 0, 1].into(), "64"),
@@ -107,7 +107,7 @@ fn a_token_has_so_many_sources(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// What a client of a minted PROOF token sends: numbered, dated, and with a proof.
+/// A datagram of the client of a minted PROOF token: with sequence number, time and proof.
 fn proven(minted: &Value, seq: u32, ts_ms: u32, payload: &[u8]) -> Result<Vec<u8>> {
     let bytes = |field: &str| -> Result<Vec<u8>> {
         Ok(hex::decode(minted[field].as_str().with_context(|| format!("no {field}: {minted}"))?)?)

@@ -49,8 +49,8 @@ fn not_ours(instance: &Instance, balancer: &Namespace) -> Result<u64> {
     instance.json(balancer, &["counters"])?["not_ours"]["packets"].as_u64().context("not_ours")
 }
 
-/// Two balancers of one segment, to each of which a switch gives each frame: one packet without a token leaves one of
-/// them once, and a valid one arrives once.
+/// Two balancers on a segment whose switch floods every frame to both: a packet without a token is forwarded by one
+/// of them, and a valid one arrives once.
 fn a_flooded_frame_is_forwarded_once(family: Family) -> Result<()> {
     let plan = Plan { backends: 1, two_balancers: true, edge: true, ..Plan::default() };
     let testbed = Testbed::of(family, OBSERVED, plan)?;
@@ -61,7 +61,7 @@ fn a_flooded_frame_is_forwarded_once(family: Family) -> Result<()> {
     instance.configure(&testbed.service(OBSERVED, 1))?;
     let _other = Daemon::start(&instance, second)?;
     testbed.topology.flood()?;
-    // Where frames are flooded, a card takes them all.
+    // In promiscuous mode, an interface receives all flooded frames.
     for balancer in [first, second] {
         balancer.ip(&["link", "set", INTERFACE, "promisc", "on"])?;
     }
@@ -87,8 +87,8 @@ fn a_flooded_frame_is_forwarded_once(family: Family) -> Result<()> {
     testbed.nothing_arrived()
 }
 
-/// A datagram in a frame for all stations is dropped, whoever has its IP address; in observe mode, this host's own
-/// socket gets it.
+/// A datagram in a broadcast frame is dropped whatever its IP address; in observe mode, this host's own socket
+/// receives it.
 fn frames_for_all_reach_nobody(family: Family) -> Result<()> {
     for fields in [L2, OBSERVED, LOCAL] {
         let testbed = Testbed::of(family, fields, 1)?;
@@ -139,7 +139,7 @@ fn an_address_that_changes(family: Family) -> Result<()> {
     let _daemon = testbed.start()?;
     testbed.delivered(&token)?;
 
-    // Under traffic: nothing without a token gets in, and what is valid does again within a moment.
+    // Under traffic: no packet without a token passes, and valid packets pass again within a moment.
     let next = "02:00:00:00:00:99";
     let begun = std::time::Instant::now();
     balancer.ip(&["link", "set", INTERFACE, "address", next])?;
@@ -179,8 +179,8 @@ fn a_virtual_router_has_its_frames() -> Result<()> {
     Ok(())
 }
 
-/// The kernel gives a card's frames to whatever above it has their address: here a bridge, and one whose address was
-/// asked for from another namespace, as a container's macvlan does.
+/// The kernel passes an interface's frames to the upper device that has their address: here a bridge, and a device
+/// whose address was added from another namespace, as a container's macvlan does.
 #[test]
 fn what_is_above_the_interface_has_its_frames() -> Result<()> {
     let testbed = Testbed::new(LOCAL, 1)?;
@@ -189,7 +189,7 @@ fn what_is_above_the_interface_has_its_frames() -> Result<()> {
     testbed.delivered(&token)?;
     let balancer = &testbed.topology.balancer;
 
-    // As `dev_uc_add` does for a macvlan: nobody tells of it.
+    // As `dev_uc_add` does for a macvlan, without a notification.
     let asked = "02:00:00:00:00:66";
     run(balancer, "bridge", &["fdb", "add", asked, "dev", INTERFACE, "self"])?;
     lists(&testbed, asked)?;

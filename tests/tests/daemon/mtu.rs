@@ -15,7 +15,7 @@ use crate::testbed::{Testbed, over_both, receive, set_option};
 
 over_both!(clients_learn_what_fits, backends_learn_what_fits);
 
-/// Of the way behind the balancer, and of the one before the client.
+/// The MTU of the route behind the balancer, and of the one before the client.
 const NARROW: usize = 1400;
 
 const fn header(family: Family) -> usize {
@@ -25,8 +25,8 @@ const fn header(family: Family) -> usize {
     }
 }
 
-/// A step of the MTU behind the balancer, of a route or of a link: what does not fit is counted, and the client learns
-/// what does.
+/// A smaller MTU behind the balancer, of a route or of a link: a packet that exceeds it is counted, and the client
+/// learns the MTU.
 fn clients_learn_what_fits(family: Family) -> Result<()> {
     for (forward, layout, outer, strip) in [
         (Forward::L2, Layout::TwoInterfaces, 0, false),
@@ -58,7 +58,7 @@ fn narrow(testbed: &Testbed) -> Result<()> {
 
 fn steps(testbed: &Testbed, outer: usize, strip: bool) -> Result<()> {
     let token = testbed.token(1)?.to_bytes();
-    // A new one each time: an error that waits at a socket says nothing of what the kernel knows.
+    // A new socket each time: an error that is queued at a socket does not show the kernel's current state.
     let client = || {
         let client = testbed.topology.client_socket(testbed.family.service())?;
         may_fragment(&client, testbed.family, false)?;
@@ -73,7 +73,7 @@ fn steps(testbed: &Testbed, outer: usize, strip: bool) -> Result<()> {
         client()?.send(&sent)?;
         testbed.arrives(if strip { &sent[token.len()..] } else { &sent })
     };
-    // IP packets as the client sends them: what is taken off does not have to fit.
+    // IP packets as the client sends them: the token, which is stripped, does not have to fit.
     let fits = NARROW - outer + if strip { token.len() } else { 0 };
     arrives(fits)?;
     wait_for("the client's kernel to know", || Ok(is_too_big(client()?.send(&datagram(fits + 1)))))
@@ -127,7 +127,7 @@ fn answers(testbed: &Testbed) -> Result<()> {
     Ok(())
 }
 
-/// Whether what a socket sends is cut where the kernel knows that it does not fit, or refused.
+/// Whether the kernel fragments a socket's packets that exceed the known MTU, or refuses them.
 fn may_fragment(socket: &UdpSocket, family: Family, may: bool) -> Result<()> {
     match family {
         Family::V4 => {

@@ -198,7 +198,7 @@ fn answers_end_with_their_backend(family: Family) -> Result<()> {
     answer(stays)
 }
 
-/// A datagram that the backend's kernel takes apart comes together at the client.
+/// A datagram that the backend's kernel fragments is reassembled at the client.
 fn answers_come_in_fragments(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, NAT, 1)?;
     let _daemon = testbed.start()?;
@@ -216,8 +216,8 @@ fn answers_come_in_fragments(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A client is told that its backend's port is closed, by the backend, and by nobody who has not seen what was sent
-/// there.
+/// A client learns from the backend that the backend's port is closed, and never from a host that has not seen the
+/// datagram.
 fn clients_learn_of_closed_ports_and_not_from_others(family: Family) -> Result<()> {
     let mut testbed = Testbed::of(family, NAT, 1)?;
     let _daemon = testbed.start()?;
@@ -243,7 +243,7 @@ fn clients_learn_of_closed_ports_and_not_from_others(family: Family) -> Result<(
 
     testbed.backends.clear();
     wait_for("the client to be told", || {
-        // Within this loop guesses are paid back; the kernel limits what it sends, too.
+        // During this loop the budget of guesses recovers; the kernel also limits the errors that it sends.
         if client.send(&[&token[..], b"question"].concat()).is_err() {
             return Ok(true);
         }
@@ -261,8 +261,7 @@ fn raw_icmp(family: Family) -> Result<UdpSocket> {
         Family::V4 => (libc::AF_INET, libc::IPPROTO_ICMP),
         Family::V6 => (libc::AF_INET6, libc::IPPROTO_ICMPV6),
     };
-    // SAFETY: a new descriptor, owned by nobody else. `UdpSocket` sends on any socket that has addresses of the
-    // internet.
+    // SAFETY: a new descriptor without another owner. `UdpSocket` sends on any socket that has internet addresses.
     unsafe {
         let socket = Errno::result(libc::socket(domain, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol))?;
         Ok(UdpSocket::from_raw_fd(socket))

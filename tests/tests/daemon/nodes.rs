@@ -45,7 +45,7 @@ fn spread(family: Family, forward: Forward) -> Result<()> {
         let token = issuer.token(session(number, 0), TTL).to_bytes();
         let mut at = None;
         for flow in 0..FLOWS {
-            // Each from a port of its own, so that it takes its own way.
+            // Each from its own port, so that each takes its own route.
             let client = testbed.topology.client_socket(family.service())?;
             client.send(&[&token[..], b"question"].concat())?;
             let question = receive(&testbed.backends)

@@ -96,7 +96,7 @@ fn a_file_system_that_is_unmounted_and_mounted_again(family: Family) -> Result<(
     let counters = testbed.counters()?;
     ensure!(counters[Reason::NoToken.name()] == 2, "{counters:?}");
 
-    // Once more, and then it ends.
+    // A second time, and then it ends.
     unmount(&testbed, &directory, second)?;
     daemon.terminate()?;
     let log = fs::read_to_string(testbed.instance.path("log"))?;
@@ -110,7 +110,7 @@ fn a_file_system_that_is_unmounted_under_another_user(family: Family) -> Result<
     testbed.instance.set_user(Some(NAME));
     let (directory, daemon, token) = unmounted(&testbed)?;
     let _second = mounted(&directory)?;
-    // Where the mount point is root's alone, the daemon does not see what is there by its name.
+    // If only root can access the mount point, the daemon cannot see the new file system by its path.
     testbed.not_ready("filtering ends with this daemon")?;
     daemon.terminate()?;
     let log = fs::read_to_string(testbed.instance.path("log"))?;

@@ -31,7 +31,7 @@ fn an_interface_that_is_down(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Nobody has this address.
+/// No host has this address.
 fn nobody(family: Family) -> std::net::IpAddr {
     Network::Front.address(family, 66)
 }
@@ -55,7 +55,7 @@ fn a_node_that_delivers_one_service(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// No service has a backend: no traffic is wanted, and the service manager is told all the same that it filters.
+/// No service has a backend: `/readyz` asks for no traffic, but the service manager is told that the daemon filters.
 fn a_node_that_delivers_nothing(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, L2, 1)?;
     let text = service_named(42, "game", family.service(), L2, &[nobody(family)]);

@@ -225,7 +225,7 @@ fn an_interface_of_another_tollgate() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
     let _daemon = testbed.start()?;
     let token = testbed.token(1)?;
-    // With a store, a socket and pins of its own, so that only the interface is in the way.
+    // With its own store, socket and pins, so that only the interface conflicts.
     let other = Instance::new(&format!("{}-other", testbed.name()))?;
     other.configure(&testbed.service(L2, 1))?;
     let text = fs::read_to_string(other.config())?;
@@ -271,7 +271,7 @@ fn a_pinned_map_of_another_layout() -> Result<()> {
 fn without_rights() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
     let config = testbed.instance.config();
-    // Readable for everybody, as the test's directory is not by default.
+    // World-readable, which the test's directory is not by default.
     fs::set_permissions(config.parent().context("a directory")?, fs::Permissions::from_mode(0o755))?;
     let output = testbed
         .topology

@@ -78,7 +78,7 @@ fn a_revoked_session_is_refused_with_the_next_packet(family: Family) -> Result<(
     testbed.delivered(&other)?;
     ensure!(revoked(&testbed)?.len() == 1, "{:?}", revoked(&testbed)?);
 
-    // Lifted, it is as if it had never been: also what is cached.
+    // Once lifted, a revocation has no effect, not even on cached tokens.
     let lifted = testbed.json(&["sessions", "unrevoke", "7", "--service", "game"])?;
     ensure!(lifted[0]["session_id"] == "7", "{lifted}");
     testbed.delivered(&token)?;
@@ -204,7 +204,7 @@ fn what_was_issued_before_is_refused(family: Family) -> Result<()> {
     let before = answer["revoked_before"].as_u64().context("a second")?;
     testbed.refused_token(&cached, Reason::Revoked)?;
     testbed.refused_token(&another, Reason::Revoked)?;
-    // And in this second still: what is minted now is valid now.
+    // In the same second, too: a token minted now is valid now.
     testbed.delivered(&testbed.mint(&[])?)?;
     let earlier = testbed.json(&["services", "revoke-before", "game", "2001-02-03T04:05:06Z"])?;
     ensure!(earlier["revoked_before"] == before, "taken back: {earlier}");
@@ -258,7 +258,7 @@ fn a_full_list_refuses_and_forgets_nothing() -> Result<()> {
     ] {
         ensure!(page.lines().any(|line| line == sample), "{sample} is missing:\n{page}");
     }
-    // What the error proposes works.
+    // The hint in the error works.
     testbed.json(&["services", "revoke-before", "game"])?;
     testbed.refused_token(&beyond, Reason::Revoked)?;
     daemon.kill()?;
@@ -299,7 +299,7 @@ fn what_was_answered_is_in_force_after_a_crash() -> Result<()> {
         let daemon = testbed.start()?;
         let answers = AtomicU64::new(0);
         thread::scope(|scope| {
-            // Several, so that it always has one under way.
+            // Several threads, so that a request is always pending.
             let callers = [(); 3].map(|()| scope.spawn(|| revoke_until_it_ends(&testbed, &next, &answers)));
             wait_for("answers", || Ok(answers.load(Ordering::Relaxed) >= crash))?;
             daemon.kill()?;

@@ -31,12 +31,12 @@ fn store_of(testbed: &Testbed) -> PathBuf {
     testbed.instance.path("store")
 }
 
-/// What the store holds.
+/// The content of the store.
 fn stored(testbed: &Testbed) -> Result<Commit> {
     Ok(store::inspect(&StoreLocation::File(store_of(testbed)))?.commit)
 }
 
-/// What is remembered beside the pins.
+/// The commit that is recorded next to the pins.
 fn remembered(testbed: &Testbed) -> Result<Commit> {
     let last = LastCommit::find(&Pins::new(testbed.instance.bpffs())?)?.context("a pin")?;
     last.read()?.context("a commit")
@@ -198,7 +198,7 @@ fn an_option_that_is_left_in_place_accepts_nothing_else() -> Result<()> {
     again(&other, "was rolled back")
 }
 
-/// What was revoked since the copy was made: by name, by age and by key.
+/// Revocations since the copy was made: by name, by age and by key.
 #[test]
 fn an_accepted_store_lifts_no_revocation() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -275,7 +275,7 @@ fn a_store_that_vanished(family: Family) -> Result<()> {
     testbed.delivered(&token)?;
     daemon.terminate()?;
 
-    // With the option it begins anew, and says what that ends.
+    // With the option it starts an empty store, and logs what that ends.
     fs::rename(store_of(&testbed), testbed.instance.path("aside"))?;
     let daemon = accept(&testbed)?;
     let ended = format!("keys {} verified until now and are not in the store", issuer.active().0);
@@ -285,7 +285,7 @@ fn a_store_that_vanished(family: Family) -> Result<()> {
     let daemon = testbed.start()?;
     daemon.terminate()?;
 
-    // The first one is another store now, whatever its revision.
+    // The first store is now a different one, whatever its revision.
     fs::remove_dir_all(store_of(&testbed))?;
     fs::rename(testbed.instance.path("aside"), store_of(&testbed))?;
     refuses(&testbed, &[], &["is not the one that this host's kernel state was made from", &id])?;
@@ -323,12 +323,12 @@ fn without_pins_a_store_is_taken_as_it_is() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
     roll_back(&testbed)?;
     refuses(&testbed, &[], &["was rolled back"])?;
-    // Its pin alone: it cannot be told any more, which is said.
+    // Only the pin of the commit is removed: the commit is unknown, and the log says so.
     fs::remove_file(testbed.pin(LastCommit::NAME))?;
     let daemon = testbed.start()?;
     ensure!(daemon.log().contains("it is not known which commit"), "{}", daemon.log());
     testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
-    // A pin that is removed while the daemon runs comes back, and what is in it, too.
+    // A pin that is removed while the daemon runs is restored, with its content.
     fs::remove_file(testbed.pin(LastCommit::NAME))?;
     wait_for("the pin", || Ok(testbed.pin(LastCommit::NAME).exists()))?;
     daemon.terminate()?;
@@ -388,7 +388,8 @@ fn as_a_user_of_its_own() -> Result<()> {
     testbed.refused_token(&token, Reason::Revoked)
 }
 
-/// Whenever the daemon is killed: the memory has what was answered, and nothing that the store has not.
+/// Whenever the daemon is killed, the recorded commit includes every answered change, and nothing that is not in the
+/// store.
 #[test]
 fn a_crash_is_no_rollback() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -409,7 +410,7 @@ fn a_crash_is_no_rollback() -> Result<()> {
         let args = ["sessions", "revoke", &session, "--service", "game"];
         let mut revoke = testbed.instance.tollgate(&testbed.topology.balancer, &args)?;
         let mut revoke = revoke.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        // Somewhere in a command that takes about as many turns.
+        // Inside a command that takes about this many turns.
         for _ in 0..random.u32(0..20_000) {
             std::thread::yield_now();
         }

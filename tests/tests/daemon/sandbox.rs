@@ -230,7 +230,7 @@ fn systemd_takes_the_unit() -> Result<()> {
     };
     let verified = analyze(&["verify"])?;
     ensure!(verified.status.success() && said(&verified).trim().is_empty(), "{}", said(&verified));
-    // In tenths: what is left is being started as root, and the capabilities.
+    // In tenths: the remainder is starting as root, and the capabilities.
     let security = analyze(&["security", "--offline=true", "--threshold=35"])?;
     ensure!(security.status.success(), "{}", said(&security));
     Ok(())

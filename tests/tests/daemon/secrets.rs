@@ -22,7 +22,7 @@ use crate::testbed::{L2, Testbed};
 
 const PROOF: &str = "forward = \"l2\"\nkey_rotation = \"off\"\naccept = [\"bearer\", \"proof\"]";
 
-/// The ways a key may be written.
+/// The encodings of a key.
 struct Spellings(Vec<Vec<u8>>);
 
 impl Spellings {
@@ -94,7 +94,7 @@ fn freed_memory_has_no_keys() -> Result<()> {
     let path = testbed.instance.path("keyset.json");
     testbed.json(&["keys", "import", path.to_str().context("a path in UTF-8")?])?;
     testbed.json(&["token", "mint", "--service", "game", "--session", "7", "--type", "proof"])?;
-    // What has been written down for disk and socket was hexadecimal; what is at work is not.
+    // The text for disk and socket is hexadecimal; keys in use are not.
     let memory = Memory::of(daemon.pid())?;
     let node = b"tollgate_";
     ensure!(memory.has(node), "this is not the daemon's memory");

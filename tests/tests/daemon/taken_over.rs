@@ -116,13 +116,13 @@ fn as_root_it_gets_to_roots_files_alone() -> Result<()> {
     let secret = secret(&testbed)?;
     let attacker = TakenOver::of(&daemon)?;
     calls_are_refused(&attacker, &daemon)?;
-    // What `--user` is for.
+    // The purpose of `--user`.
     ensure!(attacker.with_path(libc::SYS_open, &secret, [libc::O_WRONLY as u64, 0])?.is_ok());
     drop(attacker);
     is_none_the_worse(&testbed)
 }
 
-/// A daemon whose first thread does what the test says, until it is dropped.
+/// A daemon whose first thread executes the test's system calls, until it is dropped.
 struct TakenOver {
     pid: Pid,
     /// Where it was: behind the instruction of a system call that waits.
@@ -153,7 +153,7 @@ impl TakenOver {
     /// A system call with these arguments, the others being zero.
     fn call(&self, number: c_long, [rdi, rsi, rdx, r10]: [u64; 4]) -> Result<Result<u64, Errno>> {
         let rip = self.at.rip - 2;
-        // That the kernel is not to begin the call anew that was interrupted is what `orig_rax` says.
+        // `orig_rax` tells the kernel not to restart the interrupted system call.
         let (rax, orig_rax) = (number as u64, u64::MAX);
         ptrace::setregs(
             self.pid,

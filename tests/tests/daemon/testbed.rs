@@ -40,7 +40,7 @@ pub const TTL: u32 = 300;
 /// A service `game`, forwarded by l2 and stripped, without automatic rotation.
 pub const L2: &str = "forward = \"l2\"\nkey_rotation = \"off\"";
 
-/// A name that nothing else has.
+/// A unique name.
 pub fn new_name() -> Result<String> {
     static MADE: AtomicU32 = AtomicU32::new(0);
     static RUN: OnceLock<Result<Run, String>> = OnceLock::new();
@@ -49,24 +49,24 @@ pub fn new_name() -> Result<String> {
     Ok(format!("{}-{}", run.prefix(), MADE.fetch_add(1, Ordering::Relaxed)))
 }
 
-/// A balancer with what is around it.
+/// A balancer with clients, backends and a daemon's instance.
 pub struct Testbed {
     name: String,
     pub family: Family,
     pub instance: Instance,
     pub topology: Topology,
-    /// What listens, at the backends or, with `local`, at the balancer.
+    /// The application's sockets: at the backends or, with `local`, at the balancer.
     pub backends: Vec<UdpSocket>,
     client: UdpSocket,
 }
 
 impl Testbed {
-    /// One over IPv4 whose service has these fields and so many backends.
+    /// A testbed over IPv4 whose service has these fields and this many backends.
     pub fn new(fields: &str, backends: u8) -> Result<Self> {
         Self::of(Family::V4, fields, backends)
     }
 
-    /// One whose service has these fields, in this topology.
+    /// A testbed whose service has these fields, in this topology.
     pub fn of(family: Family, fields: &str, plan: impl Into<Plan>) -> Result<Self> {
         let name = new_name()?;
         let plan = plan.into();
@@ -81,12 +81,12 @@ impl Testbed {
         Ok(Self { name, family, instance, topology, backends, client })
     }
 
-    /// The configuration of a service with these fields and the first so many backends.
+    /// The configuration of a service with these fields and this many of the backends.
     pub fn service(&self, fields: &str, backends: usize) -> String {
         service(self.family, fields, &self.topology.plan.backend_addresses(self.family)[..backends])
     }
 
-    /// What the names of all that belongs to it begin with.
+    /// The prefix of all names of this testbed.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -128,7 +128,7 @@ impl Testbed {
         Ok(names.iter().any(|name| name.starts_with("link-") && name.ends_with(&format!("-{interface}"))))
     }
 
-    /// What `/readyz` answers, of one service or all: status and body.
+    /// The answer of `/readyz` for one service or for all: status and body.
     pub fn ready(&self, service: Option<&str>) -> Result<(u16, String)> {
         let query = service.map(|name| format!("?service={name}")).unwrap_or_default();
         http(&self.topology.balancer, &format!("/readyz{query}"))
@@ -215,7 +215,7 @@ impl Testbed {
             receive(&self.backends).with_context(|| format!("counted: {:?}", self.counters()))?;
         ensure!(bytes == b"question", "backend {} got something else: {}", index + 1, hex::encode(bytes));
         self.backends[index].send_to(b"answer", from)?;
-        // The client's socket takes datagrams from the service's address only.
+        // The client's socket accepts datagrams from the service's address only.
         let answer = receive(slice::from_ref(&self.client)).context("no answer")?;
         ensure!(answer.bytes == b"answer", "another answer: {}", hex::encode(answer.bytes));
         Ok(index + 1)
@@ -239,8 +239,8 @@ impl Testbed {
         self.refused(&[&token.to_bytes()[..], b"data"].concat(), reason)
     }
 
-    /// Whether all sockets of the backends are empty, and stay so for the 50 ms that reading waits: what has been
-    /// counted as dropped may still be on its way if it was not.
+    /// Fails if a backend's socket has received a datagram or receives one within the read timeout of 50 ms: a packet
+    /// that was counted as dropped by mistake may still be in flight.
     pub fn nothing_arrived(&self) -> Result<()> {
         let mut buffer = [0; 2048];
         for socket in &self.backends {
@@ -273,7 +273,7 @@ impl<'a> Mounted<'a> {
 }
 
 impl Mounted<'_> {
-    /// Unmounts it now, also under whoever uses it (MNT_DETACH).
+    /// Unmounts it now, even if it is in use (MNT_DETACH).
     pub fn detach(self) -> Result<()> {
         umount2(self.0, MntFlags::MNT_DETACH)?;
         std::mem::forget(self);
@@ -350,7 +350,7 @@ pub fn minted_header(minted: &Value) -> Result<Header> {
     Header::from_payload(&bytes).map_err(|reason| anyhow::anyhow!("{}", reason.name()))
 }
 
-/// Valid datagrams all the time, each of which has to arrive.
+/// A continuous flow of valid datagrams, each of which must arrive.
 pub struct Flow {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU32>,
@@ -386,7 +386,7 @@ impl Flow {
         Ok(Self { stop, sent, thread })
     }
 
-    /// Lets so many more datagrams pass.
+    /// Waits until this many more datagrams have arrived.
     pub fn pass(&self, count: u32) -> Result<()> {
         let enough = self.passed() + count;
         let deadline = Instant::now() + PATIENCE;

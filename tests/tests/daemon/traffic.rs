@@ -35,7 +35,7 @@ fn a_backend_that_goes_away_is_not_used(family: Family) -> Result<()> {
     ensure!(testbed.delivered(&to_second)? == 2, "a token that names a backend goes there");
 
     testbed.topology.plug("backend2", false)?;
-    // The kernel asks again for what it is not sure of: make it unsure.
+    // Makes the kernel probe the neighbour again: it does so for stale entries.
     let address = testbed.topology.plan.backend(family, 2).to_string();
     testbed.topology.balancer.ip(&["neighbour", "flush", "to", &address, "dev", INTERFACE])?;
     let second = || Ok::<_, anyhow::Error>(testbed.json(&["backends", "list"])?[1].clone());

@@ -44,8 +44,7 @@ fn spliced(first: &Packet, at: usize, second: &Packet, end: usize) -> Packet {
     packet
 }
 
-/// No bit of a valid token can be flipped, whether it is remembered or not; and none but those of a proof costs an
-/// HMAC.
+/// A valid token with any bit flipped is refused, cached or not, and only a flipped bit of a proof costs an HMAC.
 #[test]
 fn every_bit() -> Result<()> {
     let mut program = Program::load()?;
@@ -212,8 +211,8 @@ fn key_cases() -> Vec<Case> {
     ]
 }
 
-/// A key is revoked, and its slot given to the next: what it made is refused from the next packet on, remembered or
-/// not, and nothing of it is good under the new key's id.
+/// A key is revoked and its slot reused: the old key's tokens are refused from the next packet on, cached or not, and
+/// none is valid under the new key's id.
 #[test]
 fn a_slot_that_was_given_away() -> Result<()> {
     let fixture = Fixture { keys: vec![], ..proof::fixture() };
@@ -303,8 +302,8 @@ fn a_token_from_everywhere() -> Result<()> {
     Ok(())
 }
 
-/// What one node has let through is as stale to another as its time says, which knows nothing of the numbers it has
-/// seen.
+/// For another node, a packet that one node has passed is stale only by its time: nodes do not share sequence
+/// numbers.
 #[test]
 fn another_node() -> Result<()> {
     let (mut here, mut there) = (Program::load()?, Program::load()?);

@@ -34,7 +34,7 @@ fn forwarded(token: &Header, session: u64) -> Case {
 fn session_of(token: &Header, session_id: u64) -> Session {
     let class = fixture::grant().claims.class;
     let claims = Session::kept(token.claims());
-    // The kernel's clock of these fixtures stands at 0.
+    // The kernel's clock is fixed at 0 in these fixtures.
     let active = Activity::at(0, claims[3]);
     Session {
         claims,
@@ -65,7 +65,7 @@ fn a_token_is_fully_checked_once() -> Result<()> {
     Ok(())
 }
 
-/// What is refused by its full check leaves no entry, and is checked in full each time.
+/// A token that fails HMAC verification leaves no entry, and is verified each time.
 #[test]
 fn refused_tokens_are_not_remembered() -> Result<()> {
     let mut program = Program::load()?;
@@ -113,7 +113,7 @@ fn an_entry_of_other_claims_is_no_hit() -> Result<()> {
     Ok(())
 }
 
-/// The same in the cache of tokens of which something is counted.
+/// The same in the cache of stateful tokens.
 #[test]
 fn a_tracked_entry_of_other_claims_is_no_hit() -> Result<()> {
     let proof = fixture::proof_number(SESSION);
@@ -134,7 +134,7 @@ fn a_tracked_entry_of_other_claims_is_no_hit() -> Result<()> {
     Ok(())
 }
 
-/// BEARER tokens, of which somebody may have many, push no replay window and no limit out.
+/// BEARER tokens, of which an attacker may hold many, evict no replay window and no limit.
 #[test]
 fn what_is_counted_stays() -> Result<()> {
     let mut program = Program::load_with(&Options { sessions: 64, ..small() })?;
@@ -150,7 +150,7 @@ fn what_is_counted_stays() -> Result<()> {
     Ok(())
 }
 
-/// A service that gets limits has its tokens fully checked once more; without them it has what it had.
+/// When a service gets limits, its tokens are verified once more; without limits, the earlier entries are used again.
 #[test]
 fn a_token_moves_with_its_services_limits() -> Result<()> {
     let mut program = Program::load()?;
@@ -179,7 +179,7 @@ fn a_token_moves_with_its_services_limits() -> Result<()> {
     Ok(())
 }
 
-/// Revoking a key stops its tokens at the next packet, remembered or not.
+/// Revoking a key stops its tokens with the next packet, cached or not.
 #[test]
 fn a_hit_needs_its_key() -> Result<()> {
     let mut program = Program::load()?;
@@ -208,7 +208,7 @@ fn a_hit_needs_its_key() -> Result<()> {
     Ok(())
 }
 
-/// More tokens than the cache holds: all are served, some at the price of another full check.
+/// More tokens than the cache holds: all pass, some after another HMAC verification.
 #[test]
 fn a_full_cache_forgets() -> Result<()> {
     let mut program = Program::load_with(&Options { sessions: 64, ..small() })?;

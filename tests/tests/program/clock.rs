@@ -39,7 +39,7 @@ fn tokens_become_valid_and_expire() -> Result<()> {
     let mut program = Program::load()?;
     program.start_clock(unix_seconds()? * SECOND_NS)?;
     let now = unix_seconds()?;
-    // Within the margins of skew and of what a slow machine may lose between two lines.
+    // Within the tolerance for skew and for the delay of a slow machine between two lines.
     ensure!(run(&program, now - 60, now + 60, 1)?.verdict == Verdict::Transmit);
     ensure!(run(&program, now - 60, now - 3, 2)?.verdict == Verdict::Drop);
     ensure!(run(&program, now + 40, now + 60, 3)?.verdict == Verdict::Drop);
@@ -77,8 +77,8 @@ fn the_budget_fills_again() -> Result<()> {
     Ok(())
 }
 
-/// Nobody confirms the clock for an hour, and then for longer: it goes on by the kernel's ticks, so that tokens
-/// expire when they should, and new ones are admitted for an hour and six minutes.
+/// The clock is not confirmed for an hour, and then for longer: it continues by the kernel's ticks, so that tokens
+/// expire on time, and new ones are admitted for an hour and six minutes.
 #[test]
 fn a_daemon_that_is_gone() -> Result<()> {
     let mut program = Program::load()?;

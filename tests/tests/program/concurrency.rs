@@ -36,8 +36,8 @@ const ROUNDS: usize = 20_000;
 /// One such test at a time: they want all CPUs.
 static ALL_CPUS: Mutex<()> = Mutex::new(());
 
-/// Frames that all CPUs take in at once, one each, round by round; the verdicts, round by round. A CPU whose frame is
-/// not there takes the first.
+/// Runs frames on all CPUs at the same time, one each per round; returns the verdicts by round. A CPU without a frame
+/// of its own runs the first.
 fn at_once(program: &Program, rounds: &[Vec<Vec<u8>>]) -> Result<Vec<Vec<Verdict>>> {
     let cpus = cpus()?;
     ensure!(cpus.len() > 1, "this needs two CPUs at least");
@@ -53,7 +53,7 @@ fn at_once(program: &Program, rounds: &[Vec<Vec<u8>>]) -> Result<Vec<Vec<Verdict
             }
             Ok(program.run(frames.get(place).unwrap_or(&frames[0]))?.verdict)
         });
-        // Whoever fails still comes to each round, or the others wait for ever.
+        // A thread that fails still joins each round, or the others would wait for ever.
         verdicts.collect::<Vec<Result<Verdict>>>().into_iter().collect()
     };
     let by_cpu: Vec<Vec<Verdict>> = thread::scope(|scope| {
@@ -75,7 +75,7 @@ fn ensure_passing(verdicts: &[Vec<Verdict>], wanted: usize) -> Result<()> {
     Ok(())
 }
 
-/// Checks that so many packets were counted since under each of these reasons, and none under any other.
+/// Checks that this many packets were counted under each of these reasons since then, and none under another.
 fn ensure_counted(program: &Program, before: &Counts, wanted: &[(Reason, usize)]) -> Result<()> {
     let counts = program.counts()?.since(before);
     let found: Vec<_> =
@@ -95,7 +95,7 @@ fn loaded() -> Result<Program> {
     Ok(program)
 }
 
-/// Of the same PROOF packet on all CPUs exactly one passes, of a token that is remembered.
+/// If all CPUs receive the same PROOF packet of a cached token, exactly one passes.
 #[test]
 fn the_same_proof() -> Result<()> {
     let _alone = alone();
@@ -222,8 +222,8 @@ fn one_source() -> Result<()> {
     Ok(())
 }
 
-/// Of two tables that differ in the burst, whichever of them is in force when, and whichever a CPU still reads, a
-/// session gets what the larger gives, to the packet.
+/// With two tables that differ in the burst, whichever is in force or still read by a CPU, a session gets exactly the
+/// larger burst.
 #[test]
 fn rates_that_change() -> Result<()> {
     let _alone = alone();
@@ -252,7 +252,7 @@ fn rates_that_change() -> Result<()> {
         for number in 0..frames.len() {
             program.enter(&with_burst(smaller))?;
             let counted = |program: &Program, reason| program.counted((SERVICE_INDEX, reason));
-            // Each round before has had what it should. The first is under way.
+            // Every earlier round is complete; the first is in progress.
             let before = number as u64 * larger;
             round.store(number, Ordering::Release);
             for (burst, until) in [(larger, smaller / 2), (smaller, larger / 2), (larger, larger / 2)] {

@@ -111,7 +111,7 @@ fn what_is_cut_short_passes_untouched() -> Result<()> {
     Ok(())
 }
 
-/// What lies beyond the first buffer counts, and needs not be read.
+/// Bytes beyond the first buffer count as length, and need not be read.
 #[test]
 fn several_buffers_are_one_frame() -> Result<()> {
     let decap = load()?;
@@ -245,7 +245,7 @@ fn load() -> Result<Decap> {
     Ok(Decap::load(embedded_object()?, BACKEND_MAC, &balancers)?)
 }
 
-/// Runs the program on a frame: `left` is what it leaves, `None` if it drops it. One counter moves, by one.
+/// Runs the program on a frame: `left` is the resulting frame, or `None` if it is dropped. One counter moves, by one.
 fn check(decap: &Decap, name: &str, frame: &[u8], outcome: Outcome, left: Option<&[u8]>) -> Result<()> {
     let before = decap.counts()?;
     let out = run_once(decap.program()?, frame)?;

@@ -41,7 +41,7 @@ pub fn cases() -> Vec<Case> {
     subjects().into_iter().flat_map(Subject::into_cases).collect()
 }
 
-/// Valid packets that differ in what delivery may spoil.
+/// Valid packets that differ in fields that delivery could corrupt.
 fn forms() -> Vec<(String, Packet)> {
     let mut forms = Vec::new();
     for tags in 0..=2 {
@@ -87,7 +87,7 @@ fn unstripped(name: &str, packet: &Packet) -> Case {
     Case::sent(name, without_strip(), packet, &packet.clone().completed(), &backend, Reason::Forwarded)
 }
 
-/// A checksum that comes to zero is sent as all ones: zero says that there is none (RFC 768).
+/// A computed checksum of zero is sent as all ones: zero means no checksum (RFC 768).
 #[test]
 fn a_udp_checksum_never_becomes_zero() -> Result<()> {
     for family in Family::BOTH {

@@ -19,7 +19,7 @@ mod traffic;
 
 /// All of them.
 const PACKETS: usize = 1_000_000;
-/// After so many of them time goes on, and what is revoked, and which keys verify, changes.
+/// After this many packets, time, revocations and verifying keys change.
 const STEP: usize = 10_000;
 /// How many lanes they come in: each has a program and a model.
 const LANES: usize = 2;
@@ -28,7 +28,7 @@ const SEED: &str = "TOLLGATE_SEED";
 /// Its value where it is not set.
 const DEFAULT_SEED: u64 = 1_000_000;
 
-/// What a million packets have to come to: all that is decided between the parser and the backend.
+/// The reasons that a million packets must cover: all that are decided between the parser and the backend.
 const REASONS: [Reason; 22] = [
     Reason::Forwarded,
     Reason::NoToken,
@@ -143,12 +143,13 @@ fn compare(
     Ok(())
 }
 
-/// Where HMACs are short, the same are refused for it: on one CPU, whose clock all but stands still between two steps.
+/// If the HMAC budget is small, the same packets are refused for it: on one CPU, whose clock hardly moves between two
+/// steps.
 #[test]
 fn within_a_budget() -> Result<()> {
     pin_to_cpu(0)?;
     let seed = seed()?;
-    // Fifty at once: fewer than a step has new tokens. What comes back while it runs is far less than one.
+    // A burst of fifty: fewer than the new tokens of a step. Far less than one recovers while a step runs.
     const STEP: usize = 2000;
     let cost_ns = BURST_NS / 50;
     let mut counted = BTreeMap::new();

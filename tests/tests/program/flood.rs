@@ -25,10 +25,10 @@ const TABLE: usize = 500_000;
 /// How often it is filled anew.
 const ROUNDS: usize = 20;
 
-/// What is random of a header beside its nonce, sealed claims and tags.
+/// The random fields of a header besides nonce, sealed claims and tags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Junk {
-    /// All but the magic and the key's id.
+    /// All fields except the magic byte and the key id.
     Everything,
     /// Nothing: only its tags are wrong.
     Nothing,
@@ -84,7 +84,7 @@ impl Junk {
         Header::again(std::array::from_fn(|word| u64::from_le_bytes(words[word])))
     }
 
-    /// What its headers may be refused for: what is decided without an HMAC.
+    /// The possible reasons for refusing its headers: those that need no HMAC.
     const fn reasons(self) -> &'static [Reason] {
         match self {
             Self::Everything => &[

@@ -20,10 +20,10 @@ use crate::{icmp, proof::TS};
 /// Seconds of the kernel's clock by which a tick of a fixture is longer than the one before: a quiet session is quiet
 /// for less.
 const TICK: u64 = 4;
-/// After so many ticks each session in use looks at its flow.
+/// After this many ticks, a session in use checks its flow.
 const PERIOD: u64 = 16 / TICK;
 
-/// A session's datagrams, each of which goes to a backend of its own.
+/// The datagrams of a session with its own backend.
 #[derive(Clone)]
 struct Sender {
     family: Family,
@@ -78,7 +78,7 @@ impl Sender {
         Case::sent("a datagram", fixture, &packet, &packet, &backend, Reason::Forwarded)
     }
 
-    /// An ICMP error about the client, which is to come to this session's backend.
+    /// An ICMP error about the client, which must reach this session's backend.
     fn told(&self, at: u64, why: &str) -> Case {
         let fixture = fixture(self.family, at);
         let backend = fixture.backends[usize::from(self.backend()) - 1];
@@ -194,7 +194,7 @@ fn a_renewed_token_takes_its_sessions_flow() -> Result<()> {
 fn a_flow_that_was_pushed_out_comes_back() -> Result<()> {
     with_all(|mut client, _| {
         let pushed_out = |mut case: Case| {
-            // Who writes one flow removes all others.
+            // Writing one flow removes all others.
             case.fixture.flows = vec![(packet::client(200), SERVICE_INDEX, Admission::default())];
             case
         };

@@ -27,16 +27,16 @@ pub const MODES: [(u8, &str, Family, Family); 8] = [
     (FORWARD_GUE, "gue", Family::V6, Family::V6),
     (FORWARD_GUE, "gue to an IPv6 backend", Family::V4, Family::V6),
 ];
-/// Without what encapsulates nothing.
+/// The modes that encapsulate.
 const TUNNELS: std::ops::Range<usize> = 2..MODES.len();
 
-/// What one right checksum of 65,536 is by chance.
+/// The property of one in 65,536 correct checksums.
 pub const AS_IF_PARTIAL: &str = "a right UDP checksum that equals the sum of its pseudo-header";
 
-/// Flags of a service, by what they do to the token.
+/// Flags of a service, by their effect on the token.
 pub const FLAGS: [(u8, &str); 2] = [(FLAG_STRIP, "stripped"), (0, "unstripped")];
 
-/// What leaves for a backend of this kind.
+/// The packet is sent to the fixture's backend.
 fn sent(name: impl Into<String>, fixture: Fixture, packet: &Packet) -> Case {
     let (service, backend) = (fixture.services[0].1, fixture.backends[0]);
     let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
@@ -78,7 +78,8 @@ fn checksum_cases() -> Vec<Case> {
     cases
 }
 
-/// What leaves the host is refused, in observe mode too; what stays has its checksum computed where it changes.
+/// Packets that leave the host are refused, in observe mode too; for this host's stack, a changed packet gets a
+/// computed checksum.
 fn generic_cases() -> Vec<Case> {
     let packet = |family| Packet { udp_checksum: UdpChecksum::Partial, ..Packet::default().over(family) };
     let mut cases = Vec::new();
@@ -114,7 +115,7 @@ fn generic_cases() -> Vec<Case> {
     cases
 }
 
-/// Frames with no, one and two tags, on ways that keep them, have none, one or two, out of the same or another
+/// Frames with no, one and two tags, to backends that keep tags or have none, one or two, out of the same or another
 /// interface.
 fn tag_cases() -> Vec<Case> {
     let tag = |identifier: u16, control: u16| Tag {
@@ -239,7 +240,7 @@ fn sources_spread() -> Result<()> {
     check_all(&mut Program::load()?, &cases)
 }
 
-/// The longest packet that a way takes is taken, with every length there is below it.
+/// Every length up to the MTU passes.
 #[test]
 fn up_to_the_mtu() -> Result<()> {
     let mut cases = Vec::new();

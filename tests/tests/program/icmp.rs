@@ -38,7 +38,7 @@ fn fixture(forward: u8, family: Family, backend: Family) -> Fixture {
     }
 }
 
-/// What a backend answers the client.
+/// An answer of a backend to the client.
 fn answer() -> Packet {
     Packet {
         from: fixture::SERVICE,
@@ -89,7 +89,7 @@ fn sent(name: String, fixture: Fixture, packet: &Packet) -> Case {
     let (service, backend) = (fixture.services[0].1, fixture.backends[0]);
     let mut sent = forwarding::leaving(packet, &service, &backend, SESSION, None);
     if service.forward == FORWARD_GUE {
-        // Nobody looks at its checksum on the way, so that the outer one is left out.
+        // Its checksum is not verified, so the outer UDP header has none.
         sent.udp_checksum = UdpChecksum::None;
     }
     Case::sent(name, fixture, packet, &sent, &backend, Reason::IcmpError)
@@ -213,7 +213,7 @@ fn quoting_as(message: Icmp) -> Packet {
     error(Family::V4, message, &answer(), least(Family::V4))
 }
 
-/// Nobody is told of an ICMP error by an ICMP error (RFC 1122 §3.2.2, RFC 4443 §2.4 e).
+/// An ICMP error is never answered with an ICMP error (RFC 1122 §3.2.2, RFC 4443 §2.4 e).
 #[test]
 fn too_big_errors_are_dropped_in_silence() -> Result<()> {
     let mut cases = Vec::new();
@@ -229,7 +229,7 @@ fn too_big_errors_are_dropped_in_silence() -> Result<()> {
     crate::check_each(&cases)
 }
 
-/// A flow is what a verified datagram leaves behind, and nothing else.
+/// Only a verified datagram leaves a flow.
 #[test]
 fn a_datagram_ties_errors_to_its_session() -> Result<()> {
     let mut program = Program::load()?;
@@ -245,7 +245,7 @@ fn a_datagram_ties_errors_to_its_session() -> Result<()> {
         let valid = Packet { from, ..Packet::default() }.over(family);
         let valid = Case::sent("valid", fixture.clone(), &valid, &valid, &backend, Reason::Forwarded);
         let tied = sent("an error after a datagram".into(), fixture.clone(), &packet);
-        // It is fully checked, and refused: what is remembered of it ties nothing.
+        // It is verified by HMAC and refused: its entry ties no errors.
         let key = RevocationKey { service_id: SERVICE_ID, kind: REVOKED_SESSION, of: SESSION };
         let revoking = Fixture { revocations: vec![(key, fixture.now_ns + 1)], ..fixture };
         let revoked = Packet { from, ..Packet::default() }.over(family);
@@ -255,8 +255,7 @@ fn a_datagram_ties_errors_to_its_session() -> Result<()> {
     Ok(())
 }
 
-/// Nor do those leave one that have a right token and are refused for what they do with it. An error itself takes
-/// nothing from a limit.
+/// Neither does a datagram with a correct token that is refused for its use. An error itself uses no part of a limit.
 #[test]
 fn only_what_passes_ties_errors_to_its_session() -> Result<()> {
     let mut program = Program::load()?;

@@ -28,7 +28,8 @@ case_groups! {
     whole: "Frames in several buffers" => cases();
 }
 
-/// Of what is for no service, only the first buffer is counted: asking for all would cost every frame a call.
+/// For a packet of no service, only the first buffer is counted: the length of all buffers would cost every frame a
+/// helper call.
 #[test]
 fn not_ours() -> Result<()> {
     let program = Program::load()?;
@@ -41,8 +42,8 @@ fn not_ours() -> Result<()> {
     Ok(())
 }
 
-/// However a driver cuts a frame, its token is read whole, or refused as what cannot be read; and then no number of a
-/// PROOF token is used up.
+/// However a driver splits a frame into buffers, its token is read whole or refused as unreadable; in that case no
+/// sequence number of a PROOF token is used up.
 #[test]
 fn cut_anywhere() -> Result<()> {
     if KernelVersion::current()? < KernelVersion::new(6, 18, 0) {
@@ -78,7 +79,7 @@ fn cut_anywhere() -> Result<()> {
     Ok(())
 }
 
-/// [`Case::check`] of a frame of which only so many bytes are in its first buffer.
+/// [`Case::check`] for a frame whose first buffer has only this many bytes.
 fn check_cut(program: &mut Program, case: &Case, first: usize) -> Result<()> {
     let before = program.counts()?;
     // `data_end` of struct xdp_md.

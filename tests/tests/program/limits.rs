@@ -28,7 +28,7 @@ case_groups! {
     sources: "Where a token may be used from" => source_cases();
 }
 
-/// The kernel's clock goes on, and with it what a session may send: so many at once, and so many a second.
+/// As the kernel's clock advances, a session may send a burst and then its rate.
 #[test]
 fn a_burst_and_so_many_a_second() -> Result<()> {
     let mut program = Program::load()?;
@@ -55,8 +55,8 @@ fn a_burst_and_so_many_a_second() -> Result<()> {
     Ok(())
 }
 
-/// Wrong proofs by the thousand, replays and what comes from too many sources take nothing from the session that they
-/// name, whether they are dropped or, in observe mode, delivered.
+/// Thousands of wrong proofs, replays and packets from too many sources use no part of the limits of the session that
+/// they name, whether they are dropped or, in observe mode, delivered.
 #[test]
 fn junk_takes_nothing() -> Result<()> {
     let fixture = Fixture {
@@ -91,8 +91,8 @@ fn junk_takes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A table that changes changes nothing of what a session owes: between two that differ in the burst, nobody has more
-/// than the larger.
+/// A new table does not change the state of a session: between two tables that differ in the burst, a session gets at
+/// most the larger.
 #[test]
 fn rates_that_change() -> Result<()> {
     let mut program = Program::load()?;
@@ -236,7 +236,7 @@ fn source_cases() -> Vec<Case> {
     cases
 }
 
-/// The two limits are one decision: what one of them refuses takes nothing from the other.
+/// The two limits are one decision: a packet that one of them refuses uses no part of the other.
 #[test]
 fn one_refusal_takes_nothing_from_the_other() -> Result<()> {
     let rate = ClassRate { class: 1, per_second: 1, burst: 2 };
@@ -258,7 +258,7 @@ fn one_refusal_takes_nothing_from_the_other() -> Result<()> {
         let fixture = Fixture { tick_ns, ..fixture.clone() };
         let in_fixture = |case: &Case| case.clone().with_fixture(fixture.clone()).over(family);
         check_all(&mut program, &cases.iter().map(in_fixture).collect::<Vec<_>>())?;
-        // Four seconds on: the third source is still refused, and takes no packet from the others.
+        // Four seconds later, the third source is still refused, and uses none of the other sources' packets.
         let later = Fixture { tick_ns: tick_ns + 1, ..fixture.clone() };
         let frames = [3, 3, 3, 1, 2].map(|last| from(last).over(family).bytes());
         program.enter(&later)?;

@@ -34,7 +34,7 @@ case_groups! {
     every_address_of_the_interface_is_its_own: "In frames for any address of the interface" => own_cases();
 }
 
-/// What clients and attackers send, by name.
+/// Packets of clients and attackers, by name.
 fn packets() -> Vec<(&'static str, Packet)> {
     vec![
         ("a valid token", Packet::default()),
@@ -63,7 +63,7 @@ fn to(destination_mac: [u8; 6], packet: Packet) -> Packet {
     Packet { destination_mac, ..packet }
 }
 
-/// Counted as nobody's, and dropped, for nothing behind the interface has the address.
+/// Counted for no service, and dropped, because no device above the interface has the address.
 fn misdirected(name: impl Into<String>, fixture: Fixture, packet: &Packet) -> Case {
     let mut case = Case::refused(name, fixture, packet, Reason::NotOurs);
     case.expected.service = 0;
@@ -142,7 +142,7 @@ fn own_cases() -> Vec<Case> {
     cases
 }
 
-/// Entries of one bucket are told apart by address and by interface.
+/// Entries of one bucket are distinguished by address and interface.
 #[test]
 fn neighbours_in_a_bucket_are_told_apart() -> Result<()> {
     let mut program = Program::load()?;
@@ -168,7 +168,7 @@ fn neighbours_in_a_bucket_are_told_apart() -> Result<()> {
     misdirected("an address of its bucket", fixture, &packet).check(&mut program)
 }
 
-/// A daemon that has not said what addresses the interface has opens nothing.
+/// Before the daemon has published the interface's addresses, nothing passes.
 #[test]
 fn without_any_address_everything_is_dropped() -> Result<()> {
     let mut program = Program::load()?;
@@ -218,8 +218,8 @@ fn a_full_table() -> Result<()> {
     Ok(())
 }
 
-/// Two balancers whose bridge floods all frames, in observe mode, each of which has the other for a router: one
-/// packet without a token leaves each at most once.
+/// Two balancers in observe mode on a bridge that floods all frames, each configured as the other's router: a packet
+/// without a token is forwarded at most once by each.
 #[test]
 fn two_balancers_on_a_flooded_segment_multiply_nothing() -> Result<()> {
     let service = Service { flags: FLAG_OBSERVE, ..fixture::service() };

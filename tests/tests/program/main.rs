@@ -36,8 +36,8 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Result;
 use lb_tests::model::{case::Case, program::Program};
 
-/// A loaded program that nobody uses. To load one takes the kernel's verifier most of a second, and an emulated machine
-/// far longer.
+/// A loaded program that is not in use. Loading takes the verifier most of a second, and far longer on an emulated
+/// machine.
 static IDLE: Mutex<Option<Program>> = Mutex::new(None);
 
 /// Checks each case by itself, so that every counter that moves is one case's, and no session is another's.

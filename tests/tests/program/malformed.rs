@@ -46,7 +46,7 @@ fn cut_with_its_lengths_kept() -> Result<()> {
     check_all(&mut Program::load()?, &cases)
 }
 
-/// Cut short, with lengths that fit what is left: without a token until the token is whole.
+/// Cut short, with consistent lengths: the outcome is `no_token` until the token is complete.
 #[test]
 fn cut_with_its_lengths_adapted() -> Result<()> {
     let mut cases = Vec::new();
@@ -78,7 +78,7 @@ fn cut_with_its_lengths_adapted() -> Result<()> {
     check_all(&mut Program::load()?, &cases)
 }
 
-/// Cut short, then padded to what Ethernet sends at least: padding is no part of any packet.
+/// Cut short, then padded to the minimum Ethernet length: padding is not part of a packet.
 #[test]
 fn cut_and_padded() -> Result<()> {
     let whole = Packet::default();
@@ -94,7 +94,7 @@ fn cut_and_padded() -> Result<()> {
     check_all(&mut Program::load()?, &both(|_| cases.clone()))
 }
 
-/// The kernel itself runs no program on less than an Ethernet header, and the harness says so.
+/// The kernel runs no program on less than an Ethernet header, and `run_once` reports that.
 #[test]
 fn shorter_than_ethernet() -> Result<()> {
     let error = Program::load()?.run(&[0; 13]).err().map(|error| error.to_string());

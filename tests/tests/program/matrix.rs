@@ -49,7 +49,7 @@ impl Subject {
     }
 }
 
-/// All subjects, in the order of a packet's way.
+/// All subjects, in the order of the program's steps.
 pub fn subjects() -> Vec<Subject> {
     let modules = [
         crate::parse::subjects(),

@@ -36,7 +36,7 @@ fn every_bit_of_the_token() -> Result<()> {
     check_all(&mut Program::load()?, &cases)
 }
 
-/// Bits before the token: most change the packet's way or what arrives, none more than it says.
+/// Bits before the token: most change the packet's outcome or the output, none has a further effect.
 #[test]
 fn every_bit_before_the_token() -> Result<()> {
     let mut program = Program::load()?;
@@ -69,7 +69,7 @@ fn fixtures() -> Vec<(&'static str, Fixture)> {
     fixtures
 }
 
-/// What is damaged.
+/// The packets that are damaged.
 fn corpus() -> Vec<(&'static str, Packet)> {
     let v6 = || Packet::default().over(Family::V6);
     let extensions =
@@ -132,7 +132,8 @@ fn damage(random: &mut fastrand::Rng, frame: &mut Vec<u8>) {
     }
 }
 
-/// ICMP errors by every way, damaged: what is not tied to the session any more goes on to this host.
+/// ICMP errors in every forwarding mode, damaged: an error that is no longer tied to the session is passed to this
+/// host.
 #[test]
 fn damaged_errors() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(4);
@@ -173,14 +174,14 @@ fn noise() -> Result<()> {
     check_all(&mut Program::load()?, &cases)
 }
 
-/// The second reading of the rules agrees with the cases that say by hand what is right.
+/// The oracle agrees with the cases, whose outcomes are written by hand.
 #[test]
 fn the_oracle_is_right() -> Result<()> {
     for case in &crate::matrix::cases() {
         let mut model = Model::default();
         for Case { name, fixture, frame, expected, .. } in case.in_order() {
             let of_nat = fixture.services.iter().any(|(_, service)| service.forward == FORWARD_NAT);
-            // The oracle knows nothing of translations, of CPUs' budgets, of what is told within one, and of observe
+            // The oracle does not model translations, per-CPU budgets, the ICMP messages within them, and observe
             // mode.
             let observed = fixture.services.iter().any(|(_, service)| service.observes());
             let told = expected.reason == Reason::TooBig && expected.outcome.verdict == Verdict::Transmit;

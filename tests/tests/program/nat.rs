@@ -268,7 +268,8 @@ fn occupy(program: &Program, fixture: &Fixture, port: u16, used_at_ns: u64) -> R
     Ok(program.translations()?.insert(key(fixture, port), translation, 0)?)
 }
 
-/// A client whose port is taken gets another, as far as it is looked for; what is left for long is free.
+/// A client whose port is taken gets another one, within the number of probes; a translation that has timed out is
+/// free.
 #[test]
 fn collisions_timeouts_and_exhaustion() -> Result<()> {
     for family in Family::BOTH {
@@ -285,7 +286,7 @@ fn collisions_timeouts_and_exhaustion() -> Result<()> {
             occupy(&program, &fixture, other, now)?;
             taken.push(other);
         }
-        // Of a hundred ports, two probes may come to the same.
+        // With a hundred ports, two probes may hit the same one.
         ensure!((8..=PROBES as usize).contains(&taken.len()), "{} ports were tried", taken.len());
         Case::refused("no port is free", fixture.clone(), &client, Reason::NatPorts).check(&mut program)?;
         occupy(&program, &fixture, taken[1], now - TIMEOUT_NS - 1)?;

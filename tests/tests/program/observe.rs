@@ -18,7 +18,7 @@ use lb_tests::model::{
 
 use crate::matrix::{Subject, case_groups};
 
-/// Refused all the same: what cannot be read, and what cannot be delivered.
+/// Dropped in observe mode too: packets that cannot be parsed or delivered.
 const DROPPED: [Reason; 2] = [Reason::Malformed, Reason::NoBackend];
 
 case_groups! {
@@ -45,12 +45,12 @@ fn locally_too() -> Result<()> {
     crate::check_each(&cases)
 }
 
-/// What is refused, and what passes because what was refused before it has taken nothing.
+/// Refused cases, and cases that pass because an earlier refused packet used up nothing.
 fn refused() -> Vec<Case> {
     let of_sessions = [crate::revocation::subjects(), crate::proof::subjects(), crate::limits::subjects()];
     let of_sessions = of_sessions.into_iter().flatten().flat_map(Subject::into_cases).collect();
     let all = [crate::parse::cases(), crate::token::cases(), crate::delivery::cases(), of_sessions].concat();
-    // What is nobody's has no mode.
+    // A packet of no service has no mode.
     let is_refused =
         |case: &Case| case.expected.outcome.verdict == Verdict::Drop && case.expected.service != 0;
     all.into_iter().filter(|case| case.in_order().any(is_refused)).collect()
@@ -127,8 +127,8 @@ fn by_the_clients_address() -> Result<()> {
     check_all(&mut Program::load()?, &cases)
 }
 
-/// What is refused goes every way that a valid packet goes, as it came. Its transport is not looked at, so that an
-/// outer UDP header has no checksum.
+/// A refused packet is forwarded in every mode, unchanged. Its transport header is not read, so an outer UDP header
+/// has no checksum.
 #[test]
 fn in_every_mode() -> Result<()> {
     let mut cases = Vec::new();
@@ -182,7 +182,7 @@ fn valid_tokens_as_in_enforce() -> Result<()> {
     crate::check_each(&both(|_| vec![case.clone()]))
 }
 
-/// With nowhere to deliver to, what is refused is dropped, and counted for what kept it from its backend.
+/// Without a backend, a refused packet is dropped, and counted under `no_backend`.
 #[test]
 fn without_a_backend() -> Result<()> {
     let fixture = Fixture { backends: vec![], ..observing() };

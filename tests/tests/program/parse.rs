@@ -22,7 +22,8 @@ case_groups! {
     what_cannot_be_read_is_dropped: "What is for a service and cannot be read safely" => refused_cases();
 }
 
-/// Two services at one address: what shows its port is its service's, what does not is counted for the first by id.
+/// Two services at one address: a packet with a port belongs to the service of that port, and one without is counted
+/// for the service with the lowest id.
 #[test]
 fn an_address_has_one_service_for_what_shows_no_port() -> Result<()> {
     let first = Service { id: 7, index: 9, ..fixture::service() };
@@ -107,7 +108,7 @@ fn refused(family: Family) -> Vec<Case> {
     let whole = u16::try_from(UDP_LEN + Packet::default().payload.len()).expect("small");
     let lengths = |ip_len, udp_len| Packet { ip_len, udp_len, ..Packet::default() };
     let fragment = |fragment| Packet { fragment, ..Packet::default() };
-    // Under more tags than are looked through nobody can tell whose it is; the kernel takes off any number of VLAN 0.
+    // Under more tags than the program parses, the service is unknown; the kernel removes any number of VLAN 0 tags.
     let buried = |name: &str, tags| {
         let mut case = drop(name, Packet { tags, ..Packet::default() }, Reason::Unsupported);
         case.expected.service = 0;
@@ -156,7 +157,7 @@ fn refused(family: Family) -> Vec<Case> {
     ]
 }
 
-/// What only IPv4 has.
+/// Cases of IPv4 only.
 fn refused_ipv4() -> Vec<Case> {
     let drop = |name: &str, packet: Packet, reason| Case::refused(name, Fixture::default(), &packet, reason);
     let to_53 = |packet| Packet { to: with_port(53), ..packet };

@@ -32,7 +32,7 @@ case_groups! {
     replays: "Whether it has come before" => both(|_| replay_cases());
 }
 
-/// Numbers at random around the window: what passes is what was never seen and is not too old.
+/// Random sequence numbers around the window: a number passes if it is new and not too old.
 #[test]
 fn a_window_is_exact() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(8);
@@ -58,7 +58,7 @@ fn a_window_is_exact() -> Result<()> {
     check_all(&mut Program::load()?, &cases)
 }
 
-/// A session key is derived once, whatever comes with its token.
+/// A session key is derived once, whatever packets arrive with its token.
 #[test]
 fn a_key_is_derived_once() -> Result<()> {
     let mut program = Program::load()?;
@@ -140,8 +140,8 @@ fn proof_cases() -> Vec<Case> {
     ]
 }
 
-/// Payloads that end before, at and behind the ends of the two words that a proof covers, with and without what
-/// Ethernet pads frames with, which belongs to no payload.
+/// Payloads that end before, at and after the ends of the two words that a proof covers, with and without Ethernet
+/// padding, which is not part of the payload.
 fn payload_cases() -> Vec<Case> {
     let padding = vec![0xee; 20];
     let kept = Fixture::with_service(Service { flags: 0, ..fixture::proving() });

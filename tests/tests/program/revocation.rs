@@ -22,8 +22,8 @@ case_groups! {
     by_name: "What is revoked by name" => both(|_| cases());
 }
 
-/// What is remembered falls with the next packet, and rises with the next after the revocation has gone, for the price
-/// of no further HMAC.
+/// A cached token is refused from the next packet on, and passes again with the first packet after the revocation is
+/// removed, without another HMAC.
 #[test]
 fn within_one_packet() -> Result<()> {
     let mut program = Program::load()?;
@@ -53,7 +53,7 @@ fn within_one_packet() -> Result<()> {
     Ok(())
 }
 
-/// A revocation that nobody takes off the list ends by itself, to the nanosecond.
+/// A revocation that is not removed ends by itself, to the nanosecond.
 #[test]
 fn it_ends() -> Result<()> {
     let mut program = Program::load()?;

@@ -36,8 +36,8 @@ struct Generation {
     key: Key,
     /// A token of it.
     valid: Header,
-    /// By its id and fast key, over a full tag of the slot's next key: right for whoever reads the one before the
-    /// change and the other after it.
+    /// Signed with its id and fast key, with the full tag of the slot's next key: valid for a reader that reads the
+    /// first before the change and the second after it.
     mixed: Header,
 }
 
@@ -100,7 +100,7 @@ struct Ring {
 }
 
 impl Ring {
-    /// Sends whatever there is until it is over; returns how many packets passed.
+    /// Sends all packets until the end; returns how many passed.
     fn traffic(&self, generations: &[Generation], mut sender: Sender, seed: u64) -> Result<usize> {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut passed = 0;
@@ -222,7 +222,7 @@ fn overwriting_a_live_slot_is_seen() -> Result<()> {
         let mut seen = || {
             pin_to_cpu(cpus[0])?;
             let deadline = Instant::now() + Duration::from_secs(60);
-            // Once it has passed it is remembered, and passes half of the time.
+            // Once it has passed it is cached, and passes half of the time.
             while !(0..100)
                 .try_fold(false, |seen, _| Ok::<_, anyhow::Error>(seen | sender.passes(&mixed, 1000)?))?
             {

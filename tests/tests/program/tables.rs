@@ -45,7 +45,8 @@ fn a_generation_is_announced_before_it_is_written() -> Result<()> {
         let watching = scope.spawn(|| {
             let mut seen = BTreeMap::<u32, u32>::new();
             while !over.load(Ordering::Acquire) {
-                // In this order, what counts may be newer than what has begun, and is at most one behind it.
+                // In this order, the active generation may be newer than the announced one was, and is at most one
+                // behind it.
                 let begun = live.begun();
                 let generation = live.tables().generation;
                 assert!(begun <= generation + 1, "{begun} has begun while {generation} counts");
@@ -60,7 +61,7 @@ fn a_generation_is_announced_before_it_is_written() -> Result<()> {
         }
         over.store(true, Ordering::Release);
         let seen = watching.join().ok().context("a thread has panicked")?;
-        // To write one takes milliseconds: who watches sees that many times, and not once by chance.
+        // Writing a generation takes milliseconds: the reader sees many values, not a single one by chance.
         Ok(seen.into_iter().filter(|(_, times)| *times > 100).map(|(begun, _)| begun).collect())
     })?;
     ensure!(announced.len() * 2 > generations, "of {generations} generations, {announced:?} were announced");

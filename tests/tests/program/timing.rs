@@ -28,8 +28,8 @@ const INSTRUCTIONS: &str = "TOLLGATE_TIME_IS_INSTRUCTIONS";
 
 /// Runs of one sample: so few that most samples are not interrupted.
 const REPEAT: usize = 5000;
-/// Until then, samples are taken in turns. The fastest of each frame counts: whatever else the machine does makes it
-/// slower, so that frames of the same cost come to the same.
+/// Until then, samples alternate. The fastest sample of each frame counts: other load only slows a sample down, so
+/// that frames of equal cost have equal minima.
 const LONGEST: Duration = Duration::from_secs(20);
 /// Samples of each at least.
 const SAMPLES: usize = 50;
@@ -60,8 +60,9 @@ fn ensure_same_cost(program: &mut Program, what: &str, frames: &[Vec<u8>], reaso
     Ok(())
 }
 
-/// Whether these times, nanoseconds, are of the same work: where they count instructions, of as many; elsewhere, as
-/// near as that can be seen. A loop that ends at the first wrong of eight bytes takes a tenth more for the others.
+/// Whether these times, nanoseconds, are of equal work: exactly equal if they count instructions, otherwise within
+/// the measurable precision. A loop that ended at the first wrong of eight bytes would take a tenth longer for the
+/// others.
 fn same(fastest: &[u128]) -> bool {
     let (least, most) = (fastest.iter().min().copied(), fastest.iter().max().copied());
     let (least, most) = (least.unwrap_or_default(), most.unwrap_or_default());
@@ -97,7 +98,7 @@ fn a_wrong_byte_costs_the_same_wherever_it_is() -> Result<()> {
     Ok(())
 }
 
-/// A token of somebody who holds the fast key alone, whose full tag is wrong in one byte.
+/// A token made with the fast key alone, with one wrong byte in its full tag.
 fn with_wrong_full_tag(at: usize) -> Packet {
     let mut bytes = fixture::token().to_bytes();
     bytes[at] ^= 0xff;

@@ -29,7 +29,7 @@ case_groups! {
     tags: "Its tags, and what it is bound to" => tag_cases();
 }
 
-/// A key's way through its slot, as the daemon writes it: on, off, and another generation in its place.
+/// The life of a key in its slot, as the daemon writes it: on, off, and the next generation.
 #[test]
 fn a_slot_through_generations() -> Result<()> {
     let fixture = Fixture { keys: vec![], ..Fixture::default() };

@@ -22,11 +22,11 @@ use crate::{
     matrix::case_groups,
 };
 
-/// The longest packet that the way takes.
+/// The MTU.
 const MTU: usize = 1300;
 
 case_groups! {
-    /// One byte more than the MTU: the client is told.
+    /// One byte more than the MTU: the client gets an ICMP message.
     one_byte_more: "What exceeds the MTU" => answered_cases();
     clients_that_cannot_react: "The same from a client that cannot react" => silent_cases();
     senders_that_are_not_one_host: "The same from an address that is not one host's" => sender_cases();
@@ -38,7 +38,7 @@ fn fixture(forward: u8, flags: u8, backend: Family) -> Fixture {
     fixture::sending(forward, flags, backend)
 }
 
-/// What a packet may have at most, and what it has with so many bytes more.
+/// The maximum length of a packet, and a packet that is longer by this many bytes.
 fn packet(fixture: &Fixture, family: Family, more: usize) -> (usize, Packet) {
     let (service, backend) = (fixture.services[0].1, fixture.backends[0]);
     let token = fixture::token().to_bytes();
@@ -126,7 +126,7 @@ fn sender_cases() -> Vec<Case> {
 fn message(packet: &Packet, room: usize, quoted: usize) -> Packet {
     let (kind, code, least) = match packet.family() {
         Family::V4 => (3, 4, 0),
-        // Every IPv6 link takes that much (RFC 8200 §5).
+        // The minimum MTU of an IPv6 link (RFC 8200 §5).
         Family::V6 => (2, 0, 1280),
     };
     let [high, low] = u16::try_from(room.max(least)).expect("a test's MTU").to_be_bytes();
@@ -165,8 +165,8 @@ fn answered_cases() -> Vec<Case> {
     cases
 }
 
-/// Exactly the MTU passes. One byte more gets a message that names the longest packet that would have passed, quotes no
-/// more than the IP versions allow, and is no longer than what caused it.
+/// A packet of exactly the MTU passes. One byte more causes a message that names the longest packet that would have
+/// passed, quotes no more than the IP version allows, and is no longer than the packet.
 #[test]
 fn clients_that_can_react() -> Result<()> {
     pin_to_cpu(0)?;
@@ -220,7 +220,7 @@ fn quoted(frame: &[u8]) -> Result<usize> {
     }
 }
 
-/// A CPU without budget for messages drops in silence: a hundred at once, as the clock stands still.
+/// A CPU without budget for messages drops without one: the burst is a hundred, as the clock stands still.
 #[test]
 fn messages_are_rationed() -> Result<()> {
     pin_to_cpu(0)?;

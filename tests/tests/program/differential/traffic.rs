@@ -21,7 +21,7 @@ use lb_tests::model::{
     packet::{Family, Icmp, Packet, UdpChecksum},
 };
 
-/// By how much the clock is off a millisecond, so that what it moves while packets come crosses no edge.
+/// The distance of the clock from a full millisecond, so that no boundary is crossed while packets run.
 pub const OFF_EDGES_NS: u64 = 100_000;
 /// Tokens in use.
 const POOL: usize = 1500;
@@ -29,10 +29,10 @@ const POOL: usize = 1500;
 const HISTORY: usize = 4096;
 /// The service beside the default one: PROOF tokens alone, and bound.
 const STRICT: u32 = SERVICE_ID + 1;
-/// So many ticks' worth of the kernel's clock that an hour and more fits before now.
+/// The number of ticks that puts more than an hour of the kernel's clock before now.
 const FIRST_TICK_NS: u64 = 1000;
 
-/// What makes packets.
+/// The generator of packets.
 pub struct Traffic {
     random: fastrand::Rng,
     fixture: Fixture,
@@ -104,7 +104,7 @@ impl Traffic {
     /// Some seconds later.
     pub fn go_on(&mut self) {
         self.fixture.now_ns += self.random.u64(..3) * SECOND_NS + self.random.u64(..1000) * 1_000_000;
-        // The kernel's clock goes on by more than four seconds: all rates have recovered.
+        // The kernel's clock advances by more than four seconds: all rates have recovered.
         self.fixture.tick_ns += 1;
         self.fixture.clock_age_ns = if self.random.u8(..8) == 0 { 4001 } else { 3999 } * SECOND_NS;
         let state = if self.random.bool() { STATE_VERIFY } else { STATE_OFF };
@@ -116,7 +116,7 @@ impl Traffic {
             chosen.into_iter().map(|at| (self.pool[at].revocations[at % 2], until)).collect();
     }
 
-    /// The next packet, and what it is.
+    /// The next packet, and its kind.
     pub fn packet(&mut self) -> (&'static str, Vec<u8>) {
         if self.pool.len() < 100 || self.random.u8(..20) == 0 {
             let issued = self.issue();
@@ -225,7 +225,7 @@ impl Traffic {
         (what, packet.bytes())
     }
 
-    /// An error about what a token's client was answered.
+    /// An ICMP error about an answer to a token's client.
     fn error(&mut self) -> Packet {
         let place = self.random.usize(..self.pool.len());
         let Issued { from, to, .. } = self.pool[place];

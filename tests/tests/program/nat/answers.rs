@@ -19,7 +19,7 @@ use lb_tests::model::{
 
 use super::exchange::{Exchange, in_turn, nat_fixture, tag, translated};
 
-/// An answer comes in the VLAN of the way to its backend, whatever its priority.
+/// An answer must arrive in the VLAN of its backend, with any priority.
 #[test]
 fn from_another_vlan() -> Result<()> {
     let mut program = Program::load()?;
@@ -93,7 +93,7 @@ fn of_a_backend_that_is_gone() -> Result<()> {
             ("this node has another address", vec![Backend { source_be: other.source_be, ..backend }]),
         ] {
             let refused = exchange.refused(name, answer, Reason::NoBackend).with_fixture(with(backends));
-            // The second time from what the program has kept of the first.
+            // The second time from the program's own record of the first.
             in_turn(&mut program, [refused.clone(), refused, passes.clone()])?;
         }
         // Beside others, with another index.
@@ -135,7 +135,7 @@ fn every_publication_is_checked_against() -> Result<()> {
     Ok(())
 }
 
-/// A session that is revoked gets no answers any more, whoever revoked it and how.
+/// A revoked session gets no more answers, by any form of revocation.
 #[test]
 fn of_a_session_that_is_revoked() -> Result<()> {
     let mut program = Program::load()?;
@@ -214,7 +214,7 @@ fn in_fragments() -> Result<()> {
                 [&exchange.answer, &exchange.to_client].map(|packet| whole(packet.clone()));
             let fragments: Vec<_> = answer.fragments(32).into_iter().zip(to_client.fragments(32)).collect();
             ensure!(fragments.len() > 1);
-            // All of them, then the later ones once more in the other order.
+            // All of them, then the later ones again in reverse order.
             let numbers = (0..fragments.len()).chain((1..fragments.len()).rev());
             let passing = numbers.map(|number| {
                 let (fragment, expected) = &fragments[number];

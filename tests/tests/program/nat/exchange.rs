@@ -25,11 +25,11 @@ pub fn nat_fixture(flags: u8, family: Family) -> Fixture {
 pub struct Exchange {
     pub fixture: Fixture,
     pub client: Packet,
-    /// The port of this node that stands for the client.
+    /// The port of this node in the client's translation.
     pub port: u16,
-    /// What the backend sends to that port.
+    /// The backend's answer to that port.
     pub answer: Packet,
-    /// What the client gets of it.
+    /// The answer as the client receives it.
     pub to_client: Packet,
 }
 
@@ -45,7 +45,7 @@ impl Exchange {
         Self::start(program, nat_fixture(FLAG_STRIP, family), Packet::default().over(family))
     }
 
-    /// What follows once this port stands for the client.
+    /// The exchange through this port.
     pub fn of_port(fixture: Fixture, client: Packet, port: u16) -> Self {
         let backend = fixture.backends[0];
         let to_backend = forwarding::leaving(&client, &fixture.services[0].1, &backend, SESSION, Some(port));
@@ -111,14 +111,14 @@ pub fn translated(program: &mut Program, name: &str, fixture: &Fixture, packet: 
     ensure!(NAT_PORTS.contain(port), "{name}: port {port}");
     let case = sent(name, fixture, packet, port, translation.cookie);
     ensure!(outcome == case.expected.outcome, "{name}: {outcome:?} where {case:?} was expected");
-    // Once more, now that there is a translation, with all counters.
+    // Again, now that there is a translation, with all counters.
     case.check(program)?;
     let again = found(program, fixture, packet.from)?.map(|(port, _)| port);
     ensure!(again == Some(port), "{name}: {again:?} where {port} was the port before");
     Ok(port)
 }
 
-/// The port that stands for a client towards the backend of this fixture, and its translation, where there is one.
+/// The client's port towards the backend of this fixture, and its translation, if there is one.
 pub fn found(program: &Program, fixture: &Fixture, client: SocketAddr) -> Result<Option<(u16, Translation)>> {
     let backend = fixture.backends[0];
     for entry in &program.translations()? {
@@ -132,7 +132,7 @@ pub fn found(program: &Program, fixture: &Fixture, client: SocketAddr) -> Result
     Ok(None)
 }
 
-/// What leaves from a port of this node, whose translation has this cookie.
+/// The packet leaves from this port, and its translation has this cookie.
 pub fn sent(name: impl Into<String>, fixture: &Fixture, packet: &Packet, port: u16, cookie: u32) -> Case {
     let (service, backend) = (fixture.services[0].1, fixture.backends[0]);
     let inner = if service.strips() { packet.clone().stripped() } else { packet.clone() };
@@ -150,7 +150,7 @@ pub fn with_cookie(packet: Packet, cookie: u32) -> Packet {
     }
 }
 
-/// What the table says of a client whose datagrams come like this one.
+/// The translation of a client with datagrams like this one.
 pub fn translation(fixture: &Fixture, client: &Packet) -> Translation {
     let backend = fixture.backends[0];
     let mut addresses_be = [0; 3];

@@ -11,7 +11,7 @@ use lb_tests::model::{
 
 use super::exchange::{Exchange, found, nat_fixture, no_port, with_cookie};
 
-/// What left for the backend, and an error about it as the client is to get it.
+/// A datagram that left for the backend, and an error about it as the client receives it.
 struct Left {
     datagram: Packet,
     to_client: Packet,
@@ -48,7 +48,7 @@ fn left(program: &mut Program, fixture: &Fixture, client: Packet) -> Result<Left
     Ok(Left { datagram, to_client, client, cookie: translation.cookie })
 }
 
-/// An error that quotes anything but what left is not about it.
+/// An error must quote the datagram exactly as it left.
 #[test]
 fn what_left_must_be_quoted() -> Result<()> {
     pin_to_cpu(0)?;
@@ -110,7 +110,7 @@ fn guesses_are_rationed() -> Result<()> {
             Case::answered("a right one", fixture, &about, to_client, Reason::IcmpError)
         };
         let forged = |guess: u32| about(&with_cookie(left.datagram.clone(), left.cookie ^ guess));
-        // A tenth of a second's worth at once; the clock all but stands meanwhile.
+        // The burst is a tenth of a second's budget; the clock hardly moves meanwhile.
         for guess in 1..=10 {
             told(at(0)).check(&mut program)?;
             Case::not_ours("a guess", at(0), &forged(guess)).check(&mut program)?;

@@ -69,7 +69,8 @@ fn a_session_has_so_many_ports() -> Result<()> {
     Ok(())
 }
 
-/// What `mode = "observe"` delivers without a token is its source's: an address, over IPv6 the first half of one.
+/// In observe mode, a packet without a token belongs to its source: an IPv4 address, or the first half of an IPv6
+/// address.
 #[test]
 fn a_source_that_is_observed_has_so_many_ports() -> Result<()> {
     for family in Family::BOTH {

@@ -40,7 +40,7 @@ fn to_53(packet: Packet) -> Packet {
     Packet { to, ..packet }
 }
 
-/// Extension headers before what is no service's.
+/// Extension headers before a packet of no service.
 pub fn not_ours() -> Vec<Case> {
     let pass = |name: &str, packet: Packet| Case::not_ours(name, Fixture::default(), &packet);
     let hop_by_hop = || with(vec![options(HOP_BY_HOP, 1)]);
@@ -67,7 +67,7 @@ pub fn not_ours() -> Vec<Case> {
     ]
 }
 
-/// What no service takes.
+/// Packets that no service accepts.
 pub fn refused() -> Vec<Case> {
     let drop = |name: &str, packet: Packet, reason| Case::refused(name, Fixture::default(), &packet, reason);
     let unsupported = |name: &str, packet| drop(name, packet, Reason::Unsupported);
@@ -115,7 +115,8 @@ pub fn refused() -> Vec<Case> {
     ]
 }
 
-/// What comes to a service's IPv4 address written as an IPv6 address is for nobody: no such packet is on any wire.
+/// A packet to a service's IPv4 address in IPv4-mapped form is for no service: such packets are not valid on the
+/// wire.
 #[test]
 fn a_mapped_address_is_not_the_services() -> anyhow::Result<()> {
     let std::net::IpAddr::V4(v4) = fixture::SERVICE.ip() else { anyhow::bail!("an IPv4 service") };
