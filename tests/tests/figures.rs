@@ -1,5 +1,5 @@
 //! The figures in README.md, docs/benchmarks.md and docs/security.md come from one recorded run of the benchmark,
-//! `docs/benchmarks.json`: this test fails if a page differs from it.
+//! `docs/benchmarks.json`. The test fails if a page differs from it.
 
 use std::{fmt::Write as _, path::PathBuf};
 
@@ -25,13 +25,13 @@ struct Row {
     name: String,
     median_ns: u64,
     min_ns: u64,
-    /// Of an empty XDP program, measured in turns with the row.
+    /// Of an empty XDP program, measured alternately with the row.
     empty_ns: u64,
     runs: usize,
 }
 
 impl Row {
-    /// The cost of the program minus that of an empty one, nanoseconds.
+    /// The cost of the program above that of an empty one, nanoseconds.
     fn net_ns(&self) -> u64 {
         self.median_ns.saturating_sub(self.empty_ns)
     }
@@ -46,24 +46,24 @@ struct Rate {
     sent_to_empty_per_second: f64,
 }
 
-/// The description of each row. A row that is missing here is an error, as is one without a measurement.
+/// The description of each row. A row that is missing here or in the record is an error.
 const ROWS: [(&str, &str); 35] = [
     ("not_ours", "a datagram for no service"),
     ("no_token", "for a service, without a token"),
-    ("bad_header", "a header that no issuer makes"),
-    ("unknown_key", "a key id that is not in the kernel"),
-    ("expired", "a token past its time"),
+    ("bad_header", "an invalid header"),
+    ("unknown_key", "a key ID that is not in the kernel"),
+    ("expired", "an expired token"),
     ("bad_fast_tag", "a forged token"),
-    ("bad_full_tag", "a right fast tag and a wrong full tag: one HMAC"),
-    ("cached_l2", "a known token, forwarded by `l2`"),
-    ("cached_l2_strip", "the same, token header taken off"),
+    ("bad_full_tag", "a valid fast tag and a wrong full tag: one HMAC"),
+    ("cached_l2", "a cached token, forwarded by `l2`"),
+    ("cached_l2_strip", "the same, token header removed"),
     ("cached_l2_strip_v6", "the same over IPv6"),
-    ("first_packet", "an unknown token: HMAC, unsealing, cache and flow inserts"),
-    ("live_1", "known tokens in random order: 1"),
+    ("first_packet", "a new token: HMAC, unsealing, cache and flow inserts"),
+    ("live_1", "cached tokens in random order: 1"),
     ("live_1000", "1,000"),
     ("live_100000", "100,000"),
     ("live_1000000", "1,000,000 (in a cache of 2^20 entries)"),
-    ("proof_cached_l2", "new PROOF packets of a known token, forwarded by `l2`"),
+    ("proof_cached_l2", "new PROOF packets of a cached token, forwarded by `l2`"),
     ("stale_proof", "a copied PROOF packet, too late"),
     ("bad_proof", "a copied PROOF header with a forged proof"),
     ("replay", "a copied PROOF packet"),
@@ -71,40 +71,40 @@ const ROWS: [(&str, &str); 35] = [
     ("cached_local_v6", ""),
     ("cached_l2_v4", "`l2`"),
     ("cached_l2_v6", ""),
-    ("cached_l2_v4_1_tag", "under one VLAN tag"),
-    ("cached_l2_v4_2_tags", "under two"),
+    ("cached_l2_v4_1_tag", "with one VLAN tag"),
+    ("cached_l2_v4_2_tags", "with two VLAN tags"),
     ("cached_ipip_v4", "`ipip`"),
     ("cached_ipip_v6", ""),
     ("cached_ipip_v4_in_v6", "IPv4 inside IPv6"),
-    ("cached_ipip_strip_v4", "token header taken off"),
+    ("cached_ipip_strip_v4", "token header removed"),
     ("cached_gue_v4", "`gue`"),
     ("cached_gue_v6", ""),
     ("cached_nat_v4", "`nat`, to the backend"),
     ("cached_nat_v6", ""),
-    ("nat_reply_v4", "`nat`, a backend's answer"),
+    ("nat_reply_v4", "`nat`, a backend's reply"),
     ("nat_reply_v6", ""),
 ];
 
 /// The cost of junk, in the order of the checks.
 const JUNK: [(&str, &str); 9] = [
     ("no_token", "no token: another first byte, or too short"),
-    ("bad_header", "a header that no issuer makes"),
-    ("unknown_key", "a key id that is not there"),
-    ("expired", "a token past its time"),
-    ("bad_fast_tag", "a forged header with a key id that is there"),
+    ("bad_header", "an invalid header"),
+    ("unknown_key", "a key ID that is not in the kernel"),
+    ("expired", "an expired token"),
+    ("bad_fast_tag", "a forged header with a valid key ID"),
     ("stale_proof", "a copied PROOF packet, later than 5 s"),
     ("bad_proof", "a copied PROOF header with a forged proof"),
     ("replay", "a copied PROOF packet"),
-    ("bad_full_tag", "a forged full tag behind a right fast tag: only holders of the fast key can make it"),
+    ("bad_full_tag", "a forged full tag with a valid fast tag: only holders of the fast key can make it"),
 ];
 
-/// The table in README.md.
+/// The rows of README.md.
 const SUMMARY: [(&str, &str); 6] = [
     ("no_token", "no token: dropped"),
     ("bad_fast_tag", "a forged token: dropped"),
-    ("cached_l2", "a known token: forwarded"),
-    ("cached_ipip_v4", "a known token: forwarded through an IPIP tunnel"),
-    ("proof_cached_l2", "a known token with a proof in each packet: forwarded"),
+    ("cached_l2", "a cached token: forwarded"),
+    ("cached_ipip_v4", "a cached token: forwarded through an IPIP tunnel"),
+    ("proof_cached_l2", "a cached token with a proof in each packet: forwarded"),
     ("first_packet", "the first packet of a token: verified by HMAC-SHA-256, forwarded"),
 ];
 
@@ -113,7 +113,7 @@ const BEGIN: &str =
 const END: &str = "<!-- end of figures -->";
 
 #[test]
-fn the_pages_say_what_was_recorded() -> Result<()> {
+fn pages_show_the_recorded_figures() -> Result<()> {
     let run: Run = serde_json::from_str(&read("docs/benchmarks.json")?).context("docs/benchmarks.json")?;
     for (page, figures) in [
         ("README.md", summary(&run)?),
@@ -131,7 +131,7 @@ fn the_pages_say_what_was_recorded() -> Result<()> {
         let differs = wanted.lines().zip(text.lines()).find(|(recorded, shown)| recorded != shown);
         ensure!(
             text == wanted,
-            "{page} is not as recorded, from {differs:?} on: run this test with {UPDATE}=1"
+            "{page} differs from docs/benchmarks.json, first at {differs:?}: run this test with {UPDATE}=1"
         );
     }
     Ok(())
@@ -147,20 +147,22 @@ fn read(page: &str) -> Result<String> {
 
 /// A recorded row.
 fn row<'a>(run: &'a Run, name: &str) -> Result<&'a Row> {
-    run.rows.iter().find(|row| row.name == name).with_context(|| format!("{name} was not measured"))
+    run.rows
+        .iter()
+        .find(|row| row.name == name)
+        .with_context(|| format!("docs/benchmarks.json has no row {name}"))
 }
 
-/// Where the figures were measured.
+/// The machine, kernel and commit of the figures.
 fn provenance(run: &Run) -> Result<String> {
     let Run { machine, kernel, commit, rows, .. } = run;
-    let runs = rows.first().context("no rows were measured")?.runs;
-    ensure!(!commit.ends_with("-dirty"), "the figures are of a tree with changes on top of {commit}");
+    let runs = rows.first().context("docs/benchmarks.json has no rows")?.runs;
+    ensure!(!commit.ends_with("-dirty"), "the figures are of a tree with uncommitted changes: {commit}");
     Ok(format!("{machine}; Linux {kernel}; commit `{commit}`; medians of {runs} samples"))
 }
 
 fn summary(run: &Run) -> Result<String> {
-    let mut text =
-        String::from("| a datagram with | ns per packet above an empty XDP program |\n|---|---|\n");
+    let mut text = String::from("| datagram with | ns per packet above an empty XDP program |\n|---|---|\n");
     for (name, about) in SUMMARY {
         writeln!(text, "| {about} | {} |", row(run, name)?.net_ns())?;
     }
@@ -169,7 +171,7 @@ fn summary(run: &Run) -> Result<String> {
 }
 
 fn junk(run: &Run) -> Result<String> {
-    let mut text = String::from("| junk | what | ns |\n|---|---|---|\n");
+    let mut text = String::from("| reason | packet | ns |\n|---|---|---|\n");
     for (name, about) in JUNK {
         writeln!(text, "| `{name}` | {about} | {} |", row(run, name)?.net_ns())?;
     }
@@ -178,12 +180,12 @@ fn junk(run: &Run) -> Result<String> {
 
 fn table(run: &Run) -> Result<String> {
     let mut text = format!(
-        "{}.\n\n| row | what | median | min | empty | **net** |\n|---|---|---|---|---|---|\n",
+        "{}.\n\n| row | packet | median | min | empty | **net** |\n|---|---|---|---|---|---|\n",
         provenance(run)?
     );
     for row in &run.rows {
         let Some((_, about)) = ROWS.iter().find(|(name, _)| *name == row.name) else {
-            bail!("nothing says what {} measures", row.name);
+            bail!("ROWS has no description of {}", row.name);
         };
         let Row { name, median_ns, min_ns, empty_ns, .. } = row;
         writeln!(
@@ -200,8 +202,7 @@ fn table(run: &Run) -> Result<String> {
             [packets_per_second, empty_packets_per_second, sent_to_empty_per_second].map(|rate| rate / 1e6);
         write!(
             text,
-            "\nAcross a veth pair, frames without skbs, one receiving CPU (`{name}`): {tollgate:.2} million packets \
-             per \
+            "\nAcross a veth pair, frames without skbs, one receiving CPU (`{name}`): {tollgate:.2} million packets per \
              second; a program that drops everything received {empty:.2} of {sent:.2} million sent.\n"
         )?;
     }
