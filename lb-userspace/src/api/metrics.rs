@@ -59,7 +59,7 @@ metrics! {
     PACKETS: Counter "tollgate_packets" ["service", "reason"]
         "Packets by outcome; each packet is counted once"
         "`reason` is `forwarded`, `reply` (an answer through `nat`), `icmp_error`, or why the packet was \
-         refused: see [Reading the counters](operations.md#reading-the-counters). `service` is empty for \
+         refused: see [Counters and reasons](operations.md#counters-and-reasons). `service` is empty for \
          `not_ours`, for `tables_changed`, and for `unsupported` if the frame has more VLAN tags than are \
          parsed";
     BYTES: Counter "tollgate_bytes" ["service", "reason"] "Bytes of received frames by outcome" "";
