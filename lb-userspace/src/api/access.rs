@@ -1,8 +1,8 @@
-//! Who is at the other end of the control socket, and what they may ask for.
+//! Access control of the control socket.
 //!
-//! The kernel says who connected (SO_PEERCRED, SO_PEERGROUPS), and the daemon decides request by request: root, the
-//! daemon's own user and the `admin_group` may ask for everything, the `control_group` for what changes nothing and
-//! tells no secrets.
+//! The kernel reports the user and groups of a peer (SO_PEERCRED, SO_PEERGROUPS), and each request is checked against its
+//! access: root, the user of the daemon and members of `admin_group` may send all requests, members of `control_group` only
+//! those with read access.
 
 use std::{io, os::fd::AsRawFd as _, sync::Arc};
 
@@ -22,27 +22,27 @@ use crate::{
     protocol::{Access, BODY_MAX, Failure},
 };
 
-/// Whom the daemon lets do what.
+/// The users and groups that have access.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// The daemon's own user.
+    /// User of the daemon.
     pub own_uid: u32,
-    /// Those who may read.
+    /// Group with read access.
     pub control_group: Option<Group>,
-    /// Those who may change.
+    /// Group with change access.
     pub admin_group: Option<Group>,
 }
 
-/// Whoever connected, as the kernel saw them at that moment.
+/// User and groups of a peer when it connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// The effective user.
+    /// Effective user id.
     pub uid: u32,
-    /// The effective group, and all others.
+    /// Effective group id, and the supplementary ones.
     pub gids: Vec<u32>,
 }
 
-/// A peer's request comes with this.
+/// The peer of a request, as an extension of the request.
 #[derive(Clone, Debug)]
 pub struct Caller {
     uid: u32,
@@ -51,18 +51,18 @@ pub struct Caller {
 }
 
 impl Rules {
-    /// Those of a configuration, for a daemon that runs as `own_uid`.
+    /// The rules of a configuration, for a daemon that runs as `own_uid`.
     pub fn new(config: &Config, own_uid: u32) -> Self {
         let (control_group, admin_group) = (config.control_group.clone(), config.admin_group.clone());
         Self { own_uid, control_group, admin_group }
     }
 
-    /// Whether others than root and the daemon's user may ask for anything.
+    /// Whether anyone but root and the user of the daemon has access.
     pub const fn name_groups(&self) -> bool {
         self.control_group.is_some() || self.admin_group.is_some()
     }
 
-    /// Whether this is root or the daemon's own user, who are never told to wait for others.
+    /// Whether the peer is root or the user of the daemon, which have connection limits of their own.
     pub const fn is_own(&self, peer: &Peer) -> bool {
         peer.uid == 0 || peer.uid == self.own_uid
     }
@@ -80,14 +80,14 @@ impl Rules {
         }
     }
 
-    /// Why a request that needs `wanted` is refused, and whom to join.
+    /// Why a request is refused, and how to get access.
     fn refusal(&self, wanted: Access) -> String {
         let (what, groups) = match wanted {
             Access::Change => {
-                ("changes something or tells secrets", vec![("admin_group", &self.admin_group)])
+                ("changes something or reveals secrets", vec![("admin_group", &self.admin_group)])
             }
             Access::Read => (
-                "tells how this node does",
+                "shows the state of this node",
                 vec![("control_group", &self.control_group), ("admin_group", &self.admin_group)],
             ),
         };
@@ -95,20 +95,22 @@ impl Rules {
             .iter()
             .filter_map(|(field, group)| Some(format!("`{}` ({field})", group.as_ref()?.name)))
             .collect();
-        let mend = match named.as_slice() {
-            [] => "run as root, or set `admin_group` in the daemon's configuration to a group of yours"
-                .to_owned(),
+        let hint = match named.as_slice() {
+            [] => {
+                "run as root, or set `admin_group` in the configuration of the daemon to one of your groups"
+                    .to_owned()
+            }
             named => format!("join group {}, or run as root", named.join(" or ")),
         };
-        format!("not allowed: this {what}; {mend}")
+        format!("not allowed: this request {what}; {hint}")
     }
 }
 
 impl Peer {
-    /// Whoever connected this stream.
+    /// The peer of a stream.
     ///
     /// # Errors
-    /// If the kernel does not tell.
+    /// If the kernel does not report it.
     pub fn of(stream: &UnixStream) -> io::Result<Self> {
         let credentials = stream.peer_cred()?;
         let mut gids = peer_groups(stream)?;
@@ -117,9 +119,9 @@ impl Peer {
     }
 }
 
-/// unix(7): the supplementary groups (SO_PEERGROUPS, Linux 4.13).
+/// The supplementary groups of the peer (SO_PEERGROUPS, unix(7), Linux 4.13).
 fn peer_groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
-    // As many as most users have; the kernel says how many there are where they are more.
+    // Enough for most users; if not, the kernel reports the number.
     let mut groups = vec![0u32; 64];
     loop {
         let mut len = libc::socklen_t::try_from(size_of_val(groups.as_slice())).map_err(io::Error::other)?;
@@ -154,27 +156,27 @@ impl Caller {
         Self { uid: peer.uid, access: rules.access(peer), rules: Arc::clone(rules) }
     }
 
-    async fn asks(&self, wanted: Access, request: Request, next: Next) -> Response {
+    async fn check(&self, wanted: Access, request: Request, next: Next) -> Response {
         if self.access >= Some(wanted) {
             return next.run(request).await;
         }
-        // Whoever is still sending when the answer comes may not see it.
+        // A client that is still sending may not read the answer.
         let _ = to_bytes(request.into_body(), BODY_MAX).await;
         let error = self.rules.refusal(wanted);
         (StatusCode::FORBIDDEN, Json(Failure { error })).into_response()
     }
 }
 
-/// The layer around everything.
+/// The layer around all routes: requires read access.
 pub async fn may_read(Extension(caller): Extension<Caller>, request: Request, next: Next) -> Response {
-    caller.asks(Access::Read, request, next).await
+    caller.check(Access::Read, request, next).await
 }
 
-/// The layer around what changes something or tells secrets. All that is logged of it names who asked.
+/// The layer around routes with change access. Log messages of such a request contain the user of the caller.
 pub async fn may_change(Extension(caller): Extension<Caller>, request: Request, next: Next) -> Response {
-    // Of the gravest level, so that it is there whatever is logged.
+    // At the highest level, so that the span exists at every log level.
     let span = error_span!("caller", uid = caller.uid);
-    caller.asks(Access::Change, request, next).instrument(span).await
+    caller.check(Access::Change, request, next).instrument(span).await
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Asks a running daemon over its control socket.
+//! The client of the control socket.
 
 use std::{
     io,
@@ -18,13 +18,13 @@ use tokio::{net::UnixStream, time::timeout};
 
 use crate::protocol::{BODY_MAX, Failure, Request};
 
-/// How long an answer is waited for: as long as the daemon gives itself for one.
+/// How long to wait for an answer: the time that the daemon limits a request to.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Why there is no answer.
+/// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No daemon listens.
     #[error("no daemon answers on {}: {source}; is `tollgate run` running? Name another socket with --control", path.display())]
     NoDaemon {
         /// The socket.
@@ -32,46 +32,46 @@ pub enum ClientError {
         /// What the system said.
         source: io::Error,
     },
-    /// This user may not ask.
+    /// This user has no access.
     #[error(
-        "{}: permission denied; run as root, or let the daemon's configuration name a group of yours as \
-         `control_group` or `admin_group`", path.display()
+        "{}: permission denied; run as root, or set `control_group` or `admin_group` in the configuration of the \
+         daemon to one of your groups", path.display()
     )]
     Denied {
         /// The socket.
         path: PathBuf,
     },
-    /// The daemon would not take it.
+    /// The request is too large.
     #[error(
         "the request has {bytes} bytes, and the daemon takes {BODY_MAX} at most; is this the right file?"
     )]
     TooLarge {
-        /// Of the request.
+        /// Size of the request.
         bytes: usize,
     },
-    /// The daemon went away, or is none.
+    /// The connection broke, or the answer is not understood.
     #[error(
-        "the daemon on {} gave no answer: {cause}; is it another version, or do you have many requests under way?",
+        "the daemon on {} gave no answer: {cause}; is it another version, or does this user have too many connections?",
         path.display()
     )]
     Broken {
         /// The socket.
         path: PathBuf,
-        /// What happened.
+        /// The cause.
         cause: String,
     },
-    /// The daemon is there, and does nothing.
+    /// The daemon does not answer in time.
     #[error(
-        "the daemon on {} has not answered for {} s: {}. What was asked for may still be done: look before you ask again",
+        "the daemon on {} has not answered for {} s: {}. The request may still be carried out: check before you repeat it",
         path.display(), PATIENCE.as_secs(), stopped(*pid)
     )]
     Silent {
         /// The socket.
         path: PathBuf,
-        /// The daemon's process, if the system tells.
+        /// Process id of the daemon, if known.
         pid: Option<i32>,
     },
-    /// The daemon refused.
+    /// The daemon refused the request.
     #[error("{0}")]
     Refused(String),
 }
@@ -83,14 +83,14 @@ fn stopped(pid: Option<i32>) -> String {
     )
 }
 
-/// The way to a daemon.
+/// A client of a daemon.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
 }
 
 impl Client {
-    /// By its control socket.
+    /// A client for this control socket.
     pub fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned() }
     }

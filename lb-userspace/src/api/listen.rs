@@ -1,4 +1,4 @@
-//! The control socket and the metrics port, bound before anything is served and while the daemon may still bind them.
+//! Binds the control socket and the metrics port, while the daemon still has the rights to.
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -11,10 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Why a server cannot be had.
+/// Why a socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// A daemon answers there.
+    /// A running daemon has the socket.
     #[error("{} is in use by process {pid}, a running tollgate; stop that one first, or give this one another `control`",
             path.display())]
     Running {
@@ -23,13 +23,13 @@ pub enum ServerError {
         /// The daemon's process.
         pid: i32,
     },
-    /// Something else is in its place.
-    #[error("{}: this is not a socket; move it away, or set another `control`", path.display())]
+    /// The path is not a socket.
+    #[error("{}: not a socket; move it away, or set another `control`", path.display())]
     NotASocket {
         /// The file.
         path: PathBuf,
     },
-    /// The control socket.
+    /// The control socket cannot be bound.
     #[error("control socket {}: {source}; check that its directory can be written", path.display())]
     Control {
         /// The socket.
@@ -37,7 +37,7 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
-    /// The metrics port.
+    /// The metrics port cannot be bound.
     #[error("metrics on {address}: {source}; set `metrics` to a free address, or to \"\" for none")]
     Metrics {
         /// The address.
@@ -47,8 +47,8 @@ pub enum ServerError {
     },
 }
 
-/// The control socket, in the place of one that a dead daemon left. For the user that binds it alone, or for everybody to
-/// connect to, where the daemon decides who is answered.
+/// Binds the control socket; replaces the file of a daemon that has ended. With `for_everybody`, every user can connect and
+/// the daemon checks their access; without, only the user that binds it.
 ///
 /// # Errors
 /// If a daemon answers there, or the socket cannot be made.
@@ -70,7 +70,7 @@ pub fn control(path: &Path, for_everybody: bool) -> Result<UnixListener, ServerE
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
-    // Nobody else may connect between bind and chmod.
+    // No other user may connect between bind and chmod.
     let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
     let listener = UnixListener::bind(path);
     nix::sys::stat::umask(before);
@@ -81,16 +81,16 @@ pub fn control(path: &Path, for_everybody: bool) -> Result<UnixListener, ServerE
     Ok(listener)
 }
 
-/// The process that listens at the other end.
+/// The process that listens on a socket.
 fn process_of(stream: &UnixStream) -> i32 {
     nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials)
         .map_or(0, |credentials| credentials.pid())
 }
 
-/// The metrics port.
+/// Binds the metrics port.
 ///
 /// # Errors
-/// If it is taken, or not this host's.
+/// If the port is in use, or the address is not an address of this host.
 pub fn metrics(address: SocketAddr) -> Result<TcpListener, ServerError> {
     let failed = |source| ServerError::Metrics { address, source };
     let listener = TcpListener::bind(address).map_err(failed)?;

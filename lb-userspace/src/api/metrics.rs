@@ -191,7 +191,7 @@ impl Collector for Page {
 fn traffic(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let mut samples: Vec<([&str; 2], Count)> = vec![
         (["", "not_ours"], report.counters.not_ours),
-        (["", "unsupported"], report.counters.buried),
+        (["", "unsupported"], report.counters.too_many_vlan_tags),
         (["", "tables_changed"], report.counters.tables_changed),
     ];
     for service in &report.counters.services {
@@ -227,8 +227,9 @@ fn keys(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
             .find_map(|key| (key.state == crate::keyring::KeyState::Active).then_some(key.activated_at)?)
     };
     let services = &report.status.services;
-    let rotations =
-        services.iter().filter_map(|service| Some(([service.name.clone()], age(active(service.id)?))));
+    let rotations = services
+        .iter()
+        .filter_map(|service| Some(([service.name.clone()], age(active(service.service_id)?))));
     gauges(encoder, &KEY_ROTATION_AGE, rotations)
 }
 
@@ -236,7 +237,7 @@ fn admission(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt
     let revocations = &report.status.revocations;
     let counts = [("session", revocations.sessions), ("token", revocations.tokens)];
     gauges(encoder, &REVOCATIONS, counts.map(|(kind, count)| ([kind], u64::from(count))))?;
-    gauge(encoder, &REVOCATIONS_CAPACITY, u64::from(revocations.room))?;
+    gauge(encoder, &REVOCATIONS_CAPACITY, u64::from(revocations.capacity))?;
     let clock = &report.status.clock;
     let jumps = [("forward", clock.jumps_forward), ("backward", clock.jumps_backward)];
     counters(encoder, &CLOCK_JUMPS, jumps.map(|(direction, count)| ([direction], count)))?;
@@ -246,13 +247,13 @@ fn admission(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt
 
 fn node(report: &MetricsReport, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let status = &report.status;
-    gauge(encoder, &SESSIONS, status.sessions)?;
-    gauge(encoder, &SESSIONS_TRACKED, status.sessions_tracked)?;
-    gauge(encoder, &SESSIONS_CAPACITY, u64::from(status.sessions_max))?;
+    gauge(encoder, &SESSIONS, status.token_cache_entries + status.stateful_entries)?;
+    gauge(encoder, &SESSIONS_TRACKED, status.stateful_entries)?;
+    gauge(encoder, &SESSIONS_CAPACITY, u64::from(status.token_cache_capacity))?;
     if let Some(translations) = status.nat_translations {
         gauge(encoder, &NAT_TRANSLATIONS, translations)?;
     }
-    counter(encoder, &HMAC, status.hmacs)?;
+    counter(encoder, &HMAC, status.hmac_verifications)?;
     gauge(encoder, &STORE_REVISION, status.store_revision)?;
     gauge(encoder, &KERNEL_DIFFERENCES, status.differences.len() as u64)?;
     gauge(encoder, &STORE_CONNECTED, u64::from(status.store_connected))?;

@@ -1,4 +1,4 @@
-//! What others see of the daemon: the control socket, metrics, health.
+//! The control socket, metrics and health: listeners, routes, access control, and the client.
 
 pub mod access;
 pub mod client;

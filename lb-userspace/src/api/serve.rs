@@ -1,5 +1,5 @@
-//! Connections, each for one request, all of them bounded: in number, by whom, in time and in size. Whoever opens many
-//! or lets them wait gets in nobody's way but their own.
+//! Serves connections, one request each, with limits on number, time and size. A client that opens many connections or lets
+//! them wait delays only itself.
 
 use std::{
     collections::HashMap,
@@ -28,23 +28,23 @@ use tracing::{debug, warn};
 
 use super::access::{Caller, Peer, Rules};
 
-/// How long the head of a request may take, which comes in one packet.
+/// Time limit for the head of a request, which usually arrives in one packet.
 const HEAD: Duration = Duration::from_secs(5);
-/// How long a connection may last: a rotation takes the longest, and an answer has megabytes at most.
+/// Time limit for a connection: a key rotation takes longest, and an answer has a few megabytes at most.
 const WHOLE: Duration = Duration::from_secs(30);
-/// Of a request's head.
+/// Size limit for the head of a request, bytes.
 const HEAD_MAX: usize = 32 * 1024;
-/// How long nothing is accepted where the system gives no connection.
+/// Pause after accept(2) has failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Root's connections to the control socket, and the daemon's own user's.
+/// Connections of root and of the user of the daemon to the control socket.
 const OWN: Limits = Limits { each: 64, all: 128 };
-/// Everybody else's, so that they leave descriptors and time for those.
+/// Connections of other users, so that descriptors and time are left for root.
 const OTHERS: Limits = Limits { each: 8, all: 64 };
-/// To the metrics port.
+/// Connections to the metrics port.
 const METRICS: usize = 64;
 
-/// How many connections there may be.
+/// Limits on the number of connections.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     /// Of one user.
@@ -53,14 +53,14 @@ struct Limits {
     all: usize,
 }
 
-/// Serves the control socket until it is told to stop; then answers under way are given and nothing else.
+/// Serves the control socket until `stop`; then only sends pending answers.
 pub async fn control(
     listener: UnixListener,
     router: Router,
     rules: Arc<Rules>,
     mut stop: oneshot::Receiver<()>,
 ) {
-    let (own, others) = (Room::new(OWN), Room::new(OTHERS));
+    let (own, others) = (Limiter::new(OWN), Limiter::new(OTHERS));
     let (stopping, stopped) = watch::channel(());
     let mut connections = JoinSet::new();
     loop {
@@ -76,8 +76,8 @@ pub async fn control(
             _ = &mut stop => break,
         };
         let Ok(peer) = Peer::of(&stream) else { continue };
-        let room = if rules.is_own(&peer) { &own } else { &others };
-        let Some(place) = room.take(peer.uid) else {
+        let limiter = if rules.is_own(&peer) { &own } else { &others };
+        let Some(permit) = limiter.acquire(peer.uid) else {
             debug!(uid = peer.uid, "too many connections to the control socket");
             continue;
         };
@@ -85,16 +85,16 @@ pub async fn control(
         let stopped = stopped.clone();
         connections.spawn(async move {
             serve(stream, router, stopped).await;
-            drop(place);
+            drop(permit);
         });
     }
     drop(stopping);
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves the metrics port. No connection is refused: where there are 64, the oldest of the sender that has most
-/// is closed. So neither requests that are never finished nor answers that are never read keep another sender's probe
-/// from its answer, and many senders only those that take longer than it takes to connect so often.
+/// Serves the metrics port. No connection is refused: where there are 64, the oldest connection of the sender with the most
+/// is closed. So requests that are never finished and answers that are never read do not delay the probe of another
+/// sender.
 pub async fn metrics(listener: TcpListener, router: Router) {
     let mut connections: Vec<(IpAddr, AbortHandle)> = Vec::new();
     let (_never, stopped) = watch::channel(());
@@ -118,8 +118,8 @@ pub async fn metrics(listener: TcpListener, router: Router) {
         let (router, stopped) = (router.clone(), stopped.clone());
         let connection = tokio::spawn(async move { serve(stream, router, stopped).await });
         connections.push((sender, connection.abort_handle()));
-        // A request that came with its connection is answered before as many others can have its connection closed. Not
-        // after each of them, or those that wait to be accepted would wait for a page of metrics each.
+        // A request that arrived with its connection is answered before enough others can have the connection closed. Not
+        // after each connection, or those that wait to be accepted would wait for a page of metrics each.
         accepted = (accepted + 1) % (METRICS / 2);
         if accepted == 0 {
             yield_now().await;
@@ -127,7 +127,8 @@ pub async fn metrics(listener: TcpListener, router: Router) {
     }
 }
 
-/// Whose a connection is: an IPv4 address, or the /64 that an IPv6 host has all addresses of.
+/// The sender of a connection: an IPv4 address, or the /64 of an IPv6 address, because a host can use all addresses of its
+/// /64.
 fn sender(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -135,14 +136,14 @@ fn sender(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Of connections by age, with whose they are: the oldest of a sender that has most.
+/// Index of the connection to close, given the senders of all connections by age: the oldest of the sender with the most.
 fn evicted(senders: &[IpAddr]) -> usize {
     let share = |sender: &IpAddr| senders.iter().filter(|other| *other == sender).count();
     let most = senders.iter().map(share).max().unwrap_or(0);
     senders.iter().position(|sender| share(sender) == most).unwrap_or(0)
 }
 
-/// A connection that has gone already, or no descriptor left.
+/// Handles an error of accept(2): a connection that has already been closed, or no descriptor left.
 async fn refused_by_system(error: &io::Error) {
     if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
         warn!("accepting a connection: {error}");
@@ -165,7 +166,7 @@ async fn serve(
     let ended = timeout(WHOLE, async {
         tokio::select! {
             ended = connection.as_mut() => return ended,
-            // Only ever by the sender's end.
+            // The sender ends when the server stops.
             _ = stopped.changed() => connection.as_mut().graceful_shutdown(),
         }
         connection.await
@@ -177,41 +178,41 @@ async fn serve(
     }
 }
 
-/// Places for connections, by whose they are.
-struct Room<K> {
+/// Limits the number of connections, in total and of each holder.
+struct Limiter<K> {
     limits: Limits,
     taken: Arc<Mutex<HashMap<K, usize>>>,
 }
 
-/// One of them, until it is dropped.
-struct Place<K: Eq + Hash> {
-    who: K,
+/// The right to have one connection, until it is dropped.
+struct Permit<K: Eq + Hash> {
+    holder: K,
     taken: Arc<Mutex<HashMap<K, usize>>>,
 }
 
-impl<K: Copy + Eq + Hash> Room<K> {
+impl<K: Copy + Eq + Hash> Limiter<K> {
     fn new(limits: Limits) -> Self {
         Self { limits, taken: Arc::default() }
     }
 
-    fn take(&self, who: K) -> Option<Place<K>> {
+    fn acquire(&self, holder: K) -> Option<Permit<K>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = taken.values().sum();
-        let own = taken.get(&who).copied().unwrap_or(0);
+        let own = taken.get(&holder).copied().unwrap_or(0);
         if all >= self.limits.all || own >= self.limits.each {
             return None;
         }
-        taken.insert(who, own + 1);
-        Some(Place { who, taken: Arc::clone(&self.taken) })
+        taken.insert(holder, own + 1);
+        Some(Permit { holder, taken: Arc::clone(&self.taken) })
     }
 }
 
-impl<K: Eq + Hash> Drop for Place<K> {
+impl<K: Eq + Hash> Drop for Permit<K> {
     fn drop(&mut self) {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        match taken.get_mut(&self.who) {
+        match taken.get_mut(&self.holder) {
             Some(count) if *count > 1 => *count -= 1,
-            _ => drop(taken.remove(&self.who)),
+            _ => drop(taken.remove(&self.holder)),
         }
     }
 }
@@ -232,17 +233,17 @@ mod tests {
     }
 
     #[test]
-    fn places_are_counted_by_whose_they_are_and_given_back() {
-        let room = Room::new(Limits { each: 2, all: 3 });
-        let first = room.take(1).unwrap();
-        let _second = room.take(1).unwrap();
-        assert!(room.take(1).is_none());
-        let _others = room.take(2).unwrap();
-        assert!(room.take(2).is_none() && room.take(3).is_none(), "all are taken");
+    fn permits_are_counted_by_holder_and_given_back() {
+        let limiter = Limiter::new(Limits { each: 2, all: 3 });
+        let first = limiter.acquire(1).unwrap();
+        let _second = limiter.acquire(1).unwrap();
+        assert!(limiter.acquire(1).is_none());
+        let _others = limiter.acquire(2).unwrap();
+        assert!(limiter.acquire(2).is_none() && limiter.acquire(3).is_none(), "all are taken");
         drop(first);
-        let again = room.take(3).unwrap();
+        let again = limiter.acquire(3).unwrap();
         drop(again);
-        assert!(room.take(1).is_some());
-        assert_eq!(room.taken.lock().unwrap().len(), 2);
+        assert!(limiter.acquire(1).is_some());
+        assert_eq!(limiter.taken.lock().unwrap().len(), 2);
     }
 }

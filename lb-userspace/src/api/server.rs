@@ -1,4 +1,4 @@
-//! What the two servers answer: requests in JSON on the control socket, metrics and health on TCP.
+//! The routes of the two servers: requests on the control socket, metrics and health on TCP.
 
 use std::sync::Arc;
 
@@ -17,26 +17,18 @@ use tokio::sync::{Mutex, watch};
 use super::{access, metrics};
 use crate::{
     control::{Answers, Controller, Handle, Readiness, RequestError},
-    protocol::{
-        self, AcceptClock, Access, BODY_MAX, ExportKeys, Failure, GetClock, GetCounters, GetStatus,
-        ImportKeys, InspectToken, ListBackends, ListKeys, ListRevocations, ListServices, ListSessions,
-        MintToken, RevokeBefore, RevokeKey, RevokeSessions, RevokeToken, RotateKeys, UnrevokeSessions,
-        UnrevokeToken,
-    },
+    protocol::{self, Access, BODY_MAX, Failure, for_each_request},
 };
 
-/// What the control socket answers.
+/// The routes of the control socket.
 pub fn control(handle: Handle) -> Router {
     Routes::all()
         .router
         .fallback(async || {
-            (StatusCode::NOT_FOUND, failure("there is no such request: is it another version?"))
+            (StatusCode::NOT_FOUND, failure("there is no such request; is the daemon another version?"))
         })
         .method_not_allowed_fallback(async || {
-            (
-                StatusCode::METHOD_NOT_ALLOWED,
-                failure("this request takes another method: GET reads, POST changes"),
-            )
+            (StatusCode::METHOD_NOT_ALLOWED, failure("this request has another method; see docs/api.md"))
         })
         .layer(from_fn(access::may_read))
         .layer(DefaultBodyLimit::max(BODY_MAX))
@@ -69,27 +61,10 @@ struct Routes {
 impl Routes {
     /// All types of requests.
     fn all() -> Self {
-        Self::default()
-            .with::<GetStatus>()
-            .with::<GetCounters>()
-            .with::<ListBackends>()
-            .with::<ListKeys>()
-            .with::<ListSessions>()
-            .with::<ListRevocations>()
-            .with::<ListServices>()
-            .with::<GetClock>()
-            .with::<InspectToken>()
-            .with::<RotateKeys>()
-            .with::<RevokeKey>()
-            .with::<ExportKeys>()
-            .with::<ImportKeys>()
-            .with::<MintToken>()
-            .with::<RevokeToken>()
-            .with::<UnrevokeToken>()
-            .with::<RevokeSessions>()
-            .with::<UnrevokeSessions>()
-            .with::<RevokeBefore>()
-            .with::<AcceptClock>()
+        macro_rules! with {
+            ($($request:ident)*) => { Self::default()$(.with::<protocol::$request>())* };
+        }
+        for_each_request!(with)
     }
 
     fn with<R: protocol::Request>(mut self) -> Self
@@ -114,7 +89,7 @@ impl Routes {
     }
 }
 
-/// The input of a request without a body: its query.
+/// The fields of a GET request, from its query.
 struct Parameters<I>(I);
 
 impl<S: Send + Sync, I: DeserializeOwned> FromRequest<S> for Parameters<I> {
@@ -122,7 +97,7 @@ impl<S: Send + Sync, I: DeserializeOwned> FromRequest<S> for Parameters<I> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
         if !request.body().is_end_stream() {
-            let error = "this request takes its parameters from the query and has no body";
+            let error = "this request has its fields in the query and no body";
             return Err((StatusCode::BAD_REQUEST, failure(error)));
         }
         let query = request.uri().query().unwrap_or_default().to_owned();
@@ -135,7 +110,7 @@ impl<S: Send + Sync, I: DeserializeOwned> FromRequest<S> for Parameters<I> {
     }
 }
 
-/// The input of a request without a query: its body, which is JSON, or empty where the request says nothing.
+/// The fields of a POST request, from its JSON body; the body is empty if the request has no fields.
 struct Body<I>(I);
 
 impl<S: Send + Sync, I: DeserializeOwned> FromRequest<S> for Body<I> {
@@ -143,16 +118,15 @@ impl<S: Send + Sync, I: DeserializeOwned> FromRequest<S> for Body<I> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
         if let Some(query) = request.uri().query() {
-            let error =
-                format!("this request takes its parameters from the body and has no query: `{query}`");
+            let error = format!("this request has its fields in the body and no query: `{query}`");
             return Err((StatusCode::BAD_REQUEST, failure(error)));
         }
-        // Whoever says so beforehand is told before all of it is sent.
+        // A client that announces its size is refused before it has sent everything.
         if request.body().size_hint().lower() > BODY_MAX as u64 {
             let error = format!("a request has at most {BODY_MAX} bytes");
             return Err((StatusCode::PAYLOAD_TOO_LARGE, failure(error)));
         }
-        // An empty body is JSON's `null`, which only `()` is read from.
+        // An empty body counts as `null`, which only a request without fields can be read from.
         if request.body().is_end_stream() {
             return match serde_json::from_value(serde_json::Value::Null) {
                 Ok(input) => Ok(Self(input)),
@@ -186,17 +160,17 @@ fn failure(error: impl Into<String>) -> Json<Failure> {
     Json(Failure { error: error.into() })
 }
 
-/// What the metrics port answers.
+/// The routes of the metrics port.
 pub fn metrics(handle: Handle, readiness: watch::Receiver<Readiness>) -> Router {
     Router::new()
         .route("/metrics", get(scrape))
         .with_state(Arc::new(Mutex::new(handle)))
-        // The process answers.
+        // Liveness: the process answers.
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(async move |Query(of): Query<ReadyOf>| ready(&readiness.borrow(), of)))
 }
 
-/// One page at a time: a client that asks for many keeps no other request waiting for more than one.
+/// One page at a time, so that a client that requests many delays another request by one page at most.
 async fn scrape(State(to): State<Arc<Mutex<Handle>>>, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = metrics::Format::accepted(accept);
@@ -214,7 +188,7 @@ struct ReadyOf {
     service: Option<String>,
 }
 
-/// 200 if packets are to be sent here, of one service or of any; or 503 and the reasons why not.
+/// 200 if packets of the service, or of any service, should be sent to this node; or 503 and the reasons.
 fn ready(readiness: &Readiness, of: ReadyOf) -> Response {
     let reasons = match &of.service {
         None => readiness.reasons(),
@@ -222,7 +196,7 @@ fn ready(readiness: &Readiness, of: ReadyOf) -> Response {
             Some(reasons) => reasons,
             None => {
                 let there_are = readiness.services().collect::<Vec<_>>().join(", ");
-                let error = format!("there is no service {name}; there are: {there_are}\n");
+                let error = format!("there is no service {name}; services: {there_are}\n");
                 return (StatusCode::NOT_FOUND, error).into_response();
             }
         },
@@ -247,8 +221,7 @@ mod tests {
             client::Encoded,
         },
         config::Group,
-        keyring::Keyset,
-        protocol::{Request as _, TokenKind},
+        protocol::{AcceptClock, InspectToken, ListBackends, Request as _, schema},
     };
 
     const READERS: u32 = 10;
@@ -290,56 +263,31 @@ mod tests {
         body: String,
     }
 
-    fn sent<R: protocol::Request>(request: &R) -> Sent {
-        let Encoded { uri, body } = Encoded::new(request).unwrap();
+    fn smallest<R: protocol::Request>() -> Sent {
+        let Encoded { uri, body } = Encoded::new(&schema::smallest::<R>()).unwrap();
         let route = Route { method: R::METHOD, path: R::PATH, access: R::ACCESS };
         Sent { route, uri, body: String::from_utf8(body).unwrap() }
     }
 
-    /// A request of each type, as the client sends it.
+    /// The smallest request of each type, as the client sends it.
     fn requests() -> Vec<Sent> {
-        let service = || "game".to_owned();
-        let token = || "54".to_owned();
-        let keyset = Keyset { service: service(), service_id: 42, keys: Vec::new() };
-        let mint = MintToken {
-            service: service(),
-            session: 1,
-            kind: TokenKind::Bearer,
-            ttl: 300,
-            bind: None,
-            bind_len: None,
-            bind_port: None,
-            class: 0,
-            backend: 0,
-        };
-        vec![
-            sent(&GetStatus {}),
-            sent(&GetCounters { service: None }),
-            sent(&ListBackends { service: Some("a b&c".to_owned()) }),
-            sent(&ListKeys {}),
-            sent(&ListSessions { service: None, limit: 1 }),
-            sent(&ListRevocations { service: None }),
-            sent(&ListServices {}),
-            sent(&GetClock {}),
-            sent(&InspectToken { token: token(), from: None, from_port: None }),
-            sent(&RotateKeys { service: None }),
-            sent(&RevokeKey { key_id: 1 }),
-            sent(&ExportKeys { service: service() }),
-            sent(&ImportKeys(keyset)),
-            sent(&mint),
-            sent(&RevokeToken { token: token(), service: None }),
-            sent(&UnrevokeToken { token: token(), service: None }),
-            sent(&RevokeSessions { service: service(), sessions: vec![1], seconds: None }),
-            sent(&UnrevokeSessions { service: service(), sessions: vec![1] }),
-            sent(&RevokeBefore { service: service(), at: None }),
-            sent(&AcceptClock),
-        ]
+        macro_rules! all {
+            ($($request:ident)*) => { vec![$(smallest::<protocol::$request>()),*] };
+        }
+        for_each_request!(all)
+    }
+
+    #[test]
+    fn fields_of_a_read_are_in_its_query() {
+        let Encoded { uri, body } =
+            Encoded::new(&ListBackends { service: Some("a b&c".to_owned()) }).unwrap();
+        assert_eq!((uri.as_str(), body.as_slice()), ("/v1/backends?service=a+b%26c", &[][..]));
     }
 
     #[tokio::test]
     async fn every_route_asks_for_its_access() {
         let requests = requests();
-        assert_eq!(requests.iter().map(|sent| sent.route.clone()).collect::<Vec<_>>(), routes());
+        assert!(requests.len() >= 20, "{} routes", requests.len());
         for Sent { route, uri, body } in &requests {
             for (gid, access) in [(1000, None), (READERS, Some(Access::Read)), (ADMINS, Some(Access::Change))]
             {

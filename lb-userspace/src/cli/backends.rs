@@ -7,51 +7,51 @@ use super::{
     output::{self, columns},
 };
 
-/// What to do.
+/// Subcommands.
 #[derive(clap::Subcommand)]
 pub enum Backends {
-    /// All backends, and whether they get sessions
+    /// List backends, and whether they get sessions
     List {
-        /// Only this service's, by name or id
+        /// Only backends of this service, by name or id
         #[arg(long, value_name = "S")]
         service: Option<String>,
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(global: &Global, command: Backends) -> anyhow::Result<()> {
     let Backends::List { service } = command;
     let list = global.client()?.ask(&ListBackends { service })?;
-    output::print(global.output, &list, |list| table(list))
+    output::print(global.output, &list, |list| table(&list.items))
 }
 
-/// The way to one that is up, from this host's end on.
-fn way(backend: &BackendStatus) -> String {
+/// The next hop of a backend that is up.
+fn next_hop(backend: &BackendStatus) -> String {
     let unknown = || "?".to_owned();
-    let mut way = format!(
+    let mut shown = format!(
         "up, {} on {}",
         backend.mac.clone().unwrap_or_else(unknown),
         backend.interface.clone().unwrap_or_else(unknown)
     );
-    let tags = (!backend.tags.is_empty()).then(|| format!(", {}", backend.tags.join(" ")));
-    let gateway = backend.gateway.as_ref().map(|gateway| format!(", by {gateway}"));
+    let tags = (!backend.vlan_tags.is_empty()).then(|| format!(", {}", backend.vlan_tags.join(" ")));
+    let gateway = backend.gateway.as_ref().map(|gateway| format!(", via {gateway}"));
     let source = backend.source.as_ref().map(|source| format!(", from {source}"));
     let mtu = backend.mtu.map(|mtu| format!(", mtu {mtu}"));
-    way.extend([tags, gateway, source, mtu].into_iter().flatten());
-    way
+    shown.extend([tags, gateway, source, mtu].into_iter().flatten());
+    shown
 }
 
-/// Also of `status`.
+/// The table; `status` shows it, too.
 pub fn table(list: &[BackendStatus]) -> Vec<String> {
     let row = |backend: &BackendStatus| {
         vec![
             backend.service.clone(),
-            backend.id.to_string(),
+            backend.backend_id.to_string(),
             backend.name.clone(),
             backend.address.clone(),
             backend.weight.to_string(),
             backend.packets.to_string(),
-            if backend.up { way(backend) } else { format!("{}: {}", backend.state, backend.detail) },
+            if backend.up { next_hop(backend) } else { format!("{}: {}", backend.state, backend.detail) },
         ]
     };
     let heads = ["SERVICE", "ID", "NAME", "ADDRESS", "WEIGHT", "PACKETS", "STATE"];

@@ -7,14 +7,14 @@ use super::{
     output::{self, duration},
 };
 
-/// What to do.
+/// Subcommands.
 #[derive(clap::Subcommand)]
 pub enum Clock {
-    /// Let the program follow a wall clock that was set back; what was issued before stays refused
+    /// Set the program clock back to the wall clock; tokens issued until now are revoked
     Accept,
 }
 
-/// Does it, or shows the clock.
+/// Runs the command; without a subcommand, shows the clock.
 pub fn run(global: &Global, command: Option<&Clock>) -> anyhow::Result<()> {
     let client = global.client()?;
     match command {
@@ -26,13 +26,13 @@ pub fn run(global: &Global, command: Option<&Clock>) -> anyhow::Result<()> {
             let accepted = client.ask(&AcceptClock)?;
             output::print(global.output, &accepted, |accepted| {
                 vec![
-                    format!("the program's clock went back by {}", duration(accepted.seconds_back)),
+                    format!("the program clock was set back by {}", duration(accepted.seconds_back)),
                     format!(
-                        "what any service issued before {} is refused, for good",
+                        "tokens of all services issued before {} are revoked permanently",
                         output::date(accepted.revoked_before)
                     ),
-                    "tokens that were issued for a time yet to come will be valid then: if there may be any, `tollgate keys \
-                     rotate --wait` and revoke the keys before"
+                    "tokens whose time of issue is in the future become valid then: if such tokens may exist, run `tollgate \
+                     keys rotate --wait` and revoke the previous keys"
                         .to_owned(),
                 ]
             })
@@ -42,16 +42,16 @@ pub fn run(global: &Global, command: Option<&Clock>) -> anyhow::Result<()> {
 
 fn lines(clock: &ClockStatus) -> Vec<String> {
     let state = match (clock.held, clock.stale) {
-        (true, false) => "HELD: the wall clock was set back; set it right, or `tollgate clock accept`",
+        (true, false) => "HELD: the wall clock was set back; correct it, or run `tollgate clock accept`",
         (true, true) => {
-            "HELD AND STALE: new tokens are refused; set the wall clock right, or `tollgate clock accept`"
+            "HELD AND STALE: new tokens are refused; correct the wall clock, or run `tollgate clock accept`"
         }
         (false, true) => "STALE: new tokens are refused; see `tollgate status`",
         (false, false) => "the program follows the wall clock",
     };
     vec![
-        format!("wall clock  {}", output::date(clock.wall as u64)),
-        format!("program     {}", output::date(clock.program as u64)),
+        format!("wall clock  {}", output::date(clock.wall_clock as u64)),
+        format!("program     {}", output::date(clock.program_clock as u64)),
         format!("difference  {:+.3} s", clock.difference_seconds),
         format!("confirmed   {:.0} s ago", clock.confirmed_age_seconds),
         format!("jumps       {} forward, {} back", clock.jumps_forward, clock.jumps_backward),

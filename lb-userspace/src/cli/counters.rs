@@ -7,15 +7,15 @@ use super::{
     output::{self, columns},
 };
 
-/// Of what.
+/// Arguments.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only this service, by name or id
+    /// Only counters of this service, by name or id
     #[arg(long, value_name = "S")]
     service: Option<String>,
 }
 
-/// Prints what the program has counted.
+/// Prints the counters of the XDP program.
 pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
     let report = global.client()?.ask(&GetCounters { service: args.service })?;
     output::print(global.output, &report, table)
@@ -31,7 +31,9 @@ fn table(report: &CounterReport) -> Vec<String> {
         rows.extend(counted.map(|one| row(&service.service, &one.reason, &one.count)));
     }
     rows.push(row("-", "not_ours", &report.not_ours));
-    for (reason, count) in [("unsupported", &report.buried), ("tables_changed", &report.tables_changed)] {
+    for (reason, count) in
+        [("unsupported", &report.too_many_vlan_tags), ("tables_changed", &report.tables_changed)]
+    {
         if count.packets > 0 {
             rows.push(row("-", reason, count));
         }

@@ -1,4 +1,4 @@
-//! `tollgate decap`: on a backend's host, in the foreground.
+//! `tollgate decap`: removes outer headers on the host of a backend, in the foreground.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -8,11 +8,13 @@ use std::{
 use anyhow::{Context as _, bail};
 use lb_common::decap::Outcome;
 use nix::{ifaddrs::getifaddrs, net::if_::if_nametoindex};
-use serde::Serialize;
 use tokio::time::interval;
-use tollgate::datapath::{
-    decap::{self, Balancers, Decap},
-    preflight,
+use tollgate::{
+    datapath::{
+        decap::{self, Balancers, Decap},
+        preflight,
+    },
+    protocol::{DecapCount, DecapReport},
 };
 use tracing::info;
 
@@ -22,40 +24,24 @@ use super::{
     signals::Signals,
 };
 
-/// How often the interface is looked at, and the counters are shown.
+/// How often the interface is checked and the counters are shown.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What is logged at SIGHUP.
+/// Log message at SIGHUP.
 const HANGUP: &str = "the program stays on the interface; SIGTERM or SIGINT takes it off";
 
-/// Where, and for whom.
+/// Arguments.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The interface that the balancers' packets come in on
+    /// Interface that receives the packets of the balancers
     #[arg(short, long, value_name = "IFACE")]
     interface: String,
-    /// The balancers: addresses and prefixes that their packets come from
+    /// Addresses and prefixes that the packets of the balancers come from
     #[arg(long, value_name = "ADDR[/LEN]", required = true, value_delimiter = ',')]
     from: Vec<Balancers>,
 }
 
-#[derive(Serialize)]
-struct Report {
-    interface: String,
-    mode: &'static str,
-    from: Vec<String>,
-    outcomes: Vec<Count>,
-}
-
-#[derive(Serialize)]
-struct Count {
-    outcome: &'static str,
-    packets: u64,
-    bytes: u64,
-    meaning: &'static str,
-}
-
-/// Takes outer headers off until it is told to end; then prints what became of which packets.
+/// Removes outer headers until a signal ends it; then prints the counters.
 pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
     global.log();
     preflight::raise_memlock_limit();
@@ -64,13 +50,13 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
     output::print(global.output, &report, table)
 }
 
-async fn until_told(args: &Args) -> anyhow::Result<Report> {
+async fn until_told(args: &Args) -> anyhow::Result<DecapReport> {
     let interface = args.interface.as_str();
     let mut signals = Signals::take()?;
     let index = if_nametoindex(interface)
         .with_context(|| format!("there is no interface `{interface}`; `ip link` shows those there are"))?;
     let mut decap = Decap::load(decap::embedded_object()?, mac(interface)?, &args.from)?;
-    let mode = decap.attach(interface, index)?.name();
+    let mode = decap.attach(interface, index)?.name().to_owned();
     let from: Vec<_> = args.from.iter().map(ToString::to_string).collect();
     info!("{interface} ({mode}): taking off ipip and gue (UDP port 6080) from {}", from.join(", "));
 
@@ -85,13 +71,13 @@ async fn until_told(args: &Args) -> anyhow::Result<Report> {
     // Off, before anything is said or printed.
     drop(decap);
     info!("{}: off {interface}; tunnels' packets go to the host as they come", ended?);
-    let outcomes = counts?.into_iter().map(|(outcome, counter)| Count {
-        outcome: outcome.name(),
+    let outcomes = counts?.into_iter().map(|(outcome, counter)| DecapCount {
+        outcome: outcome.name().to_owned(),
         packets: counter.packets,
         bytes: counter.bytes,
-        meaning: outcome.meaning(),
+        meaning: outcome.meaning().to_owned(),
     });
-    Ok(Report { interface: interface.to_owned(), mode, from, outcomes: outcomes.collect() })
+    Ok(DecapReport { interface: interface.to_owned(), mode, from, outcomes: outcomes.collect() })
 }
 
 /// The interface may have gone, or have another address; on a terminal, the counters in one line.
@@ -124,13 +110,13 @@ fn mac(interface: &str) -> anyhow::Result<[u8; 6]> {
     }
 }
 
-fn table(report: &Report) -> Vec<String> {
+fn table(report: &DecapReport) -> Vec<String> {
     let rows: Vec<_> = report
         .outcomes
         .iter()
         .map(|count| {
             let [packets, bytes] = [count.packets, count.bytes].map(|number| number.to_string());
-            vec![count.outcome.to_owned(), packets, bytes, count.meaning.to_owned()]
+            vec![count.outcome.clone(), packets, bytes, count.meaning.clone()]
         })
         .collect();
     columns(&["OUTCOME", "PACKETS", "BYTES", "MEANING"], &rows)

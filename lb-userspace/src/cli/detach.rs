@@ -1,20 +1,14 @@
-//! `tollgate detach`: from here on, nothing is filtered.
+//! `tollgate detach`: afterwards, nothing is filtered.
 
-use serde::Serialize;
-use tollgate::control;
+use tollgate::{control, protocol::Detached};
 
 use super::{Global, output};
 
-#[derive(Serialize)]
-struct Detached {
-    interfaces: Vec<String>,
-}
-
-/// Takes the program off and removes the pins. The store stays.
+/// Detaches the program and removes the pins; the store stays.
 pub fn run(global: &Global) -> anyhow::Result<()> {
     let interfaces = control::detach(&global.load()?)?;
     output::print(global.output, &Detached { interfaces }, |detached| match detached.interfaces.as_slice() {
         [] => vec!["nothing was attached".to_owned()],
-        interfaces => vec![format!("taken off {}; nothing is filtered there now", interfaces.join(", "))],
+        interfaces => vec![format!("detached from {}; nothing is filtered there now", interfaces.join(", "))],
     })
 }

@@ -18,65 +18,65 @@ use super::{
     status,
 };
 
-/// How long `--wait` waits.
+/// How long `--wait` waits at most.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What to do.
+/// Subcommands.
 #[derive(clap::Subcommand)]
 pub enum Keys {
-    /// All keys, without their secrets
+    /// List keys without their secrets
     List,
-    /// Replace the key that signs; tokens of the one before stay valid until they expire
+    /// Replace the key that signs; tokens of the previous key stay valid until they expire
     Rotate {
-        /// Only this service's, by name or id
+        /// Only the key of this service, by name or id
         #[arg(long, value_name = "S")]
         service: Option<String>,
-        /// Come back only when the new key signs
+        /// Return once the new key signs
         #[arg(long)]
         wait: bool,
     },
-    /// Stop a key at once and for good, with all its tokens
+    /// Revoke a key immediately and permanently, with all its tokens
     Revoke {
-        /// Its number, as `keys list` shows it
+        /// Id of the key, as shown by `keys list`
         key_id: u32,
     },
-    /// Print a service's keys, secrets and all, for an issuer of its tokens
+    /// Print the keys of a service with their secrets, for an issuer of its tokens
     Export {
         /// The service, by name or id
         #[arg(long, value_name = "S")]
         service: String,
     },
-    /// Take over the keys that another node has exported
+    /// Import keys that another node has exported
     Import {
-        /// What `keys export` printed
+        /// Output of `keys export`
         file: PathBuf,
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(global: &Global, command: Keys) -> anyhow::Result<()> {
     let client = global.client()?;
     match command {
         Keys::List => {
             let keys = client.ask(&ListKeys {})?;
-            output::print(global.output, &keys, |keys| status::keys(keys))
+            output::print(global.output, &keys, |keys| status::keys(&keys.items))
         }
         Keys::Rotate { service, wait } => {
             let mut rotated = client.ask(&RotateKeys { service })?;
             if wait {
-                wait_for(global, &mut rotated)?;
+                wait_for(global, &mut rotated.items)?;
             }
-            output::print(global.output, &rotated, |rotated| rotations(rotated))
+            output::print(global.output, &rotated, |rotated| rotations(&rotated.items))
         }
         Keys::Revoke { key_id } => {
             let revoked = client.ask(&RevokeKey { key_id })?;
             output::print(global.output, &revoked, |revoked| {
-                let now = match revoked.active_key {
+                let now = match revoked.active_key_id {
                     Some(id) => format!("key {id} signs now"),
-                    None => "no key signs: see `tollgate keys list`".to_owned(),
+                    None => "no key signs; see `tollgate keys list`".to_owned(),
                 };
-                let done = match revoked.was {
-                    KeyState::Revoked => "was revoked before, and nothing has changed".to_owned(),
+                let done = match revoked.previous_state {
+                    KeyState::Revoked => "was already revoked".to_owned(),
                     was => format!("({was}) is revoked: its tokens are refused"),
                 };
                 vec![format!("key {} {done}. {now}", revoked.key_id)]
@@ -84,7 +84,7 @@ pub fn run(global: &Global, command: Keys) -> anyhow::Result<()> {
         }
         Keys::Export { service } => {
             let keyset = client.ask(&ExportKeys { service })?;
-            // The same for people: it is for `keys import`, `token mint --keyset` and issuers.
+            // JSON in both formats: it is read by `keys import`, `token mint --keyset` and issuers.
             output::print(output::Format::Json, &keyset, |_| Vec::new())
         }
         Keys::Import { file } => {
@@ -92,7 +92,7 @@ pub fn run(global: &Global, command: Keys) -> anyhow::Result<()> {
             output::print(global.output, &report, |report| {
                 let ImportReport { added, known, skipped } = report;
                 vec![format!(
-                    "{} keys added, {} known already, {} left out (revoked or ended)",
+                    "{} keys added, {} already known, {} skipped (revoked or ended)",
                     added.len(),
                     known.len(),
                     skipped.len()
@@ -102,12 +102,13 @@ pub fn run(global: &Global, command: Keys) -> anyhow::Result<()> {
     }
 }
 
-/// What `keys export` printed.
+/// Reads the output of `keys export`.
 pub fn read_keyset(file: &Path) -> anyhow::Result<Keyset> {
-    let text = std::fs::read(file)
-        .with_context(|| format!("{}: cannot be read; `tollgate keys export` makes one", file.display()))?;
+    let text = std::fs::read(file).with_context(|| {
+        format!("{}: cannot be read; create it with `tollgate keys export`", file.display())
+    })?;
     serde_json::from_slice(&text).with_context(|| {
-        format!("{}: this is no keyset; `tollgate keys export --service S > FILE` makes one", file.display())
+        format!("{}: not a keyset; create one with `tollgate keys export --service S > FILE`", file.display())
     })
 }
 
@@ -129,7 +130,7 @@ fn wait_for(global: &Global, rotated: &mut [Rotated]) -> anyhow::Result<()> {
             told = true;
         }
         std::thread::sleep(Duration::from_millis(100));
-        let keys = global.client()?.ask(&ListKeys {})?;
+        let keys = global.client()?.ask(&ListKeys {})?.items;
         for one in rotated.iter_mut() {
             if let Some(key) = keys.iter().find(|key| key.key_id == one.key_id) {
                 one.state = key.state;
@@ -145,7 +146,7 @@ fn rotations(rotated: &[Rotated]) -> Vec<String> {
             one.service.clone(),
             one.key_id.to_string(),
             one.state.to_string(),
-            one.previous.map_or_else(|| "-".to_owned(), |id| id.to_string()),
+            one.previous_key_id.map_or_else(|| "-".to_owned(), |id| id.to_string()),
         ]
     };
     columns(&["SERVICE", "KEY", "STATE", "BEFORE"], &rotated.iter().map(row).collect::<Vec<_>>())

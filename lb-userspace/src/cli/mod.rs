@@ -1,6 +1,6 @@
-//! The command line, one file per command.
+//! The command line: one file per command, which parses, asks the daemon, and prints.
 //!
-//! Exit statuses: 0 done, 1 failed, 2 usage, 3 no daemon.
+//! Exit status: 0 success, 1 failure, 2 usage error, 3 no daemon. Start at [`main`].
 
 mod backends;
 mod check;
@@ -44,8 +44,8 @@ const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 const FAILED: u8 = 1;
 const NO_DAEMON: u8 = 3;
 
-/// Drops every datagram to a protected UDP service that carries no valid token, in the network driver, and sends the
-/// rest to the right backend.
+/// Drops datagrams to protected UDP services that carry no valid token, in the network driver, and forwards the others to
+/// their backend
 #[derive(Parser)]
 #[command(name = "tollgate", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
@@ -55,19 +55,19 @@ struct Cli {
     command: Command,
 }
 
-/// What every command knows.
+/// Options of every command.
 #[derive(Clone, Debug, clap::Args)]
 struct Global {
-    /// How results are printed; JSON is the stable form
+    /// Output format; JSON is stable, see docs/api.md
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
-    /// The configuration [default: /etc/tollgate/tollgate.toml]
+    /// Configuration file [default: /etc/tollgate/tollgate.toml]
     #[arg(short = 'c', long = "config", global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The daemon's control socket [default: that of the configuration]
+    /// Control socket of the daemon [default: `control` in the configuration]
     #[arg(long, global = true, value_name = "SOCKET")]
     control: Option<PathBuf>,
-    /// What is logged to standard error: this and what is graver
+    /// Log to standard error at this level and above
     #[arg(long, global = true, value_name = "LEVEL", env = "TOLLGATE_LOG", default_value = "info", ignore_case = true,
           value_parser = PossibleValuesParser::new(LEVELS).try_map(|level| level.parse::<LevelFilter>()))]
     log: LevelFilter,
@@ -75,49 +75,49 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The daemon, in the foreground
+    /// Run the daemon in the foreground
     Run(run::Args),
-    /// Check the configuration and this host, and change nothing
+    /// Check the configuration and this host without changing anything
     Check,
-    /// Take the program off the interfaces and remove what is pinned
+    /// Detach the XDP program from the interfaces and remove all pins; nothing is filtered afterwards
     Detach,
-    /// What the daemon does, and what differs from what it should
+    /// Show the state of the node, and where the kernel differs from the configuration
     Status,
-    /// Packets and bytes by service and reason
+    /// Show packets and bytes by service and reason
     Counters(counters::Args),
-    /// Keys: list, rotate, revoke, export, import
+    /// List, rotate, revoke, export or import keys
     #[command(subcommand)]
     Keys(keys::Keys),
-    /// Tokens: mint, inspect, revoke, unrevoke
+    /// Mint, inspect, revoke or unrevoke tokens
     #[command(subcommand)]
     Token(token::Token),
-    /// Backends: list
+    /// List backends
     #[command(subcommand)]
     Backends(backends::Backends),
-    /// Services: list, revoke what they have issued
+    /// List services, or revoke all their tokens issued before a time
     #[command(subcommand)]
     Services(services::Services),
-    /// Sessions: list, revoke, unrevoke
+    /// List, revoke or unrevoke sessions
     #[command(subcommand)]
     Sessions(sessions::Sessions),
-    /// The clock that tokens are checked against
+    /// Show or accept the clock that tokens are checked against
     Clock {
         #[command(subcommand)]
         command: Option<clock::Clock>,
     },
-    /// On a backend's host: take off what `ipip` and `gue` balancers put before a packet
+    /// On the host of a backend: remove the outer headers that balancers with `ipip` or `gue` add
     Decap(decap::Args),
 }
 
-/// Runs the command of this process, and says how it went.
+/// Runs the command of this process; returns its exit status.
 pub fn main() -> ExitCode {
-    // Keys pass through half of the commands.
+    // Many commands handle keys.
     if let Err(error) = sandbox::hide_memory() {
         eprintln!("tollgate: {error}");
         return ExitCode::from(FAILED);
     }
     let Cli { global, command } = Cli::parse();
-    // `check` prints its report also where this fails.
+    // `check` reports this failure together with its other results.
     let enough_descriptors = preflight::raise_descriptor_limit().map_err(anyhow::Error::msg);
     let result = match command {
         Command::Check => check::run(&global, enough_descriptors),
@@ -144,12 +144,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A configuration's errors with the lines they are in, all others with their causes.
+/// The text of an error: with the lines of the file for an error of the configuration, with its causes for any other.
 fn shown(error: &anyhow::Error) -> String {
     if let Some(error) = error.downcast_ref::<ConfigError>() {
         return error.report(io::stderr().is_terminal());
     }
-    // Many of our messages tell their cause themselves.
+    // Many messages already contain their cause.
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {
@@ -167,13 +167,13 @@ fn status_of(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// Whether whoever read the output has read enough, as `head` does.
+/// Whether the reader of the output has closed it, as `head` does.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 impl Global {
-    /// The command line that takes the program of this configuration off its interfaces.
+    /// The command that detaches the program of this configuration.
     fn detach_command(&self) -> String {
         match &self.config {
             Some(config) => format!("tollgate detach -c {}", config.display()),
@@ -181,7 +181,7 @@ impl Global {
         }
     }
 
-    /// The configuration's file.
+    /// Path of the configuration.
     fn file(&self) -> &Path {
         self.config.as_deref().unwrap_or(Path::new(CONFIG))
     }
@@ -190,7 +190,7 @@ impl Global {
         Ok(Config::load(self.file())?)
     }
 
-    /// Asks the daemon of the configuration, or on another socket that was named.
+    /// A client of the daemon: on the socket of `--control`, or of the configuration.
     fn client(&self) -> anyhow::Result<Client> {
         if let Some(socket) = &self.control {
             return Ok(Client::new(socket));
@@ -198,7 +198,7 @@ impl Global {
         match Config::load(self.file()) {
             Ok(config) => Ok(Client::new(&config.control)),
             Err(error) if self.config.is_some() => Err(error.into()),
-            // One that nobody named need not be there.
+            // The default configuration need not exist.
             Err(_) => Ok(Client::new(Path::new(tollgate::config::CONTROL))),
         }
     }
@@ -210,8 +210,8 @@ impl Global {
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal())
             .with_target(false)
-            // A line that cannot be written, as to a closed terminal, is lost: to report that on the same closed
-            // standard error would be a panic.
+            // A line that cannot be written, for example to a closed terminal, is lost: reporting that on the same closed
+            // standard error would panic.
             .log_internal_errors(false)
             .init();
     }

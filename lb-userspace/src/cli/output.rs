@@ -1,19 +1,19 @@
-//! Tables for people, JSON for programs.
+//! Prints results as tables or as JSON.
 
 use std::io::{self, Write as _};
 
 use serde::Serialize;
 
-/// How results are printed.
+/// Output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// For people
+    /// Aligned columns and sentences
     Table,
-    /// For programs
+    /// JSON, described in docs/api.md
     Json,
 }
 
-/// Prints a value as JSON, or as the lines that `table` makes of it.
+/// Prints a value as JSON, or as the lines of `table`.
 pub fn print<T: Serialize>(
     format: Format,
     value: &T,
@@ -61,14 +61,14 @@ pub fn columns(heads: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     std::iter::once(line(&heads)).chain(rows.iter().map(|row| line(row))).collect()
 }
 
-/// Seconds as people say them.
+/// A duration such as `1h 5m`.
 pub fn duration(seconds: u64) -> String {
     humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string()
 }
 
-/// A unix second as a date.
+/// A Unix time as a date.
 pub fn date(unix: u64) -> String {
-    // What a 32-bit clock cannot say is never.
+    // Tokens have 32-bit times: a later time never comes.
     if unix > u64::from(u32::MAX) {
         return "never".to_owned();
     }

@@ -18,10 +18,8 @@ use tollgate::{
     api::{access::Rules, listen, serve, server},
     config::Config,
     control::{Acceptance, Controller, Handle, Readiness, desired},
-    datapath::{
-        Pins,
-        preflight::{self, Verdict},
-    },
+    datapath::{Pins, preflight},
+    protocol::Verdict,
     sandbox::{self, Account},
     store,
 };
@@ -29,29 +27,29 @@ use tracing::{info, warn};
 
 use super::{Global, signals::Signals};
 
-/// How long answers may take once the daemon ends.
+/// How long the daemon waits for pending answers when it ends.
 const ANSWERS_UNDER_WAY: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether the loop still looks.
+/// How often the announced state is compared with the readiness.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// What is logged at SIGHUP.
-const HANGUP: &str = "a running daemon does not read its configuration again; restart it to apply a changed \
+/// Log message at SIGHUP.
+const HANGUP: &str = "a running daemon does not reload its configuration; restart it to apply a changed \
                       configuration, no valid packet is lost";
 
-/// As whom.
+/// Arguments.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Become this user once everything is open that takes root, and own the store and the pins as it
+    /// Switch to this user once everything that needs root is open; the user owns the store and the pins
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// Accept once a store that is older than the kernel state, empty or another one; the error of the refused start names the
-    /// value. What the kernel has revoked stays revoked
+    /// Accept, for this start, a store that is older than the kernel state, empty, or another one; the error of the refused
+    /// start contains the value. Everything revoked in the kernel stays revoked
     #[arg(long, value_name = "FOUND:REMEMBERED:DIGEST")]
     accept_store: Option<Acceptance>,
 }
 
-/// Runs until it is told to end.
+/// Runs the daemon until a signal ends it.
 pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
     global.log();
     let config = global.load()?;
@@ -61,7 +59,7 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
     preflight(&config)?;
     let account = args.user.as_deref().map(Account::find).transpose()?.flatten();
     let pins = Pins::new(&config.bpffs)?;
-    let doors = Doors::open(&config, account.as_ref())?;
+    let listeners = Listeners::open(&config, account.as_ref())?;
     let pins = match &account {
         Some(account) => {
             sandbox::hand_over(&config, account)?;
@@ -69,22 +67,22 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<()> {
         }
         None => pins,
     };
-    // Before the first thread: what is given up is given up by those that come after.
+    // Before the first thread: later threads inherit the restrictions.
     sandbox::enter(account.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(daemon(config, pins, doors, args.accept_store.clone(), global.detach_command()))
+    runtime.block_on(daemon(config, pins, listeners, args.accept_store.clone(), global.detach_command()))
 }
 
-/// What others reach the daemon by.
-struct Doors {
+/// The sockets that the daemon listens on.
+struct Listeners {
     control: UnixListener,
     rules: Rules,
     metrics: Option<TcpListener>,
     socket: Socket,
 }
 
-impl Doors {
-    /// Before anything changes in the kernel, everything that can be refused is asked for.
+impl Listeners {
+    /// Opens all sockets, before anything changes in the kernel.
     fn open(config: &Config, account: Option<&Account>) -> anyhow::Result<Self> {
         let user = account.map_or_else(nix::unistd::geteuid, |account| account.uid);
         let rules = Rules::new(config, user.as_raw());
@@ -104,13 +102,13 @@ fn preflight(config: &Config) -> anyhow::Result<()> {
     let failed: Vec<_> = checks
         .iter()
         .filter(|check| check.verdict == Verdict::Failed)
-        .map(|check| format!("{}: {}; {}", check.name, check.found, check.mend))
+        .map(|check| format!("{}: {}; {}", check.name, check.found, check.hint))
         .collect();
     if !failed.is_empty() {
-        bail!("this host cannot run the data path\n  {}", failed.join("\n  "));
+        bail!("this host cannot run the XDP program\n  {}", failed.join("\n  "));
     }
     for check in checks.iter().filter(|check| check.verdict == Verdict::Warning) {
-        warn!("{}: {}; {}", check.name, check.found, check.mend);
+        warn!("{}: {}; {}", check.name, check.found, check.hint);
     }
     Ok(())
 }
@@ -118,12 +116,12 @@ fn preflight(config: &Config) -> anyhow::Result<()> {
 async fn daemon(
     config: Config,
     pins: Pins,
-    doors: Doors,
+    listeners: Listeners,
     accept_store: Option<Acceptance>,
     detach: String,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::take()?;
-    let Doors { control, rules, metrics, socket } = doors;
+    let Listeners { control, rules, metrics, socket } = listeners;
     let control = tokio::net::UnixListener::from_std(control)?;
     let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
     let store = store::open(&config.store)?;
@@ -144,29 +142,27 @@ async fn daemon(
     tokio::select! {
         signal = signals.end(HANGUP) => info!("{signal}: ending"),
         ended = &mut controller => {
-            ended.context("the control loop ended by itself: please report it, and start it again")?;
+            ended.context("the reconcile loop ended unexpectedly; please report it, and start the daemon again")?;
         }
     }
-    say_what_stays(&handle, &detach).await;
+    log_remaining(&handle, &detach).await;
     notify("STOPPING=1");
-    // Answers under way are still given; whoever does not read them is not waited for, nor is anybody after a second
-    // signal.
+    // Pending answers are still sent, for a limited time and until a second signal.
     let _ = stop.send(());
     tokio::select! {
         ended = timeout(ANSWERS_UNDER_WAY, control) => if let Ok(ended) = ended {
             ended.context("the control socket's server")?;
         },
-        signal = signals.end(HANGUP) => info!("{signal} again: answers under way are not waited for"),
+        signal = signals.end(HANGUP) => info!("{signal} again: not waiting for pending answers"),
     }
     drop(socket);
     Ok(())
 }
 
-/// Logs which interfaces the XDP program stays attached to without this process, and which it does not. `detach` is the
-/// command that removes it.
-async fn say_what_stays(handle: &Handle, detach: &str) {
+/// Logs on which interfaces the XDP program stays attached without this process. `detach` is the command that detaches it.
+async fn log_remaining(handle: &Handle, detach: &str) {
     let Ok(Ok(remaining)) = timeout(ANSWERS_UNDER_WAY, handle.remaining()).await else {
-        warn!("the control loop does not answer: `ip link` shows where the XDP program stays attached");
+        warn!("the reconcile loop does not answer; `ip link` shows where the XDP program stays attached");
         return;
     };
     if !remaining.filtered.is_empty() {
@@ -183,17 +179,18 @@ async fn say_what_stays(handle: &Handle, detach: &str) {
     }
 }
 
-/// The control socket's file, which goes with the daemon, however that ends.
+/// The file of the control socket; removed when the daemon ends.
 struct Socket(PathBuf);
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // If it cannot be removed, as where its directory is root's and the daemon is not, the next one replaces it.
+        // It cannot be removed where the directory belongs to root and the daemon runs as another user; the next daemon
+        // replaces it.
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
-/// Tells the log and the service manager when it filters, and when it does not any more.
+/// Reports changes of the readiness to the log and the service manager.
 async fn announce(mut readiness: watch::Receiver<Readiness>, node: String) {
     let mut said = None;
     loop {
@@ -207,7 +204,7 @@ async fn announce(mut readiness: watch::Receiver<Readiness>, node: String) {
                     info!(node, "ready: filtering");
                     notify("READY=1\nSTATUS=filtering");
                 }
-                // A cable or a backend that is missing keeps no service manager waiting.
+                // A missing link or backend must not keep the service manager waiting.
                 (true, all) => {
                     warn!(node, "filtering, and not ready for traffic: {all}");
                     notify(&format!("READY=1\nSTATUS=filtering, and not ready for traffic: {all}"));
@@ -219,14 +216,14 @@ async fn announce(mut readiness: watch::Receiver<Readiness>, node: String) {
             }
             said = Some(found);
         }
-        // That nobody looks any more is no change that anybody tells.
+        // A loop that hangs does not report a change: look again after a while.
         if let Ok(Err(_)) = timeout(LOOK_AGAIN, readiness.changed()).await {
             return;
         }
     }
 }
 
-/// sd_notify(3): one datagram to the service manager, if there is one.
+/// Sends one datagram to the service manager, if there is one: sd_notify(3).
 fn notify(state: &str) {
     let Some(socket) = env::var_os("NOTIFY_SOCKET") else { return };
     let sent = send(Path::new(&socket), state);

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use tollgate::protocol::{
-    ListRevocations, ListSessions, RevocationStatus, RevokeSessions, SessionList, SessionStatus, TokenKind,
-    UnrevokeSessions,
+    List, ListRevocations, ListSessions, RevocationStatus, RevokeSessions, SessionStatus, UnrevokeSessions,
 };
 
 use super::{
@@ -12,36 +11,36 @@ use super::{
     output::{self, columns},
 };
 
-/// What to do.
+/// Subcommands.
 #[derive(clap::Subcommand)]
 pub enum Sessions {
-    /// The tokens in the kernel's cache, or what is revoked
+    /// List the tokens in the kernel, or the revocations
     List {
-        /// Only this service's, by name or id
+        /// Only tokens of this service, by name or id
         #[arg(long, value_name = "S")]
         service: Option<String>,
-        /// Instead, the sessions and tokens that are revoked, all of them
+        /// List all revoked sessions and tokens instead
         #[arg(long, conflicts_with = "limit")]
         revoked: bool,
-        /// So many tokens at most, and never more than 10,000
+        /// Largest number of tokens to list, up to 10,000
         #[arg(long, value_name = "N", default_value_t = 1000)]
         limit: usize,
     },
-    /// Refuse all tokens of sessions, from the next packet on; without --for, until no token from before can come back
+    /// Revoke all tokens of sessions, from the next packet on; without --for, until all tokens issued so far have expired
     Revoke {
-        /// The sessions, as their tokens name them
+        /// Ids of the sessions
         #[arg(required = true, value_name = "N")]
         sessions: Vec<u64>,
         /// The service, by name or id
         #[arg(long, value_name = "S")]
         service: String,
-        /// For how long; new tokens of the session are refused as well
+        /// Duration of the revocation; new tokens of the sessions are refused, too
         #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
         duration: Option<Duration>,
     },
-    /// Lift what `sessions revoke` did: tokens of the sessions are admitted again, from the next packet on
+    /// Undo `sessions revoke`: tokens of the sessions are admitted again, from the next packet on
     Unrevoke {
-        /// The sessions, all or none
+        /// Ids of the sessions; either all are changed or none
         #[arg(required = true, value_name = "N")]
         sessions: Vec<u64>,
         /// The service, by name or id
@@ -50,13 +49,13 @@ pub enum Sessions {
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(global: &Global, command: Sessions) -> anyhow::Result<()> {
     let client = global.client()?;
     match command {
         Sessions::List { service, revoked: true, .. } => {
             let list = client.ask(&ListRevocations { service })?;
-            output::print(global.output, &list, |list| revocations(list))
+            output::print(global.output, &list, |list| revocations(&list.items))
         }
         Sessions::List { service, limit, .. } => {
             let list = client.ask(&ListSessions { service, limit })?;
@@ -65,27 +64,23 @@ pub fn run(global: &Global, command: Sessions) -> anyhow::Result<()> {
         Sessions::Revoke { sessions, service, duration } => {
             let seconds = duration.map(|duration| duration.as_secs());
             let revoked = client.ask(&RevokeSessions { service, sessions, seconds })?;
-            output::print(global.output, &revoked, |revoked| revocations(revoked))
+            output::print(global.output, &revoked, |revoked| revocations(&revoked.items))
         }
         Sessions::Unrevoke { sessions, service } => {
             let lifted = client.ask(&UnrevokeSessions { service, sessions })?;
-            output::print(global.output, &lifted, |lifted| no_longer(lifted))
+            output::print(global.output, &lifted, |lifted| no_longer(&lifted.items))
         }
     }
 }
 
-fn table(list: &SessionList) -> Vec<String> {
+fn table(list: &List<SessionStatus>) -> Vec<String> {
     let row = |session: &SessionStatus| {
         vec![
             session.service.clone(),
             session.session_id.to_string(),
-            match session.kind {
-                TokenKind::Bearer => "bearer",
-                TokenKind::Proof => "proof",
-            }
-            .to_owned(),
+            session.kind.name().to_owned(),
             session.class.to_string(),
-            session.backend.to_string(),
+            session.backend_id.to_string(),
             session.key_id.to_string(),
             output::date(session.expires_at),
             session.sources.to_string(),
@@ -93,15 +88,15 @@ fn table(list: &SessionList) -> Vec<String> {
         ]
     };
     let heads = ["SERVICE", "SESSION", "TYPE", "CLASS", "BACKEND", "KEY", "EXPIRES", "SOURCES", ""];
-    let mut lines = columns(&heads, &list.sessions.iter().map(row).collect::<Vec<_>>());
-    let shown = list.sessions.len() as u64;
-    if shown < list.matching {
-        lines.push(format!("{shown} of {}: see more with --limit", list.matching));
+    let mut lines = columns(&heads, &list.items.iter().map(row).collect::<Vec<_>>());
+    let shown = list.items.len() as u64;
+    if shown < list.total {
+        lines.push(format!("{shown} of {} shown; raise --limit to see more", list.total));
     }
     lines
 }
 
-/// Also of `token revoke`.
+/// The table of revocations; `token revoke` shows it, too.
 pub fn revocations(list: &[RevocationStatus]) -> Vec<String> {
     let row = |one: &RevocationStatus| {
         let (kind, of) = named(one);
@@ -110,7 +105,7 @@ pub fn revocations(list: &[RevocationStatus]) -> Vec<String> {
     columns(&["SERVICE", "REVOKED", "WHICH", "UNTIL"], &list.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Also of `token unrevoke`.
+/// What is no longer revoked; `token unrevoke` shows it, too.
 pub fn no_longer(lifted: &[RevocationStatus]) -> Vec<String> {
     let line = |one: &RevocationStatus| {
         let (kind, of) = named(one);

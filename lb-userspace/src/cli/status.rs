@@ -7,7 +7,7 @@ use super::{
     output::{self, columns, duration},
 };
 
-/// Prints what the daemon says of itself.
+/// Prints the state of the node.
 pub fn run(global: &Global) -> anyhow::Result<()> {
     let status = global.client()?.ask(&GetStatus {})?;
     output::print(global.output, &status, table)
@@ -28,18 +28,18 @@ fn table(status: &Status) -> Vec<String> {
             false => format!("NOT READY: {}", status.not_ready.join("; ")),
         },
         format!(
-            "{} of {} tokens remembered, and {} of {} tracked, {} full checks, store at revision {}{}",
-            status.sessions - status.sessions_tracked,
-            status.sessions_max,
-            status.sessions_tracked,
-            status.sessions_max,
-            status.hmacs,
+            "{} of {} token cache entries, {} of {} stateful entries, {} HMAC verifications, store at revision {}{}",
+            status.token_cache_entries,
+            status.token_cache_capacity,
+            status.stateful_entries,
+            status.token_cache_capacity,
+            status.hmac_verifications,
             status.store_revision,
             if status.store_connected { "" } else { ", STORE NOT USABLE" }
         ),
         format!(
-            "{} sessions and {} tokens revoked, room for {}",
-            status.revocations.sessions, status.revocations.tokens, status.revocations.room
+            "{} sessions and {} tokens revoked, capacity {}",
+            status.revocations.sessions, status.revocations.tokens, status.revocations.capacity
         ),
     ];
     let mut section = |title: &str, table: Vec<String>| {
@@ -53,7 +53,7 @@ fn table(status: &Status) -> Vec<String> {
         section("backends", backends::table(&status.backends));
     }
     if !status.differences.is_empty() {
-        section("the kernel differs from what is desired in", status.differences.clone());
+        section("differences between the kernel and the desired state", status.differences.clone());
     }
     if !status.errors.is_empty() {
         section("errors", status.errors.clone());
@@ -69,21 +69,21 @@ fn interfaces(interfaces: &[InterfaceStatus]) -> Vec<String> {
     columns(&["NAME", "MODE", "PROGRAM"], &interfaces.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Address and port as URLs have them (RFC 3986 §3.2.2).
-fn place(address: &str, port: u16) -> String {
+/// Address and port as in URLs (RFC 3986 §3.2.2).
+fn socket_address(address: &str, port: u16) -> String {
     if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
-/// Also of `services list`.
+/// The table of services; `services list` shows it, too.
 pub fn services(services: &[ServiceStatus]) -> Vec<String> {
     let row = |service: &ServiceStatus| {
         vec![
             service.name.clone(),
-            service.id.to_string(),
-            place(&service.address, service.port),
+            service.service_id.to_string(),
+            socket_address(&service.address, service.port),
             service.mode.clone(),
             service.forward.clone(),
-            service.active_key.map_or_else(|| "NONE".to_owned(), |id| id.to_string()),
+            service.active_key_id.map_or_else(|| "NONE".to_owned(), |id| id.to_string()),
             format!("{}/{}", service.backends_up, service.backends),
             match service.revoked_before {
                 0 => "-".to_owned(),
@@ -95,7 +95,7 @@ pub fn services(services: &[ServiceStatus]) -> Vec<String> {
     columns(&heads, &services.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Also of `keys list`.
+/// The table of keys; `keys list` shows it, too.
 pub fn keys(keys: &[KeyStatus]) -> Vec<String> {
     let row = |key: &KeyStatus| {
         vec![

@@ -1,4 +1,4 @@
-//! `tollgate token`: what an issuer does, by hand.
+//! `tollgate token`: mints, inspects and revokes single tokens.
 
 use std::{
     net::IpAddr,
@@ -21,76 +21,76 @@ use super::{
     sessions,
 };
 
-/// What to do.
+/// Subcommands.
 #[derive(clap::Subcommand)]
 pub enum Token {
-    /// Mint a token, with the daemon's key or one of a keyset
+    /// Mint a token with the key of the daemon, or of a keyset
     Mint(Mint),
-    /// What is in a token, and what the program would make of it
+    /// Show the content of a token, and which checks of the XDP program it passes
     Inspect {
-        /// The 64 bytes of its header
+        /// Header of the token in hex, 64 bytes
         hex: String,
-        /// Keys that `keys export` printed, instead of the daemon's
+        /// Check with the keys of this file, the output of `keys export`, instead of those of the daemon
         #[arg(long, value_name = "FILE")]
         keyset: Option<PathBuf>,
-        /// Where its packet came from, for a token that is bound to an address
+        /// Source address of its packet, for a token that is bound to an address
         #[arg(long, value_name = "ADDR")]
         from: Option<IpAddr>,
-        /// From which port, for a token that is bound to one
+        /// Source port of its packet, for a token that is bound to a port
         #[arg(long, value_name = "PORT")]
         from_port: Option<u16>,
     },
-    /// Refuse one token from the next packet on, until it has expired
+    /// Revoke one token, from the next packet on until it expires
     Revoke {
-        /// The 64 bytes of its header, or the 40 of its claims
+        /// Header of the token in hex, 64 bytes, or only its claims, 40 bytes
         hex: String,
-        /// The service, by name or id [default: that of its key]
+        /// The service, by name or id [default: the service of the key of the token]
         #[arg(long, value_name = "S")]
         service: Option<String>,
     },
-    /// Lift what `token revoke` did: it is admitted again, from the next packet on
+    /// Undo `token revoke`: the token is admitted again, from the next packet on
     Unrevoke {
-        /// The 64 bytes of its header, or the 40 of its claims
+        /// Header of the token in hex, 64 bytes, or only its claims, 40 bytes
         hex: String,
-        /// The service, by name or id [default: that of its key]
+        /// The service, by name or id [default: the service of the key of the token]
         #[arg(long, value_name = "S")]
         service: Option<String>,
     },
 }
 
-/// A token's content.
+/// Content of the token.
 #[derive(clap::Args)]
 pub struct Mint {
     /// The service, by name or id
     #[arg(long, value_name = "S")]
     service: String,
-    /// The session: its packets all go to one backend
+    /// Id of the session; all its packets go to one backend
     #[arg(long, value_name = "N")]
     session: u64,
-    /// bearer: whoever holds it is in; proof: each packet proves it
+    /// bearer: a copy of the token is enough; proof: each packet proves that its sender has the session key
     #[arg(long = "type", value_name = "TYPE", default_value = "bearer", value_parser = kind)]
     kind: TokenKind,
-    /// How long it lives
+    /// Time until the token expires
     #[arg(long, value_name = "TIME", default_value = "300s", value_parser = humantime::parse_duration)]
     ttl: Duration,
-    /// Bind it to the client's address, or a prefix of it
+    /// Bind the token to the address of the client, or a prefix of it
     #[arg(long, value_name = "ADDR[/LEN]", value_parser = prefix)]
     bind: Option<(IpAddr, Option<u8>)>,
-    /// Bind it to the client's port
+    /// Bind the token to the port of the client
     #[arg(long, value_name = "PORT")]
     bind_port: Option<u16>,
-    /// The rate class
+    /// Rate class
     #[arg(long, value_name = "N", default_value_t = 0)]
     class: u8,
-    /// Pin the session to this backend
+    /// Send the session to this backend [default: 0, decided by the Maglev table]
     #[arg(long, value_name = "ID", default_value_t = 0)]
     backend: u16,
-    /// Sign with the active key of what `keys export` printed, without a daemon
+    /// Sign with the active key of this file, the output of `keys export`, without a daemon
     #[arg(long, value_name = "FILE")]
     keyset: Option<PathBuf>,
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(global: &Global, command: Token) -> anyhow::Result<()> {
     match command {
         Token::Mint(mint) => {
@@ -117,14 +117,14 @@ fn minted(global: &Global, mint: &Mint) -> anyhow::Result<Minted> {
     let (bind, bind_len) = mint.bind.unzip();
     let request = MintToken {
         service: mint.service.clone(),
-        session: mint.session,
+        session_id: mint.session,
         kind: mint.kind,
         ttl: mint.ttl.as_secs(),
         bind,
         bind_len: bind_len.flatten(),
         bind_port: mint.bind_port,
         class: mint.class,
-        backend: mint.backend,
+        backend_id: mint.backend,
     };
     let Some(file) = &mint.keyset else {
         return Ok(global.client()?.ask(&request)?);
@@ -132,7 +132,7 @@ fn minted(global: &Global, mint: &Mint) -> anyhow::Result<Minted> {
     let keyset = keys::read_keyset(file)?;
     if keyset.service != mint.service && keyset.service_id.to_string() != mint.service {
         bail!(
-            "{} is of service {} ({}), not {}; export that one's keys",
+            "{}: the keyset is of service {} ({}), not of {}; export the keys of that service",
             file.display(),
             keyset.service,
             keyset.service_id,
@@ -144,7 +144,7 @@ fn minted(global: &Global, mint: &Mint) -> anyhow::Result<Minted> {
     let (exported, key) = signer.into_iter().find(|(_, key)| key.signs()).ok_or(TokenError::NoSigner)?;
     if exported.sign_until <= now {
         bail!(
-            "{}: its key may be signed with until {} only; `tollgate keys export` again",
+            "{}: the key may only sign until {}; export the keys again with `tollgate keys export`",
             file.display(),
             output::date(exported.sign_until)
         );
@@ -163,7 +163,7 @@ fn inspection(
         return Ok(token::inspect(request, Some(&keys), &[], None, unix_now()?)?);
     }
     match global.client()?.ask(request) {
-        // What needs no key can be seen without a daemon.
+        // The fields that need no key can be shown without a daemon.
         Err(ClientError::NoDaemon { .. }) => Ok(token::inspect(request, None, &[], None, unix_now()?)?),
         answer => Ok(answer?),
     }
@@ -174,7 +174,7 @@ fn unix_now() -> anyhow::Result<u64> {
     Ok(now.context("the clock is before 1970; set it")?.as_secs())
 }
 
-/// The header alone: ready for a shell's `$(..)`.
+/// The header alone on the first line, for `$(..)` in a shell.
 fn mint_lines(minted: &Minted) -> Vec<String> {
     let mut lines = vec![minted.header.clone()];
     let more =
@@ -186,12 +186,8 @@ fn mint_lines(minted: &Minted) -> Vec<String> {
 fn inspection_lines(inspection: &Inspection) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(header) = &inspection.header {
-        let kind = match header.kind {
-            TokenKind::Bearer => "bearer",
-            TokenKind::Proof => "proof",
-        };
         lines.extend([
-            format!("type       {kind}"),
+            format!("type       {}", header.kind.name()),
             format!("key        {}", header.key_id),
             format!("issued     {}", output::date(header.issued_at)),
             format!("expires    {}", output::date(header.expires_at)),
@@ -231,10 +227,10 @@ fn kind(text: &str) -> Result<TokenKind, String> {
 fn prefix(text: &str) -> Result<(IpAddr, Option<u8>), String> {
     let (address, len) = match text.split_once('/') {
         Some((address, len)) => {
-            (address, Some(len.parse().map_err(|_| format!("{len:?} is no prefix length"))?))
+            (address, Some(len.parse().map_err(|_| format!("{len:?} is not a prefix length"))?))
         }
         None => (text, None),
     };
-    let address = address.parse().map_err(|_| format!("{address:?} is no IP address"))?;
+    let address = address.parse().map_err(|_| format!("{address:?} is not an IP address"))?;
     Ok((address, len))
 }

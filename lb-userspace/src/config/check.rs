@@ -28,7 +28,7 @@ fn services(report: &mut Report<'_>, services: &[ServiceDraft]) {
     if services.is_empty() {
         let wrong = Wrong {
             message: "there is no service: every packet passes".to_owned(),
-            mend: "add a `[[service]]`".to_owned(),
+            hint: "add a `[[service]]`".to_owned(),
         };
         report.warn("service", 0..0, wrong);
     }
@@ -55,7 +55,7 @@ fn generic_mode(report: &mut Report<'_>, config: &ConfigDraft) {
                 "generic mode drops datagrams whose UDP checksum was left to a network card, as on a veth, \
                       and counts them as `partial_checksum`; only forward = \"local\" delivers them"
                     .to_owned(),
-            mend: "write \"native\", which a veth supports, or turn the sender's checksum offload off \
+            hint: "write \"native\", which a veth supports, or turn the sender's checksum offload off \
                    (`ethtool -K IFACE tx off`)"
                 .to_owned(),
         };
@@ -79,7 +79,7 @@ fn unique<'d, T: Ord + std::fmt::Debug + 'd>(
         let line = report.line(first.start);
         let wrong = Wrong {
             message: format!("`{field}` = {:?} is on line {line} already", value.get_ref()),
-            mend: "give one of the two another".to_owned(),
+            hint: "give one of the two another".to_owned(),
         };
         report.conflict(field, value.span(), (first.clone(), "first here"), wrong);
     }
@@ -98,7 +98,7 @@ fn overlaps(report: &mut Report<'_>, services: &[ServiceDraft]) {
         let line = report.line(first.start);
         let wrong = Wrong {
             message: format!("{} port {} is taken by the service of line {line}", place.0, place.1),
-            mend: "a datagram can belong to one service only: change address or port, or merge the two"
+            hint: "a datagram can belong to one service only: change address or port, or merge the two"
                 .to_owned(),
         };
         report.conflict("service.address", address.span(), (first.clone(), "first here"), wrong);
@@ -111,7 +111,7 @@ fn limits(report: &mut Report<'_>, services: &[ServiceDraft]) {
     if let Some(beyond) = services.get(most) {
         let wrong = Wrong {
             message: format!("there are {} services", services.len()),
-            mend: format!("a node has at most {most}: spread them over more nodes"),
+            hint: format!("a node has at most {most}: spread them over more nodes"),
         };
         report.problem("service", beyond.span.clone(), wrong);
     }
@@ -121,7 +121,7 @@ fn limits(report: &mut Report<'_>, services: &[ServiceDraft]) {
         let count = most + 1 + all.count();
         let wrong = Wrong {
             message: format!("there are {count} backends"),
-            mend: format!("a node has at most {most}, of all services: spread them over more nodes"),
+            hint: format!("a node has at most {most}, of all services: spread them over more nodes"),
         };
         report.problem("service.backend", beyond.span.clone(), wrong);
     }
@@ -143,7 +143,7 @@ fn slots(report: &mut Report<'_>, services: &[ServiceDraft]) {
         let (max_ttl, rotation) = (shown(max_ttl), rotation.map_or_else(|| "off".to_owned(), shown));
         let wrong = Wrong {
             message: format!("the services need up to {needed} key slots at a time, and there are {most}"),
-            mend: format!(
+            hint: format!(
                 "rotate less often than every {rotation}, or let tokens live shorter than {max_ttl}"
             ),
         };
@@ -155,7 +155,7 @@ fn slots(report: &mut Report<'_>, services: &[ServiceDraft]) {
         if rotation < max_ttl {
             let wrong = Wrong {
                 message: format!("the rotation needs {} key slots", keys(service)),
-                mend: format!(
+                hint: format!(
                     "a key_rotation of {} is shorter than the max_ttl of {}",
                     shown(rotation),
                     shown(max_ttl)
@@ -172,7 +172,7 @@ fn forwarding(report: &mut Report<'_>, service: &ServiceDraft) {
         if let Some(backend) = service.backends.first() {
             let wrong = Wrong {
                 message: "the backends of a local service are not used".to_owned(),
-                mend: "remove them, or write another `forward`, as \"l2\"".to_owned(),
+                hint: "remove them, or write another `forward`, as \"l2\"".to_owned(),
             };
             report.warn("service.backend", backend.span.clone(), wrong);
         }
@@ -181,14 +181,14 @@ fn forwarding(report: &mut Report<'_>, service: &ServiceDraft) {
     if service.backends.is_empty() {
         let wrong = Wrong {
             message: "the service has no backend: all its packets are dropped as `no_backend`".to_owned(),
-            mend: "add a `[[service.backend]]`".to_owned(),
+            hint: "add a `[[service.backend]]`".to_owned(),
         };
         report.warn("service.backend", forward.span(), wrong);
     }
     if let Some(address) = service.address.as_ref().filter(|address| address.get_ref().is_loopback()) {
         let wrong = Wrong {
             message: format!("{} is a loopback address: no other host can be behind it", address.get_ref()),
-            mend: "write the address clients send to, or forward = \"local\"".to_owned(),
+            hint: "write the address clients send to, or forward = \"local\"".to_owned(),
         };
         report.problem("service.address", address.span(), wrong);
     }
@@ -226,7 +226,7 @@ fn backends(report: &mut Report<'_>, service: &ServiceDraft) {
         };
         let wrong = Wrong {
             message: format!("`service.backend.address`: {} {found}", address.get_ref()),
-            mend: "write the backend's own address, or forward = \"local\" and no backend".to_owned(),
+            hint: "write the backend's own address, or forward = \"local\" and no backend".to_owned(),
         };
         report.problem("service.backend.address", address.span(), wrong);
     }
@@ -244,7 +244,7 @@ fn same_port(report: &mut Report<'_>, backend: &BackendDraft, service: &ServiceD
     if port.get_ref() != services.get_ref() {
         let wrong = Wrong {
             message: format!("`service.backend.port` = {} is not the service's", port.get_ref()),
-            mend: "remove the line: only forward = \"nat\" changes ports".to_owned(),
+            hint: "remove the line: only forward = \"nat\" changes ports".to_owned(),
         };
         report.problem("service.backend.port", port.span(), wrong);
     }
@@ -263,7 +263,7 @@ fn same_family(report: &mut Report<'_>, backend: &Spanned<IpAddr>, service: &Ser
             "`service.backend.address`: {} is {is}, and the service's address {address} is {wanted}",
             backend.get_ref()
         ),
-        mend: match (forward, wanted) {
+        hint: match (forward, wanted) {
             (Forward::L2 | Forward::Nat, "IPv4") => {
                 "write its IPv4 address; only \"ipip\" and \"gue\" reach IPv6 backends of an IPv4 service"
                     .to_owned()
@@ -287,7 +287,7 @@ fn addresses_of_node(report: &mut Report<'_>, config: &ConfigDraft) {
         for port in ports.filter(|port| nat_ports.get_ref().contain(*port.get_ref())) {
             let wrong = Wrong {
                 message: format!("`service.port` = {} is one of `nat_ports`", port.get_ref()),
-                mend: "backends' answers would go to the service: set `nat_ports` to others".to_owned(),
+                hint: "backends' answers would go to the service: set `nat_ports` to others".to_owned(),
             };
             report.problem("service.port", port.span(), wrong);
         }
@@ -296,7 +296,7 @@ fn addresses_of_node(report: &mut Report<'_>, config: &ConfigDraft) {
     if let Some(sources) = sources.filter(|_| !forwards().any(|forward| forward.get_ref().encapsulates())) {
         let wrong = Wrong {
             message: "`tunnel_sources` is not used".to_owned(),
-            mend: "only forward = \"ipip\" and \"gue\" have an outer packet".to_owned(),
+            hint: "only forward = \"ipip\" and \"gue\" have an outer packet".to_owned(),
         };
         report.warn("tunnel_sources", sources.span(), wrong);
     }

@@ -14,7 +14,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// It cannot be read.
-    #[error("{}: cannot be read: {source}; {}", path.display(), mend_of_io(source))]
+    #[error("{}: cannot be read: {source}; {}", path.display(), hint_of_io(source))]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -59,7 +59,7 @@ impl ConfigError {
     }
 }
 
-fn mend_of_io(error: &io::Error) -> &'static str {
+fn hint_of_io(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "run as root, or let this user read it",
         io::ErrorKind::IsADirectory => "it is a directory: name the file in it",
@@ -87,7 +87,7 @@ impl fmt::Display for Invalid {
 
 impl Error for Invalid {}
 
-/// One thing that is wrong. Displays as `line:column: what; mend`.
+/// One thing that is wrong. Displays as `line:column: what; hint`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// As in `service.max_ttl`; empty where the file is no TOML.
@@ -99,7 +99,7 @@ pub struct Problem {
     /// What was found.
     pub message: String,
     /// What would be right.
-    pub mend: String,
+    pub hint: String,
     pub(super) span: Range<usize>,
     /// Another place that has to do with it.
     pub(super) other: Option<(Range<usize>, String)>,
@@ -107,8 +107,8 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { line, column, message, mend, .. } = self;
-        write!(f, "{line}:{column}: {message}; {mend}")
+        let Self { line, column, message, hint, .. } = self;
+        write!(f, "{line}:{column}: {message}; {hint}")
     }
 }
 
@@ -118,7 +118,7 @@ pub struct Warning(pub Problem);
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "configuration line {}: {}; {}", self.0.line, self.0.message, self.0.mend)
+        write!(f, "configuration line {}: {}; {}", self.0.line, self.0.message, self.0.hint)
     }
 }
 
@@ -139,7 +139,7 @@ impl Error for Shown<'_> {}
 
 impl Diagnostic for Shown<'_> {
     fn help<'b>(&'b self) -> Option<Box<dyn fmt::Display + 'b>> {
-        Some(Box::new(&self.problem.mend))
+        Some(Box::new(&self.problem.hint))
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {

@@ -22,10 +22,10 @@ const EXAMPLE: &str = "rate = { \"0\" = \"1000/s\", \"3\" = \"200/s burst 400\" 
 
 /// The rates of a service, by class.
 pub(super) fn rates(path: &str, value: &DeValue<'_>) -> Result<BTreeMap<u8, Rate>, Wrong> {
-    let wrong = |message: String, mend: String| Err(Wrong { message, mend });
-    let mend = || format!("write it as in `{EXAMPLE}`");
+    let wrong = |message: String, hint: String| Err(Wrong { message, hint });
+    let hint = || format!("write it as in `{EXAMPLE}`");
     let Some(table) = value.as_table() else {
-        return wrong(format!("`{path}` is {}, not a table by class", described(value)), mend());
+        return wrong(format!("`{path}` is {}, not a table by class", described(value)), hint());
     };
     let mut rates = BTreeMap::new();
     for (class, rate) in table {
@@ -36,12 +36,12 @@ pub(super) fn rates(path: &str, value: &DeValue<'_>) -> Result<BTreeMap<u8, Rate
         };
         let Some(read) = rate.as_str().and_then(Rate::parse) else {
             let message = format!("`{path}`: {} is not a rate", described(rate));
-            return wrong(message, format!("{}: 1 to {MOST} packets a second, as many at once", mend()));
+            return wrong(message, format!("{}: 1 to {MOST} packets a second, as many at once", hint()));
         };
         rates.insert(number, read);
     }
     if rates.is_empty() {
-        return wrong(format!("`{path}` names no class"), format!("remove the line, or {}", mend()));
+        return wrong(format!("`{path}` names no class"), format!("remove the line, or {}", hint()));
     }
     Ok(rates)
 }

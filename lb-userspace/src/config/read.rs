@@ -20,7 +20,7 @@ pub(super) struct Report<'i> {
 /// What is wrong with a value, and what would be right.
 pub(super) struct Wrong {
     pub(super) message: String,
-    pub(super) mend: String,
+    pub(super) hint: String,
 }
 
 /// Reads a value that is given as such.
@@ -67,7 +67,7 @@ impl<'i> Report<'i> {
             line: self.line(start),
             column: 1 + self.text[line_start..start].chars().count(),
             message: wrong.message,
-            mend: wrong.mend,
+            hint: wrong.hint,
             span,
             other: None,
         }
@@ -104,7 +104,7 @@ pub(super) fn root<'i>(report: &mut Report<'i>) -> Option<DeTable<'i>> {
     for error in &errors {
         let wrong = Wrong {
             message: format!("not TOML: {}", error.message()),
-            mend: "see https://toml.io".to_owned(),
+            hint: "see https://toml.io".to_owned(),
         };
         report.problem("", error.span().unwrap_or(0..0), wrong);
     }
@@ -155,7 +155,7 @@ impl<'t, 'i> Fields<'t, 'i> {
     pub(super) fn missing(&self, report: &mut Report<'_>, name: &str, example: &str) {
         let wrong = Wrong {
             message: format!("`{}` is missing", self.path(name)),
-            mend: format!("add a line like `{example}`"),
+            hint: format!("add a line like `{example}`"),
         };
         report.problem(&self.path(name), self.span(), wrong);
     }
@@ -182,7 +182,7 @@ impl<'t, 'i> Fields<'t, 'i> {
                 other => {
                     let wrong = Wrong {
                         message: format!("`{path}` is {}, not a list of tables", described(other)),
-                        mend: format!("begin each with a line `[[{path}]]`"),
+                        hint: format!("begin each with a line `[[{path}]]`"),
                     };
                     report.problem(&path, element.span(), wrong);
                 }
@@ -199,7 +199,7 @@ impl<'t, 'i> Fields<'t, 'i> {
                 continue;
             }
             let nearest = self.known.iter().map(|known| (distance(name, known), known)).min();
-            let mend = match nearest {
+            let hint = match nearest {
                 Some((steps, known)) if steps <= 1 + known.len() / 4 => format!("did you mean `{known}`?"),
                 _ => format!("known here: {}", self.known.iter().copied().collect::<Vec<_>>().join(", ")),
             };
@@ -207,7 +207,7 @@ impl<'t, 'i> Fields<'t, 'i> {
             report.problem(
                 &path,
                 key.span(),
-                Wrong { message: format!("`{path}` is not a known field"), mend },
+                Wrong { message: format!("`{path}` is not a known field"), hint },
             );
         }
     }

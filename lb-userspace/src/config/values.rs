@@ -32,12 +32,12 @@ const NAME_MAX: usize = 64;
 /// Fewer ports than this are a mistake rather than a range.
 const NAT_PORTS_MIN: u32 = 8;
 
-fn wrong<T>(message: String, mend: impl Into<String>) -> Read<T> {
-    Err(Wrong { message, mend: mend.into() })
+fn wrong<T>(message: String, hint: impl Into<String>) -> Read<T> {
+    Err(Wrong { message, hint: hint.into() })
 }
 
-fn not_yet<T>(path: &str, value: &DeValue<'_>, mend: &str) -> Read<T> {
-    wrong(format!("`{path}` = {} is not supported by this version", described(value)), mend)
+fn not_yet<T>(path: &str, value: &DeValue<'_>, hint: &str) -> Read<T> {
+    wrong(format!("`{path}` = {} is not supported by this version", described(value)), hint)
 }
 
 fn text<'v>(path: &str, value: &'v DeValue<'_>, example: &str) -> Read<&'v str> {
@@ -51,13 +51,13 @@ fn text<'v>(path: &str, value: &'v DeValue<'_>, example: &str) -> Read<&'v str> 
 }
 
 fn integer(path: &str, value: &DeValue<'_>, range: std::ops::RangeInclusive<u64>) -> Read<u64> {
-    let mend = format!("it is a whole number, {} to {}", range.start(), range.end());
+    let hint = format!("it is a whole number, {} to {}", range.start(), range.end());
     let Some(number) = value.as_integer() else {
-        return wrong(format!("`{path}` is {}, not a whole number", described(value)), mend);
+        return wrong(format!("`{path}` is {}, not a whole number", described(value)), hint);
     };
     match u64::from_str_radix(number.as_str(), number.radix()) {
         Ok(number) if range.contains(&number) => Ok(number),
-        _ => wrong(format!("`{path}` = {number} is out of range"), mend),
+        _ => wrong(format!("`{path}` = {number} is out of range"), hint),
     }
 }
 
@@ -122,7 +122,7 @@ pub(super) fn hmac_budget(path: &str, value: &DeValue<'_>) -> Read<u32> {
 
 /// A name that a metrics label and a command line argument can bear.
 pub(super) fn name(path: &str, value: &DeValue<'_>) -> Read<String> {
-    const MEND: &str =
+    const HINT: &str =
         "a name begins with a letter or digit, has letters, digits, `.`, `_` and `-`, and is no number";
     let name = text(path, value, &format!("{path} = \"game\""))?;
     if name.len() > NAME_MAX {
@@ -134,7 +134,7 @@ pub(super) fn name(path: &str, value: &DeValue<'_>) -> Read<String> {
     let bears = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
     if !begins || !name.chars().all(bears) || name.chars().all(|c| c.is_ascii_digit()) {
-        return wrong(format!("`{path}` = {} is not a name", described(value)), MEND);
+        return wrong(format!("`{path}` = {} is not a name", described(value)), HINT);
     }
     Ok(name.to_owned())
 }
@@ -146,7 +146,7 @@ pub(super) fn host_name(report: &mut Report<'_>) -> Option<String> {
     if read.is_err() {
         let wrong = Wrong {
             message: format!("the host name {host:?} is not a valid name of a node"),
-            mend: "add a line like `node = \"lb-1\"`".to_owned(),
+            hint: "add a line like `node = \"lb-1\"`".to_owned(),
         };
         report.problem("node", 0..0, wrong);
     }
@@ -210,9 +210,9 @@ pub(super) fn virtual_macs(path: &str, value: &DeValue<'_>) -> Read<Vec<[u8; 6]>
             return wrong(format!("`{path}`: {given:?} is not a MAC address"), example);
         };
         if mac[0] & 1 != 0 {
-            let mend =
+            let hint =
                 "write the address of one station: packets in frames for a group are never a service's";
-            return wrong(format!("`{path}`: {given:?} is a group address"), mend);
+            return wrong(format!("`{path}`: {given:?} is a group address"), hint);
         }
         if mac == [0; 6] {
             return wrong(format!("`{path}`: {given:?} is no station's address"), example);
@@ -231,12 +231,12 @@ pub(super) fn xdp_mode(path: &str, value: &DeValue<'_>) -> Read<XdpMode> {
 }
 
 pub(super) fn store(path: &str, value: &DeValue<'_>) -> Read<StoreLocation> {
-    const MEND: &str = "write `store = \"file:/var/lib/tollgate\"`, or another absolute path";
+    const HINT: &str = "write `store = \"file:/var/lib/tollgate\"`, or another absolute path";
     let location = text(path, value, "store = \"file:/var/lib/tollgate\"")?;
     match location.split_once(':') {
         Some(("file", directory)) if directory.starts_with('/') => Ok(StoreLocation::File(directory.into())),
-        Some(("etcd", _)) => not_yet(path, value, MEND),
-        _ => wrong(format!("`{path}` = {location:?} is not a store"), MEND),
+        Some(("etcd", _)) => not_yet(path, value, HINT),
+        _ => wrong(format!("`{path}` = {location:?} is not a store"), HINT),
     }
 }
 
@@ -306,15 +306,15 @@ pub(super) fn address(path: &str, value: &DeValue<'_>) -> Read<IpAddr> {
     let example = format!("{path} = \"203.0.113.10\"");
     let given = text(path, value, &example)?;
     let Ok(address) = given.parse() else {
-        let mend = format!("write one IPv4 or IPv6 address, as in `{example}`");
-        return wrong(format!("`{path}` = {given:?} is not an address"), mend);
+        let hint = format!("write one IPv4 or IPv6 address, as in `{example}`");
+        return wrong(format!("`{path}` = {given:?} is not an address"), hint);
     };
     let Some(is) = no_host(address) else { return Ok(address) };
-    let mend = match address {
+    let hint = match address {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => format!("write {}", v6.to_canonical()),
         _ => "write the address of one host".to_owned(),
     };
-    wrong(format!("`{path}`: {address} {is}"), mend)
+    wrong(format!("`{path}`: {address} {is}"), hint)
 }
 
 /// Why an address is not one that a host is reached at from elsewhere; `None` if it may be.
@@ -339,17 +339,17 @@ pub(super) fn nat_ports(path: &str, value: &DeValue<'_>) -> Read<Ports> {
         Some(Ports { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? })
     });
     let Some(ports) = ports else {
-        let mend = format!("write the first and the last, as in `{EXAMPLE}`");
-        return wrong(format!("`{path}` = {given:?} is not a range of ports"), mend);
+        let hint = format!("write the first and the last, as in `{EXAMPLE}`");
+        return wrong(format!("`{path}` = {given:?} is not a range of ports"), hint);
     };
     if ports.first < NAT_PORT_MIN {
-        let mend = format!("begin at {NAT_PORT_MIN} or above");
-        return wrong(format!("`{path}` = {given:?} has ports of system services"), mend);
+        let hint = format!("begin at {NAT_PORT_MIN} or above");
+        return wrong(format!("`{path}` = {given:?} has ports of system services"), hint);
     }
     // So that the places where a client's port is looked for are as many ports.
     if u32::from(ports.last.saturating_sub(ports.first)) + 1 < NAT_PORTS_MIN {
-        let mend = format!("at least {NAT_PORTS_MIN}, and one for every client that a backend has at a time");
-        return wrong(format!("`{path}` = {given:?} has too few ports"), mend);
+        let hint = format!("at least {NAT_PORTS_MIN}, and one for every client that a backend has at a time");
+        return wrong(format!("`{path}` = {given:?} has too few ports"), hint);
     }
     Ok(ports)
 }
@@ -377,13 +377,13 @@ pub(super) fn tunnel_sources(path: &str, value: &DeValue<'_>) -> Read<Vec<Prefix
             return wrong(format!("`{path}`: {address} {is}"), "write a prefix that is for this node alone");
         }
         let Some(prefix) = Prefix::new(address, length) else {
-            let mend = "bits behind the prefix are zero, and there is at least one";
-            return wrong(format!("`{path}`: {given:?} is no prefix of several addresses"), mend);
+            let hint = "bits behind the prefix are zero, and there is at least one";
+            return wrong(format!("`{path}`: {given:?} is no prefix of several addresses"), hint);
         };
         let is_alike = |other: &&Prefix| other.address().is_ipv4() == address.is_ipv4();
         if let Some(other) = prefixes.iter().find(is_alike) {
-            let mend = "at most one of IPv4 and one of IPv6";
-            return wrong(format!("`{path}`: {other} and {prefix} are of one family"), mend);
+            let hint = "at most one of IPv4 and one of IPv6";
+            return wrong(format!("`{path}`: {other} and {prefix} are of one family"), hint);
         }
         prefixes.push(prefix);
     }
@@ -391,9 +391,9 @@ pub(super) fn tunnel_sources(path: &str, value: &DeValue<'_>) -> Read<Vec<Prefix
 }
 
 pub(super) fn accept(path: &str, value: &DeValue<'_>) -> Read<Accept> {
-    const MEND: &str = "write `accept = [\"bearer\"]`, `[\"proof\"]` or `[\"bearer\", \"proof\"]`";
+    const HINT: &str = "write `accept = [\"bearer\"]`, `[\"proof\"]` or `[\"bearer\", \"proof\"]`";
     let Some(kinds) = value.as_array() else {
-        return wrong(format!("`{path}` is {}, not a list", described(value)), MEND);
+        return wrong(format!("`{path}` is {}, not a list", described(value)), HINT);
     };
     let mut accept = Accept { bearer: false, proof: false };
     for kind in kinds.as_ref() {
@@ -402,13 +402,13 @@ pub(super) fn accept(path: &str, value: &DeValue<'_>) -> Read<Accept> {
             Some("proof") => accept.proof = true,
             _ => {
                 let found = described(kind.get_ref());
-                return wrong(format!("`{path}`: {found} is not a type of token"), MEND);
+                return wrong(format!("`{path}`: {found} is not a type of token"), HINT);
             }
         }
     }
     match accept {
         Accept { bearer: false, proof: false } => {
-            wrong(format!("`{path}` is empty: no token would pass"), MEND)
+            wrong(format!("`{path}` is empty: no token would pass"), HINT)
         }
         accept => Ok(accept),
     }
@@ -445,13 +445,13 @@ fn seconds(
     range: std::ops::RangeInclusive<u64>,
     range_name: &str,
 ) -> Read<Duration> {
-    let mend = format!("write it as in `{example}`: whole seconds, {range_name}");
+    let hint = format!("write it as in `{example}`: whole seconds, {range_name}");
     let given = text(path, value, example)?;
     let Ok(duration) = humantime::parse_duration(given) else {
-        return wrong(format!("`{path}` = {given:?} is not a duration"), mend);
+        return wrong(format!("`{path}` = {given:?} is not a duration"), hint);
     };
     if duration.subsec_nanos() != 0 || !range.contains(&duration.as_secs()) {
-        return wrong(format!("`{path}` = {given:?} is out of range"), mend);
+        return wrong(format!("`{path}` = {given:?} is out of range"), hint);
     }
     Ok(duration)
 }

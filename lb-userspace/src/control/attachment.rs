@@ -70,7 +70,7 @@ impl Attachments {
     }
 
     fn check_one(&self, name: &str, interfaces: &Interfaces, links: &Links) -> Result<(), DatapathError> {
-        let failed = |cause: String, mend: String| failed(name, cause, mend);
+        let failed = |cause: String, hint: String| failed(name, cause, hint);
         let Some(interface) = interfaces.get(name) else {
             let mut names: Vec<_> =
                 interfaces.keys().map(String::as_str).filter(|name| *name != "lo").collect();
@@ -269,7 +269,7 @@ impl Attachments {
 
     /// Follows interfaces that have gone or are renamed, and attaches the program where it should be and is not. Returns
     /// what would not do.
-    pub fn mend(&mut self, datapath: &mut Datapath, interfaces: &Interfaces, links: &Links) -> Vec<String> {
+    pub fn repair(&mut self, datapath: &mut Datapath, interfaces: &Interfaces, links: &Links) -> Vec<String> {
         let mut errors = Vec::new();
         let gone: Vec<u32> = self.held.keys().copied().filter(|index| links.get(*index).is_none()).collect();
         for index in gone {
@@ -320,7 +320,7 @@ impl Attachments {
                     path: self.pins.name(&pin),
                     action: "pin the link again",
                     source,
-                    mend: "filtering ends with this daemon: start it again",
+                    hint: "filtering ends with this daemon: start it again",
                 })?;
                 anew.push(held.name.as_str());
             }
@@ -431,6 +431,6 @@ pub struct Remaining {
     pub open: Vec<String>,
 }
 
-fn failed(interface: &str, cause: String, mend: String) -> DatapathError {
-    DatapathError::Attach { interface: interface.to_owned(), cause, mend }
+fn failed(interface: &str, cause: String, hint: String) -> DatapathError {
+    DatapathError::Attach { interface: interface.to_owned(), cause, hint }
 }

@@ -183,15 +183,15 @@ impl Controller {
         let Self { attachments, datapath, interfaces, links, .. } = &mut controller;
         attachments.attach_all(datapath, interfaces, links)?;
         for redirects in redirects::accepted(&attachments.names(), links) {
-            warn!("interface {} takes ICMP redirects: {}", redirects.interface, redirects.mend());
+            warn!("interface {} takes ICMP redirects: {}", redirects.interface, redirects.hint());
         }
         let Self { config, network, .. } = &controller;
         let filtered = controller.attachments.names();
         // The program is attached: a failure here must not end the start.
         match exposure::warnings(&config.services, &filtered, network, &controller.links).await {
             Ok(checks) => {
-                for Check { name, found, mend, .. } in checks {
-                    warn!("{name}: {found}; {mend}");
+                for Check { name, found, hint, .. } in checks {
+                    warn!("{name}: {found}; {hint}");
                 }
             }
             Err(error) => warn!("services are not checked for packets that bypass the filter: {error}"),
@@ -284,7 +284,7 @@ impl Controller {
         self.sync_tables(&mut outcome);
         // Without its MAC addresses in the tables, an interface drops all packets of services: tables that wait come first.
         if outcome.again_in.is_none() {
-            outcome.errors.extend(self.attachments.mend(&mut self.datapath, &self.interfaces, &self.links));
+            outcome.errors.extend(self.attachments.repair(&mut self.datapath, &self.interfaces, &self.links));
         }
         outcome.differences.extend(self.attachments.stacked(&self.links));
         self.keep_pins(&mut outcome);

@@ -49,7 +49,7 @@ impl Datapath {
             path: pins.name(&pin),
             action: "pin the link",
             source,
-            mend: "the program is off again; is a BPF file system still mounted there? Where it is, and this daemon is not \
+            hint: "the program is off again; is a BPF file system still mounted there? Where it is, and this daemon is not \
                    root, start it again",
         };
         link.pin(&pin).map_err(|error| failed(io::Error::other(chain(&error))))?;
@@ -69,8 +69,8 @@ impl Datapath {
         interface: &str,
     ) -> Result<Option<HeldLink>, DatapathError> {
         let unreadable = |cause: String| {
-            let mend = format!("remove {} and start again", pins.name(pin).display());
-            failed(interface, format!("the pinned link: {cause}"), &mend)
+            let hint = format!("remove {} and start again", pins.name(pin).display());
+            failed(interface, format!("the pinned link: {cause}"), &hint)
         };
         let program = self.program_mut(maps::PROGRAM)?;
         let link: FdLink = PinnedLink::from_pin(pin).map_err(|error| unreadable(chain(&error)))?.into();
@@ -107,7 +107,7 @@ impl Datapath {
                     path: pins.name(&pin),
                     action: "pin the map again",
                     source: io::Error::other(chain(&error)),
-                    mend: "its content ends with this daemon: start it again",
+                    hint: "its content ends with this daemon: start it again",
                 })?;
                 anew.push(name);
             }
@@ -150,8 +150,8 @@ fn attach_anew(
     // aya falls back to netlink where the kernel refuses a link; that would end with this process.
     link.try_into().map_err(|_: LinkError| {
         let cause = "the kernel attached the program without a BPF link, which cannot be pinned".to_owned();
-        let mend = format!("`ip link set dev {interface} xdp off`, and use Linux 6.1 or later");
-        (failed(interface, cause, &mend), None)
+        let hint = format!("`ip link set dev {interface} xdp off`, and use Linux 6.1 or later");
+        (failed(interface, cause, &hint), None)
     })
 }
 
@@ -161,8 +161,8 @@ pub fn program_name(id: u32) -> Option<String> {
     info.name_as_str().map(str::to_owned)
 }
 
-fn failed(interface: &str, cause: String, mend: &str) -> DatapathError {
-    DatapathError::Attach { interface: interface.to_owned(), cause, mend: mend.to_owned() }
+fn failed(interface: &str, cause: String, hint: &str) -> DatapathError {
+    DatapathError::Attach { interface: interface.to_owned(), cause, hint: hint.to_owned() }
 }
 
 fn refusal(interface: &str, error: &ProgramError) -> (DatapathError, Option<i32>) {
@@ -175,7 +175,7 @@ fn refusal(interface: &str, error: &ProgramError) -> (DatapathError, Option<i32>
         Some(libc::EBUSY) => "another XDP program is on it".to_owned(),
         _ => chain(error),
     };
-    let mend = match errno {
+    let hint = match errno {
         Some(libc::EOPNOTSUPP) => "set xdp_mode = \"auto\" or \"generic\"".to_owned(),
         Some(libc::EBUSY) => {
             format!("see `ip -d link show {interface}`, and take that one off with its own tool")
@@ -185,5 +185,5 @@ fn refusal(interface: &str, error: &ProgramError) -> (DatapathError, Option<i32>
             "`ip -d link show {interface}` and `dmesg` may say more; an MTU of at most 3498 often helps"
         ),
     };
-    (failed(interface, cause, &mend), errno)
+    (failed(interface, cause, &hint), errno)
 }

@@ -22,12 +22,12 @@ pub enum DatapathError {
         name: &'static str,
     },
     /// The kernel refuses maps or program.
-    #[error("the kernel refuses the XDP program: {cause}; {mend}")]
+    #[error("the kernel refuses the XDP program: {cause}; {hint}")]
     Refused {
         /// All of what aya and the kernel say.
         cause: String,
         /// What to try.
-        mend: &'static str,
+        hint: &'static str,
     },
     /// A pinned map that this program cannot use.
     #[error(
@@ -43,7 +43,7 @@ pub enum DatapathError {
         wanted: String,
     },
     /// Something on bpffs cannot be made, read or removed.
-    #[error("{}: cannot {action}: {source}; {mend}", path.display())]
+    #[error("{}: cannot {action}: {source}; {hint}", path.display())]
     Pin {
         /// The pin or directory.
         path: PathBuf,
@@ -52,7 +52,7 @@ pub enum DatapathError {
         /// What the system said.
         source: io::Error,
         /// What to try.
-        mend: &'static str,
+        hint: &'static str,
     },
     /// The directory is on another file system.
     #[error(
@@ -114,14 +114,14 @@ pub enum DatapathError {
         cause: String,
     },
     /// The program cannot be attached, or is attached other than it should be.
-    #[error("interface `{interface}`: {cause}; {mend}")]
+    #[error("interface `{interface}`: {cause}; {hint}")]
     Attach {
         /// The interface.
         interface: String,
         /// Why.
         cause: String,
         /// What to try.
-        mend: String,
+        hint: String,
     },
 }
 

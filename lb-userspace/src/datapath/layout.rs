@@ -82,7 +82,7 @@ pub(super) fn reconcile(
             .and_then(|info| Layout::of_pin(&info))
             .map_err(|error| DatapathError::Refused {
                 cause: format!("{}: {}", pins.name(&path).display(), chain(&error)),
-                mend: "is this a pinned map? `tollgate detach` removes all pins",
+                hint: "is this a pinned map? `tollgate detach` removes all pins",
             })?;
         let counts_anew = [maps::SESSIONS, maps::TRACKED].contains(name) && !pins.map(maps::LIVE).exists();
         if found == *wanted && !counts_anew {

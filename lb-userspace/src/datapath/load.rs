@@ -201,7 +201,7 @@ impl Datapath {
 pub(super) fn cpus() -> Result<usize, DatapathError> {
     aya::util::nr_cpus().map_err(|(path, error)| DatapathError::Refused {
         cause: format!("{path}: {error}"),
-        mend: "is /sys mounted?",
+        hint: "is /sys mounted?",
     })
 }
 
@@ -227,7 +227,7 @@ pub(super) fn refused_object(error: EbpfError) -> DatapathError {
         EbpfError::ParseError(_) => return DatapathError::Object(Box::new(error)),
         _ => None,
     };
-    DatapathError::Refused { cause: chain(&error), mend: mend(io_error) }
+    DatapathError::Refused { cause: chain(&error), hint: hint(io_error) }
 }
 
 pub(super) fn refused_program(error: ProgramError) -> DatapathError {
@@ -236,10 +236,10 @@ pub(super) fn refused_program(error: ProgramError) -> DatapathError {
         ProgramError::SyscallError(error) => Some(&error.io_error),
         _ => None,
     };
-    DatapathError::Refused { cause: chain(&error), mend: mend(io_error) }
+    DatapathError::Refused { cause: chain(&error), hint: hint(io_error) }
 }
 
-fn mend(error: Option<&io::Error>) -> &'static str {
+fn hint(error: Option<&io::Error>) -> &'static str {
     match error.and_then(io::Error::raw_os_error) {
         Some(libc::EPERM | libc::EACCES) => {
             "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; `tollgate check` says what is missing"

@@ -20,7 +20,7 @@ pub(super) fn open<V: aya::Pod>(
         path: pins.name(&path),
         action: "pin the map",
         source: std::io::Error::other(chain(&error)),
-        mend: "run as root",
+        hint: "run as root",
     })?;
     typed(name, map)
 }
@@ -37,7 +37,7 @@ pub(super) fn find<V: aya::Pod>(
         path: pins.name(&path),
         action: "look for the pin",
         source,
-        mend: "run as root",
+        hint: "run as root",
     })?;
     if !there {
         return Ok(None);

@@ -164,7 +164,7 @@ impl Pins {
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> DatapathError {
-        DatapathError::Pin { path: self.name.clone(), action, source, mend: NEEDS_ROOT }
+        DatapathError::Pin { path: self.name.clone(), action, source, hint: NEEDS_ROOT }
     }
 
     /// Whether the directory is there.
@@ -224,7 +224,7 @@ impl Pins {
             path: self.name(from),
             action: "rename the pin",
             source,
-            mend: NEEDS_ROOT,
+            hint: NEEDS_ROOT,
         })
     }
 
@@ -238,7 +238,7 @@ impl Pins {
                 path: self.name(pin),
                 action: "remove the pin",
                 source: error,
-                mend: NEEDS_ROOT,
+                hint: NEEDS_ROOT,
             }),
             _ => Ok(()),
         }

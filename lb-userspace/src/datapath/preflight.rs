@@ -13,6 +13,7 @@ use lb_common::{
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{Options, Pins, embedded_object};
+use crate::protocol::Verdict;
 
 /// The oldest kernel that has all that the program uses.
 const OLDEST_KERNEL: KernelVersion = KernelVersion::new(6, 1, 0);
@@ -28,25 +29,14 @@ const MORE_DESCRIPTORS: &str = "raise it: `ulimit -n 1024`, or `LimitNOFILE=1024
 /// What one check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What was looked at.
+    /// What was checked.
     pub name: Cow<'static, str>,
-    /// Whether it will do.
+    /// The result.
     pub verdict: Verdict,
     /// What was found.
     pub found: String,
-    /// What to try, where it will not do.
-    pub mend: Cow<'static, str>,
-}
-
-/// Whether something will do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It will.
-    Good,
-    /// It will, and could be better.
-    Warning,
-    /// It will not.
-    Failed,
+    /// What to do about it, unless the result is ok.
+    pub hint: Cow<'static, str>,
 }
 
 /// Looks at kernel, rights and memory for a data path that is loaded so and pinned below `bpffs`.
@@ -90,15 +80,15 @@ fn descriptors() -> Check {
         DESCRIPTORS_OF_THE_DAEMON..DESCRIPTORS_OF_A_BUSY_DAEMON => {
             (Verdict::Warning, DESCRIPTORS_OF_A_BUSY_DAEMON)
         }
-        _ => (Verdict::Good, DESCRIPTORS_OF_A_BUSY_DAEMON),
+        _ => (Verdict::Ok, DESCRIPTORS_OF_A_BUSY_DAEMON),
     };
     let found = format!("this process may open {limit} files (RLIMIT_NOFILE); the daemon needs {needed}");
-    Check { name: "descriptors".into(), verdict, found, mend: MORE_DESCRIPTORS.into() }
+    Check { name: "descriptors".into(), verdict, found, hint: MORE_DESCRIPTORS.into() }
 }
 
-fn check(name: &'static str, good: bool, found: String, mend: impl Into<Cow<'static, str>>) -> Check {
-    let verdict = if good { Verdict::Good } else { Verdict::Failed };
-    Check { name: name.into(), verdict, found, mend: mend.into() }
+fn check(name: &'static str, good: bool, found: String, hint: impl Into<Cow<'static, str>>) -> Check {
+    let verdict = if good { Verdict::Ok } else { Verdict::Failed };
+    Check { name: name.into(), verdict, found, hint: hint.into() }
 }
 
 fn program() -> Check {
@@ -150,8 +140,8 @@ fn jit() -> Check {
     // Absent where the JIT is compiled in for good.
     let setting = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_else(|_| "1".into());
     let off = setting.trim() == "0";
-    let verdict = if off { Verdict::Warning } else { Verdict::Good };
-    Check { name: "JIT".into(), verdict, found: if off { "off" } else { "on" }.into(), mend: MEND.into() }
+    let verdict = if off { Verdict::Warning } else { Verdict::Ok };
+    Check { name: "JIT".into(), verdict, found: if off { "off" } else { "on" }.into(), hint: MEND.into() }
 }
 
 fn pinning(bpffs: &Path) -> Check {
@@ -159,8 +149,8 @@ fn pinning(bpffs: &Path) -> Check {
         Ok(_) => check("bpffs", true, bpffs.display().to_string(), ""),
         Err(_) => {
             let found = format!("{} is not on a BPF file system", bpffs.display());
-            let mend = "`mount -t bpf bpf /sys/fs/bpf`, or set `bpffs` to a directory below one";
-            check("bpffs", false, found, mend)
+            let hint = "`mount -t bpf bpf /sys/fs/bpf`, or set `bpffs` to a directory below one";
+            check("bpffs", false, found, hint)
         }
     }
 }
@@ -196,8 +186,8 @@ fn memory(options: &Options) -> Check {
     };
     // The maps that a daemon before has pinned are among what is taken already.
     let fits = available.is_none_or(|available| needed < available);
-    let verdict = if fits { Verdict::Good } else { Verdict::Warning };
-    Check { name: "memory".into(), verdict, found, mend: "free memory, or make `sessions` smaller".into() }
+    let verdict = if fits { Verdict::Ok } else { Verdict::Warning };
+    Check { name: "memory".into(), verdict, found, hint: "free memory, or make `sessions` smaller".into() }
 }
 
 /// The ports of `forward = "nat"` against those that this host's own sockets are given.

@@ -107,17 +107,18 @@ impl KeyPolicy {
     }
 }
 
-/// What a key may do.
+/// State of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum KeyState {
-    /// On its way into the kernels: verifies, must not sign yet.
+    /// Verifies once the kernel has it; does not sign yet.
     Staged,
-    /// Signs and verifies. A service has at most one.
+    /// Signs and verifies. A service has at most one active key.
     Active,
-    /// Verifies what was signed before.
+    /// Verifies, but does not sign any more.
     Retiring,
-    /// Does nothing, for good.
+    /// Neither signs nor verifies, permanently.
     Revoked,
 }
 

@@ -7,32 +7,35 @@ use serde::{Deserialize, Serialize};
 
 use super::{Key, KeyPolicy, KeyState, Keyring, KeyringError, LATE, slots::REST, stored::hex_master};
 
-/// The keys of a service, as `keys export` prints and `keys import` reads them.
+/// The keys of a service with their secrets, as `keys export` prints and `keys import` reads them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Keyset {
-    /// The service's name, for people.
+    /// Name of the service.
     pub service: String,
-    /// The service.
+    /// Id of the service.
     pub service_id: u32,
-    /// All that verify.
+    /// All keys that verify.
     pub keys: Vec<ExportedKey>,
 }
 
-/// A key of a keyset.
+/// A key of a keyset, with its secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ExportedKey {
-    /// Its id.
+    /// Id of the key.
     pub key_id: u32,
-    /// An issuer signs with the `active` one alone.
+    /// State of the key; an issuer signs with the `active` key only.
     pub state: KeyState,
-    /// The secret.
+    /// The master key in hex, a secret.
     #[serde(with = "hex_master")]
+    #[cfg_attr(test, schemars(with = "String"))]
     pub master: MasterKey,
-    /// Until this unix second it verifies for sure.
+    /// The key verifies at least until this time.
     pub not_after: u64,
-    /// Until this unix second an issuer may sign with it; 0: not at all.
+    /// An issuer may sign with the key until this time; 0: not at all.
     pub sign_until: u64,
 }
 

@@ -5,10 +5,8 @@ use std::io;
 use super::raw::{Kind, attribute, request, value_of};
 use crate::{
     config::XdpMode,
-    datapath::{
-        attach::Mode,
-        preflight::{Check, Verdict},
-    },
+    datapath::{attach::Mode, preflight::Check},
+    protocol::Verdict,
 };
 
 const NETLINK_GENERIC: isize = 16;
@@ -84,21 +82,21 @@ pub fn check(
     driver: &io::Result<Option<Driver>>,
 ) -> Check {
     let (verdict, found, hint) = match (attached, driver, configured) {
-        (Some(mode), _, _) => (Verdict::Good, format!("the program is attached in {} mode", mode.name()), ""),
+        (Some(mode), _, _) => (Verdict::Ok, format!("the program is attached in {} mode", mode.name()), ""),
         (None, Err(error), _) => (
             Verdict::Warning,
             format!("the kernel does not say whether its driver has native XDP: {error}"),
             "`tollgate run` logs the mode that it attaches in",
         ),
         (None, Ok(None), _) => (
-            Verdict::Good,
+            Verdict::Ok,
             "this kernel cannot say whether its driver has native XDP (Linux 6.3 and later can): `tollgate run` logs the \
              mode that it attaches in"
                 .to_owned(),
             "",
         ),
         (None, Ok(Some(Driver { native: true, .. })), XdpMode::Auto | XdpMode::Native) => (
-            Verdict::Good,
+            Verdict::Ok,
             "its driver has native XDP: `tollgate run` attaches in native mode".to_owned(),
             "",
         ),
@@ -122,13 +120,13 @@ pub fn check(
             "use an interface whose driver has native XDP",
         ),
         (None, Ok(Some(_)), XdpMode::Generic) => (
-            Verdict::Good,
+            Verdict::Ok,
             "`tollgate run` attaches in generic mode, as configured; the kernel reports no native XDP for its driver"
                 .to_owned(),
             "",
         ),
     };
-    Check { name: format!("interface {interface}").into(), verdict, found, mend: hint.into() }
+    Check { name: format!("interface {interface}").into(), verdict, found, hint: hint.into() }
 }
 
 #[cfg(test)]
@@ -147,7 +145,7 @@ mod tests {
     fn a_kernel_that_cannot_tell_fails_nothing() {
         for configured in [XdpMode::Auto, XdpMode::Native, XdpMode::Generic] {
             let check = check("eth0", configured, None, &Ok(None));
-            assert_eq!(check.verdict, Verdict::Good);
+            assert_eq!(check.verdict, Verdict::Ok);
             assert!(check.found.contains("cannot say") && check.found.contains("logs"), "{}", check.found);
         }
     }
@@ -156,7 +154,7 @@ mod tests {
     fn what_the_program_is_attached_in_is_known() {
         let without = Ok(Some(Driver::from_features(0)));
         let check = check("eth0", XdpMode::Native, Some(Mode::Native), &without);
-        assert_eq!((check.verdict, check.found.contains("native")), (Verdict::Good, true));
+        assert_eq!((check.verdict, check.found.contains("native")), (Verdict::Ok, true));
     }
 
     #[test]

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::{
     config::{Forward, Service},
-    datapath::preflight::{Check, Verdict},
+    datapath::preflight::Check,
+    protocol::Verdict,
 };
 
 /// How many names and addresses a warning lists.
@@ -297,7 +298,7 @@ impl Host<'_> {
 
 fn warning(service: &Service, found: String, hint: String) -> Check {
     let name = format!("service {}", service.name).into();
-    Check { name, verdict: Verdict::Warning, found, mend: hint.into() }
+    Check { name, verdict: Verdict::Warning, found, hint: hint.into() }
 }
 
 /// The first of them, and how many more there are.
@@ -398,7 +399,7 @@ mod tests {
             let socket = UdpSocket { address: [0, 0, 0, 0].into(), dual_stack: false, device: 0 };
             host.sockets.insert(services[0].port, Ok(vec![socket]));
             let checks = [host.other_interfaces(&services[0]), host.other_sockets(&services[0])];
-            checks.map(|check| check.unwrap().mend)
+            checks.map(|check| check.unwrap().hint)
         };
         let accepted = "iifname { \"eth3\", \"eth3.9\" } ip daddr 192.0.2.1 udp dport 7777 accept; ";
         for hint in hints(&[9]) {

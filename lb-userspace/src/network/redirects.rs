@@ -19,7 +19,7 @@ pub struct Redirects {
 
 impl Redirects {
     /// How to turn them off.
-    pub fn mend(&self) -> String {
+    pub fn hint(&self) -> String {
         let off: Vec<_> = self.settings.iter().map(|setting| format!("{setting}=0")).collect();
         format!("`sysctl -w {}`", off.join(" "))
     }

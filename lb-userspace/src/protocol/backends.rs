@@ -1,15 +1,18 @@
 //! Backends.
 
 use hyper::Method;
+#[cfg(test)]
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Access, Request, big};
+use super::{Access, List, Request, big};
 
-/// `tollgate backends list`.
+/// `tollgate backends list`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ListBackends {
-    /// Only this service, by name or id; all services if not given.
+    /// Name or id of a service; without it, the request is for all services.
     pub service: Option<String>,
 }
 
@@ -17,48 +20,53 @@ impl Request for ListBackends {
     const METHOD: Method = Method::GET;
     const PATH: &'static str = "/v1/backends";
     const ACCESS: Access = Access::Read;
-    type Answer = Vec<BackendStatus>;
+    type Answer = List<BackendStatus>;
 }
 
-/// A backend.
+/// A backend and its next hop. The keys about the next hop are `null` while it is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct BackendStatus {
-    /// The service's name.
+    /// Name of the service.
     pub service: String,
-    /// The service.
+    /// Id of the service.
     pub service_id: u32,
-    /// Its id.
-    pub id: u16,
-    /// Its name.
+    /// Id of the backend.
+    pub backend_id: u16,
+    /// Name of the backend.
     pub name: String,
-    /// Its address.
+    /// IP address of the backend.
     pub address: String,
-    /// Its port.
+    /// UDP port of the backend.
     pub port: u16,
-    /// Its share.
+    /// Share of the sessions, relative to the weights of the other backends.
     pub weight: u32,
-    /// `up`, or why not, in a word.
+    /// `up`, or in one word why the backend gets no sessions: `resolving`, `no-neighbour`, `no-route`,
+    /// `link-down`, `behind-router`, `wrong-interface`, `no-source`, or `unused` for a backend of a `local`
+    /// service.
     pub state: String,
-    /// Why not, and what to look at.
+    /// The state as a sentence, with what to look at.
     pub detail: String,
-    /// Whether it gets sessions.
+    /// Whether the backend gets sessions.
     pub up: bool,
-    /// Its MAC address or that of the router before it, where known.
+    /// MAC address of the next hop: the backend, or the router in front of it.
     pub mac: Option<String>,
-    /// The interface that its frames leave through.
+    /// Interface that frames to the backend leave through.
     pub interface: Option<String>,
-    /// The router before it, if there is one.
+    /// Address of the router in front of the backend; `null` on the same segment.
     pub gateway: Option<String>,
-    /// The VLAN tags of its frames, the outermost first, as in `802.1Q 10`.
-    pub tags: Vec<String>,
-    /// The longest IP packet that the way takes.
+    /// VLAN tags of frames to the backend, outermost first, such as `802.1Q 10`.
+    pub vlan_tags: Vec<String>,
+    /// Largest IP packet that the route takes, in bytes.
     pub mtu: Option<u16>,
-    /// Where packets for it come from, if they are not the client's own: an address, or a prefix of addresses.
+    /// Source address or prefix of packets to the backend; `null` where the address of the client is kept.
     pub source: Option<String>,
-    /// Packets sent to it.
+    /// Packets sent to the backend.
     #[serde(with = "big")]
+    #[cfg_attr(test, schemars(with = "big::Schema"))]
     pub packets: u64,
-    /// Bytes sent to it, as they came in.
+    /// Bytes sent to the backend, as received from clients.
     #[serde(with = "big")]
+    #[cfg_attr(test, schemars(with = "big::Schema"))]
     pub bytes: u64,
 }

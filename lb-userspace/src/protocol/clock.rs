@@ -1,12 +1,15 @@
 //! The clock that tokens are checked against.
 
 use hyper::Method;
+#[cfg(test)]
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Access, Request};
 
-/// `tollgate clock`.
+/// `tollgate clock`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GetClock {}
 
@@ -17,29 +20,31 @@ impl Request for GetClock {
     type Answer = ClockStatus;
 }
 
-/// `tollgate clock`.
+/// The wall clock of the host and the clock of the XDP program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct ClockStatus {
-    /// The wall clock, unix seconds.
-    pub wall: f64,
-    /// The program's clock, unix seconds.
-    pub program: f64,
-    /// The wall clock less the program's.
+    /// Wall clock of the host, Unix time in seconds.
+    pub wall_clock: f64,
+    /// Clock of the XDP program, Unix time in seconds.
+    pub program_clock: f64,
+    /// Wall clock minus program clock.
     pub difference_seconds: f64,
-    /// Whether the program keeps the time it had, because the wall clock was set back.
+    /// Whether the program clock is ahead because the wall clock was set back.
     pub held: bool,
-    /// Since the program's clock was last found to be right.
+    /// Time since the program clock was last found to be right.
     pub confirmed_age_seconds: f64,
-    /// Whether that is so long ago that new tokens are refused.
+    /// Whether that was so long ago that new tokens are refused.
     pub stale: bool,
-    /// How often the wall clock was set forward while this daemon ran.
+    /// How often the wall clock was set forward since the daemon started.
     pub jumps_forward: u64,
-    /// How often it was set back.
+    /// How often the wall clock was set back since the daemon started.
     pub jumps_backward: u64,
 }
 
-/// `tollgate clock accept`. Has no fields: its body is empty or `null`.
+/// `tollgate clock accept`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct AcceptClock;
 
 impl Request for AcceptClock {
@@ -49,11 +54,12 @@ impl Request for AcceptClock {
     type Answer = ClockAccepted;
 }
 
-/// What `clock accept` did.
+/// The program clock was set back to the wall clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct ClockAccepted {
-    /// By how much the program's clock went back.
+    /// By how many seconds the program clock was set back.
     pub seconds_back: u64,
-    /// What all services issued before this unix second is refused.
+    /// Tokens of all services issued before this time are revoked.
     pub revoked_before: u64,
 }

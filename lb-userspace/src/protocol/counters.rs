@@ -1,15 +1,18 @@
 //! Packets and bytes.
 
 use hyper::Method;
+#[cfg(test)]
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Access, Request, big};
 
-/// `tollgate counters`.
+/// `tollgate counters`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GetCounters {
-    /// Only this service, by name or id; all services if not given.
+    /// Name or id of a service; without it, the request is for all services.
     pub service: Option<String>,
 }
 
@@ -22,45 +25,52 @@ impl Request for GetCounters {
 
 /// The counters of the XDP program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct CounterReport {
-    /// What was for no service.
+    /// Passed: packets to no service.
     pub not_ours: Count,
-    /// Dropped as `unsupported` under so many VLAN tags that nobody can tell whose they were.
-    pub buried: Count,
-    /// Dropped, for a service or for none, because the tables changed twice while a CPU handled the packet.
+    /// Dropped as `unsupported`: packets with so many VLAN tags that their service is unknown.
+    pub too_many_vlan_tags: Count,
+    /// Dropped as `tables_changed`, for a service or for none: the tables changed twice while a CPU handled
+    /// the packet.
     pub tables_changed: Count,
-    /// By service.
+    /// Counters of each service.
     pub services: Vec<ServiceCounters>,
 }
 
-/// A service's counters.
+/// Counters of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct ServiceCounters {
-    /// Its name.
+    /// Name of the service.
     pub service: String,
-    /// Its id.
+    /// Id of the service.
     pub service_id: u32,
-    /// By reason: all of them, in the order of their numbers, but `not_ours` and `tables_changed`.
+    /// One entry for each reason, in the order of their numbers, without `not_ours` and `tables_changed`.
     pub reasons: Vec<ReasonCount>,
 }
 
 /// Packets and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct Count {
     /// Packets.
     #[serde(with = "big")]
+    #[cfg_attr(test, schemars(with = "big::Schema"))]
     pub packets: u64,
-    /// Bytes of their frames, as they came in.
+    /// Bytes of the received frames.
     #[serde(with = "big")]
+    #[cfg_attr(test, schemars(with = "big::Schema"))]
     pub bytes: u64,
 }
 
 /// Packets and bytes of one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct ReasonCount {
-    /// Its name.
+    /// Name of the reason, as in metrics; see token.md.
     pub reason: String,
-    /// How many.
+    /// Packets and bytes of that reason.
     #[serde(flatten)]
     pub count: Count,
 }

@@ -1,21 +1,22 @@
-//! The contents of a token, and the checks that it passes.
-
-use std::net::IpAddr;
+//! The content of a token, and the checks that it passes.
 
 use hyper::Method;
+#[cfg(test)]
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Access, Request, TokenKind, text};
 
-/// `tollgate token inspect`.
+/// `tollgate token inspect`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct InspectToken {
-    /// The header, in hex.
+    /// Header of the token in hex.
     pub token: String,
-    /// Where its packet came from: needed for the tags of a token that is bound to it.
-    pub from: Option<IpAddr>,
-    /// And from which port.
+    /// Source address of its packet: needed to check a token that is bound to an address.
+    pub from: Option<std::net::IpAddr>,
+    /// Source port of its packet: needed to check a token that is bound to a port.
     pub from_port: Option<u16>,
 }
 
@@ -26,61 +27,66 @@ impl Request for InspectToken {
     type Answer = Inspection;
 }
 
-/// What is in a token.
+/// The content of a token, and the checks in the order of the XDP program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct Inspection {
-    /// What anybody can read; nothing where it is no token.
+    /// The fields of the header; absent if the input is not a token.
     #[serde(flatten)]
     pub header: Option<HeaderFields>,
-    /// The sealed claims, where a key opens them and the tags are right.
+    /// The sealed claims; `null` without the key, or if a tag is wrong.
     pub claims: Option<OpenClaims>,
-    /// Each check in the program's order, up to the first that fails.
+    /// The checks, up to the first that fails.
     pub steps: Vec<Step>,
-    /// `valid`, the reason it would be dropped, or `unchecked` where something could not be checked.
+    /// `valid`, the reason of the drop, or `unchecked` if a check was skipped.
     pub verdict: String,
 }
 
-/// What anybody can read in a token.
+/// The fields of a token header that need no key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct HeaderFields {
-    /// `bearer` or `proof`.
+    /// Type of the token.
     #[serde(rename = "type")]
     pub kind: TokenKind,
-    /// The key that signed it.
+    /// Id of the key that signed the token.
     pub key_id: u32,
-    /// Unix seconds.
+    /// When the token was issued.
     pub issued_at: u64,
-    /// Unix seconds.
+    /// When the token expires.
     pub expires_at: u64,
-    /// The nonce, in hex.
+    /// Nonce of the token in hex.
     pub nonce: String,
-    /// Bits of the bound prefix; 0: not bound to an address.
+    /// Length of the address prefix that the token is bound to; 0 if it is bound to none.
     pub bind_len: u8,
-    /// Whether it is bound to a port.
+    /// Whether the token is bound to a port.
     pub bind_port: bool,
 }
 
-/// The sealed claims.
+/// The sealed claims of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct OpenClaims {
-    /// The audience.
+    /// Id of the service that the token is for.
     pub service_id: u32,
-    /// The session.
+    /// Id of the session.
     #[serde(with = "text")]
+    #[cfg_attr(test, schemars(with = "text::Schema"))]
     pub session_id: u64,
-    /// The rate class.
+    /// Rate class.
     pub class: u8,
-    /// The backend it is pinned to; 0: none.
+    /// Id of the backend that the token names; 0 if it names none.
     pub backend_id: u16,
 }
 
-/// One check.
+/// One check of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct Step {
-    /// What was checked.
+    /// What is checked.
     pub check: String,
     /// `passed`, `skipped`, or the reason of the drop.
     pub outcome: String,
-    /// What that means.
+    /// What the outcome means; empty if the check passed.
     pub detail: String,
 }

@@ -1,6 +1,7 @@
-//! Integers in JSON, which has no more than 53 bits for them in many a reader.
+//! Integers in JSON: many readers have only 53 bits for them.
 
-/// Integers that JavaScript and jq would round are strings, and both are read.
+/// Counters: an integer up to 2^53 is a number, a larger one a string, because JavaScript and jq would round it. Both forms
+/// are accepted.
 pub mod big {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -31,9 +32,28 @@ pub mod big {
             Either::Text(text) => text.parse().map_err(D::Error::custom),
         }
     }
+
+    /// Stands for the integer in the JSON schema.
+    #[cfg(test)]
+    pub struct Schema;
+
+    #[cfg(test)]
+    impl schemars::JsonSchema for Schema {
+        fn schema_name() -> std::borrow::Cow<'static, str> {
+            "BigInteger".into()
+        }
+
+        fn inline_schema() -> bool {
+            true
+        }
+
+        fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+            schemars::json_schema!({ "type": ["integer", "string"] })
+        }
+    }
 }
 
-/// 64-bit identifiers: always strings, so that nobody meets a change of type.
+/// 64-bit ids: always strings, so that a reader never meets a change of type.
 pub mod text {
     use serde::{Deserializer, Serializer};
 
@@ -51,6 +71,28 @@ pub mod text {
     /// For anything else.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
         super::big::deserialize(from)
+    }
+
+    /// Stands for the integer in the JSON schema.
+    #[cfg(test)]
+    pub struct Schema;
+
+    #[cfg(test)]
+    impl schemars::JsonSchema for Schema {
+        fn schema_name() -> std::borrow::Cow<'static, str> {
+            "TextInteger".into()
+        }
+
+        fn inline_schema() -> bool {
+            true
+        }
+
+        fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+            if generator.contract().is_serialize() {
+                return schemars::json_schema!({ "type": "string" });
+            }
+            schemars::json_schema!({ "type": ["string", "integer"] })
+        }
     }
 }
 

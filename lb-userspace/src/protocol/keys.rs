@@ -1,13 +1,16 @@
-//! Keys, and what was done with them.
+//! Keys.
 
 use hyper::Method;
+#[cfg(test)]
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Access, Request};
+use super::{Access, List, Request};
 use crate::keyring::{KeyState, Keyset};
 
-/// `tollgate keys list`.
+/// `tollgate keys list`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ListKeys {}
 
@@ -15,37 +18,39 @@ impl Request for ListKeys {
     const METHOD: Method = Method::GET;
     const PATH: &'static str = "/v1/keys";
     const ACCESS: Access = Access::Read;
-    type Answer = Vec<KeyStatus>;
+    type Answer = List<KeyStatus>;
 }
 
-/// A key, without its secret. Times are unix seconds.
+/// A key without its secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct KeyStatus {
-    /// The service's name, or its number where the configuration has none of it.
+    /// Name of the service; its id in digits if the configuration has no such service.
     pub service: String,
-    /// The service.
+    /// Id of the service.
     pub service_id: u32,
-    /// Its id.
+    /// Id of the key.
     pub key_id: u32,
-    /// What it may do.
+    /// State of the key.
     pub state: KeyState,
-    /// Whether the kernel verifies with it.
+    /// Whether the kernel verifies with the key.
     pub installed: bool,
-    /// When it was made or imported.
+    /// When the key was made or imported.
     pub created_at: u64,
-    /// When it began to sign.
+    /// When the key began to sign; `null` if it never did.
     pub activated_at: Option<u64>,
-    /// When it ends.
+    /// When the key stops verifying; `null` if no end is set.
     pub not_after: Option<u64>,
-    /// Whether another node made it.
+    /// Whether the key was imported from another node.
     pub imported: bool,
 }
 
-/// `tollgate keys rotate`.
+/// `tollgate keys rotate`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RotateKeys {
-    /// The service, by name or id; all services if not given.
+    /// Name or id of a service; without it, the request is for all services.
     pub service: Option<String>,
 }
 
@@ -53,29 +58,31 @@ impl Request for RotateKeys {
     const METHOD: Method = Method::POST;
     const PATH: &'static str = "/v1/keys/rotate";
     const ACCESS: Access = Access::Change;
-    type Answer = Vec<Rotated>;
+    type Answer = List<Rotated>;
 }
 
-/// What a rotation did.
+/// A key rotation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct Rotated {
-    /// The service's name.
+    /// Name of the service.
     pub service: String,
-    /// The service.
+    /// Id of the service.
     pub service_id: u32,
-    /// The new key.
+    /// Id of the new key.
     pub key_id: u32,
-    /// `active`, or `staged` while a kernel does not have it.
+    /// `active`, or `staged` until the kernel has the key.
     pub state: KeyState,
-    /// The key before it.
-    pub previous: Option<u32>,
+    /// Id of the key that signed before; `null` if there was none.
+    pub previous_key_id: Option<u32>,
 }
 
-/// `tollgate keys revoke`.
+/// `tollgate keys revoke`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RevokeKey {
-    /// The key.
+    /// Id of the key.
     pub key_id: u32,
 }
 
@@ -86,24 +93,26 @@ impl Request for RevokeKey {
     type Answer = Revoked;
 }
 
-/// What a revocation did. The kernel refuses the key by now.
+/// A key is revoked: the kernel already refuses its tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct Revoked {
-    /// The key.
+    /// Id of the key.
     pub key_id: u32,
-    /// The service it belongs to.
+    /// Id of the service that the key belongs to.
     pub service_id: u32,
-    /// What it was.
-    pub was: KeyState,
-    /// The key that signs now.
-    pub active_key: Option<u32>,
+    /// State of the key before the request.
+    pub previous_state: KeyState,
+    /// Id of the key that signs now; `null` if none does.
+    pub active_key_id: Option<u32>,
 }
 
-/// `tollgate keys export`.
+/// `tollgate keys export`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ExportKeys {
-    /// The service, by name or id.
+    /// Name or id of the service.
     pub service: String,
 }
 
@@ -114,8 +123,9 @@ impl Request for ExportKeys {
     type Answer = Keyset;
 }
 
-/// `tollgate keys import`. The body is a keyset, as `keys export` prints it.
+/// `tollgate keys import`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(transparent)]
 pub struct ImportKeys(pub Keyset);
 
@@ -126,13 +136,14 @@ impl Request for ImportKeys {
     type Answer = ImportReport;
 }
 
-/// What an import did.
+/// Ids of the imported keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct ImportReport {
-    /// Keys that are new here.
+    /// Ids of keys that were unknown and are now stored.
     pub added: Vec<u32>,
-    /// Keys that were here.
+    /// Ids of keys that were already stored.
     pub known: Vec<u32>,
-    /// Keys that were left out, for they were revoked or have ended.
+    /// Ids of keys that were not imported because they are revoked or have ended.
     pub skipped: Vec<u32>,
 }

@@ -10,7 +10,13 @@ mod counters;
 mod inspection;
 mod integers;
 mod keys;
+mod list;
+mod local;
+#[cfg(test)]
+mod page;
 mod revocations;
+#[cfg(test)]
+pub mod schema;
 mod services;
 mod sessions;
 mod status;
@@ -27,12 +33,14 @@ use integers::{big, text};
 pub use keys::{
     ExportKeys, ImportKeys, ImportReport, KeyStatus, ListKeys, RevokeKey, Revoked, RotateKeys, Rotated,
 };
+pub use list::List;
+pub use local::{CheckReport, CheckResult, DecapCount, DecapReport, Detached, Verdict};
 pub use revocations::{
     ListRevocations, RevocationStatus, RevokeBefore, RevokeSessions, RevokeToken, RevokedBefore,
     UnrevokeSessions, UnrevokeToken,
 };
 pub use services::{ListServices, ServiceStatus};
-pub use sessions::{ListSessions, SessionList, SessionStatus};
+pub use sessions::{ListSessions, SessionStatus};
 pub use status::{GetStatus, InterfaceStatus, RevocationCounts, Status};
 pub use tokens::{MintToken, Minted, TokenKind};
 
@@ -44,7 +52,7 @@ pub const BODY_MAX: usize = 2 << 20;
 /// The fields of the type are the input of the request: the query of a GET request, the JSON body of a POST request. A
 /// type with fields must refuse unknown ones (`deny_unknown_fields`): a misspelt optional field would ask for something
 /// else than was meant.
-pub trait Request: Serialize + DeserializeOwned + Send + 'static {
+pub trait Request: Serialize + DeserializeOwned + Documented + Send + 'static {
     /// GET or POST.
     const METHOD: Method;
     /// The path.
@@ -52,8 +60,37 @@ pub trait Request: Serialize + DeserializeOwned + Send + 'static {
     /// The access that a caller needs.
     const ACCESS: Access;
     /// The answer of a request that succeeds; one that fails is answered with a [`Failure`].
-    type Answer: Serialize + DeserializeOwned + Send + 'static;
+    type Answer: Serialize + DeserializeOwned + Documented + Send + 'static;
 }
+
+/// Calls a macro with the names of all types of requests.
+macro_rules! for_each_request {
+    ($macro:ident) => {
+        $macro! {
+            GetStatus
+            GetCounters
+            ListBackends
+            ListKeys
+            ListSessions
+            ListRevocations
+            ListServices
+            GetClock
+            InspectToken
+            RotateKeys
+            RevokeKey
+            ExportKeys
+            ImportKeys
+            MintToken
+            RevokeToken
+            UnrevokeToken
+            RevokeSessions
+            UnrevokeSessions
+            RevokeBefore
+            AcceptClock
+        }
+    };
+}
+pub(crate) use for_each_request;
 
 /// The access that a request needs. Change includes read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +103,19 @@ pub enum Access {
 
 /// The answer of a request that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Failure {
     /// The cause, and what to try next.
     pub error: String,
 }
+
+/// A type that docs/api.md describes: in tests, it has a JSON schema, from which the page is made.
+#[cfg(test)]
+pub trait Documented: schemars::JsonSchema {}
+#[cfg(test)]
+impl<T: schemars::JsonSchema> Documented for T {}
+/// A type that docs/api.md describes.
+#[cfg(not(test))]
+pub trait Documented {}
+#[cfg(not(test))]
+impl<T> Documented for T {}

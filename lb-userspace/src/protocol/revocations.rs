@@ -1,15 +1,18 @@
-//! What is revoked, and what is to be.
+//! Revocations of sessions, tokens, and everything that a service issued before a time.
 
 use hyper::Method;
+#[cfg(test)]
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Access, Request};
+use super::{Access, List, Request};
 
-/// `tollgate sessions list --revoked`.
+/// `tollgate sessions list --revoked`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ListRevocations {
-    /// Only this service, by name or id; all services if not given.
+    /// Name or id of a service; without it, the request is for all services.
     pub service: Option<String>,
 }
 
@@ -17,35 +20,37 @@ impl Request for ListRevocations {
     const METHOD: Method = Method::GET;
     const PATH: &'static str = "/v1/sessions/revoked";
     const ACCESS: Access = Access::Read;
-    type Answer = Vec<RevocationStatus>;
+    type Answer = List<RevocationStatus>;
 }
 
-/// A revocation: of a session, or of one token.
+/// The revocation of a session or of one token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct RevocationStatus {
-    /// The service's name, or its number where the configuration has none of it.
+    /// Name of the service; its id in digits if the configuration has no such service.
     pub service: String,
-    /// The service.
+    /// Id of the service.
     pub service_id: u32,
-    /// The session, where one is revoked.
+    /// Id of the revoked session, in digits; only if a session is revoked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_id: Option<String>,
-    /// The token's nonce in hex, where one is revoked.
+    /// Nonce of the revoked token in hex; only if a token is revoked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nonce: Option<String>,
-    /// Unix second.
+    /// When the revocation ends.
     pub until: u64,
 }
 
-/// `tollgate sessions revoke`.
+/// `tollgate sessions revoke`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RevokeSessions {
-    /// The service, by name or id.
+    /// Name or id of the service.
     pub service: String,
-    /// The sessions; either all or none of them are changed.
+    /// Ids of the sessions. Either all of them are changed or none.
     pub sessions: Vec<u64>,
-    /// Duration of the revocation in seconds; if not given, the longest time that a token of the service can be valid.
+    /// Duration of the revocation; without it, the longest time that a token of the service can be valid.
     pub seconds: Option<u64>,
 }
 
@@ -53,16 +58,17 @@ impl Request for RevokeSessions {
     const METHOD: Method = Method::POST;
     const PATH: &'static str = "/v1/sessions/revoke";
     const ACCESS: Access = Access::Change;
-    type Answer = Vec<RevocationStatus>;
+    type Answer = List<RevocationStatus>;
 }
 
-/// `tollgate sessions unrevoke`. The answer is what was revoked until now.
+/// `tollgate sessions unrevoke`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct UnrevokeSessions {
-    /// The service, by name or id.
+    /// Name or id of the service.
     pub service: String,
-    /// The sessions; either all or none of them are changed.
+    /// Ids of the sessions. Either all of them are changed or none.
     pub sessions: Vec<u64>,
 }
 
@@ -70,16 +76,17 @@ impl Request for UnrevokeSessions {
     const METHOD: Method = Method::POST;
     const PATH: &'static str = "/v1/sessions/unrevoke";
     const ACCESS: Access = Access::Change;
-    type Answer = Vec<RevocationStatus>;
+    type Answer = List<RevocationStatus>;
 }
 
-/// `tollgate token revoke`.
+/// `tollgate token revoke`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RevokeToken {
-    /// The header in hex, or only its first 40 bytes, the claims.
+    /// Header of the token in hex, or only its first 40 bytes, the claims.
     pub token: String,
-    /// The service, by name or id; the service of the token's key if not given.
+    /// Name or id of the service; without it, the service of the key of the token.
     pub service: Option<String>,
 }
 
@@ -90,13 +97,14 @@ impl Request for RevokeToken {
     type Answer = RevocationStatus;
 }
 
-/// `tollgate token unrevoke`. The answer is what was revoked until now.
+/// `tollgate token unrevoke`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct UnrevokeToken {
-    /// The header in hex, or only its first 40 bytes, the claims.
+    /// Header of the token in hex, or only its first 40 bytes, the claims.
     pub token: String,
-    /// The service, by name or id; the service of the token's key if not given.
+    /// Name or id of the service; without it, the service of the key of the token.
     pub service: Option<String>,
 }
 
@@ -107,13 +115,14 @@ impl Request for UnrevokeToken {
     type Answer = RevocationStatus;
 }
 
-/// `tollgate services revoke-before`.
+/// `tollgate services revoke-before`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RevokeBefore {
-    /// The service, by name or id.
+    /// Name or id of the service.
     pub service: String,
-    /// Tokens issued before this Unix time, in seconds, are revoked; now if not given.
+    /// Tokens issued before this time are revoked; without it, all tokens issued until now.
     pub at: Option<u64>,
 }
 
@@ -124,13 +133,14 @@ impl Request for RevokeBefore {
     type Answer = RevokedBefore;
 }
 
-/// What `services revoke-before` did. The kernel refuses those tokens by now.
+/// Old tokens of a service are revoked: the kernel already refuses them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct RevokedBefore {
-    /// The service's name.
+    /// Name of the service.
     pub service: String,
-    /// The service.
+    /// Id of the service.
     pub service_id: u32,
-    /// Its tokens issued before this unix second are refused.
+    /// Tokens issued before this time are revoked.
     pub revoked_before: u32,
 }

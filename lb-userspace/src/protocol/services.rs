@@ -1,12 +1,15 @@
 //! Services.
 
 use hyper::Method;
+#[cfg(test)]
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Access, Request};
+use super::{Access, List, Request};
 
-/// `tollgate services list`.
+/// `tollgate services list`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ListServices {}
 
@@ -14,32 +17,33 @@ impl Request for ListServices {
     const METHOD: Method = Method::GET;
     const PATH: &'static str = "/v1/services";
     const ACCESS: Access = Access::Read;
-    type Answer = Vec<ServiceStatus>;
+    type Answer = List<ServiceStatus>;
 }
 
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct ServiceStatus {
-    /// Its name.
+    /// Name of the service.
     pub name: String,
-    /// Its id.
-    pub id: u32,
-    /// Where it is reached.
+    /// Id of the service.
+    pub service_id: u32,
+    /// IP address that clients send to.
     pub address: String,
-    /// Where it is reached.
+    /// UDP port that clients send to.
     pub port: u16,
     /// `enforce` or `observe`.
     pub mode: String,
-    /// `local`, `l2`, `ipip`, `gue` or `nat`.
+    /// Forwarding mode: `local`, `l2`, `ipip`, `gue` or `nat`.
     pub forward: String,
-    /// Whether the token is taken off.
+    /// Whether the token is removed before a datagram is delivered.
     pub strip: bool,
-    /// The key that signs.
-    pub active_key: Option<u32>,
-    /// Backends that may be used.
+    /// Id of the key that signs; `null` if none does.
+    pub active_key_id: Option<u32>,
+    /// Number of backends that get sessions.
     pub backends_up: usize,
-    /// Backends.
+    /// Number of backends.
     pub backends: usize,
-    /// Its tokens issued before this unix second are revoked; 0 for none.
+    /// Tokens issued before this time are revoked; 0 if no time is set.
     pub revoked_before: u32,
 }

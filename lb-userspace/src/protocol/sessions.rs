@@ -1,17 +1,20 @@
-//! Tokens in the cache.
+//! Tokens in the kernel.
 
 use hyper::Method;
+#[cfg(test)]
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Access, Request, TokenKind, text};
+use super::{Access, List, Request, TokenKind, text};
 
-/// `tollgate sessions list`.
+/// `tollgate sessions list`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ListSessions {
-    /// Only this service, by name or id; all services if not given.
+    /// Name or id of a service; without it, the request is for all services.
     pub service: Option<String>,
-    /// The answer lists at most so many entries, and never more than 10,000.
+    /// Largest number of items in the answer; above 10,000 it is 10,000.
     pub limit: usize,
 }
 
@@ -19,45 +22,38 @@ impl Request for ListSessions {
     const METHOD: Method = Method::GET;
     const PATH: &'static str = "/v1/sessions";
     const ACCESS: Access = Access::Read;
-    type Answer = SessionList;
+    type Answer = List<SessionStatus>;
 }
 
-/// Tokens in the token cache and the table of stateful entries.
+/// A token in the token cache or in the table of stateful entries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionList {
-    /// How many there are.
-    pub matching: u64,
-    /// As many of them as were asked for.
-    pub sessions: Vec<SessionStatus>,
-}
-
-/// A token in a cache. Times are unix seconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct SessionStatus {
-    /// The service's name, or its number where the configuration has none of it.
+    /// Name of the service; its id in digits if the configuration has no such service.
     pub service: String,
-    /// The service; 0 where its key is no longer here.
+    /// Id of the service; 0 if the key of the token has left the keyring.
     pub service_id: u32,
-    /// The session.
+    /// Id of the session.
     #[serde(with = "text")]
+    #[cfg_attr(test, schemars(with = "text::Schema"))]
     pub session_id: u64,
-    /// `bearer` or `proof`.
+    /// Type of the token.
     #[serde(rename = "type")]
     pub kind: TokenKind,
-    /// The rate class.
+    /// Rate class.
     pub class: u8,
-    /// The backend it is pinned to; 0: none.
-    pub backend: u16,
-    /// The key that signed it.
+    /// Id of the backend that the token names; 0 if it names none.
+    pub backend_id: u16,
+    /// Id of the key that signed the token.
     pub key_id: u32,
-    /// The nonce, in hex.
+    /// Nonce of the token in hex.
     pub nonce: String,
-    /// When it was issued.
+    /// When the token was issued.
     pub issued_at: u64,
-    /// When it ends.
+    /// When the token expires.
     pub expires_at: u64,
-    /// Addresses it is used from, where `max_sources` has them counted.
+    /// Number of addresses that the token was used from; 0 where the service has no `max_sources`.
     pub sources: usize,
-    /// Whether its packets are refused as `revoked`.
+    /// Whether packets with the token are dropped as `revoked`.
     pub revoked: bool,
 }

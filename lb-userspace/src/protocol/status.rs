@@ -1,12 +1,15 @@
 //! The state of a node, and its interfaces.
 
 use hyper::Method;
+#[cfg(test)]
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Access, BackendStatus, ClockStatus, KeyStatus, Request, ServiceStatus, big};
 
-/// `tollgate status`.
+/// `tollgate status`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GetStatus {}
 
@@ -18,85 +21,93 @@ impl Request for GetStatus {
 }
 
 /// The state of a node.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct Status {
-    /// The node's name.
+    /// Name of the node.
     pub node: String,
-    /// Of the daemon.
+    /// Version of the daemon.
     pub version: String,
-    /// It was built from.
+    /// Git commit that the daemon was built from.
     pub commit: String,
-    /// The layout of the maps.
+    /// Version of the layout of the BPF maps.
     pub abi: u32,
-    /// Whether it filters.
+    /// Whether the node filters and can deliver; what `/readyz` answers.
     pub ready: bool,
-    /// Why it does not.
+    /// The reasons why `ready` is false.
     pub not_ready: Vec<String>,
-    /// The daemon's process.
+    /// Process id of the daemon.
     pub pid: u32,
-    /// How long it has been running, seconds.
+    /// Time since the daemon started.
     pub uptime_seconds: u64,
-    /// Where it filters.
+    /// The interfaces that are filtered.
     pub interfaces: Vec<InterfaceStatus>,
-    /// What it protects.
+    /// The protected services.
     pub services: Vec<ServiceStatus>,
-    /// All keys.
+    /// The keys of all services.
     pub keys: Vec<KeyStatus>,
-    /// All backends.
+    /// The backends of all services.
     pub backends: Vec<BackendStatus>,
-    /// The clock.
+    /// The clock that tokens are checked against.
     pub clock: ClockStatus,
-    /// What is revoked by name.
+    /// Number of revocations in force.
     pub revocations: RevocationCounts,
-    /// Where the kernel differed from what is desired at the last comparison and could not be mended.
+    /// Where the kernel differs from the desired state and could not be corrected.
     pub differences: Vec<String>,
-    /// What went wrong at the last comparison.
+    /// Errors of the last round of the reconcile loop.
     pub errors: Vec<String>,
-    /// Of the store.
+    /// Revision of the store.
     #[serde(with = "big")]
+    #[cfg_attr(test, schemars(with = "big::Schema"))]
     pub store_revision: u64,
     /// Whether the store can be used.
     pub store_connected: bool,
-    /// Tokens in the caches.
+    /// Entries of the token cache: BEARER tokens of services without limits.
     #[serde(with = "big")]
-    pub sessions: u64,
-    /// Those of them of which something is counted: PROOF tokens, and those of services with limits.
-    #[serde(with = "big", default)]
-    pub sessions_tracked: u64,
-    /// Room for those, and for the others.
-    pub sessions_max: u32,
-    /// Clients behind a port of this node, where a service has `forward = "nat"`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "big::Schema"))]
+    pub token_cache_entries: u64,
+    /// Stateful entries: PROOF tokens, and tokens of services with limits.
+    #[serde(with = "big")]
+    #[cfg_attr(test, schemars(with = "big::Schema"))]
+    pub stateful_entries: u64,
+    /// Capacity of the token cache, and of the table of stateful entries.
+    pub token_cache_capacity: u32,
+    /// Clients that have a port of this node; only where a service has `forward = "nat"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub nat_translations: Option<u64>,
-    /// Full checks made.
+    /// HMAC verifications since the program was loaded.
     #[serde(with = "big")]
-    pub hmacs: u64,
+    #[cfg_attr(test, schemars(with = "big::Schema"))]
+    pub hmac_verifications: u64,
 }
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct InterfaceStatus {
-    /// Its name.
+    /// Name of the interface.
     pub name: String,
-    /// Whether the program is on it.
+    /// Whether the XDP program is attached to it.
     pub attached: bool,
-    /// `native` or `generic`.
+    /// XDP mode: `native` or `generic`; `null` if not attached.
     pub mode: Option<String>,
-    /// The kernel's number for the program.
+    /// Id of the BPF program in the kernel; `null` if not attached.
     pub program_id: Option<u32>,
-    /// The destination MAC addresses of the frames that are services'.
+    /// Destination MAC addresses of frames that are filtered.
     pub macs: Vec<String>,
-    /// Whether frames for other stations are passed on: the interface is a port of a switch of this host.
+    /// Whether frames to other MAC addresses pass, because the interface is a port of a bridge or of Open
+    /// vSwitch.
     pub switched: bool,
 }
 
-/// How many revocations are in force.
+/// Number of revocations in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct RevocationCounts {
-    /// Sessions.
+    /// Revoked sessions.
     pub sessions: u32,
-    /// Tokens.
+    /// Revoked tokens.
     pub tokens: u32,
-    /// For both together.
-    pub room: u32,
+    /// Capacity for revoked sessions and tokens together.
+    pub capacity: u32,
 }

@@ -1,34 +1,38 @@
-//! Tokens that are minted.
+//! Minted tokens.
 
 use hyper::Method;
+#[cfg(test)]
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Access, Request, text};
 
-/// `tollgate token mint`.
+/// `tollgate token mint`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MintToken {
-    /// The service, by name or id.
+    /// Name or id of the service.
     pub service: String,
-    /// The session.
+    /// Id of the session.
     #[serde(with = "text")]
-    pub session: u64,
-    /// `bearer` or `proof`.
+    #[cfg_attr(test, schemars(with = "text::Schema"))]
+    pub session_id: u64,
+    /// Type of the token.
     #[serde(rename = "type")]
     pub kind: TokenKind,
-    /// Seconds.
+    /// Time until the token expires, in seconds.
     pub ttl: u64,
-    /// The address that its client must send from,
+    /// Address that the client must send from; without it, any address.
     pub bind: Option<std::net::IpAddr>,
-    /// so many bits of it; all that can be bound if not given,
+    /// Length of the prefix of `bind` that must match; without it, the longest that a token can have.
     pub bind_len: Option<u8>,
-    /// and the port.
+    /// Port that the client must send from; without it, any port.
     pub bind_port: Option<u16>,
-    /// The rate class.
+    /// Rate class.
     pub class: u8,
-    /// The backend to be pinned to; 0: none.
-    pub backend: u16,
+    /// Id of the backend that gets the session; 0: the Maglev table decides.
+    pub backend_id: u16,
 }
 
 impl Request for MintToken {
@@ -38,44 +42,56 @@ impl Request for MintToken {
     type Answer = Minted;
 }
 
-/// The type of a token.
+/// Type of a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum TokenKind {
-    /// Whoever holds it is in.
+    /// A copy of the token is enough to be admitted.
     #[default]
     Bearer,
-    /// Each packet proves that its sender holds the session key.
+    /// Each packet proves that its sender has the session key.
     Proof,
 }
 
-/// A minted token.
+impl TokenKind {
+    /// As in JSON and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bearer => "bearer",
+            Self::Proof => "proof",
+        }
+    }
+}
+
+/// A new token.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub struct Minted {
-    /// The 64 bytes of a BEARER header; of a PROOF token the first header's, with `seq` 0 and an empty payload.
+    /// Header in hex, 64 bytes. Of a PROOF token, the header of a packet with `seq` 0 and an empty payload.
     pub header: String,
-    /// Its type.
+    /// Type of the token.
     #[serde(rename = "type")]
     pub kind: TokenKind,
-    /// The key that signed it.
+    /// Id of the key that signed the token.
     pub key_id: u32,
-    /// Unix seconds.
+    /// When the token was issued.
     pub issued_at: u64,
-    /// Unix seconds.
+    /// When the token expires.
     pub expires_at: u64,
-    /// PROOF: the claims.
+    /// Claims in hex; only of a PROOF token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub claims: Option<String>,
-    /// PROOF: the fast tag.
+    /// Fast tag in hex; only of a PROOF token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fast_tag: Option<String>,
-    /// PROOF: the session's key.
+    /// Key of the session in hex, a secret; only of a PROOF token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_key: Option<String>,
 }
 
 impl std::fmt::Debug for Minted {
-    /// Without what lets somebody in.
+    /// Without the secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Minted")
             .field("kind", &self.kind)

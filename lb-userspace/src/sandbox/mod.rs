@@ -77,14 +77,14 @@ pub enum SandboxError {
         source: io::Error,
     },
     /// The system refused to take something away.
-    #[error("cannot {action}: {cause}; {mend}")]
+    #[error("cannot {action}: {cause}; {hint}")]
     Refused {
         /// As in "cannot `drop capabilities`".
         action: &'static str,
         /// What it said.
         cause: String,
         /// What to try.
-        mend: &'static str,
+        hint: &'static str,
     },
 }
 
@@ -117,8 +117,8 @@ pub fn enter(account: Option<&Account>) -> Result<(), SandboxError> {
 
 const NEEDS_KERNEL: &str = "is this Linux 6.1 or later, with CONFIG_SECCOMP_FILTER?";
 
-fn refused(action: &'static str, cause: impl ToString, mend: &'static str) -> SandboxError {
-    SandboxError::Refused { action, cause: cause.to_string(), mend }
+fn refused(action: &'static str, cause: impl ToString, hint: &'static str) -> SandboxError {
+    SandboxError::Refused { action, cause: cause.to_string(), hint }
 }
 
 fn io_error(action: &'static str, path: &Path, source: impl Into<io::Error>) -> SandboxError {

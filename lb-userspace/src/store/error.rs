@@ -102,7 +102,7 @@ pub enum StoreError {
         user: u32,
     },
     /// The system refused.
-    #[error("cannot {action} {}: {source}; {}", path.display(), mend_of_io(source))]
+    #[error("cannot {action} {}: {source}; {}", path.display(), hint_of_io(source))]
     Io {
         /// As in "cannot `read` …".
         action: &'static str,
@@ -139,7 +139,7 @@ fn start_anew(path: &std::path::Path, previous: Option<u64>) -> String {
     format!("{back}to begin with new keys: `mv {shown}.prev {shown}.old`; then {START}")
 }
 
-fn mend_of_io(error: &io::Error) -> &'static str {
+fn hint_of_io(error: &io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             "free some space and try again; what was stored is intact"

@@ -236,14 +236,14 @@ mod tests {
     fn request() -> MintToken {
         MintToken {
             service: "game".to_owned(),
-            session: u64::MAX,
+            session_id: u64::MAX,
             kind: TokenKind::Bearer,
             ttl: 300,
             bind: None,
             bind_len: None,
             bind_port: None,
             class: 3,
-            backend: 11,
+            backend_id: 11,
         }
     }
 

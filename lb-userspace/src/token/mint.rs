@@ -33,9 +33,9 @@ pub fn allowed(request: &MintToken, service: &config::Service) -> Result<(), Tok
         let family = if service.address.is_ipv4() { "IPv4" } else { "IPv6" };
         return Err(TokenError::OtherFamily { address, family });
     }
-    let is_there = |backend: &config::Backend| backend.id == request.backend;
-    if request.backend != 0 && !service.backends.iter().any(is_there) {
-        return Err(TokenError::NoSuchBackend(request.backend));
+    let is_there = |backend: &config::Backend| backend.id == request.backend_id;
+    if request.backend_id != 0 && !service.backends.iter().any(is_there) {
+        return Err(TokenError::NoSuchBackend(request.backend_id));
     }
     Ok(())
 }
@@ -63,8 +63,8 @@ pub fn mint(request: &MintToken, key: &KnownKey, now: u64) -> Result<Minted, Tok
         claims: Claims {
             service_id: key.service_id,
             class: request.class,
-            backend_id: request.backend,
-            session_id: request.session,
+            backend_id: request.backend_id,
+            session_id: request.session_id,
         },
         issued_at: seconds(now)?,
         expires_at: seconds(now.saturating_add(request.ttl))?,

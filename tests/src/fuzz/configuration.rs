@@ -30,7 +30,7 @@ pub fn check(bytes: &[u8]) {
 fn problem(problem: &Problem, text: &str) {
     let lines = text.split('\n').count();
     assert!((1..=lines).contains(&problem.line) && problem.column > 0, "{problem} in {lines} lines");
-    assert!(!problem.message.is_empty() && !problem.mend.is_empty(), "{problem}");
+    assert!(!problem.message.is_empty() && !problem.hint.is_empty(), "{problem}");
 }
 
 fn node(config: &Config) {

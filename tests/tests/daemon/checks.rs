@@ -31,7 +31,7 @@ const SECOND: &str = "second";
 fn warnings(testbed: &Testbed, subject: &str) -> Result<Vec<(String, String)>> {
     let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();
     let warned = lines(testbed, subject)?.into_iter().filter(|line| line["verdict"] == "warning");
-    Ok(warned.map(|line| (text(&line, "found"), text(&line, "mend"))).collect())
+    Ok(warned.map(|line| (text(&line, "found"), text(&line, "hint"))).collect())
 }
 
 /// The lines of `check` about one subject.
@@ -353,12 +353,12 @@ fn drivers_with_native_xdp_and_without() -> Result<()> {
     balancer.ip(&["link", "add", "br0", "type", "bridge"])?;
     balancer.ip(&["link", "set", "br0", "up"])?;
     for (interface, mode, verdict, part, runs) in [
-        (INTERFACE, "auto", "good", "has native XDP", Some("native")),
-        (INTERFACE, "native", "good", "has native XDP", Some("native")),
+        (INTERFACE, "auto", "ok", "has native XDP", Some("native")),
+        (INTERFACE, "native", "ok", "has native XDP", Some("native")),
         (INTERFACE, "generic", "warning", "does not use it", Some("generic")),
         ("br0", "auto", "warning", "generic mode is slow", Some("generic")),
         ("br0", "native", "failed", "no native XDP", None),
-        ("br0", "generic", "good", "as configured", Some("generic")),
+        ("br0", "generic", "ok", "as configured", Some("generic")),
     ] {
         testbed.instance.configure_on(&[interface], &testbed.service(LOCAL, 0))?;
         let text = std::fs::read_to_string(testbed.instance.config())?;
@@ -386,10 +386,7 @@ fn drivers_with_native_xdp_and_without() -> Result<()> {
             daemon.log()
         );
         let found = about()?;
-        ensure!(
-            is_there(&found, "good", &format!("attached in {runs} mode")),
-            "{interface} {mode}: {found:?}"
-        );
+        ensure!(is_there(&found, "ok", &format!("attached in {runs} mode")), "{interface} {mode}: {found:?}");
         daemon.terminate()?;
         testbed.remove_pins()?;
     }

@@ -77,6 +77,7 @@ fn a_clock_that_was_set_back_brings_no_token_back(family: Family) -> Result<()> 
     testbed.refused_token(&token, Reason::Expired)?;
 
     let accepted = testbed.json(&["clock", "accept"])?;
+    crate::api::check(&["clock", "accept"], &accepted)?;
     ensure!(accepted["seconds_back"].as_u64().is_some_and(|by| (3599..=3601).contains(&by)), "{accepted}");
     wait_for("readiness", || Ok(http(&testbed.topology.balancer, "/readyz")?.0 == 200))?;
     ensure!(testbed.json(&["clock"])?["held"] == false);

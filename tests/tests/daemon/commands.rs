@@ -131,7 +131,7 @@ fn what_json_says_of_failures() -> Result<()> {
     for (line, field) in checks.iter().zip(["`service.id` = 0", "`service.prot`"]) {
         ensure!(line["name"] == "configuration" && line["verdict"] == "failed", "{line}");
         ensure!(line["found"].as_str().is_some_and(|found| found.contains(field)), "{field}: {line}");
-        ensure!(line["mend"].as_str().is_some_and(|mend| !mend.is_empty()), "{line}");
+        ensure!(line["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{line}");
     }
     fs::write(config, "[[service]\n")?;
     ensure!(check(&[config])?.len() == 1);

@@ -44,7 +44,7 @@ fn a_path_mtu(family: Family) -> Result<()> {
         let attacker = Network::Front.address(family, 2);
         victim.believes(&testbed, attacker, &body, &format!("mtu {mtu}"))?;
         routes_are_read_again(&testbed)?;
-        let listed = testbed.json(&["backends", "list"])?[0]["mtu"].clone();
+        let listed = testbed.json(&["backends", "list"])?["items"][0]["mtu"].clone();
         ensure!(listed == 1500, "{}: the MTU to the backend is {listed}", forward.name());
         long_ones_arrive(&testbed).with_context(|| format!("{}, after", forward.name()))?;
     }
@@ -70,7 +70,7 @@ fn a_redirect(family: Family) -> Result<()> {
     };
     let _daemon = testbed.start()?;
     long_ones_arrive(&testbed).context("before")?;
-    let backend = testbed.json(&["backends", "list"])?[0].clone();
+    let backend = testbed.json(&["backends", "list"])?["items"][0].clone();
     ensure!(backend["gateway"] == router.to_string(), "{backend}");
 
     let victim = Victim::new(&testbed)?;
@@ -81,7 +81,7 @@ fn a_redirect(family: Family) -> Result<()> {
     };
     victim.believes(&testbed, router, &body, &format!("via {attacker} "))?;
     routes_are_read_again(&testbed)?;
-    let after = testbed.json(&["backends", "list"])?[0].clone();
+    let after = testbed.json(&["backends", "list"])?["items"][0].clone();
     ensure!((&after["gateway"], &after["mac"]) == (&backend["gateway"], &backend["mac"]), "{after}");
     long_ones_arrive(&testbed).context("after")
 }
@@ -124,7 +124,7 @@ fn a_permanent_neighbour_entry_takes_no_redirect() -> Result<()> {
         victim.tell(&testbed, router, &body)?;
     }
     wait_for("the daemon to have the router again", || {
-        Ok(testbed.json(&["backends", "list"])?[0]["mac"] == *genuine)
+        Ok(testbed.json(&["backends", "list"])?["items"][0]["mac"] == *genuine)
     })?;
     ensure!(has(&genuine)?, "the permanent entry has changed");
     long_ones_arrive(&testbed)
@@ -141,15 +141,15 @@ fn where_redirects_are_taken_is_said() -> Result<()> {
     let warnings = |report: &serde_json::Value| -> Result<Vec<String>> {
         let lines = report["checks"].as_array().context("checks")?.iter();
         let about = lines.filter(|line| line["verdict"] == "warning" && line["name"] == "interface eth0");
-        Ok(about.filter_map(|line| line["mend"].as_str().map(str::to_owned)).collect())
+        Ok(about.filter_map(|line| line["hint"].as_str().map(str::to_owned)).collect())
     };
     let said = warnings(&check()?)?;
-    let [mend] = said.as_slice() else { bail!("{said:?}") };
+    let [hint] = said.as_slice() else { bail!("{said:?}") };
     let daemon = testbed.start()?;
     ensure!(daemon.log().contains("interface eth0 takes ICMP redirects"), "{}", daemon.log());
     daemon.terminate()?;
     // Followed without the program `sysctl`, which is in procps: minimal systems do not have it.
-    let command = mend.trim_matches('`');
+    let command = hint.trim_matches('`');
     let settings = command.strip_prefix("sysctl -w ").with_context(|| command.to_owned())?;
     for setting in settings.split(' ') {
         let (name, value) = setting.split_once('=').with_context(|| command.to_owned())?;
@@ -200,7 +200,7 @@ fn routes_are_read_again(testbed: &Testbed) -> Result<()> {
     let backend = plan.backend(testbed.family, 2).to_string();
     testbed.topology.balancer.ip(&[testbed.family.option(), "route", "replace", &backend, "via", &second])?;
     wait_for("the daemon to follow the route to backend 2", || {
-        Ok(testbed.json(&["backends", "list"])?[1]["gateway"] == second)
+        Ok(testbed.json(&["backends", "list"])?["items"][1]["gateway"] == second)
     })
 }
 

@@ -42,7 +42,7 @@ fn a_router_with_another_card(family: Family) -> Result<()> {
     testbed.delivered(&token)?;
     let router = &testbed.topology.routers[0];
     let first = testbed.topology.plan.router(family, Network::Front, 1);
-    let backend = testbed.json(&["backends", "list"])?[0].clone();
+    let backend = testbed.json(&["backends", "list"])?["items"][0].clone();
     ensure!(backend["gateway"] == first.to_string(), "{backend}");
 
     // As routers do, it announces the change to all hosts.
@@ -51,7 +51,7 @@ fn a_router_with_another_card(family: Family) -> Result<()> {
     let card = "02:00:00:00:00:77";
     router.ip(&["link", "set", INTERFACE, "address", card])?;
     passes_soon(&testbed, &token)?;
-    let backend = testbed.json(&["backends", "list"])?[0].clone();
+    let backend = testbed.json(&["backends", "list"])?["items"][0].clone();
     ensure!(backend["mac"] == card && backend["up"] == true, "{backend}");
     Ok(())
 }
@@ -65,7 +65,7 @@ fn another_router(family: Family) -> Result<()> {
     let second = testbed.topology.plan.router(family, Network::Front, 2);
     set_route(&testbed, second)?;
     passes_soon(&testbed, &token)?;
-    let backend = testbed.json(&["backends", "list"])?[0].clone();
+    let backend = testbed.json(&["backends", "list"])?["items"][0].clone();
     ensure!(backend["gateway"] == second.to_string() && backend["up"] == true, "{backend}");
     Ok(())
 }
@@ -80,7 +80,7 @@ fn a_router_that_goes_away(family: Family) -> Result<()> {
     let router = testbed.topology.plan.router(family, Network::Front, 1).to_string();
     testbed.topology.balancer.ip(&["neighbour", "flush", "to", &router, "dev", INTERFACE])?;
     waits_for(&testbed, "no-neighbour")?;
-    let backend = testbed.json(&["backends", "list"])?[0].clone();
+    let backend = testbed.json(&["backends", "list"])?["items"][0].clone();
     ensure!(backend["detail"].as_str().is_some_and(|detail| detail.contains(&router)), "{backend}");
     testbed.refused_token(&token, Reason::NoBackend)?;
 
@@ -146,7 +146,7 @@ fn routes_of_every_form(family: Family) -> Result<()> {
         balancer.ip(&[&[family.option(), "route", "replace", &destination], &form[..]].concat())?;
         let mut seen = Value::Null;
         wait_for("the route", || {
-            seen = testbed.json(&["backends", "list"])?[0].clone();
+            seen = testbed.json(&["backends", "list"])?["items"][0].clone();
             let known = gateways.iter().any(|gateway| seen["gateway"] == *gateway);
             Ok(known && seen["mtu"] == *mtu && seen["source"] == own && seen["up"] == true)
         })
@@ -184,7 +184,7 @@ fn several_next_hops_on_two_interfaces(family: Family) -> Result<()> {
     waits_for(&testbed, "up")?;
     let listed = testbed.json(&["backends", "list"])?;
     let mut counts = [0; 2];
-    for backend in listed.as_array().context("backends")? {
+    for backend in listed["items"].as_array().context("backends")? {
         let which = usize::from(backend["interface"] == BACK_INTERFACE);
         let at = [front, back][which];
         counts[which] += 1;
@@ -213,7 +213,7 @@ fn waits_for(testbed: &Testbed, state: &str) -> Result<()> {
     let mut seen = Default::default();
     let waited = wait_for(state, || {
         seen = testbed.json(&["backends", "list"])?;
-        Ok(seen.as_array().is_some_and(|list| list.iter().all(|backend| backend["state"] == state)))
+        Ok(seen["items"].as_array().is_some_and(|list| list.iter().all(|backend| backend["state"] == state)))
     });
     waited.map_err(|error| error.context(format!("{seen}")))
 }

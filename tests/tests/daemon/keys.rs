@@ -38,9 +38,9 @@ fn rotations_lose_nothing(family: Family) -> Result<()> {
         // Tokens of every key so far, all the time.
         let flow = Flow::start(&testbed, tokens.clone())?;
         let rotated = testbed.json(&["keys", "rotate", "--service", "game", "--wait"])?;
-        ensure!(rotated[0]["state"] == "active", "{rotated}");
+        ensure!(rotated["items"][0]["state"] == "active", "{rotated}");
         let issuer = testbed.issuer()?;
-        ensure!(rotated[0]["key_id"] == issuer.active().0, "{rotated}");
+        ensure!(rotated["items"][0]["key_id"] == issuer.active().0, "{rotated}");
         tokens.push(testbed.token(1)?);
         ensure!(flow.finish()? > 0, "no traffic");
     }
@@ -48,7 +48,7 @@ fn rotations_lose_nothing(family: Family) -> Result<()> {
         testbed.delivered(token)?;
     }
     let keys = testbed.json(&["keys", "list"])?;
-    let keys = keys.as_array().context("a list")?;
+    let keys = keys["items"].as_array().context("a list")?;
     ensure!(keys.len() == 4, "{keys:?}");
     let of_first = keys.iter().find(|key| key["key_id"] == first.0).context("the first key is listed")?;
     ensure!(of_first["state"] == "retiring" && of_first["installed"] == true, "{of_first}");
@@ -78,7 +78,8 @@ fn crashes_at_any_moment_of_a_rotation_lose_nothing(family: Family) -> Result<()
         let answered = rotate.wait()?.success();
         daemon = testbed.start()?;
         let keys = testbed.json(&["keys", "list"])?;
-        let active = keys.as_array().into_iter().flatten().filter(|key| key["state"] == "active").count();
+        let active =
+            keys["items"].as_array().into_iter().flatten().filter(|key| key["state"] == "active").count();
         ensure!(active == 1, "after crash {crashes}: {keys}");
         // A change that was answered with success stays in force.
         wait_for("the rotation that was promised", || {
@@ -179,7 +180,7 @@ fn old_tokens_live_until_they_expire(family: Family) -> Result<()> {
     let _daemon = testbed.start()?;
     let key = |id: u32| {
         let keys = testbed.json(&["keys", "list"])?;
-        anyhow::Ok(keys.as_array().into_iter().flatten().find(|key| key["key_id"] == id).cloned())
+        anyhow::Ok(keys["items"].as_array().into_iter().flatten().find(|key| key["key_id"] == id).cloned())
     };
     // Only the daemon signs with the first key; the second was exported to an issuer for a day.
     let token = testbed.mint(&["--ttl", "2s"])?;
@@ -229,7 +230,7 @@ fn a_key_signs_only_once_the_kernel_has_it(family: Family) -> Result<()> {
 
     let staged = || {
         let keys = testbed.json(&["keys", "list"])?;
-        let keys = keys.as_array().context("a list")?;
+        let keys = keys["items"].as_array().context("a list")?;
         ensure!(keys.len() == 2, "{keys:?}");
         let of = |id: u32| keys.iter().find(|key| key["key_id"] == id).context("the first key is listed");
         ensure!(of(first.0)?["state"] == "active" && of(first.0)?["installed"] == true, "{keys:?}");

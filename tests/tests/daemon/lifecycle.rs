@@ -168,7 +168,7 @@ fn another_size_of_the_token_cache_begins_empty(family: Family) -> Result<()> {
     fs::write(testbed.instance.config(), text.replace("sessions = 4096", "sessions = 8192"))?;
     let daemon = testbed.start()?;
     ensure!(daemon.log().contains("begins empty, for it had another size"), "{}", daemon.log());
-    ensure!(testbed.json(&["status"])?["sessions_max"] == 8192);
+    ensure!(testbed.json(&["status"])?["token_cache_capacity"] == 8192);
     testbed.delivered(&token)?;
     Ok(())
 }
@@ -438,9 +438,9 @@ fn a_daemon_that_is_stopped(family: Family) -> Result<()> {
     let flow = Flow::start(&testbed, vec![token])?;
     let says = |args: &[&str]| -> Result<()> {
         let output = testbed.run(args)?;
-        let mend = format!("`kill -CONT {pid}`");
+        let hint = format!("`kill -CONT {pid}`");
         ensure!(
-            output.status.code() == Some(1) && said(&output).contains(&mend),
+            output.status.code() == Some(1) && said(&output).contains(&hint),
             "{args:?}: {}",
             said(&output)
         );

@@ -102,8 +102,8 @@ fn a_token_has_so_many_sources(family: Family) -> Result<()> {
     testbed.delivered(&testbed.token(1)?)?;
     let listed = testbed.json(&["sessions", "list"])?;
     let sources: Vec<_> =
-        listed["sessions"].as_array().context("a list")?.iter().map(|one| &one["sources"]).collect();
-    ensure!(listed["matching"] == 2 && sources.contains(&&Value::from(2)), "{listed}");
+        listed["items"].as_array().context("a list")?.iter().map(|one| &one["sources"]).collect();
+    ensure!(listed["total"] == 2 && sources.contains(&&Value::from(2)), "{listed}");
     Ok(())
 }
 
@@ -135,7 +135,7 @@ fn proof_tokens_are_delivered_once(family: Family) -> Result<()> {
     changed[70] ^= 1;
     testbed.refused(&changed, Reason::BadProof)?;
     let listed = testbed.json(&["sessions", "list"])?;
-    ensure!(listed["sessions"][0]["type"] == "proof", "{listed}");
+    ensure!(listed["items"][0]["type"] == "proof", "{listed}");
     ensure!(!listed.to_string().contains(minted["session_key"].as_str().context("a key")?), "a key is shown");
     // The header that is printed is the first packet's, with an empty payload.
     let first = testbed.json(&mint)?;

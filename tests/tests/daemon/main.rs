@@ -1,5 +1,6 @@
 //! The daemon and its command line, end to end: the real binary in network namespaces, real sockets.
 
+mod api;
 mod callers;
 mod checks;
 mod cleanup;

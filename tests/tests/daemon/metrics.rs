@@ -123,7 +123,7 @@ fn the_page_and_the_command_agree(family: Family) -> Result<()> {
     // Ethernet, IP and UDP headers of five datagrams, three with 64 + 16 bytes, then 4 and 80.
     let headers = if family == Family::V4 { 42 } else { 62 };
     ensure!(bytes == 5 * headers + 3 * 80 + 4 + 80, "{bytes} bytes are counted");
-    let backend = &testbed.json(&["backends", "list"])?[0];
+    let backend = &testbed.json(&["backends", "list"])?["items"][0];
     let of_backend = |name: &str| value(&page, &[name, "\"game\""]);
     ensure!(
         of_backend("tollgate_backend_packets_total{") == backend["packets"].as_u64(),

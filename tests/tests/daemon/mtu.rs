@@ -39,8 +39,8 @@ fn clients_learn_what_fits(family: Family) -> Result<()> {
         narrow(&testbed)?;
         let _daemon = testbed.start()?;
         let _decap = if forward.encapsulates() { testbed.decap()? } else { Vec::new() };
-        let listed = testbed.json(&["backends", "list"])?[0]["mtu"].clone();
-        ensure!(listed == NARROW, "{}: the route's MTU is listed as {listed}", forward.name());
+        let listed = testbed.json(&["backends", "list"])?["items"][0]["mtu"].clone();
+        ensure!(listed == NARROW, "{}: the way's MTU is listed as {listed}", forward.name());
         steps(&testbed, outer, strip).with_context(|| forward.name())?;
     }
     Ok(())

@@ -38,7 +38,7 @@ const A_TICK: Duration = Duration::from_millis(10);
 
 /// Revoked by name: sessions and tokens.
 fn revoked(testbed: &Testbed) -> Result<Vec<serde_json::Value>> {
-    Ok(testbed.json(&["sessions", "list", "--revoked"])?.as_array().context("a list")?.clone())
+    Ok(testbed.json(&["sessions", "list", "--revoked"])?["items"].as_array().context("a list")?.clone())
 }
 
 fn hex_of(token: &Header) -> String {
@@ -52,9 +52,9 @@ fn a_revoked_session_is_refused_with_the_next_packet(family: Family) -> Result<(
     testbed.delivered(&token)?;
     testbed.delivered(&other)?;
     let answer = testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
-    ensure!(answer[0]["session_id"] == "7" && answer[0]["service_id"] == 42, "{answer}");
+    ensure!(answer["items"][0]["session_id"] == "7" && answer["items"][0]["service_id"] == 42, "{answer}");
     // An hour, max_ttl's default, and the skew of both clocks.
-    let lasts = answer[0]["until"].as_u64().context("a second")? - u64::from(unix_now());
+    let lasts = answer["items"][0]["until"].as_u64().context("a second")? - u64::from(unix_now());
     ensure!((3602..=3605).contains(&lasts), "{lasts} s");
     // Cached, and not yet seen.
     testbed.refused_token(&token, Reason::Revoked)?;
@@ -63,7 +63,7 @@ fn a_revoked_session_is_refused_with_the_next_packet(family: Family) -> Result<(
     let inspected = testbed.json(&["token", "inspect", &hex_of(&another)])?;
     ensure!(inspected["verdict"] == "revoked", "{inspected}");
     let cached = testbed.json(&["sessions", "list", "--service", "game"])?;
-    let cached = cached["sessions"].as_array().context("a list")?;
+    let cached = cached["items"].as_array().context("a list")?;
     ensure!(cached.len() == 3, "{cached:?}");
     ensure!(cached.iter().all(|one| one["revoked"] == (one["session_id"] == "7")), "{cached:?}");
 
@@ -80,7 +80,7 @@ fn a_revoked_session_is_refused_with_the_next_packet(family: Family) -> Result<(
 
     // Once lifted, a revocation has no effect, not even on cached tokens.
     let lifted = testbed.json(&["sessions", "unrevoke", "7", "--service", "game"])?;
-    ensure!(lifted[0]["session_id"] == "7", "{lifted}");
+    ensure!(lifted["items"][0]["session_id"] == "7", "{lifted}");
     testbed.delivered(&token)?;
     testbed.delivered(&another)?;
     ensure!(revoked(&testbed)?.is_empty(), "{:?}", revoked(&testbed)?);
@@ -141,7 +141,7 @@ fn a_session_stays_revoked_whatever_max_ttl_is() -> Result<()> {
     with_max_ttl("1s")?;
     let daemon = testbed.start()?;
     let answer = testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
-    let lasts = answer[0]["until"].as_u64().context("a second")? - u64::from(unix_now());
+    let lasts = answer["items"][0]["until"].as_u64().context("a second")? - u64::from(unix_now());
     ensure!((3602..=3605).contains(&lasts), "{lasts} s");
     daemon.terminate()?;
     with_max_ttl("1h")?;
@@ -219,7 +219,7 @@ fn what_was_issued_before_is_refused(family: Family) -> Result<()> {
     let _daemon = testbed.start()?;
     testbed.refused_token(&cached, Reason::Revoked)?;
     testbed.delivered(&testbed.mint(&[])?)?;
-    ensure!(testbed.json(&["services", "list"])?[0]["revoked_before"] == before);
+    ensure!(testbed.json(&["services", "list"])?["items"][0]["revoked_before"] == before);
     Ok(())
 }
 

@@ -38,7 +38,7 @@ fn a_backend_that_goes_away_is_not_used(family: Family) -> Result<()> {
     // Makes the kernel probe the neighbour again: it does so for stale entries.
     let address = testbed.topology.plan.backend(family, 2).to_string();
     testbed.topology.balancer.ip(&["neighbour", "flush", "to", &address, "dev", INTERFACE])?;
-    let second = || Ok::<_, anyhow::Error>(testbed.json(&["backends", "list"])?[1].clone());
+    let second = || Ok::<_, anyhow::Error>(testbed.json(&["backends", "list"])?["items"][1].clone());
     wait_for("the backend to be out", || Ok(second()?["up"] == false))?;
     ensure!(second()?["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{}", second()?);
     testbed.refused_token(&to_second, Reason::NoBackend)?;
@@ -61,7 +61,7 @@ fn a_backend_that_never_was_there(family: Family) -> Result<()> {
     std::fs::write(testbed.instance.config(), text + &ghost)?;
     let _daemon = testbed.start()?;
     let backends = testbed.json(&["backends", "list"])?;
-    ensure!(backends[0]["up"] == true && backends[1]["up"] == false, "{backends}");
+    ensure!(backends["items"][0]["up"] == true && backends["items"][1]["up"] == false, "{backends}");
     testbed.delivered(&testbed.token(1)?)?;
     Ok(())
 }
@@ -172,7 +172,7 @@ fn a_backend_with_another_network_card(family: Family) -> Result<()> {
     let address = testbed.topology.plan.backend(family, 1).to_string();
     testbed.topology.balancer.ip(&["neighbour", "flush", "to", &address, "dev", INTERFACE])?;
     wait_for("the new address", || {
-        let backend = &testbed.json(&["backends", "list"])?[0];
+        let backend = &testbed.json(&["backends", "list"])?["items"][0];
         Ok(backend["mac"] == card && backend["up"] == true)
     })?;
     testbed.delivered(&token)?;

@@ -5,12 +5,12 @@ use crate::{
     control::{Controller, RequestError},
     datapath::BackendOwner,
     network::{BackendState, macs, resolve::Tags},
-    protocol::{BackendStatus, ListBackends},
+    protocol::{BackendStatus, List, ListBackends},
 };
 
 impl Answers<ListBackends> for Controller {
-    async fn answer(&mut self, request: ListBackends) -> Result<Vec<BackendStatus>, RequestError> {
-        self.backend_list(request.service.as_deref())
+    async fn answer(&mut self, request: ListBackends) -> Result<List<BackendStatus>, RequestError> {
+        Ok(self.backend_list(request.service.as_deref())?.into())
     }
 }
 
@@ -21,19 +21,19 @@ impl Controller {
         for service in self.selected(service)? {
             for backend in &service.backends {
                 let owner = BackendOwner { service_id: service.id, backend_id: backend.id };
-                let (state, way) = self.backends.get(owner).unzip();
-                let way = way.flatten();
+                let (state, next_hop) = self.backends.get(owner).unzip();
+                let next_hop = next_hop.flatten();
                 let prefix = self.config.tunnel_source(backend.address);
                 let prefix = prefix.filter(|_| service.forward.encapsulates()).map(ToString::to_string);
                 let own =
-                    || way.filter(|_| service.forward.has_own_source())?.source.map(|ip| ip.to_string());
+                    || next_hop.filter(|_| service.forward.has_own_source())?.source.map(|ip| ip.to_string());
                 let source = prefix.or_else(own);
                 let counter = self.indices.of_backend(owner).map(|counter| totals.at(counter));
                 let counter = counter.unwrap_or_default();
                 list.push(BackendStatus {
                     service: service.name.clone(),
                     service_id: service.id,
-                    id: backend.id,
+                    backend_id: backend.id,
                     name: backend.name.clone(),
                     address: backend.address.to_string(),
                     port: backend.port,
@@ -44,11 +44,11 @@ impl Controller {
                         ToString::to_string,
                     ),
                     up: state.is_some_and(BackendState::is_up),
-                    mac: way.map(|way| macs::shown(way.destination_mac)),
-                    interface: way.map(|way| way.interface.clone()),
-                    gateway: way.and_then(|way| Some(way.gateway?.to_string())),
-                    tags: way.map_or_else(Vec::new, |way| tags(&way.tags)),
-                    mtu: way.map(|way| way.mtu),
+                    mac: next_hop.map(|next_hop| macs::shown(next_hop.destination_mac)),
+                    interface: next_hop.map(|next_hop| next_hop.interface.clone()),
+                    gateway: next_hop.and_then(|next_hop| Some(next_hop.gateway?.to_string())),
+                    vlan_tags: next_hop.map_or_else(Vec::new, |next_hop| tags(&next_hop.tags)),
+                    mtu: next_hop.map(|next_hop| next_hop.mtu),
                     source,
                     packets: counter.packets,
                     bytes: counter.bytes,

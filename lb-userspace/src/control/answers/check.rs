@@ -5,10 +5,7 @@ use std::collections::BTreeSet;
 use crate::{
     config::Config,
     control::{StartError, attachment::Attachments},
-    datapath::{
-        DatapathError, Pins,
-        preflight::{Check, Verdict},
-    },
+    datapath::{DatapathError, Pins, preflight::Check},
     network::{
         Interfaces, Links, Network,
         driver::{self, driver},
@@ -16,6 +13,7 @@ use crate::{
         macs::{self, Accepted},
         redirects::{self, Redirects},
     },
+    protocol::Verdict,
 };
 
 /// What [`check_host`] found.
@@ -93,7 +91,7 @@ async fn towards_backends(
             found: "packets to backends leave through it, and at present its driver sends no frames that XDP redirects from \
                     another interface"
                 .to_owned(),
-            mend: format!(
+            hint: format!(
                 "add {name} to `interfaces` (many drivers need an XDP program of their own for that), turn GRO on at the peer \
                  of a veth, or use another interface"
             )

@@ -38,8 +38,8 @@ impl Controller {
         let seconds = |ns: u64| Duration::from_nanos(ns).as_secs_f64();
         let last = self.clock.last();
         ClockStatus {
-            wall: last.map_or(0.0, |last| seconds(last.wall_ns())),
-            program: last.map_or(0.0, |last| seconds(last.program_ns())),
+            wall_clock: last.map_or(0.0, |last| seconds(last.wall_ns())),
+            program_clock: last.map_or(0.0, |last| seconds(last.program_ns())),
             difference_seconds: last.map_or(0.0, |last| last.difference_ns() as f64 / 1e9),
             held: self.clock.is_held(),
             confirmed_age_seconds: last.map_or(0.0, |last| seconds(last.confirmed_age_ns())),

@@ -62,7 +62,7 @@ impl Controller {
         };
         Ok(CounterReport {
             not_ours: count(0, Reason::NotOurs),
-            buried: count(0, Reason::Unsupported),
+            too_many_vlan_tags: count(0, Reason::Unsupported),
             tables_changed: count(0, Reason::TablesChanged),
             services: selected.into_iter().map(of_service).collect(),
         })

@@ -11,18 +11,19 @@ use crate::{
     },
     keyring::{KeyState, Keyset},
     protocol::{
-        ExportKeys, ImportKeys, ImportReport, KeyStatus, ListKeys, RevokeKey, Revoked, RotateKeys, Rotated,
+        ExportKeys, ImportKeys, ImportReport, KeyStatus, List, ListKeys, RevokeKey, Revoked, RotateKeys,
+        Rotated,
     },
 };
 
 impl Answers<ListKeys> for Controller {
-    async fn answer(&mut self, ListKeys {}: ListKeys) -> Result<Vec<KeyStatus>, RequestError> {
-        Ok(self.key_list())
+    async fn answer(&mut self, ListKeys {}: ListKeys) -> Result<List<KeyStatus>, RequestError> {
+        Ok(self.key_list().into())
     }
 }
 
 impl Answers<RotateKeys> for Controller {
-    async fn answer(&mut self, request: RotateKeys) -> Result<Vec<Rotated>, RequestError> {
+    async fn answer(&mut self, request: RotateKeys) -> Result<List<Rotated>, RequestError> {
         let services: Vec<_> = self
             .selected(request.service.as_deref())?
             .into_iter()
@@ -44,10 +45,10 @@ impl Answers<RotateKeys> for Controller {
                 service_id,
                 key_id: rotation.staged.0,
                 state,
-                previous: rotation.active.map(|id| id.0),
+                previous_key_id: rotation.active.map(|id| id.0),
             }
         });
-        Ok(rotated.collect())
+        Ok(rotated.collect::<Vec<_>>().into())
     }
 }
 
@@ -72,8 +73,8 @@ impl Answers<RevokeKey> for Controller {
         Ok(Revoked {
             key_id: id.0,
             service_id: revocation.service_id,
-            was: revocation.was,
-            active_key: self.stored.state().keyring.signer(revocation.service_id).map(|key| key.id.0),
+            previous_state: revocation.was,
+            active_key_id: self.stored.state().keyring.signer(revocation.service_id).map(|key| key.id.0),
         })
     }
 }

@@ -14,7 +14,7 @@ use super::Answers;
 use crate::{
     control::{Controller, Outcome, RequestError, clock::unix_now},
     protocol::{
-        ListRevocations, RevocationStatus, RevokeBefore, RevokeSessions, RevokeToken, RevokedBefore,
+        List, ListRevocations, RevocationStatus, RevokeBefore, RevokeSessions, RevokeToken, RevokedBefore,
         UnrevokeSessions, UnrevokeToken,
     },
     revocation::{self, RevocationError, SKEW},
@@ -23,7 +23,7 @@ use crate::{
 
 impl Answers<ListRevocations> for Controller {
     /// What is revoked by name, of one service or all.
-    async fn answer(&mut self, request: ListRevocations) -> Result<Vec<RevocationStatus>, RequestError> {
+    async fn answer(&mut self, request: ListRevocations) -> Result<List<RevocationStatus>, RequestError> {
         let only = request
             .service
             .as_deref()
@@ -31,23 +31,23 @@ impl Answers<ListRevocations> for Controller {
             .transpose()?;
         let all = self.stored.state().revocations.in_force(unix_now());
         let selected = all.filter(|(key, _)| only.is_none_or(|id| id == key.service_id));
-        Ok(selected.map(|(key, until)| self.shown(&key, until)).collect())
+        Ok(selected.map(|(key, until)| self.shown(&key, until)).collect::<Vec<_>>().into())
     }
 }
 
 impl Answers<RevokeSessions> for Controller {
-    async fn answer(&mut self, request: RevokeSessions) -> Result<Vec<RevocationStatus>, RequestError> {
+    async fn answer(&mut self, request: RevokeSessions) -> Result<List<RevocationStatus>, RequestError> {
         let service_id = self.service(&request.service)?.id;
         let lifetime = revocation::lifetime(self.longest_ttl(service_id));
         let until = self.clock.latest().saturating_add(request.seconds.unwrap_or(lifetime));
-        self.revoke_named(&keys_of(service_id, &request.sessions), until).await
+        Ok(self.revoke_named(&keys_of(service_id, &request.sessions), until).await?.into())
     }
 }
 
 impl Answers<UnrevokeSessions> for Controller {
-    async fn answer(&mut self, request: UnrevokeSessions) -> Result<Vec<RevocationStatus>, RequestError> {
+    async fn answer(&mut self, request: UnrevokeSessions) -> Result<List<RevocationStatus>, RequestError> {
         let service_id = self.service(&request.service)?.id;
-        self.unrevoke_named(&keys_of(service_id, &request.sessions)).await
+        Ok(self.unrevoke_named(&keys_of(service_id, &request.sessions)).await?.into())
     }
 }
 

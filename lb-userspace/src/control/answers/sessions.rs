@@ -9,7 +9,7 @@ use lb_common::{
 use super::Answers;
 use crate::{
     control::{Controller, RequestError, clock::unix_now},
-    protocol::{ListSessions, SessionList, SessionStatus, TokenKind},
+    protocol::{List, ListSessions, SessionStatus, TokenKind},
 };
 
 /// The longest list: while it is made, nothing else is.
@@ -17,14 +17,14 @@ const LISTED_MAX: usize = 10_000;
 
 impl Answers<ListSessions> for Controller {
     /// At most so many tokens of the caches, and 10,000, of one service or all, and how many there are.
-    async fn answer(&mut self, request: ListSessions) -> Result<SessionList, RequestError> {
+    async fn answer(&mut self, request: ListSessions) -> Result<List<SessionStatus>, RequestError> {
         let only = request
             .service
             .as_deref()
             .map(|name| self.service(name).map(|service| service.id))
             .transpose()?;
         let limit = request.limit.min(LISTED_MAX);
-        let mut list = SessionList { matching: 0, sessions: Vec::new() };
+        let (mut total, mut items) = (0, Vec::new());
         let mut add = |key: &TokenKey, session: &Session, sources: Option<&[u32; SOURCES_MAX]>| {
             let header = header_of(key, session);
             // Which service it is of, its key says: in the claims that is sealed.
@@ -33,16 +33,18 @@ impl Answers<ListSessions> for Controller {
             if is_another || self.has_left(&header, service_id, sources.is_some()) {
                 return;
             }
-            list.matching += 1;
-            if list.sessions.len() < limit {
-                list.sessions.push(self.session_status(&header, session, service_id, sources));
+            total += 1;
+            if items.len() < limit {
+                items.push(self.session_status(&header, session, service_id, sources));
             }
         };
         let counters = &self.datapath.counters;
         counters.each_session(|key, session| add(key, session, None))?;
         counters.each_tracked(|key, tracked| add(key, &tracked.session, Some(&tracked.sources)))?;
-        list.sessions.sort_by_key(|session| (session.service_id, session.session_id, session.issued_at));
-        Ok(list)
+        items.sort_by_key(|session: &SessionStatus| {
+            (session.service_id, session.session_id, session.issued_at)
+        });
+        Ok(List::part(total, items))
     }
 }
 
@@ -75,7 +77,7 @@ impl Controller {
                 Kind::Proof => TokenKind::Proof,
             },
             class: session.admission.class,
-            backend: session.admission.backend_id,
+            backend_id: session.admission.backend_id,
             key_id: header.key_id().0,
             nonce: hex::encode(header.nonce().to_le_bytes()),
             issued_at: header.issued_at().into(),

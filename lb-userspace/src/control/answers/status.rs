@@ -11,7 +11,8 @@ use crate::{
     control::{Controller, RequestError, clock::unix_now},
     network::macs::{self, Accepted},
     protocol::{
-        BackendStatus, GetStatus, InterfaceStatus, ListServices, RevocationCounts, ServiceStatus, Status,
+        BackendStatus, GetStatus, InterfaceStatus, List, ListServices, RevocationCounts, ServiceStatus,
+        Status,
     },
     version,
 };
@@ -23,8 +24,8 @@ impl Answers<GetStatus> for Controller {
 }
 
 impl Answers<ListServices> for Controller {
-    async fn answer(&mut self, ListServices {}: ListServices) -> Result<Vec<ServiceStatus>, RequestError> {
-        Ok(self.service_statuses(&self.backend_list(None)?))
+    async fn answer(&mut self, ListServices {}: ListServices) -> Result<List<ServiceStatus>, RequestError> {
+        Ok(self.service_statuses(&self.backend_list(None)?).into())
     }
 }
 
@@ -52,14 +53,14 @@ impl Controller {
             errors: self.outcome.errors.clone(),
             store_revision: self.stored.revision(),
             store_connected: self.store_connected,
-            sessions: sessions.untracked + sessions.tracked,
-            sessions_tracked: sessions.tracked,
-            sessions_max: self.config.sessions,
+            token_cache_entries: sessions.untracked,
+            stateful_entries: sessions.tracked,
+            token_cache_capacity: self.config.sessions,
             nat_translations: match self.config.ports_of_nat() {
                 Some(_) => Some(self.datapath.counters.translations()?),
                 None => None,
             },
-            hmacs: self.datapath.counters.hmacs()?,
+            hmac_verifications: self.datapath.counters.hmacs()?,
         })
     }
 
@@ -68,7 +69,7 @@ impl Controller {
     }
 
     fn revocation_counts(&self) -> RevocationCounts {
-        let mut counts = RevocationCounts { sessions: 0, tokens: 0, room: REVOCATIONS_MAX };
+        let mut counts = RevocationCounts { sessions: 0, tokens: 0, capacity: REVOCATIONS_MAX };
         for (key, _) in self.stored.state().revocations.in_force(unix_now()) {
             let count = if key.kind == REVOKED_SESSION { &mut counts.sessions } else { &mut counts.tokens };
             *count += 1;
@@ -99,7 +100,7 @@ impl Controller {
         let of_service = |backend: &&BackendStatus| backend.service_id == service.id;
         ServiceStatus {
             name: service.name.clone(),
-            id: service.id,
+            service_id: service.id,
             address: service.address.to_string(),
             port: service.port,
             mode: match service.mode {
@@ -109,7 +110,7 @@ impl Controller {
             .to_owned(),
             forward: service.forward.name().to_owned(),
             strip: service.strip,
-            active_key: signer.filter(|key| self.keys.is_installed(key.id)).map(|key| key.id.0),
+            active_key_id: signer.filter(|key| self.keys.is_installed(key.id)).map(|key| key.id.0),
             backends_up: backends.iter().filter(of_service).filter(|backend| backend.up).count(),
             backends: service.backends.len(),
             revoked_before: self.stored.state().revocations.before(service.id),

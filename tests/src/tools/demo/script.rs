@@ -164,7 +164,7 @@ fn rotate(topology: &Topology, instance: &Instance, sender: &mut Sender) -> Resu
 /// Packets of each backend, by the daemon.
 fn counted_of_backends(instance: &Instance, topology: &Topology) -> Result<Vec<u64>> {
     let list = instance.json(&topology.balancer, &["backends", "list"])?;
-    let list = list.as_array().context("a list of backends")?;
+    let list = list["items"].as_array().context("a list of backends")?;
     list.iter().map(|backend| backend["packets"].as_u64().context("a backend's packets")).collect()
 }
 
