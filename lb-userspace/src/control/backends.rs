@@ -1,4 +1,4 @@
-//! The backends of all services, and what the network says of them.
+//! The backends of all services, and the next hop of each.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,69 +13,69 @@ use crate::{
     datapath::{BackendOwner, TableSet},
     network::{
         BackendState, Interfaces, Mac, Network, NetworkError, Resolution, Route,
-        resolve::{Seen, Target, View, Way},
+        resolve::{NextHop, Resolved, Target, View},
     },
 };
 
-/// How often routes are asked for that have not been heard to change.
+/// How often routes are read again although the kernel has reported no change.
 const ROUTES_EVERY: Duration = Duration::from_secs(10);
 
-/// All backends that packets could be sent to.
+/// The backends of all services but those with `forward = "local"`.
 #[derive(Debug)]
 pub struct Backends {
-    all: BTreeMap<BackendOwner, Tracked>,
+    all: BTreeMap<BackendOwner, Entry>,
     routes_at: Option<Instant>,
 }
 
 #[derive(Debug)]
-struct Tracked {
+struct Entry {
     target: Target,
     resolution: Resolution,
     state: BackendState,
-    way: Option<Way>,
+    next_hop: Option<NextHop>,
 }
 
-impl Tracked {
-    /// Takes another route, or the same again.
-    fn lead(&mut self, route: Option<Route>) {
+impl Entry {
+    /// Sets the route, which may be the same again.
+    fn set_route(&mut self, route: Option<Route>) {
         let Self { target, resolution, .. } = self;
         target.route = route;
-        let hop = target.next_hop();
-        if hop.is_some() && target.last_hop.is_some_and(|last| Some(last) != hop) {
-            // Another neighbour, whose MAC address is another.
+        let hop = target.neighbour();
+        if hop.is_some() && target.last_neighbour.is_some_and(|last| Some(last) != hop) {
+            // Another neighbour has another MAC address.
             *resolution = Resolution::Resolving { since: Instant::now() };
         }
-        target.last_hop = hop.or(target.last_hop);
+        target.last_neighbour = hop.or(target.last_neighbour);
     }
 
-    /// Takes what was seen; returns whether the state is another. Until it is known whose MAC address a new route begins
-    /// with, the way before it serves.
-    fn follow(&mut self, Seen { state, way, .. }: Seen) -> bool {
-        if state == BackendState::Resolving && self.way.is_some() {
+    /// Applies a resolution; returns whether the state has changed. While the neighbour of a new route is being resolved,
+    /// the next hop before it stays in use.
+    fn apply(&mut self, Resolved { state, next_hop, .. }: Resolved) -> bool {
+        if state == BackendState::Resolving && self.next_hop.is_some() {
             return false;
         }
         let changed = self.state != state;
-        (self.state, self.way) = (state, way);
+        (self.state, self.next_hop) = (state, next_hop);
         changed
     }
 }
 
-/// A backend that is in another state than before.
+/// A backend whose state has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The backend.
     pub backend: BackendOwner,
-    /// What it is now.
+    /// The new state.
     pub state: BackendState,
 }
 
 impl Backends {
-    /// Those of the configuration, with the MAC addresses that the kernel's tables have for them.
+    /// The backends of the configuration, with the MAC addresses that the tables in the kernel have for them.
     pub fn new(config: &Config, live: &TableSet) -> Self {
         let now = Instant::now();
         let ids: HashMap<u32, u32> =
             live.services().map(|(_, service)| (service.index, service.id)).collect();
-        // By its address, too: of a backend that has moved, the old host's MAC address is not its own.
+        // By the address, too: the MAC address of a backend that has moved to another address is not known.
         let remembered: HashMap<(BackendOwner, [u32; 4]), Mac> = live
             .backends()
             .iter()
@@ -99,33 +99,34 @@ impl Backends {
                     has_source: service.forward.encapsulates()
                         && config.tunnel_source(backend.address).is_some(),
                     route: None,
-                    last_hop: None,
+                    last_neighbour: None,
                 };
-                let tracked = Tracked { target, resolution, state: BackendState::Resolving, way: None };
-                all.insert(owner, tracked);
+                let entry = Entry { target, resolution, state: BackendState::Resolving, next_hop: None };
+                all.insert(owner, entry);
             }
         }
         Self { all, routes_at: None }
     }
 
-    /// All of them.
+    /// All backends.
     pub fn owners(&self) -> impl Iterator<Item = BackendOwner> {
         self.all.keys().copied()
     }
 
-    /// Those of a service that may be used.
-    pub fn up(&self, service_id: u32) -> impl Iterator<Item = (BackendOwner, &Way)> {
+    /// The backends of a service that can be used.
+    pub fn up(&self, service_id: u32) -> impl Iterator<Item = (BackendOwner, &NextHop)> {
         let first = BackendOwner { service_id, backend_id: 0 };
         let last = BackendOwner { service_id, backend_id: u16::MAX };
         let of_service = self.all.range(first..=last);
-        of_service.filter_map(|(owner, tracked)| Some((*owner, tracked.way.as_ref()?)))
+        of_service.filter_map(|(owner, entry)| Some((*owner, entry.next_hop.as_ref()?)))
     }
 
-    /// Looks at routes, where they may have changed, and neighbours; with `ask`, asks for those that the kernel is not
-    /// sure of. `filtered` names the interfaces that the program is on. Returns what changed, and what could not be asked: then the rest is up to date all the same.
+    /// Reads the neighbours, and the routes where they may have changed. With `ask`, has the kernel probe neighbours that it
+    /// is not sure of. `filtered` are the names of the interfaces that the program is attached to. Returns the changes, and
+    /// the routes that could not be read; everything else is up to date.
     ///
     /// # Errors
-    /// If the neighbours cannot be read. Then all states stay as they were.
+    /// If the neighbours cannot be read; then all states stay as they were.
     pub async fn refresh(
         &mut self,
         network: &Network,
@@ -139,7 +140,7 @@ impl Backends {
         let now = Instant::now();
         let due = self.routes_at.is_none_or(|at| now.duration_since(at) >= ROUTES_EVERY);
         let mut errors = Vec::new();
-        // A way that has changed may lead to a neighbour that nobody has asked for yet.
+        // A route that has changed may have a neighbour that was never probed.
         let changed = network.take_routes_changed();
         let ask = ask || changed;
         if changed || due {
@@ -153,29 +154,29 @@ impl Backends {
         let view = View::new(filtered, interfaces, network.neighbours().await?, now);
         let mut changes = Vec::new();
         let mut asked = BTreeSet::new();
-        for (owner, tracked) in &mut self.all {
-            let seen = view.look(&tracked.target, &mut tracked.resolution);
-            let to_ask = seen.to_ask;
-            if tracked.follow(seen) {
-                changes.push(Change { backend: *owner, state: tracked.state.clone() });
+        for (owner, entry) in &mut self.all {
+            let resolved = view.resolve(&entry.target, &mut entry.resolution);
+            let probe = resolved.probe;
+            if entry.apply(resolved) {
+                changes.push(Change { backend: *owner, state: entry.state.clone() });
             }
-            // Services often share backends, and backends a router.
-            if let Some((ifindex, address)) = to_ask.filter(|hop| ask && asked.insert(*hop))
+            // Services often share backends, and backends share a router.
+            if let Some((ifindex, address)) = probe.filter(|hop| ask && asked.insert(*hop))
                 && let Err(error) = network.ask(ifindex, address).await
             {
-                // As while an interface is down. The backend's state says what comes of it.
+                // For example while an interface is down; the state of the backend reports the consequence.
                 debug!("{address}: {error}");
             }
         }
         Ok((changes, errors))
     }
 
-    /// Asks for the routes of all backends, and has the neighbours watched that they lead to. A route that cannot be
-    /// asked for stays as it was; returns why, once for each.
+    /// Reads the routes of all backends and watches their neighbours. A route that cannot be read stays as it was; the
+    /// errors are returned.
     async fn refresh_routes(&mut self, network: &Network) -> Vec<NetworkError> {
         let mut routes = HashMap::new();
         let mut errors = Vec::new();
-        for address in self.all.values().map(|tracked| tracked.target.address).collect::<BTreeSet<_>>() {
+        for address in self.all.values().map(|entry| entry.target.address).collect::<BTreeSet<_>>() {
             match network.route(address).await {
                 Ok(route) => {
                     routes.insert(address, route);
@@ -183,25 +184,25 @@ impl Backends {
                 Err(error) => errors.push(error),
             }
         }
-        for tracked in self.all.values_mut() {
-            if let Some(route) = routes.get(&tracked.target.address) {
-                tracked.lead(*route);
+        for entry in self.all.values_mut() {
+            if let Some(route) = routes.get(&entry.target.address) {
+                entry.set_route(*route);
             }
         }
-        let hops = self.all.values().filter_map(|tracked| tracked.target.next_hop());
+        let hops = self.all.values().filter_map(|entry| entry.target.neighbour());
         network.watch(hops.map(|(_, address)| address).collect());
         errors
     }
 
-    /// Whether the first answer of one is still to come.
+    /// Whether a backend waits for its first resolution.
     pub fn any_resolving(&self) -> bool {
-        self.all.values().any(|tracked| tracked.state == BackendState::Resolving)
+        self.all.values().any(|entry| entry.state == BackendState::Resolving)
     }
 
-    /// What is known of a backend; `None` for one that is never sent to, of a local service.
-    pub fn get(&self, owner: BackendOwner) -> Option<(&BackendState, Option<&Way>)> {
-        let tracked = self.all.get(&owner)?;
-        Some((&tracked.state, tracked.way.as_ref()))
+    /// State and next hop of a backend; `None` for a backend of a `local` service.
+    pub fn get(&self, owner: BackendOwner) -> Option<(&BackendState, Option<&NextHop>)> {
+        let entry = self.all.get(&owner)?;
+        Some((&entry.state, entry.next_hop.as_ref()))
     }
 }
 
@@ -211,7 +212,7 @@ mod tests {
     use crate::network::{Interface, Neighbour, Neighbours};
 
     #[test]
-    fn the_way_before_serves_until_the_next_hop_is_known() {
+    fn the_next_hop_before_serves_until_the_new_one_is_resolved() {
         let card = Interface {
             index: 2,
             mac: Some([2; 6]),
@@ -238,13 +239,13 @@ mod tests {
             forward: Forward::Ipip,
             has_source: false,
             route: None,
-            last_hop: None,
+            last_neighbour: None,
         };
-        let mut backend = Tracked {
+        let mut backend = Entry {
             target,
             resolution: Resolution::Resolving { since: start },
             state: BackendState::Resolving,
-            way: None,
+            next_hop: None,
         };
         let failed = |last: u8| ((2, [10, 0, 0, last].into()), Neighbour::Failed);
         for (route, neighbours, mac, state) in [
@@ -256,20 +257,20 @@ mod tests {
             (by(2), vec![known(2), failed(3)], Some(2), "up"),
             (None, vec![known(2)], None, "no-route"),
         ] {
-            backend.lead(route);
+            backend.set_route(route);
             let neighbours: Neighbours = neighbours.into_iter().collect();
             let view = View::new(&[], &interfaces, neighbours, start);
-            let seen = view.look(&backend.target, &mut backend.resolution);
-            backend.follow(seen);
-            let found = backend.way.as_ref().map(|way| way.destination_mac[0]);
+            let resolved = view.resolve(&backend.target, &mut backend.resolution);
+            backend.apply(resolved);
+            let found = backend.next_hop.as_ref().map(|next_hop| next_hop.destination_mac[0]);
             assert_eq!((found, backend.state.name()), (mac, state), "{route:?}");
         }
         // Not for ever.
-        backend.lead(by(4));
-        backend.follow(BackendState::Up.into());
+        backend.set_route(by(4));
+        backend.apply(BackendState::Up.into());
         let later = Instant::now() + Duration::from_secs(3);
         let view = View::new(&[], &interfaces, Neighbours::new(), later);
-        let seen = view.look(&backend.target, &mut backend.resolution);
-        assert!(backend.follow(seen) && backend.state.name() == "no-neighbour");
+        let resolved = view.resolve(&backend.target, &mut backend.resolution);
+        assert!(backend.apply(resolved) && backend.state.name() == "no-neighbour");
     }
 }

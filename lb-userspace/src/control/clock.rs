@@ -22,7 +22,7 @@ const JUMP_NS: u64 = SECOND_NS / 2;
 /// The wall clock as it was followed so far.
 #[derive(Debug, Default)]
 pub struct Clock {
-    judge: Judge,
+    detector: JumpDetector,
     last: Option<Reading>,
     /// Why it cannot be followed.
     failed: Option<String>,
@@ -64,8 +64,8 @@ impl Clock {
 
     fn look(&mut self, datapath: &Datapath) -> Result<(), DatapathError> {
         let reading = read(datapath)?;
-        let held = self.judge.held;
-        let (published, jump) = self.judge.judge(reading.wall_offset_ns, reading.offset_ns);
+        let held = self.detector.held;
+        let (published, jump) = self.detector.observe(reading.wall_offset_ns, reading.offset_ns);
         if let Some(jump_ns) = jump {
             warn!("the wall clock was set {}", direction(jump_ns));
         }
@@ -87,7 +87,7 @@ impl Clock {
     /// If the kernel's clocks cannot be read.
     pub fn accept(&mut self, datapath: &Datapath) -> Result<(), DatapathError> {
         let reading = read(datapath)?;
-        self.judge = Judge { last: Some(reading.wall_offset_ns), held: false, ..self.judge };
+        self.detector = JumpDetector { last: Some(reading.wall_offset_ns), held: false, ..self.detector };
         self.publish(datapath, Reading { offset_ns: reading.wall_offset_ns, ..reading });
         Ok(())
     }
@@ -105,7 +105,7 @@ impl Clock {
 
     /// Whether the program does not follow the wall clock.
     pub const fn is_held(&self) -> bool {
-        self.judge.held
+        self.detector.held
     }
 
     /// Unix seconds by the later of the wall clock and the program's, which is ahead while it holds.
@@ -117,7 +117,7 @@ impl Clock {
 
     /// What it has seen of jumps.
     pub const fn jumps(&self) -> Jumps {
-        self.judge.jumps
+        self.detector.jumps
     }
 
     /// What keeps the program from admitting all that it should.
@@ -171,17 +171,17 @@ impl Reading {
 
 /// What becomes of what the wall clock says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Judge {
+struct JumpDetector {
     /// What it said last.
     last: Option<u64>,
     held: bool,
     jumps: Jumps,
 }
 
-impl Judge {
+impl JumpDetector {
     /// The offset to publish, if any, and by how much the wall clock has jumped. `published` is 0 where nothing was, or what
     /// a daemon before has left.
-    const fn judge(&mut self, wall: u64, published: u64) -> (Option<u64>, Option<i64>) {
+    const fn observe(&mut self, wall: u64, published: u64) -> (Option<u64>, Option<i64>) {
         if published == 0 {
             self.last = Some(wall);
             return (Some(wall), None);
@@ -287,15 +287,15 @@ mod tests {
     /// The offset by which a clock is right, and what jumps and publications come of a wall clock that is off by so many
     /// seconds at each look.
     fn followed(found: u64, seconds: &[f64]) -> (Vec<bool>, Jumps, u64) {
-        let (mut judge, mut published) = (Judge::default(), found);
+        let (mut detector, mut published) = (JumpDetector::default(), found);
         let looks = seconds.iter().map(|seconds| {
             let wall = RIGHT.wrapping_add_signed((seconds * SECOND_NS as f64) as i64);
-            let (publish, _) = judge.judge(wall, published);
+            let (publish, _) = detector.observe(wall, published);
             published = publish.unwrap_or(published);
-            assert_eq!(judge.held, publish.is_none());
+            assert_eq!(detector.held, publish.is_none());
             publish.is_some()
         });
-        (looks.collect(), judge.jumps, published)
+        (looks.collect(), detector.jumps, published)
     }
 
     const RIGHT: u64 = 1_800_000_000 * SECOND_NS;
@@ -344,9 +344,9 @@ mod tests {
     fn offsets_may_wrap() {
         // Ticks since boot, and the five minutes that the kernel begins before the 32-bit overflow, can be more than unix
         // time where the wall clock was never set.
-        let (mut judge, published) = (Judge::default(), u64::MAX - 3);
-        assert_eq!(judge.judge(5, published), (Some(5), None));
-        assert_eq!(judge.judge(SECOND_NS, 5), (Some(SECOND_NS), Some(SECOND_NS as i64 - 5)));
+        let (mut detector, published) = (JumpDetector::default(), u64::MAX - 3);
+        assert_eq!(detector.observe(5, published), (Some(5), None));
+        assert_eq!(detector.observe(SECOND_NS, 5), (Some(SECOND_NS), Some(SECOND_NS as i64 - 5)));
     }
 
     #[test]
@@ -364,7 +364,7 @@ mod tests {
         clock.last = Some(Reading { confirmed_ns: 9, ..reading });
         assert!(clock.not_ready()[0].contains("for 4000 s: new tokens are not admitted"));
         clock.last = Some(Reading { offset_ns: RIGHT + 3600 * SECOND_NS, ..reading });
-        clock.judge.held = true;
+        clock.detector.held = true;
         let said = clock.not_ready().join("\n");
         assert!(said.contains("set back by 1h: ") && said.contains("`tollgate clock accept`"), "{said}");
     }

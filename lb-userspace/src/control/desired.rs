@@ -1,4 +1,4 @@
-//! From configuration and the state of backends to what the tables are to say.
+//! Computes the desired content of the tables from the configuration and the next hops of backends.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -16,23 +16,23 @@ use crate::{
     balancer::{self, Share},
     config::{self, Bind, Config, Forward, Mode},
     datapath::{Options, Snapshot},
-    network::resolve::Way,
+    network::resolve::NextHop,
 };
 
-/// A service's index, and those of its backends that may be used, by id.
+/// A service with its index, and its usable backends with their counters, by backend id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placed {
+pub struct Allocated {
     /// The service.
     pub service_id: u32,
     /// Its index on this node.
     pub index: u32,
     /// Its tokens issued before this unix second are revoked.
     pub revoked_before: u32,
-    /// Where each backend's counters stand, and the way to it.
-    pub backends: BTreeMap<u16, (u32, Way)>,
+    /// Index of the counter, and next hop, of each usable backend.
+    pub backends: BTreeMap<u16, (u32, NextHop)>,
 }
 
-/// How the program is to be loaded; where it is pinned is not said here.
+/// The options to load the program with; `pins` is left to the caller.
 pub fn options(config: &Config) -> Options {
     let services = &config.services;
     Options {
@@ -46,10 +46,10 @@ pub fn options(config: &Config) -> Options {
     }
 }
 
-/// What the tables are to say. Backends are placed service by service, by their id.
-pub fn snapshot(config: &Config, placed: &[Placed]) -> Snapshot {
+/// The desired content of the tables. Backends are ordered by service, then by id.
+pub fn snapshot(config: &Config, allocated: &[Allocated]) -> Snapshot {
     let mut snapshot = Snapshot::default();
-    for Placed { service_id, index, revoked_before, backends } in placed {
+    for Allocated { service_id, index, revoked_before, backends } in allocated {
         let service = config.services.iter().find(|service| service.id == *service_id);
         let Some(service) = service else { continue };
         snapshot.services.push((key(service), value(service, *index, *revoked_before)));
@@ -57,16 +57,16 @@ pub fn snapshot(config: &Config, placed: &[Placed]) -> Snapshot {
             snapshot.rates.insert(*index, rates(service));
         }
         let mut shares = Vec::new();
-        for (backend_id, (counter, way)) in backends {
+        for (backend_id, (counter, next_hop)) in backends {
             let Some(backend) = service.backends.iter().find(|backend| backend.id == *backend_id) else {
                 continue;
             };
             snapshot.backends.push(Backend {
                 service_index: *index as u16,
                 counter: *counter,
-                ..reached(config, service.forward, backend, way)
+                ..reached(config, service.forward, backend, next_hop)
             });
-            // A table names a backend by its place, and one more.
+            // An entry of a Maglev table is the index of the backend plus one.
             let entry = snapshot.backends.len() as u16;
             shares.push(Share { backend_id: *backend_id, weight: backend.weight, entry });
         }
@@ -77,20 +77,20 @@ pub fn snapshot(config: &Config, placed: &[Placed]) -> Snapshot {
     snapshot
 }
 
-/// A backend and the way to it, as the program sees them.
-fn reached(config: &Config, forward: Forward, backend: &config::Backend, way: &Way) -> Backend {
-    let (tag_count, tags) = way.tags.value();
+/// A backend and its next hop as the XDP program reads them.
+fn reached(config: &Config, forward: Forward, backend: &config::Backend, next_hop: &NextHop) -> Backend {
+    let (tag_count, tags) = next_hop.tags.value();
     let prefix = config.tunnel_source(backend.address).filter(|_| forward.encapsulates());
-    let source = prefix.map(config::Prefix::address).or(way.source);
+    let source = prefix.map(config::Prefix::address).or(next_hop.source);
     Backend {
         backend_id: backend.id,
-        ifindex: way.ifindex,
-        destination_mac: way.destination_mac,
-        source_mac: way.source_mac,
+        ifindex: next_hop.ifindex,
+        destination_mac: next_hop.destination_mac,
+        source_mac: next_hop.source_mac,
         tags,
         tag_count,
         v6: backend.address.is_ipv6().into(),
-        mtu: way.mtu,
+        mtu: next_hop.mtu,
         port_be: backend.port.to_be(),
         address_be: address_be(backend.address),
         source_be: source.map(address_be).unwrap_or_default(),
@@ -99,7 +99,7 @@ fn reached(config: &Config, forward: Forward, backend: &config::Backend, way: &W
     }
 }
 
-/// Where the service is reached.
+/// Address and port of the service.
 fn key(service: &config::Service) -> ServiceKey {
     ServiceKey { address_be: address_be(service.address), port_be: service.port.to_be().into() }
 }
@@ -123,7 +123,7 @@ fn rates(service: &config::Service) -> Box<RateTable> {
     table
 }
 
-/// A configured service as the program sees it.
+/// A service as the XDP program reads it.
 pub fn value(service: &config::Service, index: u32, revoked_before: u32) -> Service {
     let flag = |on, bit| if on { bit } else { 0 };
     Service {
@@ -170,7 +170,7 @@ mod tests {
         let text = FILE.replace("FORWARD", forward).replace("ADDRESS", address);
         let config = Config::parse(std::path::Path::new("tollgate.toml"), &text).unwrap();
         let source: IpAddr = if address.contains(':') { "fd00::1" } else { "10.0.0.1" }.parse().unwrap();
-        let way = Way {
+        let next_hop = NextHop {
             interface: "eth1".to_owned(),
             ifindex: 3,
             gateway: None,
@@ -180,8 +180,9 @@ mod tests {
             mtu: 1400,
             source: Some(source),
         };
-        let placed = Placed { service_id: 42, index: 7, revoked_before: 5, backends: [(1, (5, way))].into() };
-        let snapshot = snapshot(&config, &[placed]);
+        let allocated =
+            Allocated { service_id: 42, index: 7, revoked_before: 5, backends: [(1, (5, next_hop))].into() };
+        let snapshot = snapshot(&config, &[allocated]);
         assert_eq!(
             snapshot.services[0].0,
             ServiceKey::v4(u32::from_ne_bytes([203, 0, 113, 10]), 7777u16.to_be())
@@ -239,8 +240,8 @@ mod tests {
         let text = FILE.replace("FORWARD", "l2").replace("ADDRESS", "10.0.0.11");
         let text = text.replace("[[service.backend]]", &format!("{limited}[[service.backend]]"));
         let config = Config::parse(std::path::Path::new("tollgate.toml"), &text).unwrap();
-        let placed = Placed { service_id: 42, index: 7, revoked_before: 5, backends: BTreeMap::new() };
-        let snapshot = snapshot(&config, &[placed]);
+        let allocated = Allocated { service_id: 42, index: 7, revoked_before: 5, backends: BTreeMap::new() };
+        let snapshot = snapshot(&config, &[allocated]);
         let service = snapshot.services[0].1;
         assert_eq!((service.max_sources, service.revoked_before, service.accept), (4, 5, ACCEPT_PROOF));
         assert_eq!(service.flags & FLAG_RATED, FLAG_RATED);

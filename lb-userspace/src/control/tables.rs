@@ -1,4 +1,4 @@
-//! Services, MAC addresses, Maglev tables and backends: what they should be, against what counts in the kernel.
+//! Services, MAC addresses, Maglev tables and backends: publishes the desired tables if the active ones in the kernel differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,16 +7,16 @@ use tracing::debug;
 
 use super::{
     Controller, Outcome,
-    desired::{self, Placed},
+    desired::{self, Allocated},
 };
 use crate::{
     datapath::{BackendOwner, DatapathError, Snapshot, TableSet},
     network::macs,
 };
 
-/// The tables, and what they were built from.
+/// The desired tables, and the input that they were built from.
 pub struct Built {
-    placed: Vec<Placed>,
+    allocated: Vec<Allocated>,
     macs: BTreeSet<MacEntry>,
     set: TableSet,
 }
@@ -28,26 +28,27 @@ impl Controller {
         }
     }
 
-    /// Publishes the tables if others count.
+    /// Publishes the desired tables if the active ones differ.
     ///
     /// # Errors
-    /// If they do not fit or cannot be written. Then those from before count.
+    /// If they do not fit or cannot be written; then the tables before stay active.
     pub(super) fn publish_tables(&mut self, outcome: &mut Outcome) -> Result<(), DatapathError> {
         let live = self.datapath.tables.live()?;
-        let placed = self.place(&live, outcome)?;
-        // A Maglev table takes a millisecond: not every second for each.
+        let allocated = self.allocate(&live, outcome)?;
+        // A Maglev table takes a millisecond to build: rebuild only if the input has changed.
         let filtered = self.attachments.filtered(&self.links);
         let macs =
             macs::entries(&filtered, &self.interfaces, &self.config.virtual_macs, self.config.xdp_mode);
-        let built = match self.built.take().filter(|built| built.placed == placed && built.macs == macs) {
+        let built = match self.built.take().filter(|built| built.allocated == allocated && built.macs == macs)
+        {
             Some(built) => built,
             None => {
-                let snapshot = Snapshot { macs: macs.clone(), ..desired::snapshot(&self.config, &placed) };
-                Built { placed, macs, set: TableSet::new(&snapshot)? }
+                let snapshot = Snapshot { macs: macs.clone(), ..desired::snapshot(&self.config, &allocated) };
+                Built { allocated, macs, set: TableSet::new(&snapshot)? }
             }
         };
         let built = self.built.insert(built);
-        // Before a packet can be sent there; those of the tables that count stay for as long as they do.
+        // Devices must be in `egress` before a packet can be sent there; those of the active tables stay.
         let names = self.attachments.names();
         let attached = names.iter().filter_map(|name| self.interfaces.get(name));
         let backends = built.set.backends().iter().chain(live.backends());
@@ -62,20 +63,20 @@ impl Controller {
         self.datapath.tables.publish(&built.set)
     }
 
-    /// Gives every service its index and every usable backend its counter. One that cannot have one yet, because all
-    /// are in use by what is about to go, gets it in the next round.
-    fn place(&mut self, live: &TableSet, outcome: &mut Outcome) -> Result<Vec<Placed>, DatapathError> {
+    /// Allocates an index for every service and a counter for every usable backend. Where all are in use by entries that
+    /// are about to be removed, the allocation is tried again in the next round.
+    fn allocate(&mut self, live: &TableSet, outcome: &mut Outcome) -> Result<Vec<Allocated>, DatapathError> {
         let services: BTreeSet<u32> = self.config.services.iter().map(|service| service.id).collect();
         let backends: BTreeSet<BackendOwner> = self.backends.owners().collect();
-        let mut placed = Vec::new();
+        let mut allocated = Vec::new();
         for service in &self.config.services {
             let index = self.indices.service(service.id, &services, live, &mut self.datapath)?;
             let Some(index) = index else {
                 outcome.differences.push(format!("service {} waits for an index", service.name));
                 continue;
             };
-            let mut placed_backends = BTreeMap::new();
-            for (owner, way) in self.backends.up(service.id) {
+            let mut usable = BTreeMap::new();
+            for (owner, next_hop) in self.backends.up(service.id) {
                 let counter = self.indices.backend(owner, &backends, live, &mut self.datapath)?;
                 let Some(counter) = counter else {
                     let name = &service.name;
@@ -84,15 +85,15 @@ impl Controller {
                         .push(format!("backend {} of {name} waits for a counter", owner.backend_id));
                     continue;
                 };
-                placed_backends.insert(owner.backend_id, (counter, way.clone()));
+                usable.insert(owner.backend_id, (counter, next_hop.clone()));
             }
-            placed.push(Placed {
+            allocated.push(Allocated {
                 service_id: service.id,
                 index,
                 revoked_before: self.stored.state().revocations.before(service.id),
-                backends: placed_backends,
+                backends: usable,
             });
         }
-        Ok(placed)
+        Ok(allocated)
     }
 }

@@ -1,4 +1,6 @@
-//! How frames reach a backend, from what the kernel says of route, interfaces and neighbours at one moment.
+//! Resolves the next hop of a backend from the routes, interfaces and neighbours of the kernel at one moment.
+//!
+//! Start at [`View::resolve`].
 
 use std::{collections::HashMap, net::IpAddr, time::Instant};
 
@@ -11,110 +13,111 @@ use super::{
 };
 use crate::{config::Forward, datapath::attach::Mode};
 
-/// The way to a backend that is up.
+/// The next hop of a backend that is up: where its frames leave, and their headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Way {
-    /// The name of the interface that its frames leave through.
+pub struct NextHop {
+    /// Name of the interface that frames leave through.
     pub interface: String,
-    /// That interface's number.
+    /// Index of that interface.
     pub ifindex: u32,
-    /// The router before the backend, if there is one.
+    /// Router in front of the backend; `None` on the same segment.
     pub gateway: Option<IpAddr>,
-    /// The MAC address of the backend, or of the router.
+    /// MAC address of the backend, or of the router.
     pub destination_mac: Mac,
-    /// This host's MAC address on the way.
+    /// MAC address of the interface of the route.
     pub source_mac: Mac,
-    /// The VLAN tags of its frames.
+    /// VLAN tags of the frames.
     pub tags: Tags,
-    /// The longest IP packet, bytes.
+    /// Largest IP packet that the route takes, bytes.
     pub mtu: u16,
-    /// This host's address on the way, where it has one.
+    /// Source address of this host on the route, where it has one.
     pub source: Option<IpAddr>,
 }
 
 /// The VLAN tags of frames to a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tags {
-    /// Those that a frame came with, if it leaves the way it came: this host has no VLAN there and knows of none.
+    /// A frame that leaves through the interface that it arrived on keeps its tags; this host has no VLAN on that
+    /// interface.
     Kept,
-    /// These, the outermost first; at most [`TAGS_MAX`].
+    /// These tags, outermost first; at most [`TAGS_MAX`].
     Set(Vec<Tag>),
 }
 
 impl Tags {
-    /// As the program reads them.
+    /// As the XDP program reads them.
     pub fn value(&self) -> (u8, [Tag; TAGS_MAX]) {
         let mut value = [Tag::default(); TAGS_MAX];
         match self {
             Self::Kept => (TAGS_KEPT, value),
             Self::Set(tags) => {
-                value.iter_mut().zip(tags).for_each(|(place, tag)| *place = *tag);
+                value.iter_mut().zip(tags).for_each(|(slot, tag)| *slot = *tag);
                 (tags.len().min(TAGS_MAX) as u8, value)
             }
         }
     }
 }
 
-/// A backend as a [`View`] looks for it.
+/// What [`View::resolve`] needs to know of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Its address.
+    /// Address of the backend.
     pub address: IpAddr,
-    /// How its packets get there.
+    /// Forwarding mode of its service.
     pub forward: Forward,
-    /// Whether they need no address of this host, for the configuration gives them one.
+    /// Whether the configuration sets the source address of its outer packets (`tunnel_sources`).
     pub has_source: bool,
-    /// The route to it.
+    /// Route to the backend.
     pub route: Option<Route>,
-    /// The last next hop that there was a route to.
-    pub last_hop: Option<(u32, IpAddr)>,
+    /// The neighbour of the last route that existed.
+    pub last_neighbour: Option<(u32, IpAddr)>,
 }
 
 impl Target {
-    /// Whose MAC address its frames are sent to: on which interface, and at which address.
-    pub fn next_hop(&self) -> Option<(u32, IpAddr)> {
+    /// The neighbour whose MAC address frames are sent to: interface index and address.
+    pub fn neighbour(&self) -> Option<(u32, IpAddr)> {
         let route = self.route.filter(|route| !route.local)?;
         Some((route.index, route.gateway.unwrap_or(self.address)))
     }
 }
 
-/// The network at one moment.
+/// Interfaces and neighbours at one moment.
 pub struct View<'a> {
-    /// The interfaces that the program is on.
+    /// Names of the interfaces that the program is attached to.
     filtered: &'a [String],
     interfaces: HashMap<u32, (&'a str, &'a Interface)>,
     neighbours: Neighbours,
     now: Instant,
 }
 
-/// What a [`View`] shows of a backend.
+/// The result of [`View::resolve`].
 #[derive(Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Whether it may be used.
+pub struct Resolved {
+    /// Whether the backend can be used.
     pub state: BackendState,
-    /// If so, how.
-    pub way: Option<Way>,
-    /// The neighbour that the kernel is to be asked for.
-    pub to_ask: Option<(u32, IpAddr)>,
+    /// The next hop, if it can be used.
+    pub next_hop: Option<NextHop>,
+    /// A neighbour that the kernel should probe.
+    pub probe: Option<(u32, IpAddr)>,
 }
 
-impl From<BackendState> for Seen {
+impl From<BackendState> for Resolved {
     fn from(state: BackendState) -> Self {
-        Self { state, way: None, to_ask: None }
+        Self { state, next_hop: None, probe: None }
     }
 }
 
-/// Where frames leave.
+/// The interface that frames leave through.
 struct Egress<'a> {
     name: &'a str,
     index: u32,
     tags: Tags,
-    /// Whether the program is on it.
+    /// Whether the program is attached to it.
     filtered: bool,
 }
 
 impl<'a> View<'a> {
-    /// `filtered` names the interfaces that the program is on.
+    /// `filtered` are the names of the interfaces that the program is attached to.
     pub fn new(
         filtered: &'a [String],
         interfaces: &'a Interfaces,
@@ -126,14 +129,14 @@ impl<'a> View<'a> {
         Self { filtered, interfaces: interfaces.iter().map(by_index).collect(), neighbours, now }
     }
 
-    /// Looks for a backend, whose MAC address `resolution` follows.
-    pub fn look(&self, target: &Target, resolution: &mut Resolution) -> Seen {
-        self.find(target, resolution).unwrap_or_else(Seen::from)
+    /// Resolves the next hop of a backend. `resolution` keeps the state of its MAC address between calls.
+    pub fn resolve(&self, target: &Target, resolution: &mut Resolution) -> Resolved {
+        self.find(target, resolution).unwrap_or_else(Resolved::from)
     }
 
-    fn find(&self, target: &Target, resolution: &mut Resolution) -> Result<Seen, BackendState> {
-        // Without its link, a route is no more.
-        let gone = || match target.last_hop.and_then(|(index, _)| self.interfaces.get(&index)) {
+    fn find(&self, target: &Target, resolution: &mut Resolution) -> Result<Resolved, BackendState> {
+        // The kernel removes routes through a link that is down.
+        let gone = || match target.last_neighbour.and_then(|(index, _)| self.interfaces.get(&index)) {
             Some((name, interface)) if !interface.up => {
                 BackendState::LinkDown { interface: (*name).to_owned() }
             }
@@ -145,8 +148,7 @@ impl<'a> View<'a> {
         }
         let egress = self.egress(route.index)?;
         if target.forward == Forward::Nat && !egress.filtered {
-            let cause =
-                "and answers to forward = \"nat\" that come in there are not seen: add it to `interfaces`";
+            let cause = "and answers to forward = \"nat\" that arrive there bypass the program: add it to `interfaces`";
             return Err(BackendState::WrongInterface {
                 interface: egress.name.to_owned(),
                 cause: cause.to_owned(),
@@ -157,25 +159,25 @@ impl<'a> View<'a> {
             return Err(BackendState::NoSource { interface: self.name(route.index)?.to_owned() });
         }
 
-        let next_hop = target.next_hop().ok_or(BackendState::NoRoute)?;
-        let neighbour = self.neighbours.get(&next_hop).copied();
+        let key = target.neighbour().ok_or(BackendState::NoRoute)?;
+        let neighbour = self.neighbours.get(&key).copied();
         resolution.observe(neighbour, self.now);
         let sure = matches!(neighbour, Some(Neighbour::Known { fresh: true, .. }));
-        let to_ask = (!sure).then_some(next_hop);
+        let probe = (!sure).then_some(key);
         let (name, interface) = self.interface(route.index)?;
         let (Some(destination_mac), Some(source_mac)) = (resolution.mac(), interface.mac) else {
             let state = match resolution {
                 Resolution::Resolving { .. } => BackendState::Resolving,
                 _ => BackendState::NoNeighbour {
-                    address: next_hop.1,
+                    address: key.1,
                     router: route.gateway.is_some(),
                     interface: name.to_owned(),
                 },
             };
-            return Ok(Seen { to_ask, ..state.into() });
+            return Ok(Resolved { probe, ..state.into() });
         };
         let mtu = route.mtu.map_or(interface.mtu, |mtu| mtu.min(interface.mtu));
-        let way = Way {
+        let next_hop = NextHop {
             interface: egress.name.to_owned(),
             ifindex: egress.index,
             gateway: route.gateway,
@@ -185,11 +187,11 @@ impl<'a> View<'a> {
             mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
             source: route.source,
         };
-        Ok(Seen { state: BackendState::Up, way: Some(way), to_ask })
+        Ok(Resolved { state: BackendState::Up, next_hop: Some(next_hop), probe })
     }
 
-    /// Where frames leave that are to go out of an interface: from VLANs down to one that the program is on, or to the
-    /// lowest, with the tags of those that were passed.
+    /// The interface that frames for an interface leave through: from a VLAN down to an interface with the program, or to
+    /// the lowest one, with the tags of the VLANs in between.
     fn egress(&self, mut index: u32) -> Result<Egress<'a>, BackendState> {
         let mut tags = Vec::new();
         loop {
@@ -206,14 +208,14 @@ impl<'a> View<'a> {
             let wrong = |cause: String| BackendState::WrongInterface { interface: name.to_owned(), cause };
             if tags.len() > TAGS_MAX {
                 return Err(wrong(format!(
-                    "under {} VLAN tags, and at most {TAGS_MAX} are sent",
+                    "which needs {} VLAN tags, and frames have at most {TAGS_MAX}",
                     tags.len()
                 )));
             }
             let sends = interface.sends_frames || filtered && self.all_generic();
             if !sends {
                 return Err(wrong(match filtered {
-                    true => "which takes no frames from one that is filtered in native mode: set \
+                    true => "which cannot send frames redirected from an interface in native mode: set \
                              xdp_mode = \"generic\", or filter the interface below it"
                         .to_owned(),
                     false => {
@@ -235,7 +237,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Whether no interface has the program in its driver: then every kind of interface can be sent to.
+    /// Whether the program runs in generic mode on all interfaces: then frames can be redirected to any kind of interface.
     fn all_generic(&self) -> bool {
         let modes = self.interfaces.values().filter(|(name, _)| self.filtered.iter().any(|one| one == name));
         modes.into_iter().all(|(_, interface)| !matches!(interface.xdp, Some((_, Mode::Native))))
@@ -300,7 +302,7 @@ mod tests {
     }
 
     fn l2(route: Option<Route>) -> Target {
-        Target { address: BACKEND, forward: Forward::L2, has_source: false, route, last_hop: None }
+        Target { address: BACKEND, forward: Forward::L2, has_source: false, route, last_neighbour: None }
     }
 
     fn seen_by(
@@ -308,15 +310,15 @@ mod tests {
         interfaces: &Interfaces,
         target: &Target,
         neighbour: Option<Neighbour>,
-    ) -> Seen {
+    ) -> Resolved {
         let now = Instant::now();
-        let neighbours = target.next_hop().zip(neighbour).into_iter().collect();
+        let neighbours = target.neighbour().zip(neighbour).into_iter().collect();
         let filtered: Vec<_> = filtered.iter().map(|name| (*name).to_owned()).collect();
         let view = View::new(&filtered, interfaces, neighbours, now);
-        view.look(target, &mut Resolution::Resolving { since: now })
+        view.resolve(target, &mut Resolution::Resolving { since: now })
     }
 
-    fn seen(target: &Target, neighbour: Option<Neighbour>) -> Seen {
+    fn seen(target: &Target, neighbour: Option<Neighbour>) -> Resolved {
         seen_by(&["eth0"], &interfaces(), target, neighbour)
     }
 
@@ -329,7 +331,7 @@ mod tests {
         };
         let ours = Some(IpAddr::from([10, 0, 0, 1]));
         let ipip = Target { forward: Forward::Ipip, has_source: true, ..l2(Some(on(2))) };
-        let was_on = |index| Target { last_hop: Some((index, BACKEND)), ..l2(None) };
+        let was_on = |index| Target { last_neighbour: Some((index, BACKEND)), ..l2(None) };
         for (target, neighbour, state, asks) in [
             (l2(None), None, "no-route", None),
             (was_on(8), None, "link-down", None),
@@ -354,18 +356,18 @@ mod tests {
             (ipip, FRESH, "up", None),
         ] {
             let seen = seen(&target, neighbour);
-            let asked = seen.to_ask.map(|(_, address)| address);
+            let asked = seen.probe.map(|(_, address)| address);
             assert_eq!((seen.state.name(), asked), (state, asks), "{target:?} {neighbour:?}");
-            assert_eq!(seen.way.is_some(), seen.state.is_up(), "{target:?}");
+            assert_eq!(seen.next_hop.is_some(), seen.state.is_up(), "{target:?}");
         }
     }
 
     #[test]
-    fn a_way_says_all_about_the_frames() {
+    fn a_next_hop_describes_the_frames() {
         let source = Some(IpAddr::from([10, 0, 0, 1]));
         let route = Route { gateway: Some(ROUTER), source, mtu: Some(1300), ..on(3) };
         let target = Target { forward: Forward::Ipip, ..l2(Some(route)) };
-        let way = Way {
+        let next_hop = NextHop {
             interface: "eth1".to_owned(),
             ifindex: 3,
             gateway: Some(ROUTER),
@@ -375,7 +377,7 @@ mod tests {
             mtu: 1300,
             source,
         };
-        assert_eq!(seen(&target, FRESH).way, Some(way));
+        assert_eq!(seen(&target, FRESH).next_hop, Some(next_hop));
     }
 
     #[test]
@@ -389,9 +391,10 @@ mod tests {
             ("eth0", 5, "eth0", Tags::Set(vec![outer, inner]), 1500),
             ("eth1", 5, "eth0", Tags::Set(vec![outer, inner]), 1500),
         ] {
-            let way = seen_by(&[filtered], &interfaces(), &l2(Some(on(index))), FRESH).way.expect("up");
+            let next_hop =
+                seen_by(&[filtered], &interfaces(), &l2(Some(on(index))), FRESH).next_hop.expect("up");
             assert_eq!(
-                (way.interface.as_str(), way.tags, way.mtu),
+                (next_hop.interface.as_str(), next_hop.tags, next_hop.mtu),
                 (interface, tags, mtu),
                 "through {index}"
             );
@@ -403,8 +406,11 @@ mod tests {
         let mut interfaces = interfaces();
         let target = l2(Some(on(5)));
         let found = seen_by(&["eth0.10", "eth1"], &interfaces, &target, FRESH);
-        let way = found.way.expect("all of them are filtered in generic mode");
-        assert_eq!((way.interface.as_str(), way.tags), ("eth0.10", Tags::Set(vec![tag(0x8100, 20)])));
+        let next_hop = found.next_hop.expect("all of them are filtered in generic mode");
+        assert_eq!(
+            (next_hop.interface.as_str(), next_hop.tags),
+            ("eth0.10", Tags::Set(vec![tag(0x8100, 20)]))
+        );
         interfaces.get_mut("eth1").unwrap().xdp = Some((1, Mode::Native));
         let found = seen_by(&["eth0.10", "eth1"], &interfaces, &target, FRESH);
         assert_eq!(found.state.name(), "wrong-interface");
