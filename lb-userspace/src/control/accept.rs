@@ -1,4 +1,4 @@
-//! A store that does not continue from the kernel state, and was accepted: what the kernel has revoked stays revoked.
+//! Accepts a store that does not continue from the kernel state: copies everything that is revoked in the kernel into it.
 
 use std::collections::BTreeSet;
 
@@ -15,17 +15,17 @@ use crate::{
     revocation::{self, date},
 };
 
-/// Lines of the log for revocations; the others are counted.
+/// Number of revocations that are logged one by one; the others are counted.
 const LINES: usize = 100;
 
-/// What the kernel state has revoked and the store has not.
+/// Revocations of the kernel state that the store does not have.
 #[derive(Default)]
 struct Revoked {
     /// Sessions and tokens, each until a unix second.
     named: Vec<(RevocationKey, u64)>,
-    /// By service: tokens issued before a unix second.
+    /// By service: tokens issued before this time are revoked.
     before: Vec<(u32, u32)>,
-    /// Keys that verify by the store, and were stopped in the kernel.
+    /// Keys that the store has as valid and that were stopped in the kernel.
     keys: Vec<KeyId>,
 }
 

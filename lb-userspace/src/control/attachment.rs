@@ -1,4 +1,4 @@
-//! The program before the configured interfaces: put there, kept there, and nowhere else.
+//! Attaches the program to the configured interfaces, keeps it attached, and detaches it from others.
 //!
 //! A link belongs to an interface index: the program stays on an interface that is renamed, for as long as that interface
 //! exists. Another interface that takes the configured name gets the program as well.
@@ -14,36 +14,36 @@ use crate::{
     network::{Interface, Interfaces, Links},
 };
 
-/// Where the program is to be.
+/// The interfaces that the program is, or should be, attached to.
 pub struct Attachments {
     interfaces: Vec<String>,
     mode: XdpMode,
     pins: Pins,
-    /// The program, once it is loaded.
+    /// Id of the program, once it is loaded.
     program_id: Option<u32>,
-    /// What it is attached to, by interface index.
+    /// The links, by interface index.
     held: BTreeMap<u32, Held>,
 }
 
-/// An interface that the program was attached to.
+/// An interface that the program is attached to.
 struct Held {
-    /// Its name in the configuration.
+    /// Name in the configuration.
     configured: String,
-    /// Its name now.
+    /// Current name.
     name: String,
-    /// Keeps the program attached where the pin is lost.
+    /// Keeps the program attached if the pin is lost.
     link: HeldLink,
 }
 
-/// A pinned link of a daemon before this one.
+/// A pinned link of an earlier daemon.
 struct Pinned {
     pin: LinkPin,
-    /// The interface index and the program.
+    /// Interface index and program id.
     target: Option<(u32, u32)>,
 }
 
 impl Attachments {
-    /// As configured.
+    /// The attachments of a configuration.
     pub fn new(config: &Config, pins: Pins) -> Self {
         let interfaces = config.interfaces.clone();
         Self { interfaces, mode: config.xdp_mode, pins, program_id: None, held: BTreeMap::new() }
@@ -52,7 +52,7 @@ impl Attachments {
     /// Checks that the program can be attached, before anything is changed.
     ///
     /// # Errors
-    /// For an interface that is not there, that carries a program of somebody else's, or that is above another one of them.
+    /// If an interface does not exist, carries another XDP program, or is stacked on another configured interface.
     pub fn check(&self, interfaces: &Interfaces, links: &Links) -> Result<(), DatapathError> {
         self.check_each(interfaces, links).into_iter().try_for_each(|(_, result)| result)
     }
@@ -90,7 +90,7 @@ impl Attachments {
         if interface.receives.address.is_none() {
             return Err(failed(
                 "its frames have no Ethernet header, and the program reads nothing else".to_owned(),
-                "filter the interface below it, where its packets come in".to_owned(),
+                "filter the interface below it, which receives its packets".to_owned(),
             ));
         }
         let is_ours = |id: u32| {
@@ -100,31 +100,32 @@ impl Attachments {
         match interface.xdp {
             Some((id, _)) if !is_ours(id) => Err(failed(
                 format!(
-                    "it carries an XDP program, id {id} ({}), that was not attached with this configuration's bpffs",
+                    "it carries another XDP program, id {id} ({}), which was not attached with the bpffs of this configuration",
                     program_name(id)
                 ),
                 format!(
-                    "stop what attached it, or `ip link set dev {name} xdp off`; where it is Tollgate's, `tollgate detach` \
-                     with the configuration that it was started with, as the same user; then start again"
+                    "stop the process that attached it, or run `ip link set dev {name} xdp off`; if it is the program of Tollgate, \
+                     run `tollgate detach` with the configuration that it was started with, as the same user; then \
+                     start again"
                 ),
             )),
             Some((_, mode)) if !self.modes().contains(&mode) => Err(failed(
-                format!("our program is on it in {} mode, and xdp_mode wants another", mode.name()),
-                "`tollgate detach`, then start again: packets are not filtered in between".to_owned(),
+                format!("the program is attached in {} mode, which `xdp_mode` does not allow", mode.name()),
+                "run `tollgate detach`, then start again; packets are not filtered in between".to_owned(),
             )),
             _ => Ok(()),
         }
     }
 
-    /// A frame passes the program on every interface of a stack: what the first has forwarded, without its token, is
-    /// dropped by the second.
+    /// A frame passes the program on every interface of a stack: the second one drops the frame because the first has
+    /// removed its token.
     fn check_stack(&self, name: &str, links: &Links) -> Result<(), DatapathError> {
         let Some(lower) = links.named(name) else { return Ok(()) };
         let uppers = self.interfaces.iter().filter_map(|name| links.named(name));
         match uppers.into_iter().find_map(|upper| links.stack(lower.index, upper.index)) {
             Some(stack) => Err(failed(
                 name,
-                format!("its frames are also those of another of `interfaces`: {stack}"),
+                format!("its frames also pass another interface of `interfaces`: {stack}"),
                 "packets would be checked and counted twice; keep one of the two in `interfaces`: the lower one, for native \
                  mode"
                     .to_owned(),
@@ -133,7 +134,7 @@ impl Attachments {
         }
     }
 
-    /// Interfaces with the program that are above one another by now.
+    /// Interfaces with the program that have become stacked on one another.
     pub fn stacked(&self, links: &Links) -> Vec<String> {
         let pairs = self.held.keys().flat_map(|lower| self.held.keys().map(move |upper| (*lower, *upper)));
         let stacks = pairs.filter_map(|(lower, upper)| links.stack(lower, upper));
@@ -147,10 +148,11 @@ impl Attachments {
             .collect()
     }
 
-    /// Attaches the program everywhere, or nowhere where it was not before.
+    /// Attaches the program to all interfaces. If one fails, the program is detached from those that it was not attached to
+    /// before.
     ///
     /// # Errors
-    /// With the first interface that would not have it.
+    /// With the first interface that fails.
     pub fn attach_all(
         &mut self,
         datapath: &mut Datapath,
@@ -161,7 +163,7 @@ impl Attachments {
         let obsolete = self.take_over(datapath, interfaces, links)?;
         let mut new = Vec::new();
         for name in self.interfaces.clone() {
-            // Taken over: what `interfaces` say of it is of before.
+            // Taken over: `interfaces` is older than that.
             if interfaces.get(&name).is_some_and(|interface| self.held.contains_key(&interface.index)) {
                 continue;
             }
@@ -181,21 +183,21 @@ impl Attachments {
             if mode == Mode::Generic && self.mode == XdpMode::Auto {
                 warn!(
                     interface = name,
-                    "its driver has no native XDP, as that of a VLAN: generic mode is slower, sees packets after the \
-                     kernel has put several together, and drops as partial_checksum what is to leave this host with \
-                     a checksum that its sender left to a network card"
+                    "its driver does not support native XDP: generic mode is slower, sees packets after the kernel has \
+                     merged several into one, and drops as partial_checksum packets whose checksum the sender left \
+                     to a network card"
                 );
             }
         }
         for pinned in obsolete {
             self.pins.remove(&pinned.pin.path)?;
-            info!(interface = pinned.pin.interface, "program taken off: no longer in `interfaces`");
+            info!(interface = pinned.pin.interface, "program detached: no longer in `interfaces`");
         }
         Ok(())
     }
 
-    /// Replaces the program of a daemon before this one wherever it is on a configured interface, also one that has another
-    /// name by now. Returns the pins of the others.
+    /// Replaces the program of an earlier daemon on all configured interfaces, also on one that has been renamed. Returns the
+    /// pins of other interfaces.
     fn take_over(
         &mut self,
         datapath: &mut Datapath,
@@ -205,7 +207,7 @@ impl Attachments {
         let mut obsolete = Vec::new();
         for pinned in self.pinned()? {
             let Some((index, _)) = pinned.target else {
-                // Attached to nothing, and in the way of the interface's next link.
+                // The link is attached to nothing, and its pin occupies the name of the next link.
                 self.pins.remove(&pinned.pin.path)?;
                 continue;
             };
@@ -229,7 +231,7 @@ impl Attachments {
                 );
             }
             let Some(held) = datapath.replace(&self.pins, &pinned.pin.path, &link.name)? else {
-                // Its interface has gone just now.
+                // Its interface has just been removed.
                 self.pins.remove(&pinned.pin.path)?;
                 continue;
             };
@@ -237,14 +239,14 @@ impl Attachments {
             if pin != pinned.pin.path {
                 self.pins.rename(&pinned.pin.path, &pin)?;
             }
-            info!(interface = link.name, "program replaced, no packet missed");
+            info!(interface = link.name, "program replaced without missing a packet");
             self.held.insert(index, Held { configured, name: link.name.clone(), link: held });
         }
         Ok(obsolete)
     }
 
-    /// Attaches the program to the interface of a configured name that it is not on. Returns the index and the mode, or
-    /// `None` where it was there.
+    /// Attaches the program to the interface of a configured name. Returns index and mode, or `None` if it was attached
+    /// already.
     fn attach_one(
         &mut self,
         datapath: &mut Datapath,
@@ -259,7 +261,7 @@ impl Attachments {
         let index = interfaces[name].index;
         let before = self.held.get(&index);
         let configured = before.map_or_else(|| name.to_owned(), |held| held.configured.clone());
-        // Of a link that was detached.
+        // The pin of a link that was detached.
         self.let_go(index)?;
         let (mode, link) = datapath.attach(&self.pins, &configured, index, self.modes())?;
         let held = Held { configured, name: name.to_owned(), link };
@@ -267,8 +269,7 @@ impl Attachments {
         Ok(Some((index, mode)))
     }
 
-    /// Follows interfaces that have gone or are renamed, and attaches the program where it should be and is not. Returns
-    /// what would not do.
+    /// Follows interfaces that were removed or renamed, and attaches the program where it is missing. Returns the errors.
     pub fn repair(&mut self, datapath: &mut Datapath, interfaces: &Interfaces, links: &Links) -> Vec<String> {
         let mut errors = Vec::new();
         let gone: Vec<u32> = self.held.keys().copied().filter(|index| links.get(*index).is_none()).collect();
@@ -295,8 +296,8 @@ impl Attachments {
                     });
                     if let Some((_, before)) = before {
                         warn!(
-                            "another interface is called {name} now and is filtered, too; the one before is {}, and is \
-                             filtered until it goes",
+                            "another interface is called {name} now and is filtered, too; the previous one is {} and stays \
+                             filtered until it is removed",
                             before.name
                         );
                     }
@@ -307,7 +308,7 @@ impl Attachments {
         errors
     }
 
-    /// Pins the links that are not pinned (any more). Returns the interfaces.
+    /// Pins the links whose pin is missing. Returns their interfaces.
     ///
     /// # Errors
     /// If one cannot be pinned.
@@ -328,7 +329,7 @@ impl Attachments {
         Ok(anew)
     }
 
-    /// The interfaces that are filtered without this process, by their pins, and those that are not.
+    /// The interfaces that stay filtered without this process, because their link is pinned, and the others.
     pub fn remaining(&self, lost: bool) -> Remaining {
         let is_pinned = |index: u32, held: &Held| self.pins.link(index, &held.configured).exists();
         let (pinned, unpinned): (Vec<_>, Vec<_>) =
@@ -361,14 +362,14 @@ impl Attachments {
         id.is_some() && id == self.program_id && self.held.contains_key(&interface.index)
     }
 
-    /// The names of all interfaces that are filtered or to be filtered, as they are now.
+    /// The current names of all interfaces that are, or should be, filtered.
     pub fn names(&self) -> Vec<String> {
         let held = self.held.values().map(|held| &held.name);
         held.chain(&self.interfaces).collect::<BTreeSet<_>>().into_iter().cloned().collect()
     }
 
-    /// The names that the interfaces with the program, and those that are to get it, have at this moment. Before the links of
-    /// an earlier daemon are taken over, their pins tell.
+    /// The current names of the interfaces that are, or should be, filtered; also before the links of an earlier daemon are
+    /// taken over, from their pins.
     pub fn filtered(&self, links: &Links) -> Vec<String> {
         let mut indices: Vec<u32> = self.held.keys().copied().collect();
         if indices.is_empty() {
@@ -379,14 +380,13 @@ impl Attachments {
         now.chain(self.interfaces.iter().cloned()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// Where the program should be and is not.
+    /// The interfaces that the program is missing on, as reasons.
     pub fn missing(&self, interfaces: &Interfaces) -> Vec<String> {
         let missing = self.shown().filter(|name| self.mode_on(name, interfaces).is_none());
-        missing.map(|name| format!("the program is not on interface {name}")).collect()
+        missing.map(|name| format!("the program is not attached to interface {name}")).collect()
     }
 
-    /// Configured interfaces and what became of them: a name that no interface has any more is left out where its interface
-    /// has another name by now.
+    /// The interfaces to show: a configured name that no interface has is left out if its interface was renamed.
     pub fn shown(&self) -> impl Iterator<Item = String> {
         let renamed = |name: &String| {
             let mut held = self.held.values();
@@ -396,19 +396,19 @@ impl Attachments {
         self.names().into_iter().filter(move |name| !renamed(name))
     }
 
-    /// Those of them that take no packets.
+    /// The filtered interfaces that are down, as reasons.
     pub fn down(&self, interfaces: &Interfaces) -> Vec<String> {
         let down = self.shown().filter(|name| interfaces.get(name).is_some_and(|interface| !interface.up));
         down.map(|name| format!("interface {name} is down, or has no carrier")).collect()
     }
 
-    /// How the program is attached to an interface, if it is.
+    /// The mode that the program is attached to an interface in.
     pub fn mode_on(&self, name: &str, interfaces: &Interfaces) -> Option<Mode> {
         let (id, mode) = interfaces.get(name)?.xdp?;
         (Some(id) == self.program_id).then_some(mode)
     }
 
-    /// The program, once it is loaded.
+    /// Id of the program, once it is loaded.
     pub const fn program_id(&self) -> Option<u32> {
         self.program_id
     }
@@ -422,7 +422,7 @@ impl Attachments {
     }
 }
 
-/// What filters without this process.
+/// The interfaces that stay filtered without this process, and the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remaining {
     /// Interfaces whose link is pinned.

@@ -1,11 +1,11 @@
-//! Unix time for the program: what is to be added to its ticks, and whether the wall clock is to be believed.
+//! Publishes the Unix time for the XDP program, as an offset to its ticks, unless the wall clock was set back.
 //!
 //! ```text
 //!   follows ──set back by more than half a second──▶ holds ──the wall clock is right again, or accepted──▶ follows
 //! ```
 //!
-//! Holding keeps expired tokens expired. While it holds, nobody confirms the offset, and after `OFFSET_STALE_NS` the
-//! program admits no new token.
+//! Holding keeps expired tokens expired. While the clock is held, the offset is not confirmed, and after `OFFSET_STALE_NS`
+//! the program admits no new token.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,29 +15,29 @@ use tracing::{info, warn};
 
 use crate::datapath::{Datapath, DatapathError};
 
-/// By how much the wall clock may differ from what was published before it has jumped: far more than it is slewed by
-/// between two looks, and less than the skew that tokens are forgiven.
+/// A change of the wall clock by more than this is a jump: far more than NTP slews between two readings, and less than the
+/// clock skew that is tolerated in tokens.
 const JUMP_NS: u64 = SECOND_NS / 2;
 
-/// The wall clock as it was followed so far.
+/// The published clock.
 #[derive(Debug, Default)]
 pub struct Clock {
     detector: JumpDetector,
     last: Option<Reading>,
-    /// Why it cannot be followed.
+    /// The error of the last reading.
     failed: Option<String>,
 }
 
-/// The clocks at one moment.
+/// A reading of all clocks at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// The program's: ticks in nanoseconds.
+    /// Ticks of the program clock, nanoseconds.
     pub kernel_ns: u64,
-    /// What is to be added to them by the wall clock.
+    /// The offset to the ticks by the wall clock.
     pub wall_offset_ns: u64,
-    /// What the program adds to them.
+    /// The published offset.
     pub offset_ns: u64,
-    /// When that was last found to be right, by the program's clock.
+    /// When the published offset was last confirmed, in ticks.
     pub confirmed_ns: u64,
 }
 
@@ -51,8 +51,7 @@ pub struct Jumps {
 }
 
 impl Clock {
-    /// Looks at the wall clock and publishes what the program is to add to its ticks. To be called at start before packets
-    /// are judged, and every second.
+    /// Reads the wall clock and publishes the offset. Call it at start before the program is attached, and every second.
     ///
     /// # Errors
     /// If the kernel's clocks cannot be read.
@@ -72,7 +71,7 @@ impl Clock {
         match published {
             Some(offset_ns) => {
                 if held {
-                    info!("the wall clock is what it should be again: the program follows it");
+                    info!("the wall clock is correct again, and the program follows it");
                 }
                 self.publish(datapath, Reading { offset_ns, ..reading });
             }
@@ -81,7 +80,7 @@ impl Clock {
         Ok(())
     }
 
-    /// Publishes the wall clock, whatever it says.
+    /// Publishes the wall clock although it was set back.
     ///
     /// # Errors
     /// If the kernel's clocks cannot be read.
@@ -98,43 +97,43 @@ impl Clock {
         self.last = Some(Reading { confirmed_ns: reading.kernel_ns, ..reading });
     }
 
-    /// What it saw last.
+    /// The last reading.
     pub const fn last(&self) -> Option<Reading> {
         self.last
     }
 
-    /// Whether the program does not follow the wall clock.
+    /// Whether the program clock is held.
     pub const fn is_held(&self) -> bool {
         self.detector.held
     }
 
-    /// Unix seconds by the later of the wall clock and the program's, which is ahead while it holds.
+    /// The later of wall clock and program clock, Unix time in seconds; the program clock is ahead while it is held.
     pub fn latest(&self) -> u64 {
         let ahead =
             self.last.filter(|_| self.is_held()).map_or(0, |last| last.difference_ns().unsigned_abs());
         unix_now() + ahead.div_ceil(SECOND_NS)
     }
 
-    /// What it has seen of jumps.
+    /// The jumps so far.
     pub const fn jumps(&self) -> Jumps {
         self.detector.jumps
     }
 
-    /// What keeps the program from admitting all that it should.
+    /// Why the program may refuse valid tokens.
     pub fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        reasons.extend(self.failed.as_ref().map(|why| format!("the clock cannot be followed: {why}")));
+        reasons.extend(self.failed.as_ref().map(|why| format!("the clock cannot be read: {why}")));
         let Some(reading) = self.last else { return vec!["the clock is not published".to_owned()] };
         if self.is_held() {
             reasons.push(format!(
-                "the wall clock was set {}: the program keeps the time it had, so that no expired token comes back. Set \
-                 the clock right, or `tollgate clock accept`",
+                "the wall clock was set {}: the program clock is held, so that expired tokens stay expired. Correct the \
+                 wall clock, or run `tollgate clock accept`",
                 direction(reading.difference_ns())
             ));
         }
         if reading.is_stale() {
             reasons.push(format!(
-                "nobody has found the clock to be right for {} s: new tokens are not admitted (`stale_clock`)",
+                "the clock was not confirmed for {} s: new tokens are not admitted (`stale_clock`)",
                 reading.confirmed_age_ns() / SECOND_NS
             ));
         }
@@ -143,22 +142,22 @@ impl Clock {
 }
 
 impl Reading {
-    /// The wall clock less the program's, nanoseconds.
+    /// Wall clock minus program clock, nanoseconds.
     pub const fn difference_ns(&self) -> i64 {
         self.wall_offset_ns.wrapping_sub(self.offset_ns).cast_signed()
     }
 
-    /// The wall clock, unix nanoseconds.
+    /// Wall clock, Unix time in nanoseconds.
     pub const fn wall_ns(&self) -> u64 {
         self.kernel_ns.wrapping_add(self.wall_offset_ns)
     }
 
-    /// The program's clock, unix nanoseconds.
+    /// Program clock, Unix time in nanoseconds.
     pub const fn program_ns(&self) -> u64 {
         self.kernel_ns.wrapping_add(self.offset_ns)
     }
 
-    /// How long nobody has confirmed the offset.
+    /// Time since the offset was confirmed.
     pub const fn confirmed_age_ns(&self) -> u64 {
         self.kernel_ns.saturating_sub(self.confirmed_ns)
     }
@@ -169,18 +168,18 @@ impl Reading {
     }
 }
 
-/// What becomes of what the wall clock says.
+/// Detects jumps of the wall clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct JumpDetector {
-    /// What it said last.
+    /// The last offset by the wall clock.
     last: Option<u64>,
     held: bool,
     jumps: Jumps,
 }
 
 impl JumpDetector {
-    /// The offset to publish, if any, and by how much the wall clock has jumped. `published` is 0 where nothing was, or what
-    /// a daemon before has left.
+    /// Returns the offset to publish, if any, and by how much the wall clock has jumped. `published` is 0 if no offset was
+    /// published; it may be the offset of an earlier daemon.
     const fn observe(&mut self, wall: u64, published: u64) -> (Option<u64>, Option<i64>) {
         if published == 0 {
             self.last = Some(wall);
@@ -202,7 +201,7 @@ impl JumpDetector {
         self.held = difference < 0 && difference.unsigned_abs() > JUMP_NS;
         let published = match difference {
             _ if self.held => None,
-            // Small steps back are waited for, or many of them would go as far as a large one.
+            // Small steps back are not published either: many of them would add up to a jump.
             ..0 => Some(published),
             _ => Some(wall),
         };
@@ -210,18 +209,18 @@ impl JumpDetector {
     }
 }
 
-/// Unix seconds by the system's clock.
+/// The wall clock, Unix time in seconds.
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn direction(difference_ns: i64) -> String {
     let by = std::time::Duration::from_millis(difference_ns.unsigned_abs() / 1_000_000);
-    let way = if difference_ns < 0 { "back" } else { "forward" };
-    format!("{way} by {}", humantime::format_duration(by))
+    let direction = if difference_ns < 0 { "back" } else { "forward" };
+    format!("{direction} by {}", humantime::format_duration(by))
 }
 
-/// Reads all clocks, and tells the program how long its ticks are if it does not know.
+/// Reads all clocks, and publishes the length of a tick if it is not set.
 fn read(datapath: &Datapath) -> Result<Reading, DatapathError> {
     let failed = |cause: String| DatapathError::Run { program: lb_common::maps::PROGRAM_CLOCK, cause };
     let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
@@ -240,7 +239,7 @@ fn read(datapath: &Datapath) -> Result<Reading, DatapathError> {
     })
 }
 
-/// What the system's clocks said.
+/// The clocks of the system at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Moment {
     realtime_ns: u64,

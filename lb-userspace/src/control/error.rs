@@ -12,16 +12,16 @@ use crate::{
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The data path.
+    /// The program or its maps failed.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The store is not the one that the kernel state was made from.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
-    /// The kernel has more revocations than the store can take in.
+    /// The kernel has more revocations than the store can hold.
     #[error(transparent)]
     Revocations(#[from] RevocationError),
     /// The keys.
@@ -32,15 +32,15 @@ pub enum StartError {
     Network(#[from] NetworkError),
 }
 
-/// Why a request was not done.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// No such service.
-    #[error("there is no service `{name}`; there {}", those_there_are(services))]
+    #[error("there is no service `{name}`; there {}", existing(services))]
     NoSuchService {
-        /// What was asked for.
+        /// Name in the request.
         name: String,
-        /// The names there are.
+        /// Names of all services.
         services: Vec<String>,
     },
     /// Keys.
@@ -58,15 +58,17 @@ pub enum RequestError {
     /// The token.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// It is stored, and the kernel has not followed yet.
-    #[error("stored, but not in the kernel yet: {0}; it is tried again every second, see `tollgate status`")]
-    NotInKernel(String),
-    /// Nothing may sign yet.
-    #[error("service `{0}` has no key that may sign yet; see `tollgate keys list` and `tollgate status`")]
-    NoSigner(String),
-    /// Everything was revoked by a clock that was ahead.
+    /// The change is stored, but not applied to the kernel yet.
     #[error(
-        "service `{service}` refuses all that is issued before {}, and the clock is not there yet: a token of now would be \
+        "stored, but not applied to the kernel yet: {0}; it is retried every second, see `tollgate status`"
+    )]
+    NotInKernel(String),
+    /// The service has no active key.
+    #[error("service `{0}` has no active key yet; see `tollgate keys list` and `tollgate status`")]
+    NoSigner(String),
+    /// All tokens were revoked up to a time in the future, by a clock that was ahead.
+    #[error(
+        "service `{service}` refuses all tokens issued before {}, which is in the future: a token issued now would be \
          refused. Wait until then", date(*before)
     )]
     RevokedAhead {
@@ -75,15 +77,15 @@ pub enum RequestError {
         /// Unix second.
         before: u64,
     },
-    /// There is nothing to accept.
+    /// The clock is not held.
     #[error("the program follows the wall clock: there is nothing to accept; see `tollgate clock`")]
     ClockFollows,
-    /// The daemon ends.
+    /// The daemon is ending.
     #[error("the daemon is ending; start it again")]
     Ending,
 }
 
-fn those_there_are(services: &[String]) -> String {
+fn existing(services: &[String]) -> String {
     match services {
         [] => "are none in the configuration".to_owned(),
         [one] => format!("is {one}"),

@@ -1,10 +1,10 @@
-//! Which service has which index, and which backend which counter: for as long as the counters live.
+//! Allocates the index of each service and the counter of each backend. An allocation lasts as long as the counters.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::datapath::{BackendOwner, Datapath, DatapathError, TableSet};
 
-/// The owners of all indices.
+/// The owners of all indices and counters.
 #[derive(Clone, Debug, Default)]
 pub struct Indices {
     services: Assignment<u32>,
@@ -12,7 +12,7 @@ pub struct Indices {
 }
 
 impl Indices {
-    /// As the kernel has them.
+    /// Reads the allocations from the kernel.
     ///
     /// # Errors
     /// If a map cannot be read.
@@ -23,8 +23,8 @@ impl Indices {
         Ok(Self { services: Assignment::new(services, 1), backends: Assignment::new(backends, 0) })
     }
 
-    /// The index of a service. One that had none gets one that was nobody's; if there is none left, one whose service is
-    /// not `wanted` any more and not in the live tables either. `None` if there is none such at the moment.
+    /// The index of a service. A service without one gets an index that was never used, or one whose service is neither
+    /// `wanted` nor in the active tables any more; `None` if there is none at the moment.
     ///
     /// # Errors
     /// If a map cannot be written. Then nothing has changed.
@@ -50,7 +50,7 @@ impl Indices {
         Ok(Some(index))
     }
 
-    /// The counter of a backend, as [`Indices::service`].
+    /// The counter of a backend; see [`Indices::service`].
     ///
     /// # Errors
     /// If a map cannot be written. Then nothing has changed.
@@ -101,7 +101,7 @@ impl<O> Default for Assignment<O> {
 }
 
 impl<O: Copy + Ord> Assignment<O> {
-    /// `first` is the first index that may be given.
+    /// `first` is the first index that may be allocated.
     fn new(owners: impl IntoIterator<Item = Option<O>>, first: u32) -> Self {
         let owners: Vec<_> = owners.into_iter().collect();
         let indices = (0..).zip(&owners).filter_map(|(index, owner)| Some(((*owner)?, index))).collect();

@@ -1,5 +1,5 @@
-//! Keys from the store into the kernel. A key is stored before the kernel has it, and the kernel has it before
-//! anything is signed with it; what is revoked is stored first, then stopped.
+//! Copies keys from the store into the kernel. A key is stored before the kernel has it, and the kernel has it before it
+//! signs. A revocation of a key is stored before the kernel stops the key.
 
 use std::collections::BTreeSet;
 
@@ -16,24 +16,24 @@ use crate::{
     store::StoreError,
 };
 
-/// Why keys were not changed.
+/// Why a change of keys failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// The keyring cannot.
+    /// The keyring refused the change.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
-    /// The store cannot.
+    /// The change could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// There is no randomness.
+    /// The system gave no random bytes.
     #[error("the system gives no random bytes: {0}")]
     Random(getrandom::Error),
 }
 
-/// The keys as in the kernel.
+/// The keys in the kernel, against those of the store.
 pub struct Keys {
     policies: Vec<KeyPolicy>,
-    /// What the kernel should have, of the stored revision.
+    /// The desired key slots, of a revision of the store.
     wanted: Wanted,
     installed: BTreeSet<KeyId>,
 }
@@ -44,17 +44,17 @@ struct Wanted {
     slots: SlotValues,
 }
 
-/// What a comparison with the kernel found, and what could not be mended.
+/// The differences to the kernel, and those that could not be corrected.
 #[derive(Debug, Default)]
 pub struct SlotReport {
-    /// What differed, a line each.
+    /// The differences, a line each.
     pub differences: Vec<String>,
-    /// What could not be written.
+    /// Errors of writes.
     pub errors: Vec<DatapathError>,
 }
 
 impl Keys {
-    /// Of these services.
+    /// The keys of these services.
     pub fn new(services: &[config::Service]) -> Self {
         let settings = services.iter().map(|service| KeySettings {
             service_id: service.id,
@@ -69,12 +69,12 @@ impl Keys {
         self.installed.contains(&id)
     }
 
-    /// What the configuration says of a service's keys.
+    /// The policy of a service.
     pub fn policy(&self, service_id: u32) -> Option<KeyPolicy> {
         self.policies.iter().find(|policy| policy.service_id == service_id).copied()
     }
 
-    /// Does what time asks for, and stores it.
+    /// Makes, rotates and ends keys that are due, and stores the result.
     ///
     /// # Errors
     /// If it could not be stored.
@@ -82,10 +82,10 @@ impl Keys {
         change(stored, |keyring, now, random| Ok(keyring.tick(now, &self.policies, random))).await
     }
 
-    /// Makes the kernel's slots those of the stored keyring: what is not wanted stops first.
+    /// Makes the key slots in the kernel those of the stored keyring; keys that should not verify are stopped first.
     ///
     /// # Errors
-    /// If the slots cannot be read. What cannot be written is in the report.
+    /// If the slots cannot be read. Failed writes are in the report.
     pub fn sync(&mut self, stored: &Stored, kernel: &mut KeySlots) -> Result<SlotReport, DatapathError> {
         if self.wanted.revision != Some(stored.revision()) {
             let slots = stored.state().keyring.verifying().map(Key::to_slot).collect();
@@ -96,7 +96,7 @@ impl Keys {
         let wanted_ids: BTreeSet<u32> = self.wanted.slots.iter().map(|slot| slot.key_id).collect();
         for (slot, held) in (0..KEY_SLOTS_MAX).zip(found.iter()) {
             if held.state == STATE_VERIFY && !wanted_ids.contains(&held.key_id) {
-                report.differences.push(format!("key {} verifies and should not", held.key_id));
+                report.differences.push(format!("key {} verifies but should not", held.key_id));
                 report.errors.extend(kernel.stop(slot).err());
             }
         }
@@ -115,7 +115,7 @@ impl Keys {
         Ok(report)
     }
 
-    /// Lets staged keys sign that the kernel has.
+    /// Activates staged keys that the kernel has.
     ///
     /// # Errors
     /// If it could not be stored.

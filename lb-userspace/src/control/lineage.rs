@@ -1,4 +1,4 @@
-//! Whether the store is the one that this host's kernel state was made from, at the same commit or a later one.
+//! Checks that the store continues from the commit that the kernel state of this host was made from.
 
 use std::{
     fmt,
@@ -15,7 +15,7 @@ use crate::{
     store::{self, Commit, StoreId},
 };
 
-/// A store that the kernel state was not made from.
+/// A store that does not continue from the kernel state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}. {LOST} Filtering continues with the kernel state. {}", self.difference(), self.hint())]
 pub struct Mismatch {
@@ -98,13 +98,13 @@ impl Mismatch {
         }
     }
 
-    /// What accepts this store in this state, and nothing else.
+    /// The value of `--accept-store` that accepts exactly this store in this state.
     pub fn acceptance(&self) -> Acceptance {
         let [a, b, c, d, ..] = self.remembered.digest;
         Acceptance { found: self.found.revision, remembered: self.remembered.revision, digest: [a, b, c, d] }
     }
 
-    /// The newest commit that the kernel remembers.
+    /// The newest commit that is recorded in the kernel.
     pub(super) const fn remembered(&self) -> &Commit {
         &self.remembered
     }
@@ -121,10 +121,10 @@ impl Mismatch {
     }
 }
 
-/// Compares the store's commit with the newest one that was remembered.
+/// Compares the commit of the store with the newest one that was recorded in the kernel.
 ///
 /// # Errors
-/// If the store does not continue from that.
+/// If the store does not continue from it.
 pub fn compare(store: &Path, found: &Commit, remembered: &Commit) -> Result<(), Mismatch> {
     // Before a store has an ID it has its revisions and digests.
     let may_be_other = remembered.store != StoreId::NONE && remembered.store != found.store;
@@ -144,7 +144,7 @@ pub fn compare(store: &Path, found: &Commit, remembered: &Commit) -> Result<(), 
     Err(Mismatch { cause, store: store.to_owned(), found: *found, remembered: *remembered })
 }
 
-/// Refuses a store that does not continue from what was remembered. Returns the mismatch if `accept` names it.
+/// Refuses a store that does not continue from the recorded commit. Returns the mismatch if `accept` names it.
 pub(super) fn verify(
     config: &Config,
     found: &Commit,
@@ -173,7 +173,7 @@ pub(super) fn verify(
     }
 }
 
-/// The newest commit that was remembered beside the pins; `None` if there is none.
+/// The newest commit that was recorded, in a map beside the pins; `None` if there is none.
 fn remembered(pins: &Pins) -> Result<Option<Commit>, DatapathError> {
     match LastCommit::find(pins)? {
         Some(last) => last.read(),
@@ -181,15 +181,14 @@ fn remembered(pins: &Pins) -> Result<Option<Commit>, DatapathError> {
     }
 }
 
-/// Compares the store of a configuration with what was remembered. Locks and changes nothing, so not to be used while a
-/// daemon runs.
+/// Compares the store of a configuration with the recorded commit. Takes no lock, so do not use it while a daemon runs.
 ///
 /// # Errors
-/// If the store does not continue from what was remembered, or one of the two cannot be read.
+/// If the store does not continue from the recorded commit, or one of the two cannot be read.
 pub fn check_store(config: &Config) -> Result<Commit, StartError> {
     let StoreLocation::File(directory) = &config.store;
     let found = store::inspect(&config.store)?.commit;
-    // Without a BPF file system there is no memory.
+    // Without a BPF file system, no commit is recorded.
     if let Ok(pins) = Pins::new(&config.bpffs)
         && let Some(remembered) = remembered(&pins)?
     {

@@ -1,4 +1,6 @@
-//! The loop that makes the kernel equal to the desired state, again and again: at start, on every change, every second.
+//! The reconcile loop: makes the kernel equal to the desired state at start, after every change, and every second.
+//!
+//! Start at [`Controller::run`] and `Controller::round`. `answers` handles requests between two rounds.
 
 mod accept;
 mod answers;
@@ -51,11 +53,11 @@ use readiness::{Found, FoundService};
 use stored::Stored;
 use tables::Built;
 
-/// How often everything is compared.
+/// How often the kernel is compared with the desired state.
 const EVERY: Duration = Duration::from_secs(1);
-/// How long the first answers of backends are waited for at start.
+/// How long the start waits for the first resolution of backends.
 const FIRST_ANSWERS: Duration = Duration::from_secs(1);
-/// How long changes of the network are collected.
+/// How long changes of the network are collected before a round.
 const SETTLE: Duration = Duration::from_millis(50);
 
 /// Keeps the kernel equal to the desired state.
@@ -80,17 +82,17 @@ pub struct Controller {
     lock: PinLock,
 }
 
-/// What the last comparison left.
+/// The result of a round.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Outcome {
     differences: Vec<String>,
     errors: Vec<String>,
-    /// Again so soon, because a write had to wait.
+    /// When to run the next round, because a write had to wait.
     again_in: Option<Duration>,
 }
 
 impl Outcome {
-    /// A step that failed: what it was to mend still differs.
+    /// Records a step that failed, and the differences that it leaves.
     fn failed(&mut self, differences: Vec<String>, error: &DatapathError) {
         self.differences.extend(differences);
         match error {
@@ -101,12 +103,11 @@ impl Outcome {
 }
 
 impl Controller {
-    /// Brings the data path up: clock, keys and tables first, then the program before the interfaces. If it fails,
-    /// what was attached before still is, and nothing else. A store that the kernel state was not made from is refused, unless
-    /// `accept_store` names it.
+    /// Loads the program, writes clock, keys and tables, then attaches the program to the interfaces. If it fails, the
+    /// attachments are as before. A store that the kernel state was not made from is refused, unless `accept_store` names it.
     ///
     /// # Errors
-    /// With the first thing that would not do.
+    /// With the first step that fails.
     pub async fn start(
         config: Config,
         store: Arc<dyn Store>,
@@ -129,7 +130,7 @@ impl Controller {
         lock: PinLock,
         accept_store: Option<Acceptance>,
     ) -> Result<Self, StartError> {
-        // First: after a refusal, the kernel state is as it was.
+        // First, so that a refusal leaves the kernel state as it was.
         let accepted =
             lineage::verify(&config, &store.snapshot().await?.commit, pins, accept_store.as_ref())?;
         let network = Network::connect()?;
@@ -143,12 +144,15 @@ impl Controller {
         clock.follow(&datapath)?;
         for map in &datapath.made_anew {
             if let Some(lost) = what_was_in(map) {
-                warn!(map, "begins empty, for it had another size before, or its pin was gone: {lost}");
+                warn!(
+                    map,
+                    "the map starts empty, because its size has changed or its pin was removed: {lost}"
+                );
             }
         }
         let memory = LastCommit::open(Some(pins))?;
         let mut stored = Stored::open(store, Box::new(memory)).await?;
-        // Before anything of the kernel state changes, and before it is forgotten what that was made from.
+        // Before the kernel state changes, and before the commit that it was made from is overwritten.
         if let Some(mismatch) = accepted {
             accept::accept(&mismatch, &mut stored, &datapath).await?;
         }
@@ -183,11 +187,11 @@ impl Controller {
         let Self { attachments, datapath, interfaces, links, .. } = &mut controller;
         attachments.attach_all(datapath, interfaces, links)?;
         for redirects in redirects::accepted(&attachments.names(), links) {
-            warn!("interface {} takes ICMP redirects: {}", redirects.interface, redirects.hint());
+            warn!("interface {} accepts ICMP redirects: {}", redirects.interface, redirects.hint());
         }
         let Self { config, network, .. } = &controller;
         let filtered = controller.attachments.names();
-        // The program is attached: a failure here must not end the start.
+        // The program is attached: a failure here must not fail the start.
         match exposure::warnings(&config.services, &filtered, network, &controller.links).await {
             Ok(checks) => {
                 for Check { name, found, hint, .. } in checks {
@@ -200,7 +204,7 @@ impl Controller {
         Ok(controller)
     }
 
-    /// Asks for all backends and gives them a moment to answer.
+    /// Probes all backends and gives them a moment to answer.
     async fn first_answers(&mut self) -> Result<(), NetworkError> {
         let deadline = Instant::now() + FIRST_ANSWERS;
         let mut ask = true;
@@ -216,8 +220,8 @@ impl Controller {
         }
     }
 
-    /// Keys, revocations and tables, before the first packet meets the program. A service without a key drops everything, which is
-    /// said and tried again; a service that is not in the tables lets everything pass, which is an error.
+    /// Writes keys, revocations and tables before the program is attached. A service without a key drops everything: this is
+    /// reported and tried again. A service that is missing in the tables passes everything: this is an error.
     async fn fill(&mut self) -> Result<(), StartError> {
         tokio::time::sleep(self.datapath.tables.grace_left()).await;
         let mut outcome = Outcome::default();
@@ -230,12 +234,12 @@ impl Controller {
         Ok(())
     }
 
-    /// Whether it filters, as it changes.
+    /// The readiness, as it changes.
     pub fn readiness(&self) -> watch::Receiver<Readiness> {
         self.ready.subscribe()
     }
 
-    /// Runs until nobody holds a [`Handle`] any more.
+    /// Runs the loop until all [`Handle`]s are dropped.
     pub async fn run(mut self, mut requests: mpsc::Receiver<Asked>) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -257,7 +261,7 @@ impl Controller {
         }
     }
 
-    /// Compares everything with the kernel and mends what differs.
+    /// Compares the kernel with the desired state and corrects the differences. With `ask`, probes backends.
     async fn round(&mut self, ask: bool) {
         let mut outcome = Outcome::default();
         if let Err(error) = self.clock.follow(&self.datapath) {
@@ -272,7 +276,10 @@ impl Controller {
         }
         self.sync_revocations(&mut outcome);
         if let Err(error) = self.stored.remember() {
-            outcome.failed(vec!["the store's newest commit is not remembered".to_owned()], &error);
+            outcome.failed(
+                vec!["the newest commit of the store is not recorded in the kernel".to_owned()],
+                &error,
+            );
         }
         match self.network.interfaces().await {
             Ok((interfaces, links)) => (self.interfaces, self.links) = (interfaces, links),
@@ -282,7 +289,7 @@ impl Controller {
             outcome.errors.push(error.to_string());
         }
         self.sync_tables(&mut outcome);
-        // Without its MAC addresses in the tables, an interface drops all packets of services: tables that wait come first.
+        // An interface whose MAC addresses are not in the tables drops all packets of services: tables that wait come first.
         if outcome.again_in.is_none() {
             outcome.errors.extend(self.attachments.repair(&mut self.datapath, &self.interfaces, &self.links));
         }
@@ -292,7 +299,7 @@ impl Controller {
         self.conclude(outcome);
     }
 
-    /// Pins again what is not pinned any more, so that filtering does not end with this process.
+    /// Restores missing pins, so that filtering does not end with this process.
     fn keep_pins(&mut self, outcome: &mut Outcome) {
         if let Some(Lost { cause, returns }) = self.pins.lost(&self.lock) {
             let ends = format!("filtering ends with this daemon: {cause}");
@@ -301,7 +308,7 @@ impl Controller {
                 Some(Err(error)) => return outcome.failed(vec![ends], &error),
                 None => {
                     outcome.errors.push(format!(
-                        "{ends}; see that a BPF file system is mounted there, and start the daemon again"
+                        "{ends}; check that a BPF file system is mounted there, and start the daemon again"
                     ));
                     return outcome.differences.push(ends);
                 }
@@ -313,14 +320,14 @@ impl Controller {
         });
         match pinned {
             Ok(anew) if anew.is_empty() => {}
-            Ok(anew) => warn!("pins were gone; pinned again: {}", anew.join(", ")),
+            Ok(anew) => warn!("pins were missing and have been restored: {}", anew.join(", ")),
             Err(error) => {
-                outcome.failed(vec!["filtering ends with this daemon: pins are gone".to_owned()], &error);
+                outcome.failed(vec!["filtering ends with this daemon: pins are missing".to_owned()], &error);
             }
         }
     }
 
-    /// What filters without this process.
+    /// The interfaces that stay filtered without this process.
     fn remaining(&self) -> Remaining {
         self.attachments.remaining(self.pins.lost(&self.lock).is_some())
     }
@@ -341,7 +348,7 @@ impl Controller {
         });
     }
 
-    /// Rotations and ends that are due.
+    /// Rotates and ends keys that are due.
     async fn follow_keys(&mut self, outcome: &mut Outcome) -> Result<(), KeysError> {
         let ticked = self.keys.tick(&mut self.stored).await;
         self.store_connected = !matches!(ticked, Err(KeysError::Store(_)));
@@ -350,7 +357,7 @@ impl Controller {
                 Event::Staged { service_id, key_id } => info!(service_id, key_id = key_id.0, "key made"),
                 Event::Ended { service_id, key_id } => info!(service_id, key_id = key_id.0, "key ended"),
                 Event::Blocked { service_id, error } => {
-                    outcome.errors.push(format!("service {service_id} gets no new key: {error}"));
+                    outcome.errors.push(format!("service {service_id} cannot get a new key: {error}"));
                 }
             }
         }
@@ -374,10 +381,10 @@ impl Controller {
         }
     }
 
-    /// Keys that the kernel has by now begin to sign.
+    /// Lets staged keys that the kernel has begin to sign.
     async fn confirm_keys(&mut self) -> Result<(), KeysError> {
         for id in self.keys.confirm(&mut self.stored).await? {
-            info!(key_id = id.0, "key signs");
+            info!(key_id = id.0, "key is active");
         }
         Ok(())
     }
@@ -400,12 +407,12 @@ impl Controller {
         Ok(())
     }
 
-    /// Whether it filters and delivers, service by service.
+    /// Computes the readiness, service by service.
     fn find(&self) -> Found {
         let mut filtering = Vec::new();
         filtering.extend(self.clock.not_ready());
         filtering.extend(self.attachments.missing(&self.interfaces));
-        // What merely waits for its turn is in place within milliseconds.
+        // A write that only waits is done within milliseconds.
         if self.outcome.again_in.is_none() {
             filtering.extend(self.outcome.differences.iter().map(|what| format!("not as desired: {what}")));
         }
@@ -420,7 +427,7 @@ impl Controller {
     fn find_service(&self, Service { id, name, forward, .. }: &Service) -> FoundService {
         let signer = self.stored.state().keyring.signer(*id);
         let has_key = signer.is_some_and(|key| self.keys.is_installed(key.id));
-        // A local service is delivered to this host.
+        // A local service needs no backend.
         let has_backend = *forward == Forward::Local || self.backends.up(*id).next().is_some();
         FoundService {
             key: (!has_key).then(|| format!("service {name} has no active key in the kernel")),
@@ -431,10 +438,10 @@ impl Controller {
     }
 }
 
-/// Takes the program off all interfaces and removes everything that is pinned.
+/// Detaches the program from all interfaces and removes all pins. Returns the interfaces.
 ///
 /// # Errors
-/// If a daemon is running, or a pin cannot be removed. Returns the interfaces it was on.
+/// If a daemon is running, or a pin cannot be removed.
 pub fn detach(config: &Config) -> Result<Vec<String>, DatapathError> {
     let pins = Pins::new(&config.bpffs)?;
     if !pins.exist()? {
@@ -446,19 +453,19 @@ pub fn detach(config: &Config) -> Result<Vec<String>, DatapathError> {
     Ok(interfaces)
 }
 
-/// What is lost with a map's content; `None` where it is written again from the store.
+/// What the loss of the content of a map means; `None` if it is written again from the store.
 fn what_was_in(map: &str) -> Option<&'static str> {
     match map {
-        maps::SESSIONS => Some("BEARER tokens without limits are checked in full once more"),
-        maps::TRACKED => Some("replay windows and limits begin anew"),
-        maps::FLOWS => Some("ICMP errors find a session again once its client has sent something"),
-        maps::TRANSLATIONS => Some("clients behind `nat` get other ports"),
-        maps::COUNTERS | maps::BACKEND_COUNTERS => Some("its counters begin at zero"),
+        maps::SESSIONS => Some("the HMAC of BEARER tokens without limits is verified once more"),
+        maps::TRACKED => Some("replay windows and limits start anew"),
+        maps::FLOWS => Some("ICMP errors reach the backend of a session once its client has sent a packet"),
+        maps::TRANSLATIONS => Some("clients of services with forward = \"nat\" get other ports"),
+        maps::COUNTERS | maps::BACKEND_COUNTERS => Some("its counters start at zero"),
         _ => None,
     }
 }
 
-/// The name of a program somebody else attached, for messages.
+/// The name of a program that was not attached by this daemon, for messages.
 fn program_name(id: u32) -> String {
     attach::program_name(id).filter(|name| !name.is_empty()).unwrap_or_else(|| "without a name".to_owned())
 }

@@ -1,33 +1,33 @@
-//! Whether this node filters and delivers, as the loop found when it looked last.
+//! Whether this node filters and delivers, as of the last round of the reconcile loop.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// How long the loop may not have looked: far more than its second, and than any request takes.
+/// How old the last round may be: far more than a second, and than any request takes.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// What the loop found.
+/// The findings of a round.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
-    /// Why nothing is filtered as it should be.
+    /// Reasons why the node does not filter as configured.
     pub filtering: Vec<String>,
-    /// The interfaces that take no packets.
+    /// Interfaces that are down.
     pub interfaces: Vec<String>,
-    /// By name.
+    /// Findings of each service, by name.
     pub services: BTreeMap<String, FoundService>,
 }
 
-/// What the loop found of a service.
+/// The findings of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct FoundService {
-    /// Why its tokens cannot be checked.
+    /// Why its tokens cannot be verified.
     pub key: Option<String>,
     /// Why its packets cannot be delivered.
     pub backends: Option<String>,
 }
 
-/// What the loop found, and when.
+/// The findings of a round, and its time.
 #[derive(Clone, Debug)]
 pub struct Readiness {
     found: Found,
@@ -35,17 +35,17 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// As found now.
+    /// Findings of now.
     pub(super) fn found(found: Found) -> Self {
         Self { found, found_at: Instant::now() }
     }
 
-    /// Whether something else was found.
+    /// Whether the findings have changed.
     pub(super) fn differs(&self, found: &Found) -> bool {
         self.found != *found
     }
 
-    /// Why it does not filter, or nobody knows; none: it does.
+    /// Reasons why the node does not filter, or why that is unknown; empty if it filters.
     pub fn not_filtering(&self) -> Vec<String> {
         let mut reasons = self.found.filtering.clone();
         reasons.extend(self.found.services.values().filter_map(|service| service.key.clone()));
@@ -53,8 +53,8 @@ impl Readiness {
         reasons
     }
 
-    /// Why packets should not be sent to this node: it does not filter, one of its interfaces is down, or no service
-    /// at all can deliver. None: they should.
+    /// Reasons why packets should not be sent to this node: it does not filter, one of its interfaces is down, or no service
+    /// can deliver. Empty if packets should be sent.
     pub fn reasons(&self) -> Vec<String> {
         let mut reasons = self.not_filtering();
         reasons.extend(self.found.interfaces.iter().cloned());
@@ -64,7 +64,7 @@ impl Readiness {
         reasons
     }
 
-    /// Why packets of a service should not be sent to this node; `None` for a service that it does not have.
+    /// Reasons why packets of a service should not be sent to this node; `None` if there is no such service.
     pub fn of_service(&self, name: &str) -> Option<Vec<String>> {
         let FoundService { key, backends } = self.found.services.get(name)?;
         let mut reasons = self.found.filtering.clone();
@@ -75,7 +75,7 @@ impl Readiness {
         Some(reasons)
     }
 
-    /// The services that there are.
+    /// Names of all services.
     pub fn services(&self) -> impl Iterator<Item = &str> {
         self.found.services.keys().map(String::as_str)
     }
@@ -83,8 +83,8 @@ impl Readiness {
     fn silence(&self) -> Option<String> {
         (self.found_at.elapsed() > SILENCE).then(|| {
             format!(
-                "nothing has been compared with the kernel for more than {} s: does the disk of the store answer (`dmesg`)? \
-                 What was published last filters on",
+                "the reconcile loop has not run for more than {} s; does the disk of the store respond (`dmesg`)? The XDP \
+                 program keeps filtering with the last published state",
                 SILENCE.as_secs()
             )
         })

@@ -1,5 +1,5 @@
-//! The desired state as it is stored, and changes of it: each is decided on the newest state, and once more if somebody
-//! else was faster.
+//! The desired state in the store, and changes of it. A change is computed on the newest state, and again if another commit
+//! came first.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use crate::{
     store::{Commit, Snapshot, State, Store, StoreError},
 };
 
-/// How often a commit is tried again when somebody else was faster.
+/// How often a commit is tried if another commit comes first.
 const ATTEMPTS: usize = 8;
 
-/// Where the newest commit is remembered outside the store.
+/// Records the newest commit outside the store.
 pub trait Memory: Send {
-    /// Remembers a commit in place of the one before.
+    /// Records a commit in place of the previous one.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -28,7 +28,7 @@ impl Memory for LastCommit {
     }
 }
 
-/// The store, and what it held last.
+/// The store, and its last known content.
 pub struct Stored {
     store: Arc<dyn Store>,
     snapshot: Snapshot,
@@ -37,8 +37,7 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Reads the store. Each commit from here on is remembered in `memory`; for the one that is there now, call
-    /// [`Stored::remember`].
+    /// Reads the store. Later commits are recorded in `memory`; for the current one, call [`Stored::remember`].
     ///
     /// # Errors
     /// If it cannot be read.
@@ -52,12 +51,12 @@ impl Stored {
         &self.snapshot.state
     }
 
-    /// Of the state.
+    /// Revision of the state.
     pub fn revision(&self) -> u64 {
         self.snapshot.commit.revision
     }
 
-    /// Remembers the commit of the state, if it is not remembered yet. A store without a commit leaves the memory as it is.
+    /// Records the commit of the state, if it is not recorded yet. A store without a commit changes nothing.
     ///
     /// # Errors
     /// If the memory cannot be written. The next call tries again.
@@ -69,8 +68,8 @@ impl Stored {
         Ok(())
     }
 
-    /// Changes the state and commits it. The commit is remembered once it is durable: a crash in between leaves an older one
-    /// in the memory, never a newer one than the store has.
+    /// Changes the state and commits it. The commit is recorded once it is durable: a crash in between leaves an older commit
+    /// recorded, never a newer one than the store has.
     ///
     /// # Errors
     /// If the change is refused, or not stored. Then nothing has changed.
@@ -111,8 +110,8 @@ impl Stored {
                 Ok(snapshot) => {
                     self.snapshot = snapshot;
                     if let Err(error) = self.remember() {
-                        // The change is made. The control loop tries again within a second, and reports it.
-                        warn!("the commit is stored, but not remembered in the kernel: {error}");
+                        // The change is made. The reconcile loop tries to record it again within a second, and reports it.
+                        warn!("the commit is stored, but not recorded in the kernel: {error}");
                     }
                     return Ok(result);
                 }

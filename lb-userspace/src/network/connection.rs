@@ -30,24 +30,24 @@ use super::{
     types::{Interfaces, Neighbours, Route},
 };
 
-/// How long it takes to try again where changes cannot be heard of.
+/// Pause before the connection for changes is opened again.
 const RECONNECT: Duration = Duration::from_secs(1);
 
-/// Why the kernel could not be asked.
+/// Why a netlink request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// No netlink.
-    #[error("cannot open a netlink socket: {0}; is this a network namespace of Linux?")]
+    /// A netlink socket cannot be opened.
+    #[error("cannot open a netlink socket: {0}")]
     Socket(#[source] std::io::Error),
     /// A request failed.
     #[error("netlink, {what}: {source}")]
     Request {
-        /// What was asked.
+        /// The request.
         what: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: Error,
     },
-    /// A route by a nexthop object, whose next hops the kernel does not show.
+    /// A route with a nexthop object whose next hops the kernel does not show.
     #[error(
         "the route to {to} uses nexthop object {id}, and net.ipv4.nexthop_compat_mode = 0 hides its next hops; \
          `sysctl net.ipv4.nexthop_compat_mode=1`, or give {to} a route with `via`"
@@ -87,7 +87,7 @@ impl Network {
     /// # Errors
     /// If the kernel has no netlink for this process.
     pub fn connect() -> Result<Self, NetworkError> {
-        // Two sockets: when too many changes overrun the one, no answer on the other is lost.
+        // Two sockets: an overrun of the one for changes loses no answer on the other.
         let (connection, handle, _) = new_connection().map_err(NetworkError::Socket)?;
         tokio::spawn(connection);
         let changes = Arc::new(Changes { routes: AtomicBool::new(true), ..Changes::default() });
@@ -95,7 +95,7 @@ impl Network {
         Ok(Self { handle, changes })
     }
 
-    /// Hears of these neighbours from here on, and of no others.
+    /// Sets the neighbours whose changes count.
     pub fn watch(&self, addresses: BTreeSet<IpAddr>) {
         *self.changes.watched.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
@@ -115,7 +115,7 @@ impl Network {
         self.changes.routes.store(true, Ordering::Relaxed);
     }
 
-    /// All interfaces: by name, and how they stack.
+    /// All interfaces: by name, and as a stack.
     ///
     /// # Errors
     /// If the kernel cannot be asked.
@@ -147,7 +147,7 @@ impl Network {
         Ok(messages.iter().filter_map(Address::from_message).collect())
     }
 
-    /// The route to an address as the routing tables have it; `None` if there is none.
+    /// The route to an address by the routing tables; `None` if there is none.
     ///
     /// An answer without RTM_F_FIB_MATCH includes the exceptions that the kernel keeps for a destination: path MTUs and
     /// next hops that anyone can write with forged ICMP errors and redirects. The source address is chosen from the
@@ -167,12 +167,12 @@ impl Network {
         Ok(Some(route))
     }
 
-    /// The address that this host sends from to an address, through an interface.
+    /// The source address of this host for packets to an address through an interface.
     async fn source(&self, to: IpAddr, index: u32) -> Result<Option<IpAddr>, NetworkError> {
         let answer = self.get_route(to, RouteFlags::empty(), None).await?;
         let through = answer.as_ref().and_then(netlink::source).filter(|(found, _)| *found == index);
         let Some((_, source)) = through else {
-            // Of several next hops, the kernel takes another one.
+            // The kernel chose another next hop of several.
             let answer = self.get_route(to, RouteFlags::empty(), Some(index)).await?;
             return Ok(answer.as_ref().and_then(netlink::source).and_then(|(_, source)| source));
         };
@@ -194,7 +194,7 @@ impl Network {
         let mut answers = self.handle.route().get(request).execute();
         match answers.try_next().await {
             Ok(answer) => Ok(answer),
-            // EHOSTUNREACH, ENETUNREACH and the like: that is the answer.
+            // EHOSTUNREACH, ENETUNREACH and similar errors mean that there is no route.
             Err(Error::NetlinkError(_)) => Ok(None),
             Err(source) => Err(NetworkError::Request { what: "route", source }),
         }
@@ -216,8 +216,8 @@ impl Network {
         Ok(found)
     }
 
-    /// Uses a neighbour's entry, as sending to it would: the kernel asks for its MAC address where it does not know it,
-    /// and whether it is still there where it has not heard of it for a while.
+    /// Uses a neighbour entry, as sending to it would: the kernel resolves the MAC address if it is unknown, and confirms it if
+    /// it is old.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -229,11 +229,11 @@ impl Network {
             .replace()
             .execute()
             .await
-            .map_err(|source| NetworkError::Request { what: "asking for a neighbour", source })
+            .map_err(|source| NetworkError::Request { what: "probe a neighbour", source })
     }
 }
 
-/// All changes, on a connection of their own.
+/// Opens the connection for changes.
 fn events() -> Result<Events, NetworkError> {
     let groups = [
         MulticastGroup::Link,
@@ -250,11 +250,11 @@ fn events() -> Result<Events, NetworkError> {
     Ok(events.map(|(message, _)| message).boxed())
 }
 
-/// Tells of changes as long as somebody may look.
+/// Reports changes until the [`Network`] is dropped.
 async fn listen(mut events: Events, changes: Arc<Changes>) {
     while Arc::strong_count(&changes) > 1 {
         let Some(message) = events.next().await else {
-            // The connection has ended, which only a message that is none does; what came after it is lost.
+            // An invalid message has ended the connection; later changes are lost.
             sleep(RECONNECT).await;
             match self::events() {
                 Ok(again) => events = again,
@@ -272,7 +272,7 @@ async fn listen(mut events: Events, changes: Arc<Changes>) {
                     changes.any.notify_one();
                 }
             }
-            // More came than the socket holds, and some of it is lost.
+            // An overrun means that changes were lost.
             NetlinkPayload::InnerMessage(_) | NetlinkPayload::Overrun(_) => changes.all_may_have_changed(),
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! What drivers can do with XDP programs, as the generic netlink family `netdev` has it (linux/netdev.h, Linux 6.3).
+//! XDP features of drivers, from the generic netlink family `netdev` (linux/netdev.h, Linux 6.3).
 
 use std::io;
 
@@ -12,7 +12,7 @@ use crate::{
 const NETLINK_GENERIC: isize = 16;
 /// `struct genlmsghdr`: command, version, two reserved bytes.
 const HEADER_LEN: usize = 4;
-/// The family that tells the numbers of the others (linux/genetlink.h).
+/// The family that resolves the ids of others (linux/genetlink.h).
 const GENL_ID_CTRL: u16 = 0x10;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
@@ -26,7 +26,7 @@ const NETDEV_XDP_ACT_NDO_XMIT: u64 = 4;
 const GENERIC_IS: &str =
     "generic mode is slow, and sees packets after the kernel has merged several into one (GRO)";
 
-/// What the driver of an interface can do with XDP.
+/// XDP features of the driver of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Driver {
     /// Run a program in native mode, with XDP_TX.
@@ -35,7 +35,7 @@ pub struct Driver {
     pub takes_redirects: bool,
 }
 
-/// Asks the kernel for the driver of an interface; `None` if this kernel cannot tell.
+/// Reads the features of the driver of an interface; `None` if this kernel does not report them.
 ///
 /// # Errors
 /// If the kernel cannot be asked, or has no such interface.
@@ -56,7 +56,7 @@ impl Driver {
     }
 }
 
-/// The number of the family `netdev`; `None` before Linux 6.3.
+/// The id of the family `netdev`; `None` before Linux 6.3.
 fn netdev_family() -> io::Result<Option<u16>> {
     let name = attribute(CTRL_ATTR_FAMILY_NAME, b"netdev\0");
     match generic(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, &name) {
@@ -73,8 +73,8 @@ fn generic(family: u16, command: u8, attributes: &[u8]) -> io::Result<Vec<Vec<u8
     request(NETLINK_GENERIC, Kind::Get, family, &[&[command, 1, 0, 0], attributes].concat())
 }
 
-/// In which mode `tollgate run` attaches the program to an interface: by the mode that it is attached in now, else by what the
-/// kernel says of the driver.
+/// The mode in which `tollgate run` attaches the program to an interface: the mode of the attached program, or by the features
+/// of the driver.
 pub fn check(
     interface: &str,
     configured: XdpMode,

@@ -1,5 +1,5 @@
-//! Whether packets for the services reach the filter, and nothing else reaches their applications: by the addresses, interfaces
-//! and UDP sockets of this host. Firewall rules are not looked at.
+//! Checks that packets of the services reach the filter, and that no other packets reach their applications, from the
+//! addresses, interfaces and UDP sockets of this host. Firewall rules are not read.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,11 +28,11 @@ const SHOWN: usize = 3;
 struct Host<'a> {
     services: &'a [Service],
     links: &'a Links,
-    /// The interfaces that the program is on, or is to be on.
+    /// Indices of the interfaces that are, or will be, filtered.
     filtered: BTreeSet<u32>,
     addresses: Vec<Address>,
-    /// Addresses of services whose packets the kernel gives to sockets of this host: by an address of an interface that is
-    /// up, or by a route of type `local`.
+    /// Addresses of services that the kernel delivers to sockets of this host: addresses of interfaces that are up, and
+    /// those with a route of type `local`.
     delivered: BTreeSet<IpAddr>,
     /// `arp_ignore` of each interface (Documentation/networking/ip-sysctl.rst).
     arp_ignore: BTreeMap<u32, u32>,
@@ -82,7 +82,7 @@ fn arp_ignore(interface: &str) -> u32 {
 
 impl Host<'_> {
     fn warnings(&self) -> Vec<Check> {
-        // Without its interfaces the configuration has other problems.
+        // Missing interfaces are reported elsewhere.
         if self.filtered.is_empty() {
             return Vec::new();
         }
@@ -127,7 +127,7 @@ impl Host<'_> {
         let bits = if address.is_ipv4() { 32 } else { 128 };
         let mut hint = format!("`ip address add {address}/{bits} dev {device}`");
         if !undelivered {
-            hint.push_str(", unless a router has a route to it by way of this host");
+            hint.push_str(", unless a router has a route to it through this host");
         }
         Some(warning(service, found, hint))
     }

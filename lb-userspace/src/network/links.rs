@@ -151,7 +151,7 @@ impl Links {
         Some(steps.join(", ")).filter(|steps| !steps.is_empty())
     }
 
-    /// All interfaces above one, each with the one directly below it on the way up.
+    /// All interfaces above one, each with the interface directly below it.
     fn above(&self, index: u32) -> BTreeMap<u32, u32> {
         let mut found = BTreeMap::new();
         let mut from = VecDeque::from([index]);

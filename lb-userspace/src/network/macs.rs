@@ -1,5 +1,5 @@
-//! Which destination MAC addresses each filtered interface accepts: those for which the kernel gives a frame to this host's
-//! stack, or to whatever has its address above the interface (docs/adr/0013).
+//! The destination MAC addresses that are filtered on each interface: those of frames that the kernel passes to the stack of
+//! this host, or to an interface above with its own address (docs/adr/0013).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,12 +8,12 @@ use lb_common::mac::{self, MacEntry};
 use super::types::{Interface, Interfaces, Mac, Switch};
 use crate::{config::XdpMode, datapath::attach::Mode};
 
-/// The frames that are an interface's own.
+/// The frames that are filtered on an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Accepted {
-    /// The destination addresses.
+    /// Destination MAC addresses.
     pub macs: BTreeSet<Mac>,
-    /// Whether frames for other addresses go through this host: the interface, or one above it, is a port of a switch.
+    /// Whether frames to other addresses pass, because the interface, or one above it, is a port of a software switch.
     pub switched: bool,
 }
 
@@ -29,7 +29,7 @@ pub fn shown(mac: Mac) -> String {
     mac.map(|octet| format!("{octet:02x}")).join(":")
 }
 
-/// What the interfaces of these names accept, by name; those that are missing, or have no Ethernet header, are left out.
+/// The filtered frames of these interfaces, by name, without interfaces that are missing or have no Ethernet header.
 pub fn accepted(
     names: &[String],
     interfaces: &Interfaces,
@@ -40,8 +40,7 @@ pub fn accepted(
     names.iter().filter_map(of).collect()
 }
 
-/// The entries of the program's table for the interfaces of these names, to which the program is attached in this mode, or
-/// will be.
+/// The entries of the MAC table for these interfaces, for a program that is, or will be, attached in this mode.
 pub fn entries(
     names: &[String],
     interfaces: &Interfaces,
@@ -51,12 +50,12 @@ pub fn entries(
     let view = View::new(interfaces);
     let mut entries = BTreeSet::new();
     for interface in names.iter().filter_map(|name| interfaces.get(name)) {
-        // The driver of a bond gives the program to its members, and frames come in on those.
+        // The driver of a bond runs the program on its members, which receive the frames.
         let members = view.members(interface);
         for receiving in [interface].into_iter().chain(members) {
             let Some(accepted) = view.accepted(receiving, virtual_macs) else { continue };
             let of = |mac, passes, generic| MacEntry { mac, ifindex: receiving.index, passes, generic };
-            // What `auto` has taken is known once the program is attached.
+            // The mode that `auto` has chosen is known once the program is attached.
             let generic = mode == XdpMode::Generic || matches!(receiving.xdp, Some((_, Mode::Generic)));
             entries.extend(accepted.macs.iter().map(|octets| of(mac::Mac::new(*octets), 0, 0)));
             entries.insert(of(mac::Mac::OTHERS, accepted.switched.into(), generic.into()));
@@ -65,7 +64,7 @@ pub fn entries(
     entries
 }
 
-/// The interfaces by their numbers.
+/// The interfaces by index.
 struct View<'a>(BTreeMap<u32, &'a Interface>);
 
 impl<'a> View<'a> {
@@ -83,14 +82,14 @@ impl<'a> View<'a> {
             accepted.macs.extend(receives.address);
             match self.master(reached).and_then(|master| master.receives.switch) {
                 Some(_) => accepted.switched = true,
-                // A bridge keeps there what its ports need not hear of, which is not the host's (`br_fdb_sync_static`).
+                // Those of a port of a bridge are addresses behind other ports (`br_fdb_sync_static`).
                 None => accepted.macs.extend(&receives.secondary),
             }
         }
         Some(accepted)
     }
 
-    /// An interface, and all above it to which its frames may be given.
+    /// An interface, and all interfaces above that may receive its frames.
     fn upward(&self, interface: &Interface) -> Vec<&'a Interface> {
         let mut found = BTreeSet::new();
         let mut next = vec![interface.index];
@@ -108,7 +107,7 @@ impl<'a> View<'a> {
         found.into_iter().filter_map(|index| self.0.get(&index).copied()).collect()
     }
 
-    /// The members of what is no switch.
+    /// The members of a bond or team.
     fn members(&self, interface: &Interface) -> impl Iterator<Item = &'a Interface> {
         let bond = interface.receives.switch.is_none().then_some(interface.index);
         let all = self.0.values().copied();

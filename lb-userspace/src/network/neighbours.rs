@@ -1,4 +1,4 @@
-//! Whether a backend may be used, from what the kernel says of route and neighbour over time.
+//! The MAC address of a next hop over time, from the neighbour table.
 //!
 //! ```text
 //!   resolving ──known──▶ up ──failed──▶ no-neighbour ──known──▶ up
@@ -9,26 +9,26 @@ use std::time::{Duration, Instant};
 
 use super::types::{Mac, Neighbour};
 
-/// How long a backend is used by the MAC address it had when the kernel has forgotten it: entries are collected where
-/// a table is full, and asking again takes up to three seconds.
+/// How long the last MAC address stays in use after the kernel has dropped the neighbour entry: entries are collected when
+/// the table is full, and resolving takes up to three seconds.
 pub const KEPT: Duration = Duration::from_secs(5);
 
-/// How long nothing is known of a backend before it counts as gone.
+/// How long a first resolution may take before the neighbour counts as gone.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What is known of a backend's MAC address.
+/// The state of the MAC address of a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {
-    /// Never known.
+    /// Not known yet.
     Resolving {
         /// Since when.
         since: Instant,
     },
-    /// In the kernel's table.
+    /// In the neighbour table.
     Known(Mac),
-    /// Not there any more, without an answer whether it is gone.
+    /// No longer in the neighbour table, without a failed resolution.
     Forgotten {
-        /// As it was.
+        /// The last MAC address.
         mac: Mac,
         /// Since when.
         since: Instant,
@@ -38,12 +38,12 @@ pub enum Resolution {
 }
 
 impl Resolution {
-    /// Of a backend that the tables in the kernel have, which may be younger than its neighbour entry.
+    /// The MAC address of a backend in the active tables, whose neighbour entry may be gone.
     pub const fn remembered(mac: Mac, now: Instant) -> Self {
         Self::Forgotten { mac, since: now }
     }
 
-    /// Follows the neighbour table; `None` where it has no entry.
+    /// Applies the entry of the neighbour table; `None` if there is none.
     pub fn observe(&mut self, neighbour: Option<Neighbour>, now: Instant) {
         *self = match (*self, neighbour) {
             (_, Some(Neighbour::Known { mac, .. })) => Self::Known(mac),
@@ -55,7 +55,7 @@ impl Resolution {
         };
     }
 
-    /// The MAC address to use, if the backend may be used.
+    /// The MAC address to use, if there is one.
     pub const fn mac(&self) -> Option<Mac> {
         match self {
             Self::Known(mac) | Self::Forgotten { mac, .. } => Some(*mac),

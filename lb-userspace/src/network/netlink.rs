@@ -1,4 +1,4 @@
-//! From netlink messages to interfaces, routes and neighbours.
+//! Parses netlink messages into interfaces, routes and neighbours.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -21,12 +21,12 @@ use rtnetlink::packet_route::{
 use super::types::{Interface, Mac, Neighbour, Receives, Route, Switch, Vlan};
 use crate::datapath::attach::Mode;
 
-/// An interface and its name.
+/// Parses an interface and its name.
 pub(super) fn interface(link: &LinkMessage) -> Option<(String, Interface)> {
     let mut name = None;
     let (mut mac, mut mtu, mut xdp, mut below, mut tag) = (None, 0, None, None, None);
     let (mut kind, mut master) = (None, None);
-    // Below an interface that came from another namespace is another namespace's interface.
+    // The parent of an interface that was moved here from another namespace is in that namespace.
     let mut foreign = false;
     for attribute in &link.attributes {
         match attribute {
@@ -127,7 +127,7 @@ fn attached(attributes: &[LinkXdp]) -> Option<(u32, Mode)> {
             LinkXdp::Attached(XdpAttached::None) => return None,
             LinkXdp::Attached(XdpAttached::SocketBuffer) => mode = Mode::Generic,
             LinkXdp::ProgId(id) => program = Some(*id),
-            // With programs in more than one mode only these are told; the driver's sees packets first.
+            // With programs in several modes, the kernel reports these attributes only; native mode runs first.
             LinkXdp::SkbProgId(id) => program = program.or(Some(*id)),
             LinkXdp::DrvProgId(id) | LinkXdp::HwProgId(id) => program = Some(*id),
             _ => {}

@@ -1,21 +1,21 @@
-//! Whether a backend may be used, as a node sees it.
+//! Whether a backend can be reached.
 
 use std::{fmt, net::IpAddr};
 
-/// What the daemon knows of the way to a backend. Only one that is up gets sessions.
+/// Whether a backend can be reached, or why not. Only a backend that is up gets sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendState {
-    /// Its MAC address is known and it is reached through an interface of the program.
+    /// The MAC address of the next hop is known, and frames can be sent to it.
     Up,
-    /// Nothing is known yet: the neighbour is being asked for.
+    /// The first resolution is pending.
     Resolving,
-    /// It, or the router before it, does not answer ARP or neighbour discovery.
+    /// The backend, or the router in front of it, does not answer ARP or neighbour discovery.
     NoNeighbour {
-        /// Who does not answer.
+        /// Address that does not answer.
         address: IpAddr,
-        /// Whether that is a router.
+        /// Whether it is a router.
         router: bool,
-        /// Where it is asked for.
+        /// Interface of the route.
         interface: String,
     },
     /// There is no route to it.
@@ -25,21 +25,21 @@ pub enum BackendState {
         /// That interface.
         interface: String,
     },
-    /// It is reached through a router: l2 can only send to the same segment.
+    /// The backend is behind a router: `l2` only reaches the segment of an interface.
     BehindRouter {
         /// The router.
         gateway: IpAddr,
     },
-    /// It is reached through an interface that frames cannot be sent to.
+    /// The route leads through an interface that frames cannot be redirected to.
     WrongInterface {
         /// That interface.
         interface: String,
-        /// Why, and what would be right.
+        /// Why, and how to fix it.
         cause: String,
     },
-    /// This host has no address that packets could come from.
+    /// This host has no source address for packets to the backend.
     NoSource {
-        /// Where it needs one.
+        /// Interface that needs an address.
         interface: String,
     },
 }
@@ -50,7 +50,7 @@ impl BackendState {
         matches!(self, Self::Up)
     }
 
-    /// One word, as in lists.
+    /// One word, as in JSON and tables.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Up => "up",
@@ -66,15 +66,15 @@ impl BackendState {
 }
 
 impl fmt::Display for BackendState {
-    /// The reason, and what to look at next.
+    /// The reason, and what to look at.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Up => f.write_str("up"),
-            Self::Resolving => f.write_str("asking for its MAC address"),
+            Self::Resolving => f.write_str("resolving its MAC address"),
             Self::NoNeighbour { address, router, interface } => {
                 let how = if address.is_ipv4() { "ARP" } else { "neighbour discovery" };
                 if *router {
-                    write!(f, "the router before it, {address}, does not answer {how} on {interface}.")?;
+                    write!(f, "the router in front of it, {address}, does not answer {how} on {interface}.")?;
                 } else {
                     write!(
                         f,
@@ -84,7 +84,7 @@ impl fmt::Display for BackendState {
                 if address.is_ipv6() {
                     write!(
                         f,
-                        " Asking needs a link-local address here, not `tentative`: see `ip -6 address`"
+                        " Neighbour discovery needs a link-local address here that is not `tentative`: see `ip -6 address`"
                     )?;
                 }
                 Ok(())
@@ -98,10 +98,7 @@ impl fmt::Display for BackendState {
             }
             Self::WrongInterface { interface, cause } => write!(f, "is reached through {interface}, {cause}"),
             Self::NoSource { interface } => {
-                write!(
-                    f,
-                    "this host has no address for its packets on {interface}: give it one of the family"
-                )
+                write!(f, "this host has no source address on {interface}: add an address of the same family")
             }
         }
     }
@@ -119,10 +116,10 @@ mod tests {
         let cases = [
             (BackendState::Resolving, "MAC"),
             (silent(v4, false), "ARP: is it running"),
-            (silent(v4, true), "the router before it, 10.0.0.1, does not answer ARP on eth1"),
+            (silent(v4, true), "the router in front of it, 10.0.0.1, does not answer ARP on eth1"),
             (
                 silent(v6, true),
-                "fe80::1, does not answer neighbour discovery on eth1. Asking needs a link-local",
+                "fe80::1, does not answer neighbour discovery on eth1. Neighbour discovery needs a link-local",
             ),
             (BackendState::NoRoute, "ip route get"),
             (BackendState::LinkDown { interface: interface() }, "eth1 is down"),

@@ -1,6 +1,6 @@
-//! Where this host takes ICMP redirects, by the settings of its interfaces.
+//! Finds interfaces that accept ICMP redirects.
 //!
-//! Backends never follow one. The host itself does: its own packets leave by the next hop of a redirect, and over IPv6 a
+//! Next hops of backends never follow a redirect. The host itself does: its own packets leave by the next hop of a redirect, and over IPv6 a
 //! redirect may write the sender's MAC address into the neighbour entry of a router (RFC 4861, 8.3), as may any neighbour
 //! advertisement of the segment.
 
@@ -8,24 +8,24 @@ use std::{collections::BTreeSet, fs};
 
 use super::links::Links;
 
-/// An interface that takes redirects.
+/// An interface that accepts ICMP redirects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redirects {
-    /// Its name.
+    /// Name of the interface.
     pub interface: String,
-    /// The settings that let it.
+    /// The settings that enable it.
     pub settings: Vec<String>,
 }
 
 impl Redirects {
-    /// How to turn them off.
+    /// The command that disables them.
     pub fn hint(&self) -> String {
         let off: Vec<_> = self.settings.iter().map(|setting| format!("{setting}=0")).collect();
         format!("`sysctl -w {}`", off.join(" "))
     }
 }
 
-/// Those of the named interfaces, and of all above them, that take redirects: what comes in on a card may be a VLAN's.
+/// The interfaces that accept redirects, among the named ones and all interfaces above them, such as VLANs.
 pub fn accepted(names: &[String], links: &Links) -> Vec<Redirects> {
     let named = names.iter().filter_map(|name| links.named(name)).map(|link| link.index);
     let all: BTreeSet<u32> =
@@ -42,13 +42,13 @@ pub fn accepted(names: &[String], links: &Links) -> Vec<Redirects> {
     all.iter().filter_map(of).collect()
 }
 
-/// The settings that let an interface take redirects: IN_DEV_RX_REDIRECTS (linux/inetdevice.h) for IPv4, `rt6_do_redirect`
+/// The settings by which an interface accepts redirects: IN_DEV_RX_REDIRECTS (linux/inetdevice.h) for IPv4, `rt6_do_redirect`
 /// for IPv6. `secure_redirects` keeps none out while `shared_media` is on, as it is by default.
 fn of_interface(name: &str, setting: impl Fn(&str) -> bool) -> Vec<String> {
     let v4 = |of: &str, field: &str| setting(&format!("ipv4/conf/{of}/{field}"));
     let v6 = |field: &str| setting(&format!("ipv6/conf/{name}/{field}"));
     let of_host = ["all", name].map(|of| v4(of, "accept_redirects"));
-    // A router takes them where both are on, a host where one is.
+    // A router accepts them if both settings are on, a host if one is.
     let v4_accepts = if v4(name, "forwarding") { of_host == [true; 2] } else { of_host != [false; 2] };
     let mut settings = Vec::new();
     for (of, on) in ["all", name].iter().zip(of_host) {

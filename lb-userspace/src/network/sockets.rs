@@ -69,7 +69,7 @@ impl UdpSocket {
         Some(Self { address: IpAddr::V6(v6).to_canonical(), dual_stack, device })
     }
 
-    /// Whether it takes packets to any address of the family of this one.
+    /// Whether it receives packets to any address of the family of this one.
     pub fn is_wildcard_for(self, address: IpAddr) -> bool {
         self.address.is_unspecified() && (self.dual_stack || self.address.is_ipv4() == address.is_ipv4())
     }

@@ -15,42 +15,42 @@ pub type Mac = [u8; 6];
 /// Interfaces by name.
 pub type Interfaces = HashMap<String, Interface>;
 
-/// What the neighbour tables say, by interface and address.
+/// The neighbour tables, by interface index and address.
 pub type Neighbours = HashMap<(u32, IpAddr), Neighbour>;
 
 /// An interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
-    /// The kernel's number for it.
+    /// Interface index.
     pub index: u32,
-    /// Its MAC address, if it is one of Ethernet.
+    /// MAC address of an Ethernet interface.
     pub mac: Option<Mac>,
-    /// The longest IP packet it takes, bytes.
+    /// MTU, bytes.
     pub mtu: u32,
     /// Whether it is up and has a carrier.
     pub up: bool,
-    /// Whether its kind can send frames that the program redirects to it, without the program on it.
+    /// Whether an interface of its kind can send redirected frames without an XDP program attached to it.
     pub sends_frames: bool,
-    /// Of a VLAN's interface in the same namespace as the one below.
+    /// The VLAN, if it is a VLAN interface whose parent is in the same namespace.
     pub vlan: Option<Vlan>,
-    /// What frames it receives.
+    /// The frames that the stack accepts from it.
     pub receives: Receives,
     /// The XDP program on it, and how it is attached.
     pub xdp: Option<(u32, Mode)>,
 }
 
-/// What decides which frames the stack takes from an interface.
+/// What decides which frames the stack accepts from an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receives {
-    /// Its own address, where its frames have an Ethernet header; the loopback's is all zeros.
+    /// MAC address, if its frames have an Ethernet header; all zeros for the loopback interface.
     pub address: Option<Mac>,
-    /// Others for which those above it have asked, also from other namespaces: `netdev->uc` of the kernel.
+    /// MAC addresses requested by interfaces above it, also in other namespaces: `netdev->uc` of the kernel.
     pub secondary: BTreeSet<Mac>,
     /// The bridge, bond or other interface that it is a port or member of.
     pub master: Option<u32>,
-    /// The interface whose frames it takes part of, in the same namespace: below a VLAN, a macvlan and the like.
+    /// The parent of a VLAN, macvlan or similar interface, in the same namespace.
     pub below: Option<u32>,
-    /// Whether it is a switch that sends frames on by their destination: a bridge, or one of Open vSwitch.
+    /// Whether it is a software switch: a bridge, or an interface of Open vSwitch.
     pub switch: Option<Switch>,
 }
 
@@ -63,41 +63,41 @@ pub enum Switch {
     OpenVswitch,
 }
 
-/// What makes an interface a VLAN's.
+/// The VLAN of a VLAN interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vlan {
-    /// The interface that its frames come in on, tagged.
+    /// Index of the parent interface, which receives the tagged frames.
     pub below: u32,
     /// The tag, without priority.
     pub tag: Tag,
 }
 
-/// The way to an address.
+/// The route to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The interface.
     pub index: u32,
-    /// The router, if it is not on the same segment. Of an IPv4 address, it may have an IPv6 address.
+    /// The router, if the address is not on the same segment; may be an IPv6 router for an IPv4 address.
     pub gateway: Option<IpAddr>,
-    /// This host's address on the way there, where it has one.
+    /// Source address of this host for the route, if it has one.
     pub source: Option<IpAddr>,
-    /// The route's own `mtu`.
+    /// MTU of the route, if it sets one.
     pub mtu: Option<u32>,
-    /// Whether the address is one of this host's.
+    /// Whether the address belongs to this host.
     pub local: bool,
 }
 
-/// What the neighbour table says of an address.
+/// An entry of the neighbour table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Neighbour {
-    /// It answers, or has until a moment ago.
+    /// The MAC address is known.
     Known {
         /// Its MAC address.
         mac: Mac,
-        /// Whether the kernel is sure, or is about to make sure.
+        /// Whether the kernel has confirmed it, or is about to.
         fresh: bool,
     },
-    /// It is being asked for.
+    /// The kernel is resolving it.
     Asking,
     /// It did not answer.
     Failed,

@@ -96,9 +96,14 @@ fn groups_decide_who_may_ask_for_what() -> Result<()> {
         }
     }
     let log = daemon.log();
-    for done in
-        ["key rotated", "keys exported", "keys imported", "revoked", "no longer revoked", "everything issued"]
-    {
+    for done in [
+        "key rotated",
+        "keys exported",
+        "keys imported",
+        "revoked",
+        "no longer revoked",
+        "tokens issued before",
+    ] {
         let by_whom = format!(" caller{{uid={STRANGER}}}: {done} ");
         ensure!(log.contains(&by_whom), "{by_whom} is missing:\n{log}");
     }

@@ -146,7 +146,7 @@ fn where_redirects_are_taken_is_said() -> Result<()> {
     let said = warnings(&check()?)?;
     let [hint] = said.as_slice() else { bail!("{said:?}") };
     let daemon = testbed.start()?;
-    ensure!(daemon.log().contains("interface eth0 takes ICMP redirects"), "{}", daemon.log());
+    ensure!(daemon.log().contains("interface eth0 accepts ICMP redirects"), "{}", daemon.log());
     daemon.terminate()?;
     // Followed without the program `sysctl`, which is in procps: minimal systems do not have it.
     let command = hint.trim_matches('`');

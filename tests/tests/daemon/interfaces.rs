@@ -112,7 +112,7 @@ fn a_name_that_another_interface_takes(family: Family) -> Result<()> {
     daemon.terminate()?;
     let daemon = testbed.start()?;
     on_both(&testbed)?;
-    ensure!(daemon.log().matches("no packet missed").count() == 2, "{}", daemon.log());
+    ensure!(daemon.log().matches("without missing a packet").count() == 2, "{}", daemon.log());
     ensure!(flow.finish()? > 150, "no traffic");
 
     testbed.refused(b"junk", Reason::NoToken)?;
@@ -163,6 +163,6 @@ fn a_name_with_a_dot() -> Result<()> {
     ensure!(log.contains("the XDP program stays attached to eth0.5"), "{log}");
     let config = testbed.instance.config();
     let detached = testbed.run(&["detach", "-c", config.to_str().context("a path of text")?])?;
-    ensure!(said(&detached).contains("taken off eth0.5"), "{}", said(&detached));
+    ensure!(said(&detached).contains("detached from eth0.5"), "{}", said(&detached));
     Ok(())
 }

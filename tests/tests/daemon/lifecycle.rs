@@ -167,7 +167,7 @@ fn another_size_of_the_token_cache_begins_empty(family: Family) -> Result<()> {
     let text = fs::read_to_string(testbed.instance.config())?;
     fs::write(testbed.instance.config(), text.replace("sessions = 4096", "sessions = 8192"))?;
     let daemon = testbed.start()?;
-    ensure!(daemon.log().contains("begins empty, for it had another size"), "{}", daemon.log());
+    ensure!(daemon.log().contains("starts empty, because its size has changed"), "{}", daemon.log());
     ensure!(testbed.json(&["status"])?["token_cache_capacity"] == 8192);
     testbed.delivered(&token)?;
     Ok(())
@@ -336,10 +336,10 @@ fn a_map_that_was_removed_is_missed() -> Result<()> {
     let daemon = testbed.start()?;
     let log = daemon.log();
     ensure!(
-        log.contains("replay windows and limits begin anew") && log.contains("counters begin at zero"),
+        log.contains("replay windows and limits start anew") && log.contains("counters start at zero"),
         "{log}"
     );
-    ensure!(log.matches("begins empty").count() == 2, "{log}");
+    ensure!(log.matches("starts empty").count() == 2, "{log}");
     Ok(())
 }
 
@@ -354,7 +354,7 @@ fn detach_by_a_stranger_fails() -> Result<()> {
     let (status, text) = says(&testbed, STRANGER, &[STRANGER], &detach)?;
     ensure!(status == Some(1) && text.contains("run as root"), "{text}");
     let daemon = testbed.start()?;
-    ensure!(daemon.log().contains("program replaced, no packet missed"), "{}", daemon.log());
+    ensure!(daemon.log().contains("program replaced without missing a packet"), "{}", daemon.log());
     Ok(())
 }
 
@@ -378,7 +378,7 @@ fn pins_removed_while_it_runs(family: Family) -> Result<()> {
     // The next daemon uses the restored pins, and has their maps.
     daemon.kill()?;
     let daemon = testbed.start()?;
-    ensure!(testbed.counters()? == counted && !daemon.log().contains("begins empty"), "{}", daemon.log());
+    ensure!(testbed.counters()? == counted && !daemon.log().contains("starts empty"), "{}", daemon.log());
     filters(&testbed)
 }
 

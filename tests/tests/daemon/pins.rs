@@ -77,7 +77,7 @@ fn a_file_system_that_is_unmounted_and_mounted_again(family: Family) -> Result<(
     let second = mounted(&directory)?;
     testbed.ready_again()?;
     ensure!(testbed.is_link_pinned(&directory, "eth0")?, "not pinned again");
-    ensure!(daemon.log().contains("pinned again"), "{}", daemon.log());
+    ensure!(daemon.log().contains("have been restored"), "{}", daemon.log());
     // The lock is on the new directory, too.
     let mut second_daemon = Daemon::spawn(&testbed.instance, &testbed.topology.balancer)?;
     second_daemon.ended()?;
@@ -91,8 +91,8 @@ fn a_file_system_that_is_unmounted_and_mounted_again(family: Family) -> Result<(
     testbed.send(b"junk")?;
     testbed.nothing_arrived()?;
     let daemon = testbed.start()?;
-    ensure!(!daemon.log().contains("begins empty"), "{}", daemon.log());
-    ensure!(daemon.log().contains("no packet missed"), "{}", daemon.log());
+    ensure!(!daemon.log().contains("starts empty"), "{}", daemon.log());
+    ensure!(daemon.log().contains("without missing a packet"), "{}", daemon.log());
     let counters = testbed.counters()?;
     ensure!(counters[Reason::NoToken.name()] == 2, "{counters:?}");
 
@@ -134,7 +134,7 @@ fn a_file_system_that_is_covered(family: Family) -> Result<()> {
     testbed.ready_again()?;
     daemon.kill()?;
     let daemon = testbed.start().context("with the pins of the second")?;
-    ensure!(daemon.log().contains("no packet missed"), "{}", daemon.log());
+    ensure!(daemon.log().contains("without missing a packet"), "{}", daemon.log());
     testbed.refused(b"junk", Reason::NoToken)
 }
 

@@ -234,7 +234,7 @@ fn an_interface_of_another_tollgate() -> Result<()> {
     let status = second.ended()?;
     let log = second.log();
     ensure!(status.code() == Some(1) && log.contains("eth0"), "{status}: {log}");
-    ensure!(log.contains("it carries an XDP program"), "{log}");
+    ensure!(log.contains("it carries another XDP program"), "{log}");
     testbed.delivered(&token)?;
     Ok(())
 }

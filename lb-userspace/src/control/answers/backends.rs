@@ -40,7 +40,7 @@ impl Controller {
                     weight: backend.weight,
                     state: state.map_or("unused", |state| state.name()).to_owned(),
                     detail: state.map_or_else(
-                        || "forward = \"local\" sends to this host alone".to_owned(),
+                        || "forward = \"local\" delivers to this host only".to_owned(),
                         ToString::to_string,
                     ),
                     up: state.is_some_and(BackendState::is_up),
@@ -59,7 +59,7 @@ impl Controller {
     }
 }
 
-/// As `ip` writes VLANs, the outermost first.
+/// VLAN tags as `ip` shows them, outermost first.
 fn tags(tags: &Tags) -> Vec<String> {
     let Tags::Set(tags) = tags else { return Vec::new() };
     let shown = |tag: &lb_common::backend::Tag| {

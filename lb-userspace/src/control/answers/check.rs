@@ -1,4 +1,4 @@
-//! `tollgate check`: what this host's network says of a configuration, before anything is changed.
+//! `tollgate check`: checks the interfaces and the network of this host against a configuration, without changing anything.
 
 use std::collections::BTreeSet;
 
@@ -16,20 +16,20 @@ use crate::{
     protocol::Verdict,
 };
 
-/// What [`check_host`] found.
+/// The result of [`check_host`].
 pub struct Checked {
-    /// By interface: the frames that are its own, or why the program cannot be attached.
+    /// For each interface, the MAC addresses that are filtered, or why the program cannot be attached.
     pub interfaces: Vec<(String, Result<Accepted, DatapathError>)>,
-    /// Interfaces that take ICMP redirects.
+    /// Interfaces that accept ICMP redirects.
     pub redirects: Vec<Redirects>,
-    /// The mode that the program gets on each interface, and warnings about interfaces to backends.
+    /// The XDP mode of each interface, and warnings about interfaces to backends.
     pub drivers: Vec<Check>,
     /// Warnings about the services.
     pub services: Vec<Check>,
 }
 
-/// Whether the program could be attached to each of the configured interfaces, as far as can be told without doing it, the
-/// frames that it would then take there, and which packets it would not see.
+/// Checks whether the program can be attached to the configured interfaces, which frames it would filter there, and which
+/// packets would bypass it.
 ///
 /// # Errors
 /// If the kernel cannot be asked.
@@ -62,8 +62,8 @@ pub async fn check_host(config: &Config) -> Result<Checked, StartError> {
     })
 }
 
-/// A warning for each interface that frames for backends leave through, that is not in `interfaces`, and whose driver takes
-/// no frames from an XDP program of another interface.
+/// A warning for each interface to backends that is not in `interfaces` and whose driver cannot send frames that an XDP
+/// program of another interface redirects.
 async fn towards_backends(
     config: &Config,
     network: &Network,

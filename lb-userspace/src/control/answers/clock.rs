@@ -19,7 +19,7 @@ impl Answers<GetClock> for Controller {
 }
 
 impl Answers<AcceptClock> for Controller {
-    /// Lets the program follow a wall clock that was set back. What was issued before stays refused.
+    /// Sets the program clock back to the wall clock. Tokens issued until now are revoked.
     async fn answer(&mut self, AcceptClock: AcceptClock) -> Result<ClockAccepted, RequestError> {
         self.clock.follow(&self.datapath)?;
         let back = self.clock.last().filter(|_| self.clock.is_held()).ok_or(RequestError::ClockFollows)?;
@@ -27,7 +27,7 @@ impl Answers<AcceptClock> for Controller {
         let revoked_before = self.revoke_all_before(&services, next_second()).await?;
         self.clock.accept(&self.datapath)?;
         let seconds = back.difference_ns().unsigned_abs().div_ceil(SECOND_NS);
-        warn!(seconds, revoked_before, "the wall clock was accepted: the program's went back");
+        warn!(seconds, revoked_before, "the wall clock was accepted: the program clock was set back");
         Ok(ClockAccepted { seconds_back: seconds, revoked_before: revoked_before.into() })
     }
 }
@@ -50,7 +50,7 @@ impl Controller {
     }
 }
 
-/// Tokens of the second that has begun are among those that were issued.
+/// The next second, so that tokens of the current one are included.
 fn next_second() -> u64 {
     unix_now() + 1
 }

@@ -13,13 +13,13 @@ use crate::{
 /// What `/metrics` shows.
 #[derive(Clone, Debug)]
 pub struct MetricsReport {
-    /// As `tollgate status` shows it.
+    /// The state, as in `tollgate status`.
     pub status: Status,
-    /// As `tollgate counters` shows them.
+    /// The counters, as in `tollgate counters`.
     pub counters: CounterReport,
-    /// Runs of the program, where the kernel counts them.
+    /// Runs of the program, if the kernel counts them.
     pub program_runs: Option<ProgramRuns>,
-    /// Unix seconds.
+    /// Unix time in seconds.
     pub now: u64,
 }
 

@@ -59,7 +59,7 @@ impl Answers<RevokeKey> for Controller {
         if revocation.was != KeyState::Revoked {
             warn!(key_id = id.0, service_id = revocation.service_id, was = %revocation.was, "key revoked");
         }
-        // The kernel first, then a new key where the service has none.
+        // First stop the key in the kernel, then make a new one if the service has none.
         let mut outcome = Outcome::default();
         self.sync_keys(&mut outcome);
         let held = self.datapath.key_slots.all()?[id.slot() as usize];
@@ -84,7 +84,7 @@ impl Answers<ExportKeys> for Controller {
         let service = self.service(&request.service)?;
         let (id, name) = (service.id, service.name.clone());
         let Some(policy) = self.keys.policy(id) else { return Err(RequestError::NoSigner(name)) };
-        // Committed before anybody sees it: it promises how long it may be signed with.
+        // Committed before it is returned, because it promises how long the key may sign.
         let keyset =
             keys::change(&mut self.stored, |keyring, now, _| Ok(keyring.export(&name, &policy, now))).await?;
         info!(service = name, "keys exported");
@@ -129,8 +129,7 @@ impl Controller {
         .collect()
     }
 
-    /// Brings new keys into the kernel and lets them sign. A slot that rests makes them wait; then the loop goes on
-    /// with them.
+    /// Copies new keys into the kernel and activates them; waits for a key slot that must rest.
     async fn apply_keys(&mut self) -> Result<(), RequestError> {
         let mut outcome = Outcome::default();
         self.sync_keys(&mut outcome);

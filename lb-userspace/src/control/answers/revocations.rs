@@ -84,10 +84,10 @@ impl Answers<RevokeBefore> for Controller {
     async fn answer(&mut self, request: RevokeBefore) -> Result<RevokedBefore, RequestError> {
         let service = self.service(&request.service)?;
         let (service_id, service) = (service.id, service.name.clone());
-        // By the program's clock where that is ahead: what was issued by it is to be among them.
+        // By the program clock if that is ahead, to include the tokens issued by it.
         let at = request.at.unwrap_or_else(|| self.clock.latest() + 1);
         let revoked_before = self.revoke_all_before(&[service_id], at).await?;
-        warn!(service, revoked_before, "everything issued before is revoked");
+        warn!(service, revoked_before, "tokens issued before are revoked");
         Ok(RevokedBefore { service, service_id, revoked_before })
     }
 }
@@ -104,8 +104,8 @@ impl Controller {
         }
     }
 
-    /// The longest a token of a service may live, seconds: also one from before its `max_ttl` was lowered, which counts again
-    /// where that is raised.
+    /// The longest lifetime of a token of a service, seconds. Includes tokens from before `max_ttl` was lowered, which are
+    /// valid again if it is raised.
     fn longest_ttl(&self, service_id: u32) -> u64 {
         let of_keys = self.stored.state().keyring.verifying().filter(|key| key.service_id == service_id);
         let of_keys = of_keys.map(|key| key.max_ttl).max();
@@ -113,8 +113,8 @@ impl Controller {
         of_keys.max(configured).unwrap_or(u64::MAX)
     }
 
-    /// Whether a token's fast tag is right, as far as that can be told: not of claims alone, without its key, or where it is
-    /// bound.
+    /// Whether the fast tag of a token is right; true if that is unknown, because only the claims are given, the key is
+    /// missing, or the token is bound.
     fn may_be_signed(&self, token: &str, header: &Header) -> bool {
         let is_whole = token.trim().len() == 2 * header::LEN;
         let is_bound = header.bind_len() != 0 || header.flags() & header::FLAG_BIND_PORT != 0;
@@ -126,7 +126,7 @@ impl Controller {
         }
     }
 
-    /// A token by its header, or its claims alone; its service is the one that was named, or its key's.
+    /// The header of a token, of which only the claims may be given. The service is the given one, or that of the key.
     fn token_of(&self, token: &str, service: Option<&str>) -> Result<(Header, RevocationKey), RequestError> {
         let header = claims_of(token)?;
         let key_id = header.key_id().0;
@@ -163,7 +163,7 @@ impl Controller {
         self.put_in_force("no longer revoked", &lifted)
     }
 
-    /// What was stored, into the kernel and the log.
+    /// Copies stored revocations into the kernel, and logs them.
     fn put_in_force(
         &mut self,
         what: &str,
@@ -209,10 +209,10 @@ fn keys_of(service_id: u32, sessions: &[u64]) -> Vec<RevocationKey> {
     sessions.iter().map(|of| RevocationKey { service_id, kind: REVOKED_SESSION, of: *of }).collect()
 }
 
-/// The bytes of a header that say what it is for.
+/// Length of the claims, the first bytes of a header.
 const CLAIMS_LEN: usize = 40;
 
-/// A header of which the claims alone may be there: the rest is zeros.
+/// A header, of which only the claims may be given; the rest is zeros then.
 fn claims_of(token: &str) -> Result<Header, TokenError> {
     let mut bytes = hex::decode(token.trim())?;
     if bytes.len() == CLAIMS_LEN {

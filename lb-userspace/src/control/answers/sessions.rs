@@ -1,4 +1,4 @@
-//! What the token caches hold, for people.
+//! Requests about the tokens in the kernel.
 
 use lb_common::{
     revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},
@@ -12,11 +12,10 @@ use crate::{
     protocol::{List, ListSessions, SessionStatus, TokenKind},
 };
 
-/// The longest list: while it is made, nothing else is.
+/// The longest list: the loop does nothing else while it is made.
 const LISTED_MAX: usize = 10_000;
 
 impl Answers<ListSessions> for Controller {
-    /// At most so many tokens of the caches, and 10,000, of one service or all, and how many there are.
     async fn answer(&mut self, request: ListSessions) -> Result<List<SessionStatus>, RequestError> {
         let only = request
             .service
@@ -27,7 +26,7 @@ impl Answers<ListSessions> for Controller {
         let (mut total, mut items) = (0, Vec::new());
         let mut add = |key: &TokenKey, session: &Session, sources: Option<&[u32; SOURCES_MAX]>| {
             let header = header_of(key, session);
-            // Which service it is of, its key says: in the claims that is sealed.
+            // The service is that of the key, because the claims are sealed.
             let service_id = self.stored.state().keyring.key(header.key_id()).map_or(0, |key| key.service_id);
             let is_another = only.is_some_and(|only| only != service_id);
             if is_another || self.has_left(&header, service_id, sources.is_some()) {
@@ -49,7 +48,8 @@ impl Answers<ListSessions> for Controller {
 }
 
 impl Controller {
-    /// Whether an entry is of the cache that its service's tokens of this type were in under other limits.
+    /// Whether an entry is left over in a cache that tokens of its service and type were in before the limits of the
+    /// service changed.
     fn has_left(&self, header: &Header, service_id: u32, is_tracked: bool) -> bool {
         let service = self.config.services.iter().find(|service| service.id == service_id);
         service.is_some_and(|service| is_tracked != (header.kind() == Kind::Proof || service.has_limits()))
@@ -88,7 +88,7 @@ impl Controller {
     }
 }
 
-/// The header that an entry was made of, but for what follows the fast tag.
+/// The header that an entry was made from; the fields after the fast tag are zero.
 const fn header_of(key: &TokenKey, session: &Session) -> Header {
     let [a, b, d, e] = session.claims;
     Header::again([a, b, key.nonce, d, e, key.fast_tag, 0, 0])

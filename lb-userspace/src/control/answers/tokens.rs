@@ -16,7 +16,7 @@ impl Answers<MintToken> for Controller {
         let signer = signer.ok_or_else(|| RequestError::NoSigner(service.name.clone()))?;
         token::allowed(&request, service)?;
         let key = KnownKey::from(signer);
-        // What was issued before is revoked: in the second of a revocation, a token is of the next.
+        // A token minted in the second of a revocation must be issued in the next second, or it would be revoked.
         let (now, before) = (unix_now(), self.stored.state().revocations.before(service.id).into());
         if before > now + SKEW {
             return Err(RequestError::RevokedAhead { service: service.name.clone(), before });
