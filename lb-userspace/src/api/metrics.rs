@@ -58,11 +58,13 @@ macro_rules! metrics {
 metrics! {
     PACKETS: Counter "tollgate_packets" ["service", "reason"]
         "Packets by outcome; each packet is counted once"
-        "`reason` is `forwarded`, `reply` (an answer through `nat`), `icmp_error`, or why the packet was \
-         refused: see [Counters and reasons](operations.md#counters-and-reasons). `service` is empty for \
-         `not_ours`, for `tables_changed`, and for `unsupported` if the frame has more VLAN tags than are \
-         parsed";
-    BYTES: Counter "tollgate_bytes" ["service", "reason"] "Bytes of received frames by outcome" "";
+        "`reason` is `forwarded`, `reply` (a reply of a `nat` backend), `icmp_error`, or the reason for \
+         which the packet was dropped (with `mode = \"observe\"`: for which `enforce` would drop it): see \
+         [Counters and reasons](operations.md#counters-and-reasons). `service` is empty for `not_ours`, for \
+         `tables_changed`, and for `unsupported` if the frame has more than four VLAN tags";
+    BYTES: Counter "tollgate_bytes" ["service", "reason"]
+        "Bytes of received frames by outcome; each frame is counted once"
+        "The labels are those of `tollgate_packets_total`";
     BACKEND_PACKETS: Counter "tollgate_backend_packets" ["service", "backend"] "Packets sent to a backend" "";
     BACKEND_BYTES: Counter "tollgate_backend_bytes" ["service", "backend"]
         "Bytes of the received frames that were sent to a backend"
@@ -70,9 +72,12 @@ metrics! {
     BACKEND_UP: Gauge "tollgate_backend_up" ["service", "backend"]
         "1 if the backend gets sessions, else 0"
         "";
-    KEY_INFO: Gauge "tollgate_key_info" ["service", "key_id", "state"] "1 for each key" "";
+    KEY_INFO: Gauge "tollgate_key_info" ["service", "key_id", "state"]
+        "1 for each key; the labels show its state"
+        "`state` is `staged`, `active`, `retiring` or `revoked`: see [Rotate \
+         keys](operations.md#rotate-keys)";
     KEY_AGE: Gauge "tollgate_key_age_seconds" ["service", "key_id"]
-        "Time since a key was made or imported"
+        "Time since a key was created or imported"
         "";
     KEY_ROTATION_AGE: Gauge "tollgate_key_rotation_age_seconds" ["service"]
         "Time since the active key of a service became active"
@@ -81,33 +86,40 @@ metrics! {
         "Revocations in force"
         "`kind` is `session` or `token`";
     REVOCATIONS_CAPACITY: Gauge "tollgate_revocations_capacity" []
-        "Maximum number of revocations of all kinds"
+        "Maximum number of revocations of sessions and tokens together"
         "";
     CLOCK_JUMPS: Counter "tollgate_clock_jumps" ["direction"]
         "Jumps of the wall clock by more than half a second"
         "`direction` is `forward` or `backward`. A jump while no daemon ran is counted at the next start";
     CLOCK_DIFFERENCE: Gauge "tollgate_clock_difference_seconds" []
         "Wall clock minus the clock of the XDP program"
-        "Negative while the program waits for a wall clock that was set back";
+        "Negative while the program's clock is held because the wall clock was set back: see [The \
+         clock](operations.md#the-clock)";
     CLOCK_CONFIRMED_AGE: Gauge "tollgate_clock_confirmed_age_seconds" []
         "Time since the daemon last confirmed the clock of the XDP program"
-        "Above 4000, new tokens are refused as `stale_clock`";
-    SESSIONS: Gauge "tollgate_sessions" [] "Tokens in the token cache and in the stateful entries" "";
+        "Above 4000, packets with new tokens are dropped as `stale_clock`";
+    SESSIONS: Gauge "tollgate_sessions" []
+        "Verified tokens in the token cache, including stateful entries"
+        "";
     SESSIONS_TRACKED: Gauge "tollgate_sessions_tracked" []
-        "Stateful entries: PROOF tokens, and tokens of services with limits"
+        "Stateful entries of the token cache: PROOF tokens, and tokens of services with limits"
         "";
     SESSIONS_CAPACITY: Gauge "tollgate_sessions_capacity" []
-        "Capacity of the token cache, and of the stateful entries"
-        "The two have the same capacity";
+        "Capacity of each of the two tables of the token cache: stateful entries, and all other tokens"
+        "It is `sessions` in the configuration";
     NAT_TRANSLATIONS: Gauge "tollgate_nat_translations" []
-        "Translations of forward = \"nat\", including those that have timed out"
+        "Translations of forward = \"nat\", including expired ones"
         "Absent if no service uses `nat`";
-    HMAC: Counter "tollgate_hmac" [] "HMAC verifications of tokens" "";
-    STORE_REVISION: Gauge "tollgate_store_revision" [] "Revision of the store" "";
+    HMAC: Counter "tollgate_hmac" [] "HMAC verifications of new tokens" "";
+    STORE_REVISION: Gauge "tollgate_store_revision" []
+        "Revision of the store; every change of keys or revocations increases it"
+        "";
     KERNEL_DIFFERENCES: Gauge "tollgate_kernel_differences" []
         "Differences between the kernel and the desired state at the last comparison"
         "";
-    STORE_CONNECTED: Gauge "tollgate_store_connected" [] "1 if the store can be used, else 0" "";
+    STORE_CONNECTED: Gauge "tollgate_store_connected" []
+        "1 if the daemon's last access to the store succeeded, else 0"
+        "";
     PROGRAM_RUN_SECONDS: Counter "tollgate_program_run_seconds" []
         "Time spent in the XDP program"
         "Present while the kernel's BPF statistics are on (`sysctl kernel.bpf_stats_enabled=1`)";
@@ -115,7 +127,7 @@ metrics! {
         "Runs of the XDP program"
         "Present while the kernel's BPF statistics are on";
     BUILD_INFO: Gauge "tollgate_build_info" ["version", "commit", "abi"]
-        "1, with the version, commit and map ABI of the daemon as labels"
+        "1; the labels show the version, the commit and the map layout version (abi) of the daemon"
         "";
 }
 
