@@ -72,36 +72,36 @@ modes! {
         families: Unused,
         strip: "the datagram that this host's socket receives",
     }
-    /// With new MAC addresses, to a backend on a segment of this host. The backend has the service's address, and answers
-    /// clients directly (direct server return).
+    /// With new MAC addresses, to a backend on the same network segment. The backend has the service's address, and replies
+    /// to clients directly (direct server return).
     1 L2 "l2" {
         encapsulates: false,
         has_own_source: false,
         families: Same,
         strip: "the datagram",
     }
-    /// Inside an IP packet to the backend's address (RFC 2003, RFC 2473). The backend answers clients directly.
+    /// Inside an IP packet to the backend's address (RFC 2003, RFC 2473). The backend replies to clients directly.
     2 Ipip "ipip" {
         encapsulates: true,
         has_own_source: true,
         families: SameOrIpv4InIpv6,
         strip: "the inner datagram",
     }
-    /// Inside a UDP datagram to the backend's address (Generic UDP Encapsulation, variant 1). The backend answers clients
-    /// directly.
+    /// Inside a UDP datagram to the backend's address (Generic UDP Encapsulation, variant 1). The backend replies to
+    /// clients directly.
     3 Gue "gue" {
         encapsulates: true,
         has_own_source: true,
         families: SameOrIpv4InIpv6,
         strip: "the inner datagram",
     }
-    /// With the backend's address and port as destination and a port of this node as source. Answers return through this
-    /// node.
+    /// With the backend's address and port as destination, and an address and port of this node as source. Replies
+    /// return through this node.
     4 Nat "nat" {
         encapsulates: false,
         has_own_source: true,
         families: Same,
-        strip: "the datagram; answers are not changed by it",
+        strip: "the datagram; replies are not changed",
     }
 }
 
