@@ -48,51 +48,51 @@ struct Rate {
 
 /// The description of each row. A row that is missing here or in the record is an error.
 const ROWS: [(&str, &str); 35] = [
-    ("not_ours", "a datagram for no service"),
-    ("no_token", "for a service, without a token"),
-    ("bad_header", "an invalid header"),
+    ("not_ours", "a datagram that is for no service"),
+    ("no_token", "a datagram for a service, without a token"),
+    ("bad_header", "an invalid token header"),
     ("unknown_key", "a key ID that is not in the kernel"),
     ("expired", "an expired token"),
-    ("bad_fast_tag", "a forged token"),
+    ("bad_fast_tag", "a forged token: wrong fast tag"),
     ("bad_full_tag", "a valid fast tag and a wrong full tag: one HMAC"),
     ("cached_l2", "a cached token, forwarded by `l2`"),
-    ("cached_l2_strip", "the same, token header removed"),
-    ("cached_l2_strip_v6", "the same over IPv6"),
-    ("first_packet", "a new token: HMAC, unsealing, cache and flow inserts"),
-    ("live_1", "cached tokens in random order: 1"),
-    ("live_1000", "1,000"),
-    ("live_100000", "100,000"),
-    ("live_1000000", "1,000,000 (in a cache of 2^20 entries)"),
+    ("cached_l2_strip", "a cached token, `l2`, token header removed"),
+    ("cached_l2_strip_v6", "a cached token, `l2`, token header removed, IPv6"),
+    ("first_packet", "a new token: HMAC, unsealing, inserts into token cache and flow table"),
+    ("live_1", "packets of 1 cached token"),
+    ("live_1000", "packets of 1,000 cached tokens in random order"),
+    ("live_100000", "packets of 100,000 cached tokens in random order"),
+    ("live_1000000", "packets of 1,000,000 cached tokens in random order (cache of 2^20 entries)"),
     ("proof_cached_l2", "new PROOF packets of a cached token, forwarded by `l2`"),
-    ("stale_proof", "a copied PROOF packet, too late"),
+    ("stale_proof", "a copied PROOF packet, sent more than 5 s later"),
     ("bad_proof", "a copied PROOF header with a forged proof"),
     ("replay", "a copied PROOF packet"),
-    ("cached_local_v4", "`local`"),
-    ("cached_local_v6", ""),
-    ("cached_l2_v4", "`l2`"),
-    ("cached_l2_v6", ""),
-    ("cached_l2_v4_1_tag", "with one VLAN tag"),
-    ("cached_l2_v4_2_tags", "with two VLAN tags"),
-    ("cached_ipip_v4", "`ipip`"),
-    ("cached_ipip_v6", ""),
-    ("cached_ipip_v4_in_v6", "IPv4 inside IPv6"),
-    ("cached_ipip_strip_v4", "token header removed"),
-    ("cached_gue_v4", "`gue`"),
-    ("cached_gue_v6", ""),
-    ("cached_nat_v4", "`nat`, to the backend"),
-    ("cached_nat_v6", ""),
-    ("nat_reply_v4", "`nat`, a backend's reply"),
-    ("nat_reply_v6", ""),
+    ("cached_local_v4", "a cached token, `local`"),
+    ("cached_local_v6", "a cached token, `local`, IPv6"),
+    ("cached_l2_v4", "a cached token, `l2`"),
+    ("cached_l2_v6", "a cached token, `l2`, IPv6"),
+    ("cached_l2_v4_1_tag", "a cached token, `l2`, one VLAN tag"),
+    ("cached_l2_v4_2_tags", "a cached token, `l2`, two VLAN tags"),
+    ("cached_ipip_v4", "a cached token, `ipip`"),
+    ("cached_ipip_v6", "a cached token, `ipip`, IPv6"),
+    ("cached_ipip_v4_in_v6", "a cached token, `ipip`, IPv4 inside IPv6"),
+    ("cached_ipip_strip_v4", "a cached token, `ipip`, token header removed"),
+    ("cached_gue_v4", "a cached token, `gue`"),
+    ("cached_gue_v6", "a cached token, `gue`, IPv6"),
+    ("cached_nat_v4", "a cached token, `nat`"),
+    ("cached_nat_v6", "a cached token, `nat`, IPv6"),
+    ("nat_reply_v4", "a backend's reply, `nat`"),
+    ("nat_reply_v6", "a backend's reply, `nat`, IPv6"),
 ];
 
 /// The cost of junk, in the order of the checks.
 const JUNK: [(&str, &str); 9] = [
     ("no_token", "no token: another first byte, or too short"),
-    ("bad_header", "an invalid header"),
+    ("bad_header", "an invalid token header"),
     ("unknown_key", "a key ID that is not in the kernel"),
     ("expired", "an expired token"),
     ("bad_fast_tag", "a forged header with a valid key ID"),
-    ("stale_proof", "a copied PROOF packet, later than 5 s"),
+    ("stale_proof", "a copied PROOF packet, sent more than 5 s later"),
     ("bad_proof", "a copied PROOF header with a forged proof"),
     ("replay", "a copied PROOF packet"),
     ("bad_full_tag", "a forged full tag with a valid fast tag: only holders of the fast key can make it"),
@@ -202,8 +202,9 @@ fn table(run: &Run) -> Result<String> {
             [packets_per_second, empty_packets_per_second, sent_to_empty_per_second].map(|rate| rate / 1e6);
         write!(
             text,
-            "\nAcross a veth pair, frames without skbs, one receiving CPU (`{name}`): {tollgate:.2} million packets per \
-             second; a program that drops everything received {empty:.2} of {sent:.2} million sent.\n"
+            "\nFlood across a veth pair (`{name}`), frames without skbs, one receiving CPU: Tollgate handles\n\
+             {tollgate:.2} million packets per second. A program that drops everything handles {empty:.2} million\n\
+             of {sent:.2} million sent.\n"
         )?;
     }
     Ok(text)
