@@ -34,7 +34,7 @@ table! {
     /// skb, which is slow. `auto`: `native` if the driver supports it, else `generic`.
     xdp_mode: XdpMode = values::xdp_mode, Text("auto");
 
-    /// Directory where keys and revocations are stored, after `file:`.
+    /// Where keys and revocations are stored: `file:`, followed by the path of a directory.
     store: StoreLocation = values::store, Text("file:/var/lib/tollgate");
 
     /// Path of the control socket.
@@ -57,7 +57,7 @@ table! {
 
     /// Capacity of each of four tables: verified tokens without state; *stateful entries* (PROOF tokens, and tokens of
     /// services with `rate` or `max_sources`); flows, which assign ICMP errors to sessions; and translations of `nat`.
-    /// A new value empties all four: replay windows and limits start anew.
+    /// A new value empties all four, and thus resets replay windows and limits.
     sessions: u32 = values::sessions, Toml("262144");
 
     /// Maximum HMAC verifications per CPU per second. Each new token needs one. Above the maximum, packets with new
