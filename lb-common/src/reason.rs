@@ -38,71 +38,132 @@ macro_rules! reasons {
 
 reasons! {
     /// Admitted, and sent to a backend or to the host.
-    0 Forwarded "forwarded" "the token is valid, and the packet was sent to its backend, or to this host's network stack (`local`)" "nothing";
+    0 Forwarded "forwarded"
+        "the token is valid, and the packet was sent to its backend, or to this host's network stack (`local`)"
+        "nothing";
     /// Passed on untouched.
-    1 NotOurs "not_ours" "the packet is not for a service (it passes unchanged), or its frame is for another station" "nothing";
+    1 NotOurs "not_ours"
+        "the packet is not for a service (it passes unchanged), or its frame is for another station"
+        "nothing";
     /// Lengths that contradict each other or the frame, or an IPv6 datagram without a checksum.
-    2 Malformed "malformed" "lengths in the packet contradict each other or the frame, or an IPv6 datagram has no UDP checksum" "faulty senders, or a scan";
+    2 Malformed "malformed"
+        "lengths in the packet contradict each other or the frame, or an IPv6 datagram has no UDP checksum"
+        "faulty senders, or a scan";
     /// Any IP fragment.
-    3 Fragment "fragment" "an IP fragment: only the first fragment of a datagram contains its token" "the size of the clients' datagrams: each must fit into one packet";
-    /// IP options, extension headers, deep VLAN stacks, frames for a group of stations, what lies beyond a frame's first buffer.
-    4 Unsupported "unsupported" "IP options, IPv6 extension headers, more than two VLAN tags, a broadcast or multicast frame, or a token header that is not in the frame's first buffer" "the network between clients and balancer";
+    3 Fragment "fragment"
+        "an IP fragment: only the first fragment of a datagram contains its token"
+        "the size of the clients' datagrams: each must fit into one packet";
+    /// IP options, extension headers, too many VLAN tags, a broadcast or multicast frame, or a token beyond the frame's
+    /// first buffer.
+    4 Unsupported "unsupported"
+        "IP options, IPv6 extension headers, more than two VLAN tags, a broadcast or multicast frame, or a token \
+         header that is not in the frame's first buffer"
+        "the network between clients and balancer";
     /// No token header.
-    5 NoToken "no_token" "the payload is shorter than a token header, or begins with another byte" "clients that do not send tokens, or junk";
+    5 NoToken "no_token"
+        "the payload is shorter than a token header, or begins with another byte"
+        "clients that do not send tokens, or junk";
     /// A token header that no issuer makes.
-    6 BadHeader "bad_header" "the version, type, flags, `bind_len` or reserved byte is invalid in a version 1 token" "the issuer's version";
+    6 BadHeader "bad_header"
+        "the version, type, flags, `bind_len` or reserved byte is invalid in a version 1 token"
+        "the issuer's version";
     /// A type or binding the service does not allow.
-    7 Policy "policy" "the service does not accept this token type, or requires a token that is bound to an address" "`accept` and `bind` of the service";
+    7 Policy "policy"
+        "the service does not accept this token type, or requires a token that is bound to an address"
+        "`accept` and `bind` of the service";
     /// No such key.
-    8 UnknownKey "unknown_key" "the kernel has no key with the token's key ID" "`tollgate keys list`: does the issuer use an old keyset?";
+    8 UnknownKey "unknown_key"
+        "the kernel has no key with the token's key ID"
+        "`tollgate keys list`: does the issuer use an old keyset?";
     /// A key that does not verify now.
-    9 InactiveKey "inactive_key" "the token's key is revoked or past its end, or belongs to another service" "`tollgate keys list`: the state and the service of the key";
+    9 InactiveKey "inactive_key"
+        "the token's key is revoked or past its end, or belongs to another service"
+        "`tollgate keys list`: the state and the service of the key";
     /// Issued in the future.
     10 NotYetValid "not_yet_valid" "the token's issue time is in the future" "the clocks of issuer and balancer";
     /// Past its end.
     11 Expired "expired" "the token has expired" "the clients: do they renew their tokens in time?";
     /// Lives longer than the service allows.
-    12 Lifetime "lifetime" "the token's lifetime exceeds the service's `max_ttl`, or the token expires before its issue time" "the issuer's TTL, and `max_ttl`";
+    12 Lifetime "lifetime"
+        "the token's lifetime exceeds the service's `max_ttl`, or the token expires before its issue time"
+        "the issuer's TTL, and `max_ttl`";
     /// Revoked.
-    13 Revoked "revoked" "the token, its session, or everything that the service issued before a certain time is revoked" "the daemon's log: who revoked it?";
+    13 Revoked "revoked"
+        "the token, its session, or everything that the service issued before a certain time is revoked"
+        "the daemon's log: who revoked it?";
     /// The fast tag is wrong.
-    14 BadFastTag "bad_fast_tag" "the token is forged or damaged, or is bound to another address or port" "a flood of forged headers, or a NAT that changes the addresses of clients";
+    14 BadFastTag "bad_fast_tag"
+        "the token is forged or damaged, or is bound to another address or port"
+        "a flood of forged headers, or a NAT that changes the addresses of clients";
     /// This CPU has no full checks left for now.
-    15 HmacBudget "hmac_budget" "the token is not in the token cache, and this CPU has used up its HMAC verifications" "`hmac_budget`, and who sends so many new tokens";
+    15 HmacBudget "hmac_budget"
+        "the token is not in the token cache, and this CPU has used up its HMAC verifications"
+        "`hmac_budget`, and who sends so many new tokens";
     /// The full tag is wrong.
-    16 BadFullTag "bad_full_tag" "the fast tag is valid, but the full tag is not: the sender has the fast key" "a leaked keyset: rotate the service's key";
+    16 BadFullTag "bad_full_tag"
+        "the fast tag is valid, but the full tag is not: the sender has the fast key"
+        "a leaked keyset: rotate the service's key";
     /// A token of another service.
-    17 WrongService "wrong_service" "the token is signed with a key of this service, but names another service" "the service ID that the issuer writes into its tokens";
+    17 WrongService "wrong_service"
+        "the token is signed with a key of this service, but names another service"
+        "the service ID that the issuer writes into its tokens";
     /// A proof too old or too new.
-    18 StaleProof "stale_proof" "the proof's time differs from the balancer's time by more than 5 s" "the client's clock since its token was issued";
+    18 StaleProof "stale_proof"
+        "the proof's time differs from the balancer's time by more than 5 s"
+        "the client's clock since its token was issued";
     /// The proof is wrong.
-    19 BadProof "bad_proof" "the proof is wrong: the token was copied, or the packet was damaged" "senders with a copied token";
+    19 BadProof "bad_proof"
+        "the proof is wrong: the token was copied, or the packet was damaged"
+        "senders with a copied token";
     /// Seen before.
-    20 Replay "replay" "the sequence number was used before, or is 512 or more below the highest one" "copied packets, or a network that duplicates packets";
+    20 Replay "replay"
+        "the sequence number was used before, or is 512 or more below the highest one"
+        "copied packets, or a network that duplicates packets";
     /// More packets than the session's class allows.
-    21 RateLimited "rate_limited" "the session sends more packets than the rate of its class allows" "`rate` of the service";
+    21 RateLimited "rate_limited"
+        "the session sends more packets than the rate of its class allows"
+        "`rate` of the service";
     /// More source addresses than a token may have.
-    22 TooManySources "too_many_sources" "the token is used from more addresses than `max_sources` allows" "a shared token, or `max_sources`";
+    22 TooManySources "too_many_sources"
+        "the token is used from more addresses than `max_sources` allows"
+        "a shared token, or `max_sources`";
     /// No usable backend.
-    23 NoBackend "no_backend" "the service has no usable backend, or the backend that the token names is not usable" "`tollgate backends list`";
+    23 NoBackend "no_backend"
+        "the service has no usable backend, or the backend that the token names is not usable"
+        "`tollgate backends list`";
     /// Does not fit the way.
     24 TooBig "too_big" "the packet exceeds the MTU of the path to the backend" "the MTU of the links to the backends";
     /// A helper failed where it never should.
-    25 Internal "internal" "a step of the XDP program that should never fail has failed" "the daemon's log; please report it";
+    25 Internal "internal"
+        "a step of the XDP program that should never fail has failed"
+        "the daemon's log; please report it";
     /// A backend's answer to a client, through `forward = "nat"`.
     26 Reply "reply" "a backend's reply through `nat`, sent to its client" "nothing";
     /// An ICMP error about a session, sent on to its backend.
-    27 IcmpError "icmp_error" "an ICMP error about packets of a session, forwarded to the session's backend or client" "the path between clients and backends";
+    27 IcmpError "icmp_error"
+        "an ICMP error about packets of a session, forwarded to the session's backend or client"
+        "the path between clients and backends";
     /// No port of this node is free for another client.
-    28 NatPorts "nat_ports" "`nat` has no free port of this node for this client and backend" "`nat_ports`: use a wider range, or more backends";
+    28 NatPorts "nat_ports"
+        "`nat` has no free port of this node for this client and backend"
+        "`nat_ports`: use a wider range, or more backends";
     /// Its way ends here.
-    29 HopLimit "hop_limit" "the packet must be routed, but its TTL or hop limit ends at this hop" "a routing loop, or a traceroute";
+    29 HopLimit "hop_limit"
+        "the packet must be routed, but its TTL or hop limit ends at this hop"
+        "a routing loop, or a traceroute";
     /// Nobody has confirmed the clock for too long.
-    30 StaleClock "stale_clock" "the token is not in the token cache, and the daemon has not confirmed the clock for more than 4000 s" "`tollgate status`: does the daemon run, and was the wall clock set back?";
+    30 StaleClock "stale_clock"
+        "the token is not in the token cache, and the daemon has not confirmed the clock for more than 4000 s"
+        "`tollgate status`: does the daemon run, and was the wall clock set back?";
     /// The tables were written twice while the packet was handled.
-    31 TablesChanged "tables_changed" "the daemon replaced the tables twice while the CPU handled the packet, which may be for no service" "CPUs that the hypervisor stops: `vmstat 1`, column `st`";
+    31 TablesChanged "tables_changed"
+        "the daemon replaced the tables twice while the CPU handled the packet, which may be for no service"
+        "CPUs that the hypervisor stops: `vmstat 1`, column `st`";
     /// A partial checksum that the kernel would spoil.
-    32 PartialChecksum "partial_checksum" "the sender left the UDP checksum to its network card, and the receiving interface is in generic XDP mode, which cannot forward such a packet" "`xdp_mode = \"native\"`, or `ethtool -K IFACE tx off` on the sender";
+    32 PartialChecksum "partial_checksum"
+        "the sender left the UDP checksum to its network card, and the receiving interface is in generic XDP mode, \
+         which cannot forward such a packet"
+        "`xdp_mode = \"native\"`, or `ethtool -K IFACE tx off` on the sender";
 }
 
 impl Reason {
