@@ -30,6 +30,7 @@ mod timing;
 mod token;
 mod too_big;
 mod vectors;
+mod verifier;
 
 use std::sync::{Mutex, PoisonError};
 
