@@ -1,4 +1,6 @@
-//! Every outcome a packet can have: numbered for good, named as in the metrics, explained to an operator.
+//! The reasons that packets are counted under: each has a permanent number, a name in the metrics and an explanation.
+
+use core::num::NonZeroU32;
 
 /// How many reasons the counters have room for. New reasons fill the gap; the maps need not change.
 pub const CAPACITY: usize = 64;
@@ -168,6 +170,7 @@ reasons! {
 
 impl Reason {
     /// Where this reason stands among a service's counters.
+    #[inline(always)]
     pub const fn index(self) -> u32 {
         self as u32
     }
@@ -222,6 +225,69 @@ impl Reason {
 
 const _: () = assert!(Reason::ALL.len() <= CAPACITY);
 
+/// A [`Reason`] as the program carries it: 1 + its number.
+///
+/// BPF subprograms return numbers, and the verifier knows nothing about their range. An enum must not be made from such
+/// a number, and need not be: the counters take the number. So every reason passes every subprogram, new ones included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct ReasonCode(NonZeroU32);
+
+impl From<Reason> for ReasonCode {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        // Never the alternative: 1 + a number below the capacity is not 0.
+        Self(NonZeroU32::MIN.saturating_add(reason.index()))
+    }
+}
+
+impl ReasonCode {
+    /// The code of a number that a subprogram returned; `None` for 0, which is success.
+    #[inline(always)]
+    pub const fn new(number: u32) -> Option<Self> {
+        match NonZeroU32::new(number) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
+    }
+
+    /// The number that a subprogram returns, 1..=[`CAPACITY`].
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        self.0.get()
+    }
+
+    /// As [`Reason::index`].
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self.0.get() - 1
+    }
+
+    /// Whether it is the code of this reason.
+    #[inline(always)]
+    pub const fn is(self, reason: Reason) -> bool {
+        self.index() == reason.index()
+    }
+
+    /// As [`Reason::delivered_in_observe`].
+    #[inline(always)]
+    pub const fn delivered_in_observe(self) -> bool {
+        DELIVERED_IN_OBSERVE >> (self.index() % CAPACITY as u32) & 1 != 0
+    }
+}
+
+/// A bit for each reason: see [`Reason::delivered_in_observe`].
+const DELIVERED_IN_OBSERVE: u64 = {
+    let mut bits = 0;
+    let mut at = 0;
+    while at < Reason::ALL.len() {
+        bits |= (Reason::ALL[at].delivered_in_observe() as u64) << Reason::ALL[at].index();
+        at += 1;
+    }
+    bits
+};
+const _: () = assert!(CAPACITY == u64::BITS as usize);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,6 +299,20 @@ mod tests {
             assert_eq!(Reason::from_index(reason.index()), Some(*reason));
         }
         assert_eq!(Reason::from_index(u32::try_from(Reason::ALL.len()).unwrap()), None);
+    }
+
+    #[test]
+    fn a_code_is_its_reason_and_no_other() {
+        for reason in Reason::ALL {
+            let code = ReasonCode::from(*reason);
+            assert_eq!(code.index(), reason.index());
+            assert_eq!(ReasonCode::new(code.number()), Some(code));
+            assert_eq!(code.delivered_in_observe(), reason.delivered_in_observe(), "{}", reason.name());
+            for other in Reason::ALL {
+                assert_eq!(code.is(*other), reason == other, "{} {}", reason.name(), other.name());
+            }
+        }
+        assert_eq!(ReasonCode::new(0), None, "success");
     }
 
     /// What operators read is what the program counts.
@@ -252,7 +332,8 @@ mod tests {
         assert!(names.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_')));
     }
 
-    /// What observe mode never delivers: what cannot be read, what has nowhere to go, and what is no datagram with a token.
+    /// What observe mode never delivers: what cannot be read, what has nowhere to go, and what is no datagram with a
+    /// token.
     #[test]
     fn observe_mode_delivers_what_only_enforce_refuses() {
         let refused = [
