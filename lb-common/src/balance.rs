@@ -51,8 +51,8 @@ mod tests {
         assert!((position(u64::MAX) as usize) < TABLE_LEN);
     }
 
-    /// Nodes of different versions send a session to the same backend: these numbers never change. The mix of 1 is that of
-    /// MurmurHash3's own tests.
+    /// Nodes of different versions send a session to the same backend: these numbers never change. The mix of 1 is that
+    /// of MurmurHash3's own tests.
     #[test]
     fn a_session_has_its_position_for_good() {
         for (session, mixed, at) in [

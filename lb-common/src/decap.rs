@@ -9,8 +9,8 @@ pub const COUNTERS: &str = "counters";
 
 /// Where GUE is received (IANA).
 pub const GUE_PORT: u16 = 6080;
-/// Prefixes that balancers may send from. They lie in one array value, whose look-up is inlined, and are compared one after
-/// the other up to the first that fits; a trie's look-up is a call. A backend has few balancers.
+/// Prefixes that balancers may send from. They lie in one array value, whose look-up is inlined, and are compared one
+/// after the other up to the first that fits; a trie's look-up is a call. A backend has few balancers.
 pub const SOURCES_MAX: usize = 16;
 
 /// What the program is told.

@@ -50,8 +50,9 @@ impl Flow {
     }
 }
 
-/// When a token's last datagram came from the client that its cache entry names, in units of 2^30 ns of the kernel's clock:
-/// about a second. Each token counts with a phase of its own, so that not all look at their flows at the same moment.
+/// When a token's last datagram came from the client that its cache entry names, in units of 2^30 ns of the kernel's
+/// clock: about a second. Each token counts with a phase of its own, so that not all look at their flows at the same
+/// moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Activity(u32);
@@ -89,8 +90,8 @@ impl Activity {
     }
 }
 
-/// Whether a token is bound to the address of its client, by the first claim that its entry keeps: what a stranger sends
-/// with a token of his own is not.
+/// Whether a token is bound to the address of its client, by the first claim that its entry keeps: what a stranger
+/// sends with a token of his own is not.
 #[inline(always)]
 pub const fn is_bound(first_claim: u64) -> bool {
     first_claim.to_le_bytes()[2] & FLAG_BIND_ADDR != 0

@@ -1,4 +1,5 @@
-//! The destination MAC addresses that an interface accepts, as the program sees them, and the table in which it finds them.
+//! The destination MAC addresses that an interface accepts, as the program sees them, and the table in which it finds
+//! them.
 
 /// A destination MAC address: its six octets as they lie in memory, and two zero bytes behind them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,9 +30,9 @@ impl Mac {
     /// The bucket of an interface's entry for it. The publisher picks a seed with which no bucket overflows.
     #[inline(always)]
     pub const fn bucket(self, ifindex: u32, seed: u32) -> u32 {
-        // Multiplicative hashing (Knuth, TAOCP 3, §6.4), whose highest bits depend on all bits below. The seed changes the
-        // factor, which stays odd: added to the address, it would move all entries alike. Interface numbers differ in their
-        // low bits, and are moved away from those of the address.
+        // Multiplicative hashing (Knuth, TAOCP 3, §6.4), whose highest bits depend on all bits below. The seed changes
+        // the factor, which stays odd: added to the address, it would move all entries alike. Interface numbers differ
+        // in their low bits, and are moved away from those of the address.
         const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
         let factor = FACTOR.wrapping_add((seed as u64) << 17);
         ((self.0 ^ (ifindex as u64) << 24).wrapping_mul(factor) >> (64 - MAC_BUCKETS.ilog2())) as u32

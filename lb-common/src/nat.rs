@@ -1,13 +1,13 @@
 //! Translations of `forward = "nat"`: which client a port of this node stands for, towards one backend.
 //!
-//! There is one table, read both ways. The ports that a client may have follow from its session by a hash and a few probes, so
-//! that its datagrams find their translation without a second table, every port serves every backend, and a session finds
-//! all that it holds towards a backend.
+//! There is one table, read both ways. The ports that a client may have follow from its session by a hash and a few
+//! probes, so that its datagrams find their translation without a second table, every port serves every backend, and a
+//! session finds all that it holds towards a backend.
 
 use crate::{
     backend::Tag,
     balance::mix,
-    live::{Live, SECOND_NS, Tables},
+    live::{SECOND_NS, Tables},
 };
 
 /// Key of the translations: the addresses of a backend's answer.
@@ -36,8 +36,8 @@ pub struct Owner {
 
 /// A session: its datagrams carry valid tokens.
 pub const OWNER_SESSION: u32 = 0;
-/// A source address (of IPv6, the first 64 bits), whose datagrams `mode = "observe"` delivers without a valid token. The
-/// kind keeps a forged source from using up the ports of the session whose id looks the same.
+/// A source address (of IPv6, the first 64 bits), whose datagrams `mode = "observe"` delivers without a valid token.
+/// The kind keeps a forged source from using up the ports of the session whose id looks the same.
 pub const OWNER_SOURCE: u32 = 1;
 
 impl Owner {
@@ -114,7 +114,8 @@ pub struct Translation {
     pub nonce: u64,
     /// When that token was issued, unix seconds.
     pub issued_at: u32,
-    /// Stands in the identification or flow label of what leaves, and so in what an ICMP error quotes: see [`COOKIE_MASK_V4`].
+    /// Stands in the identification or flow label of what leaves, and so in what an ICMP error quotes: see
+    /// [`COOKIE_MASK_V4`].
     pub cookie: u32,
     /// The interface that leads to the backend: answers from elsewhere are forged.
     pub backend_ifindex: u32,
@@ -173,22 +174,22 @@ pub const COOKIE_MASK_V4: u32 = 0xffff;
 pub const COOKIE_MASK_V6: u32 = 0xf_ffff;
 
 /// What an answer's session and backend were checked against: a publication of the tables, and the last addition to the
-/// revocations.
+/// revocations (`revocations` of the live map).
 #[inline(always)]
-pub const fn checked(tables: Tables, live: &Live) -> u64 {
-    (tables.generation as u64) << 32 | live.revocations as u32 as u64
+pub const fn checked(tables: Tables, revocations: u64) -> u64 {
+    (tables.generation as u64) << 32 | revocations as u32 as u64
 }
 
 /// How long a translation lasts after its client's last datagram (RFC 4787 REQ-5 recommends five minutes). Only the
 /// client's datagrams, which carry tokens, prolong it (REQ-6 allows that).
 pub const TIMEOUT_NS: u64 = 300 * SECOND_NS;
 
-/// Ports that an owner may have towards a backend, which are tried before a datagram is dropped. With half of all ports taken,
-/// one session in 65,000 finds none; with three quarters, one in a hundred.
+/// Ports that an owner may have towards a backend, which are tried before a datagram is dropped. With half of all ports
+/// taken, one session in 65,000 finds none; with three quarters, one in a hundred.
 pub const PROBES: u32 = 16;
 
-/// Translations that a session may hold towards one backend where the configuration names no number: clients behind a NAT that
-/// forgets them come from other ports.
+/// Translations that a session may hold towards one backend where the configuration names no number: clients behind a
+/// NAT that forgets them come from other ports.
 pub const PER_SESSION_DEFAULT: u32 = 8;
 
 /// The UDP ports that are kept for translations, in host order.
@@ -221,8 +222,8 @@ impl Ports {
         self.first <= port && port <= self.last
     }
 
-    /// The port that an owner with this hash has at a probe, which is taken modulo [`PROBES`]. Each probe has a sixteenth of
-    /// the ports for itself, so that an owner's are all different.
+    /// The port that an owner with this hash has at a probe, which is taken modulo [`PROBES`]. Each probe has a
+    /// sixteenth of the ports for itself, so that an owner's are all different.
     #[inline(always)]
     pub const fn candidate(self, hash: u64, probe: u32) -> u16 {
         let count = self.last as u64 - self.first as u64 + 1;

@@ -1,4 +1,5 @@
-//! What one CPU keeps for itself: the HMAC budget, and room for the full check of a token.
+//! The per-CPU value of the program: budgets of this CPU, and mailboxes in which functions of the program hand values
+//! to each other. A BPF program has 512 bytes of stack for a chain of calls, and its subprograms take five numbers.
 
 use crate::{
     flow::{Flow, FlowKey},
@@ -9,71 +10,58 @@ use crate::{
     service::ServiceKey,
     session::{Seen, TokenKey, TrackedSession},
     sha256,
+    token::Source,
 };
 
-/// The per-CPU value. BPF programs have 512 bytes of stack, which SHA-256 would exceed.
+/// The per-CPU value. Each field has one meaning and, but for the budgets and the count, is valid for one packet.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Scratch {
-    /// HMACs this CPU may still make.
-    pub budget: Budget,
-    /// ICMP messages this CPU may still send.
-    pub icmp: Budget,
-    /// ICMP errors with a wrong cookie that this CPU may still look at.
-    pub wrong_cookies: Budget,
-    /// HMACs this CPU has made.
+    /// HMACs that this CPU may still compute.
+    pub hmac_budget: Budget,
+    /// ICMP messages that this CPU may still send.
+    pub icmp_budget: Budget,
+    /// ICMP errors with a wrong cookie that this CPU may still examine.
+    pub wrong_cookie_budget: Budget,
+    /// HMACs that this CPU has computed.
     pub hmacs: u64,
-    /// The binding of the token under its full check: its address,
-    pub binding_address: u64,
-    /// and its port.
-    pub binding_port: u64,
-    /// The entry of a token cache it becomes: its key,
-    pub token: TokenKey,
-    /// and its value, or what begins with that.
-    pub tracked: TrackedSession,
-    /// What is to be known of the datagram whose session is looked at.
-    pub arrival: Arrival,
-    /// The revocation that is looked for.
+    /// The packet whose token is being checked.
+    pub packet: PacketMetadata,
+    /// The working memory and the result of an HMAC verification.
+    pub verification: Verification,
+    /// The key of a lookup in the revocations.
     pub revocation: RevocationKey,
-    /// Room for SHA-256.
-    pub sha256: sha256::Scratch,
-    /// The packet on its way out.
-    pub load: Load,
-    /// What the ICMP error at hand quotes.
-    pub quote: Quote,
-    /// The flow that a datagram's session claims,
-    pub flow: Flow,
-    /// and the one that its client has.
-    pub held_flow: Flow,
-    /// The translation in the making: its key,
-    pub translation_key: TranslationKey,
-    /// The number of the reason under which `mode = "observe"` delivers a packet.
-    pub observed: u32,
-    /// and its value.
-    pub translation: Translation,
-    /// What its owner holds besides.
-    pub held: Held,
-    /// The fragmented answer at hand: its key,
-    pub fragment_key: FragmentKey,
-    /// and its value.
-    pub fragment: FragmentedAnswer,
+    /// The flow that the session of a packet claims.
+    pub flow: FlowClaim,
+    /// The packet that is to be sent.
+    pub transmit: TransmitDescriptor,
+    /// The packet that an ICMP error carries.
+    pub embedded: EmbeddedPacket,
+    /// A number on its way through memory, after which the verifier does not know it.
+    pub hidden: u32,
+    /// The translation of the packet.
+    pub translation: TranslationOfPacket,
+    /// The fragment of an answer.
+    pub fragment: FragmentOfAnswer,
     /// The part of a datagram that is being summed.
     pub block: Block,
 }
 
-/// A datagram whose token is verified, for what its session has to say to it.
+/// A packet with a token whose fast tag is right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Arrival {
-    /// Where it came from.
-    pub seen: Seen,
-    /// The tables that count for it, as [`Tables::to_word`](crate::live::Tables::to_word) puts them.
+pub struct PacketMetadata {
+    /// The client, in one word.
+    pub client: Seen,
+    /// The tables that apply to it, as [`Tables::to_word`](crate::live::Tables::to_word) encodes them.
     pub tables: u64,
-    /// Its source address, as in [`Source`](crate::token::Source).
-    pub source: u64,
-    /// Where its token is in the frame.
+    /// Its source address, as in [`Source`].
+    pub source_address: u64,
+    /// The key of its token in the token cache.
+    pub token: TokenKey,
+    /// The offset of its token in the frame.
     pub token_at: u32,
-    /// Where its IP header is.
+    /// The offset of its IP header in the frame.
     pub ip_at: u32,
     /// Bytes of its payload behind the token.
     pub payload_len: u32,
@@ -83,48 +71,109 @@ pub struct Arrival {
     pub service_id: u32,
     /// The service's index.
     pub service_index: u32,
-    /// The service's `flags`, `forward` and `max_sources`.
+    /// `flags` of the service.
     pub flags: u8,
-    /// Likewise.
+    /// `forward` of the service.
     pub forward: u8,
-    /// Likewise.
+    /// `max_sources` of the service.
     pub max_sources: u8,
-    /// 1 if its token is in the cache of stateful entries, else 0.
-    pub tracked: u8,
-    /// Zeros.
-    pub reserved: [u8; 4],
+    /// 1 if its token belongs in the cache of stateful entries, else 0.
+    pub stateful: u8,
+    /// Its source port, as in [`Source`].
+    pub source_port: u16,
+    /// Zero.
+    pub reserved: u16,
 }
 
-/// The datagram that an ICMP error quotes, from a service to a client.
+impl PacketMetadata {
+    /// Its sender.
+    #[inline(always)]
+    pub const fn source(&self) -> Source {
+        Source { v6: self.v6 != 0, address: self.source_address, port: self.source_port }
+    }
+}
+
+/// The working memory and the result of an HMAC verification.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Verification {
+    /// The working memory of SHA-256.
+    pub sha256: sha256::Scratch,
+    /// The new entry of a token cache. The cache of tokens without state takes its first part.
+    pub entry: TrackedSession,
+}
+
+/// The flow that the session of a packet claims.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Quote {
-    /// The service it came from.
+pub struct FlowClaim {
+    /// The client of the service.
+    pub key: FlowKey,
+    /// Zero.
+    pub reserved: u32,
+    /// The flow, as this session claims it.
+    pub claimed: Flow,
+    /// The flow, as the table has it.
+    pub held: Flow,
+}
+
+/// The datagram from a service to a client that an ICMP error carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct EmbeddedPacket {
+    /// Its source: the service.
     pub from: ServiceKey,
-    /// The client it was for; the service's index is to be filled in.
+    /// Its destination: the client. The service's index is filled in once the service is known.
     pub to: FlowKey,
+    /// By how much the ICMP checksum changes with its rewriting, as a field of a checksum.
+    pub checksum_change: u32,
 }
 
-/// What is to be sent on: an IP packet in a frame. The checks hand it here to the function that sends it: the stacks of
-/// both would not fit the limit, and the verifier looks at that function once, not for each way that packets come to it.
+/// The translation of the packet: of `forward = "nat"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Load {
-    /// Where its IP header begins in the frame.
+pub struct TranslationOfPacket {
+    /// Its key.
+    pub key: TranslationKey,
+    /// Zero.
+    pub reserved: u32,
+    /// The translation.
+    pub value: Translation,
+    /// The other translations of its owner.
+    pub held: Held,
+}
+
+/// A fragment of a backend's answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FragmentOfAnswer {
+    /// What it has in common with the other fragments of the answer.
+    pub key: FragmentKey,
+    /// Zero.
+    pub reserved: u32,
+    /// The answer.
+    pub answer: FragmentedAnswer,
+}
+
+/// An IP packet in a frame that is to be sent. The checks describe the packet here for the subprogram that sends it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TransmitDescriptor {
+    /// The offset of its IP header in the frame.
     pub ip_at: u32,
-    /// Bytes of it.
+    /// Bytes of the packet.
     pub len: u32,
-    /// Bytes to be taken out behind its UDP header: the token's, or none.
+    /// Bytes to be removed behind its UDP header: the token's, or none.
     pub stripped: u32,
-    /// What spreads its session over outer sources.
+    /// The hash of its session, for the source of an outer header.
     pub spread: u32,
     /// Once it was too big: the longest packet that its sender may send instead.
-    pub room: u32,
+    pub mtu: u32,
     /// 1 if it is IPv6, else 0.
     pub v6: u16,
-    /// 1 if its transport is known and has a checksum, else 0.
-    pub summed: u16,
-    /// Whose it is.
+    /// 1 if it is UDP or ICMP with a checksum, else 0.
+    pub has_checksum: u16,
+    /// The owner of its translation.
     pub owner: Owner,
 }
 
@@ -142,48 +191,39 @@ impl Default for Block {
     }
 }
 
-const _: () = assert!(
-    size_of::<Scratch>()
-        == 8 * 4
-            + 16
-            + 16
-            + 256
-            + 56
-            + 16
-            + 288
-            + 40
-            + 40
-            + 32
-            + 32
-            + 24
-            + 144
-            + 16
-            + 36
-            + 16
-            + 4
-            + BLOCK_LEN
-        && align_of::<Scratch>() == 8
-);
+const _: () = {
+    assert!(size_of::<PacketMetadata>() == 72 && align_of::<PacketMetadata>() == 8);
+    assert!(size_of::<Verification>() == 288 + 256 && align_of::<Verification>() == 8);
+    assert!(size_of::<FlowClaim>() == 20 + 4 + 2 * 32 && align_of::<FlowClaim>() == 8);
+    assert!(size_of::<TransmitDescriptor>() == 40 && align_of::<TransmitDescriptor>() == 8);
+    assert!(size_of::<EmbeddedPacket>() == 2 * 20 + 4 && align_of::<EmbeddedPacket>() == 4);
+    assert!(size_of::<TranslationOfPacket>() == 20 + 4 + 144 + 16 && align_of::<TranslationOfPacket>() == 8);
+    assert!(size_of::<FragmentOfAnswer>() == 36 + 4 + 16 && align_of::<FragmentOfAnswer>() == 8);
+    assert!(
+        size_of::<Scratch>() == 4 * 8 + 72 + 544 + 16 + 88 + 40 + 44 + 4 + 184 + 56 + BLOCK_LEN
+            && align_of::<Scratch>() == 8
+    );
+};
 crate::map_value!(Scratch);
 
-/// A rate of a CPU's own, of which at most a tenth of a second is saved up.
+/// What one CPU may do of something that costs time. Unused budget adds up for at most a tenth of a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Budget(GcraState);
 
-/// What one ICMP message costs of a CPU's budget: a thousand a second, as many as Linux sends in all
+/// The cost of one ICMP message: a CPU sends at most a thousand a second, as many as Linux sends in total
 /// (net.ipv4.icmp_msgs_per_sec).
 pub const ICMP_COST_NS: u64 = SECOND_NS / 1000;
 
-/// What one ICMP error with a wrong cookie costs of a CPU's budget: a hundred a second. A blind sender that guesses the 16
-/// bits of IPv4 then hits one live translation in eleven minutes, for each CPU of this node.
+/// The cost of one ICMP error with a wrong cookie: a CPU examines at most a hundred a second. A blind sender that
+/// guesses the 16 bits of an IPv4 cookie then hits one translation in eleven minutes, for each CPU of this node.
 pub const WRONG_COOKIE_COST_NS: u64 = SECOND_NS / 100;
 
-/// How much unused budget a CPU may save up.
+/// How much unused budget adds up.
 pub const BURST_NS: u64 = SECOND_NS / 10;
 
 impl Budget {
-    /// Takes one thing that costs `cost_ns` out of the budget at `now` (kernel clock, ns); false if none is left.
+    /// Takes `cost_ns` out of the budget at `now` (kernel clock, ns); false if less is left.
     #[inline(always)]
     pub fn take(&mut self, now: u64, cost_ns: u64) -> bool {
         let rate = Rate { cost_ns, debt_ns: BURST_NS.saturating_sub(cost_ns) };

@@ -70,7 +70,8 @@ pub struct Service {
     pub forward: u8,
     /// `FLAG_*`.
     pub flags: u8,
-    /// Source addresses that a token may be used from, at most [`SOURCES_MAX`](crate::session::SOURCES_MAX); 0: any number.
+    /// Source addresses that a token may be used from, at most [`SOURCES_MAX`](crate::session::SOURCES_MAX); 0: any
+    /// number.
     pub max_sources: u8,
     /// Zeros.
     pub reserved: [u8; 3],

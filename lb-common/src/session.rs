@@ -1,7 +1,7 @@
 //! The token caches: what the full check of a token found, so that it is paid for once.
 //!
-//! There are two. A BEARER token without limits needs 64 bytes; what PROOF and limits count from packet to packet takes 192
-//! more, and a cache of its own, which no number of BEARER tokens pushes it out of.
+//! There are two. A BEARER token without limits needs 64 bytes; what PROOF and limits count from packet to packet takes
+//! 192 more, and a cache of its own, which no number of BEARER tokens pushes it out of.
 
 use crate::{flow::Activity, rate::GcraState, siphash::SipKey, token::Header};
 
@@ -51,7 +51,8 @@ pub struct Session {
     pub highest: u32,
 }
 
-/// What is known of a verified token of which something is counted: every PROOF token, and all of a service with limits.
+/// What is known of a verified token of which something is counted: every PROOF token, and all of a service with
+/// limits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct TrackedSession {
@@ -124,8 +125,8 @@ pub struct Admission {
 
 const _: () = {
     assert!(size_of::<TokenKey>() == 16 && align_of::<TokenKey>() == 8);
-    // With the kernel's 48 bytes and the key before it, two cache lines and five. What PROOF and limits need besides the
-    // first of their own is in the next, but for one word of the window.
+    // With the kernel's 48 bytes and the key before it, two cache lines and five. What PROOF and limits need besides
+    // the first of their own is in the next, but for one word of the window.
     assert!(size_of::<Session>() == 64 && align_of::<Session>() == 8);
     assert!(core::mem::offset_of!(Session, admission) == 32);
     assert!(size_of::<TrackedSession>() == 256 && align_of::<TrackedSession>() == 8);
@@ -143,8 +144,9 @@ impl Session {
     }
 }
 
-/// A source address as [`TrackedSession::sources`] holds it: an IPv4 address is told exactly; an IPv6 address by its first 64
-/// bits, of which 32 are kept. Whoever has so many prefixes that some look alike needs no shared token. Never 0.
+/// A source address as [`TrackedSession::sources`] holds it: an IPv4 address is told exactly; an IPv6 address by its
+/// first 64 bits, of which 32 are kept. Whoever has so many prefixes that some look alike needs no shared token. Never
+/// 0.
 ///
 /// `address` as in [`Source`](crate::token::Source).
 #[inline(always)]
@@ -155,9 +157,9 @@ pub const fn source(address: u64) -> u32 {
     !mixed | (mixed == u32::MAX) as u32
 }
 
-/// A word of the replay window: `(block + 1) << 32 | bits`, where `block` holds 32 sequence numbers and has its place by
-/// `block % REPLAY_WORDS`. What a block marks changes by one compare-and-swap of one word, so that of the same packet on
-/// several CPUs at once exactly one passes.
+/// A word of the replay window: `(block + 1) << 32 | bits`, where `block` holds 32 sequence numbers and has its place
+/// by `block % REPLAY_WORDS`. What a block marks changes by one compare-and-swap of one word, so that of the same
+/// packet on several CPUs at once exactly one passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplayWord(pub u64);
 

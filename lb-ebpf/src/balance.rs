@@ -1,4 +1,4 @@
-//! Step 10, its beginning: the backend of a session.
+//! First part of step 10: the backend of a session.
 
 use core::ops::Deref;
 
@@ -7,7 +7,7 @@ use lb_common::{
     balance,
     live::Tables,
     maps::{BACKENDS_MAX, SERVICES_MAX},
-    reason::Reason,
+    reason::{Reason, ReasonCode},
     service::Service,
     token::Source,
 };
@@ -17,12 +17,12 @@ use crate::{
     maps::{BACKENDS, MAGLEV, PINNED},
 };
 
-/// A backend, and where it is among all.
+/// A backend, and its index.
 #[derive(Clone, Copy)]
 pub struct Chosen {
     backend: &'static Backend,
-    /// Its place in the map.
-    pub place: u32,
+    /// Its index in the map.
+    pub index: u32,
 }
 
 impl Deref for Chosen {
@@ -34,42 +34,42 @@ impl Deref for Chosen {
     }
 }
 
-/// The backend of a session: the one its token names, else the one its hash picks.
+/// The backend of a session: the one that its token names, else the one that its hash selects.
 #[inline(always)]
-pub fn for_session(tables: Tables, service: &Service, admitted: Admitted) -> Result<Chosen, Reason> {
+pub fn for_session(tables: Tables, service: &Service, admitted: Admitted) -> Result<Chosen, ReasonCode> {
     match admitted.backend_id {
         0 => hashed(tables, service, admitted.session_id),
         backend_id => pinned(tables, service, backend_id),
     }
 }
 
-/// The backend of a client without a token: by its address alone, so that its fragments go the same way.
+/// The backend of a client without a token: by its address alone, so that its fragments go to the same backend.
 #[inline(always)]
-pub fn for_client(tables: Tables, service: &Service, from: &Source) -> Result<Chosen, Reason> {
+pub fn for_client(tables: Tables, service: &Service, from: &Source) -> Result<Chosen, ReasonCode> {
     hashed(tables, service, from.address)
 }
 
 #[inline(always)]
-fn hashed(tables: Tables, service: &Service, session: u64) -> Result<Chosen, Reason> {
+fn hashed(tables: Tables, service: &Service, session: u64) -> Result<Chosen, ReasonCode> {
     let table = MAGLEV.get(tables.half * SERVICES_MAX + service.index).ok_or(Reason::NoBackend)?;
     match table[balance::position(session) as usize] {
-        0 => Err(Reason::NoBackend),
-        place => at(tables, u32::from(place) - 1),
+        0 => Err(Reason::NoBackend.into()),
+        entry => at(tables, u32::from(entry) - 1),
     }
 }
 
 /// The backend of a service with this id.
 #[inline(always)]
-pub fn pinned(tables: Tables, service: &Service, backend_id: u16) -> Result<Chosen, Reason> {
+pub fn pinned(tables: Tables, service: &Service, backend_id: u16) -> Result<Chosen, ReasonCode> {
     let key = PinnedKey { half: tables.half, service_index: service.index as u16, backend_id };
-    // SAFETY: a word, copied out here and now.
-    let place = *unsafe { PINNED.get(key) }.ok_or(Reason::NoBackend)?;
-    at(tables, place)
+    // SAFETY: a word, which is copied at once.
+    let index = *unsafe { PINNED.get(key) }.ok_or(Reason::NoBackend)?;
+    at(tables, index)
 }
 
 #[inline(always)]
-fn at(tables: Tables, place: u32) -> Result<Chosen, Reason> {
-    let place = tables.half * BACKENDS_MAX + place;
-    let backend = BACKENDS.get(place).filter(|backend| backend.backend_id != 0).ok_or(Reason::NoBackend)?;
-    Ok(Chosen { backend, place })
+fn at(tables: Tables, index: u32) -> Result<Chosen, ReasonCode> {
+    let index = tables.half * BACKENDS_MAX + index;
+    let backend = BACKENDS.get(index).filter(|backend| backend.backend_id != 0).ok_or(Reason::NoBackend)?;
+    Ok(Chosen { backend, index })
 }

@@ -1,9 +1,10 @@
-//! What the program says to the daemon's log: only what should never happen, for a packet must not buy a log line.
+//! What the program writes to the daemon's log: only what should never happen, because nobody may cause log lines by
+//! packets.
 
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::error;
 
-/// A helper failed where it never should.
+/// A kernel helper failed where it never should.
 #[inline(never)]
 pub fn internal(ctx: &XdpContext, service_id: u32) {
     error!(

@@ -1,11 +1,11 @@
-//! Where a client's session went, remembered for the ICMP errors that quote what its backend answers. A client's address is
-//! anybody's to write: a flow stays with the session that is in use (docs/adr/0010).
+//! The flow of a client: the session that its packets belong to, for ICMP errors that carry what its backend answered.
+//! Anyone can write a client's address: a flow stays with the session that is in use (docs/adr/0010).
 
 use lb_common::{
     flow::{Activity, Flow, FlowKey, is_bound},
-    scratch::{Arrival, Scratch},
+    scratch::{FlowClaim, PacketMetadata},
     service::FORWARD_LOCAL,
-    session::{Seen, Session, TrackedSession},
+    session::{Seen, Session},
 };
 
 use crate::{
@@ -13,82 +13,81 @@ use crate::{
     headers::{Address, Ip, Ipv4, Ipv6, Udp},
     maps::{FLOWS, SESSIONS, TRACKED},
     packet::{Cursor, Frame},
-    parse::IP_AT_MASK,
+    shared::{Shared, field},
+    verifier::IP_AT_MASK,
 };
 
-/// Makes the session of an entry, whose token's key is in the scratch, that of its client. False if it is another's, whose
-/// token is in use. This host's own stack needs no help.
+/// Makes the session of an entry the session of the packet's client. False if the flow belongs to another session,
+/// whose token is in use. The network stack of this host needs no flows.
 #[inline(always)]
-pub fn claim(frame: &Frame, scratch: &mut Scratch, now: Now, entry: *const Session) -> bool {
-    let Arrival { ip_at, v6, forward, service_index, tracked, .. } = scratch.arrival;
-    if forward == FORWARD_LOCAL {
+pub fn claim(
+    frame: &Frame,
+    packet: &PacketMetadata,
+    flow: &mut FlowClaim,
+    now: Now,
+    entry: Shared<Session>,
+) -> bool {
+    if packet.forward == FORWARD_LOCAL {
         return true;
     }
-    let ip = frame.start().skip(ip_at as usize & IP_AT_MASK);
-    let from = match v6 {
-        0 => from::<Ipv4>(ip),
-        _ => from::<Ipv6>(ip),
+    let ip = frame.start().skip(packet.ip_at as usize & IP_AT_MASK);
+    let client = match packet.v6 {
+        0 => client::<Ipv4>(ip),
+        _ => client::<Ipv6>(ip),
     };
-    let Some((client_be, client_port_be)) = from else { return true };
-    let key = &mut scratch.quote.to;
-    *key = FlowKey { client_be, client_port_be, service_index: service_index as u16 };
-    // SAFETY: the kernel's entry, to memory that stays allocated. If it has become another token's, that one's session gets
-    // the flow: an ICMP error may go to a wrong backend of the service.
-    let admission = unsafe { (&raw const (*entry).admission).read_volatile() };
-    scratch.flow = Flow { owner: scratch.token, tracked: tracked.into(), ..Flow::unowned(&admission) };
-    // SAFETY: copied out here and now.
-    if let Some(held) = unsafe { FLOWS.get(&*key) } {
-        scratch.held_flow = *held;
-        let (held, flow) = (&scratch.held_flow, &scratch.flow);
-        if held.session_id != flow.session_id {
-            if is_in_use(held, scratch.arrival.seen, now, entry) {
+    let Some((client_be, client_port_be)) = client else { return true };
+    let FlowClaim { key, claimed, held, .. } = flow;
+    *key = FlowKey { client_be, client_port_be, service_index: packet.service_index as u16 };
+    // If the entry has become that of another token, that token's session gets the flow: an ICMP error can go to a
+    // wrong backend of the service.
+    let admission = field!(entry, admission).read();
+    *claimed = Flow { owner: packet.token, tracked: packet.stateful.into(), ..Flow::unowned(&admission) };
+    if let Some(found) = Shared::entry(&FLOWS, key) {
+        found.copy_to(held);
+        if held.session_id != claimed.session_id {
+            if is_in_use(held, packet.client, now, entry) {
                 return false;
             }
-        } else if held.owner.fast_tag == flow.owner.fast_tag && held.owner.nonce == flow.owner.nonce {
+        } else if held.owner.fast_tag == claimed.owner.fast_tag && held.owner.nonce == claimed.owner.nonce {
             return true;
         }
     }
-    // What cannot be remembered costs a client an ICMP error.
-    let _ = FLOWS.insert(&*key, &scratch.flow, 0);
+    // If the table cannot take the flow, the client misses an ICMP error.
+    let _ = FLOWS.insert(&*key, &*claimed, 0);
     true
 }
 
-/// Whether a flow's token still comes from this client, and so recently that nobody else may take the flow. Who holds a token
-/// that is bound to the client's address takes it from one that is not. If it may be taken, its token's next datagram claims it
-/// again.
+/// Whether the token of a flow has come from this client so recently that no other session may take the flow. A token
+/// that is bound to the client's address takes it from one that is not. If the flow may be taken, its token claims it
+/// again with its next datagram.
 #[inline(always)]
-fn is_in_use(held: &Flow, client: Seen, now: Now, entry: *const Session) -> bool {
+fn is_in_use(held: &Flow, client: Seen, now: Now, entry: Shared<Session>) -> bool {
     let owner = match held.tracked {
-        0 => SESSIONS.get_ptr_mut(&held.owner),
-        _ => TRACKED.get_ptr_mut(&held.owner).map(<*mut TrackedSession>::cast),
+        0 => Shared::entry(&SESSIONS, &held.owner),
+        _ => Shared::entry(&TRACKED, &held.owner).map(|entry| field!(entry, session)),
     };
     let Some(owner) = owner else { return false };
-    // SAFETY: the kernel's entry, to memory that stays allocated; volatile, because it may be written to. If it becomes
-    // another token's, that one claims its flow once more.
-    unsafe {
-        let seen = &raw mut (*owner).seen;
-        if seen.read_volatile() != client {
-            return false;
-        }
-        let active = (&raw const (*owner).admission.active).read_volatile();
-        let bound = |entry: *const Session| is_bound((&raw const (*entry).claims[0]).read_volatile());
-        let in_use = active.is_in_use(activity(owner, now));
-        if in_use && (bound(owner) || !bound(entry)) {
-            return true;
-        }
-        seen.write_volatile(Seen::default());
+    let seen = field!(owner, seen);
+    if seen.read() != client {
+        return false;
     }
+    let bound = |entry: Shared<Session>| is_bound(field!(entry, claims[0]).read());
+    let in_use = field!(owner, admission.active).read().is_in_use(activity(owner, now));
+    if in_use && (bound(owner) || !bound(entry)) {
+        return true;
+    }
+    // If the entry has become that of another token, that token claims its flow once more.
+    seen.write(Seen::default());
     false
 }
 
-/// What a token that is used now has for its activity, by its entry. Its sealed claims are as good as random.
+/// The activity of a token that is used now, by its entry. Its sealed claims are as good as random.
 #[inline(always)]
-pub fn activity(entry: *const Session, now: Now) -> Activity {
-    // SAFETY: as above.
-    Activity::at(now.kernel_ns, unsafe { (&raw const (*entry).claims[3]).read_volatile() })
+pub fn activity(entry: Shared<Session>, now: Now) -> Activity {
+    Activity::at(now.kernel_ns, field!(entry, claims[3]).read())
 }
 
 #[inline(always)]
-fn from<I: Ip>(ip: Cursor) -> Option<(Address, u16)> {
+fn client<I: Ip>(ip: Cursor) -> Option<(Address, u16)> {
     Some((I::read(ip)?.addresses()[0], Udp::read(ip, I::LEN)?.ports_be()[0]))
 }

@@ -1,122 +1,114 @@
-//! ICMP errors about what a service's backends answered: to the backend of the session that they quote.
+//! ICMP errors about the answers of a service's backends: to the backend of the session that they are about.
 //!
-//! A backend that answers clients by itself never sees them otherwise: they come to the service's address, which is this
-//! node's. What ties an error to a session is the client that it quotes, which the flows know (docs/adr/0010).
+//! A backend that answers clients by itself would never see these errors: they come to the service's address, which is
+//! that of this node. The client in the embedded packet ties an error to a session, by the flows (docs/adr/0010).
 
-use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    flow::{Flow, FlowKey},
-    live::Tables,
+    flow::FlowKey,
     nat::{Owner, Ports},
-    scratch::Quote,
+    reason::{Reason, ReasonCode},
+    scratch::EmbeddedPacket,
     service::{FORWARD_LOCAL, FORWARD_NAT, Service, ServiceKey},
 };
-use network_types::ip::IpProto;
 
 use crate::{
     admit::Admitted,
     balance,
-    forward::{self, Way},
-    headers::{Ip, Ipv4, Ipv6, MORE_FRAGMENTS, PLAIN, v4_mapped},
-    maps::{FLOWS, NAT_PORTS, SCRATCH},
+    forward::{self, Action, nat},
+    headers::{Ip, Ipv4, Ipv6, same_address, v4_mapped},
+    maps::{FLOWS, NAT_PORTS},
+    outcome::Outcome,
     packet::{Cursor, Frame},
-    parse::IP_AT_MASK,
+    run::Run,
+    scratch::Mailboxes,
     service,
-    verdict::Outcome,
+    shared::{Shared, field},
+    subprogram::subprogram,
+    verifier::IP_AT_MASK,
+    wire::{FRAGMENT_OFFSET, ICMP_LEN, IPV4_VERSION_IHL, protocol},
 };
 
-/// Bytes of an ICMP header.
-const ICMP_LEN: usize = 8;
-
-/// The service whose datagram an ICMP message quotes, and the message's way to the backend that sent it. If there is none,
-/// what becomes of it instead.
+/// The service whose datagram an ICMP message carries, and the action that sends the message to the datagram's backend.
+/// If there is none, the outcome of the message.
 #[inline(always)]
-pub fn error(
-    frame: &Frame,
-    (ip, v6): (Cursor, bool),
-    tables: Tables,
-) -> Result<(&'static Service, Way), Outcome> {
-    if quote(frame.context(), ip.offset_in(frame) as u32, v6.into()) == 0 {
-        return Err(Outcome::NotOurs);
+pub fn error(run: &mut Run, (ip, v6): (Cursor, bool)) -> Result<(&'static Service, Action), Outcome> {
+    let ip_at = ip.offset_in(&run.frame) as u32;
+    let embedded = read_embedded(&run.frame, &mut run.mailboxes, ip_at, v6)
+        .and_then(|()| Ok(&mut run.mailboxes.open()?.embedded))
+        .map_err(|_| Outcome::NotOurs)?;
+    if embedded.from.port_be == 0 {
+        return Err(Outcome::NotOurs); // Port 0 means ports that cannot be read.
     }
-    let scratch = SCRATCH.get_ptr_mut(0).ok_or(Outcome::NotOurs)?;
-    // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
-    let quote = unsafe { &mut (*scratch).quote };
-    if quote.from.port_be == 0 {
-        return Err(Outcome::NotOurs); // Port 0 stands for ports that cannot be read.
-    }
-    match service::find(tables, &quote.from) {
-        Some(service) => to_backend(frame, (ip, v6), tables, service, quote).ok_or(Outcome::NotOurs),
-        None => Err(to_client(frame, (ip, v6), tables)),
+    match service::find(run.tables, &embedded.from) {
+        Some(service) => to_backend(run, (ip, v6), service).ok_or(Outcome::NotOurs),
+        None => Err(to_client(run, (ip, v6))),
     }
 }
 
 #[inline(always)]
 fn to_backend(
-    frame: &Frame,
-    (ip, v6): (Cursor, bool),
-    tables: Tables,
+    run: &mut Run,
+    ip: (Cursor, bool),
     service: &'static Service,
-    quote: &mut Quote,
-) -> Option<(&'static Service, Way)> {
+) -> Option<(&'static Service, Action)> {
     if service.forward == FORWARD_LOCAL {
         return None;
     }
-    quote.to.service_index = service.index as u16;
-    // SAFETY: copied out here and now.
-    let Flow { session_id, backend_id, .. } = *unsafe { FLOWS.get(&quote.to) }?;
+    let client = &mut run.mailboxes.open().ok()?.embedded.to;
+    client.service_index = service.index as u16;
+    let flow = Shared::entry(&FLOWS, client)?;
+    let (session_id, backend_id) = (field!(flow, session_id).read(), field!(flow, backend_id).read());
     let session = Admitted { session_id, backend_id };
-    let backend = balance::for_session(tables, service, session).ok()?;
+    let backend = balance::for_session(run.tables, service, session).ok()?;
     let owner = Owner::session(service.id, session.session_id);
-    let way = forward::untouched(frame, (ip, v6), service, owner, false, backend).ok()?;
-    Some((service, if service.forward == FORWARD_NAT { Way::Requoted(backend) } else { way }))
+    let action = forward::unchanged(run, ip, service, owner, backend).ok()?;
+    Some((service, if service.forward == FORWARD_NAT { Action::TranslateIcmpError(backend) } else { action }))
 }
 
-/// An error about what left a port of this node, on a backend's side.
+/// An error about a packet that left a port of this node, on a backend's side.
 #[inline(always)]
-fn to_client(frame: &Frame, ip: (Cursor, bool), tables: Tables) -> Outcome {
+fn to_client(run: &mut Run, ip: (Cursor, bool)) -> Outcome {
     if Ports::from_word(NAT_PORTS.load()).is_none() {
         return Outcome::NotOurs;
     }
-    forward::requoted_to_client(frame, ip, tables)
+    nat::icmp_error_to_client(run, ip)
 }
 
-/// Reads what an ICMP error quotes into the scratch. Returns 1 if it quotes a datagram from the address that it came to.
-/// With a name for the linker: looked at by the verifier once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn quote(ctx: *mut xdp_md, ip_at: u32, v6: u32) -> u32 {
-    let ip = Frame::at(ctx).start().skip(ip_at as usize & IP_AT_MASK);
-    let quoted = match v6 {
-        0 => quoted::<Ipv4>(ip),
-        _ => quoted::<Ipv6>(ip),
-    };
-    let (Some(quoted), Some(scratch)) = (quoted, SCRATCH.get_ptr_mut(0)) else {
-        return 0;
-    };
-    // SAFETY: this CPU's own value; a program run is never interrupted by another on the same CPU.
-    unsafe { (*scratch).quote = quoted };
-    1
+subprogram! {
+    /// Reads the packet that an ICMP error carries into the scratch. Fails with `NotOurs` if it is not a datagram from
+    /// the address that the error came to.
+    fn read_embedded(ip_at: u32, v6: bool) -> () = read;
 }
 
 #[inline(always)]
-fn quoted<I: Ip>(ip: Cursor) -> Option<Quote> {
+fn read(frame: &Frame, mailboxes: &mut Mailboxes, ip_at: u32, v6: bool) -> Result<(), ReasonCode> {
+    let ip = frame.start().skip(ip_at as usize & IP_AT_MASK);
+    let embedded = match v6 {
+        false => embedded::<Ipv4>(ip),
+        true => embedded::<Ipv6>(ip),
+    };
+    mailboxes.open()?.embedded = embedded.ok_or(Reason::NotOurs)?;
+    Ok(())
+}
+
+#[inline(always)]
+fn embedded<I: Ip>(ip: Cursor) -> Option<EmbeddedPacket> {
     let [.., to] = I::read(ip)?.addresses();
     let icmp = ip.skip(I::LEN);
-    let quoted = icmp.skip(ICMP_LEN);
-    let header = I::read(quoted)?;
-    let datagram = header.protocol() == IpProto::Udp as u8 && is_plain::<I>(quoted);
+    let embedded = icmp.skip(ICMP_LEN);
+    let header = I::read(embedded)?;
+    let datagram = header.protocol() == protocol::UDP && has_ports::<I>(embedded);
     let [from, client_be] = header.addresses();
-    let own = from[0] == to[0] && from[1] == to[1] && from[2] == to[2] && from[3] == to[3];
-    // In the table, a v4-mapped address is an IPv4 service's; on the wire there is none.
+    // In the table, a v4-mapped address is that of an IPv4 service; on the wire there is none.
     let mapped = I::V6 && from[0] == 0 && from[1] == 0 && from[2] == v4_mapped(0)[2];
-    if !is_error::<I>(icmp.read(0)?) || !datagram || !own || mapped {
+    if !is_error::<I>(icmp.read(0)?) || !datagram || !same_address(&from, &to) || mapped {
         return None;
     }
-    let [port, client_port_be] = quoted.read(I::LEN)?;
-    Some(Quote {
+    let [port, client_port_be] = embedded.read(I::LEN)?;
+    Some(EmbeddedPacket {
         from: ServiceKey::v6(from, port),
         to: FlowKey { client_be, client_port_be, service_index: 0 },
+        checksum_change: 0,
     })
 }
 
@@ -126,12 +118,12 @@ const fn is_error<I: Ip>(kind: u8) -> bool {
     if I::V6 { matches!(kind, 1..=4) } else { matches!(kind, 3 | 11 | 12) }
 }
 
-/// Whether its ports follow an IP header.
+/// Whether ports follow an IP header.
 #[inline(always)]
-fn is_plain<I: Ip>(at: Cursor) -> bool {
+fn has_ports<I: Ip>(at: Cursor) -> bool {
     if I::V6 {
         return true;
     }
     let Some(header) = Ipv4::read(at) else { return false };
-    header.vihl() == PLAIN && header.fragment() & (MORE_FRAGMENTS - 1) == 0
+    header.version_ihl() == IPV4_VERSION_IHL && header.fragment() & FRAGMENT_OFFSET == 0
 }

@@ -1,82 +1,76 @@
-//! Step 9: how much one session may do. Nothing is taken before everything has passed.
+//! Step 9: the limits of one session. Nothing is consumed before every check has passed.
 
 use lb_common::{
     live::Tables,
     maps::SERVICES_MAX,
     rate::{GcraState, Rate},
-    reason::Reason,
-    scratch::Arrival,
+    reason::{Reason, ReasonCode},
+    scratch::PacketMetadata,
     service::FLAG_RATED,
     session::{SOURCES_MAX, TrackedSession, source},
 };
 
-use crate::{atomic, clock::Now, maps::RATES};
+use crate::{
+    clock::Now,
+    maps::RATES,
+    shared::{Shared, field},
+};
 
-/// How often the state of a rate is tried to be changed: who fails so often is one of many packets at once.
+/// How often the program tries to change the state of a rate. A packet that fails so often is one of many at once.
 const TRIES: u32 = 8;
 
-/// Takes a packet out of its session's rate, and its source address into the session's sources.
+/// Counts a packet against the rate of its session, and adds its source address to the session's sources.
 #[inline(always)]
-pub fn check(arrival: &Arrival, now: Now, entry: *mut TrackedSession) -> Result<(), Reason> {
-    let rate = rate(arrival, entry)?;
-    // SAFETY: as in `tracked::settled`.
-    let state = unsafe { &raw mut (*entry).rate };
+pub fn check(packet: &PacketMetadata, now: Now, entry: Shared<TrackedSession>) -> Result<(), ReasonCode> {
+    let rate = rate(packet, entry)?;
+    let state = field!(entry, rate.0);
     if rate.cost_ns != 0 {
-        // SAFETY: as above.
-        unsafe { state.read_volatile() }.after(now.kernel_ns, rate).ok_or(Reason::RateLimited)?;
+        GcraState(state.read()).after(now.kernel_ns, rate).ok_or(Reason::RateLimited)?;
     }
-    if arrival.max_sources != 0 {
-        from_one_of_its_sources(arrival, entry)?;
+    if packet.max_sources != 0 {
+        is_from_allowed_source(packet, entry)?;
     }
     if rate.cost_ns != 0 { take(state, now, rate) } else { Ok(()) }
 }
 
 #[inline(always)]
-fn rate(arrival: &Arrival, entry: *mut TrackedSession) -> Result<Rate, Reason> {
-    if arrival.flags & FLAG_RATED == 0 {
+fn rate(packet: &PacketMetadata, entry: Shared<TrackedSession>) -> Result<Rate, ReasonCode> {
+    if packet.flags & FLAG_RATED == 0 {
         return Ok(Rate::default());
     }
-    let tables = Tables::from_word(arrival.tables);
-    let of_service = RATES.get(tables.half * SERVICES_MAX + arrival.service_index).ok_or(Reason::Internal)?;
-    // SAFETY: as in `tracked::settled`.
-    let class = unsafe { (&raw const (*entry).session.admission.class).read_volatile() };
+    let tables = Tables::from_word(packet.tables);
+    let of_service = RATES.get(tables.half * SERVICES_MAX + packet.service_index).ok_or(Reason::Internal)?;
+    let class = field!(entry, session.admission.class).read();
     Ok(of_service[usize::from(class)])
 }
 
 #[inline(always)]
-fn take(state: *mut GcraState, now: Now, rate: Rate) -> Result<(), Reason> {
+fn take(state: Shared<u64>, now: Now, rate: Rate) -> Result<(), ReasonCode> {
     for _ in 0..TRIES {
-        // SAFETY: an aligned word of the entry; if that has become another token's, it does not hold what was read.
-        unsafe {
-            let found = state.read_volatile();
-            let next = found.after(now.kernel_ns, rate).ok_or(Reason::RateLimited)?;
-            if atomic::replace_u64(state.cast(), found.0, next.0) {
-                return Ok(());
-            }
+        let found = state.read();
+        let next = GcraState(found).after(now.kernel_ns, rate).ok_or(Reason::RateLimited)?;
+        if state.replace(found, next.0) {
+            return Ok(());
         }
     }
-    Err(Reason::RateLimited)
+    Err(Reason::RateLimited.into())
 }
 
 #[inline(always)]
-fn from_one_of_its_sources(arrival: &Arrival, entry: *mut TrackedSession) -> Result<(), Reason> {
-    let wanted = source(arrival.source);
-    // SAFETY: as in `tracked::settled`.
-    let sources = unsafe { &raw mut (*entry).sources }.cast::<u32>();
-    for place in 0..SOURCES_MAX {
-        if place >= usize::from(arrival.max_sources) {
+fn is_from_allowed_source(packet: &PacketMetadata, entry: Shared<TrackedSession>) -> Result<(), ReasonCode> {
+    let wanted = source(packet.source_address);
+    for index in 0..SOURCES_MAX {
+        if index >= usize::from(packet.max_sources) {
             break;
         }
-        // SAFETY: one of the entry's places, and an aligned word.
-        let found = unsafe {
-            match sources.add(place).read_volatile() {
-                0 => atomic::exchange_u32(sources.add(place), 0, wanted),
-                other => other,
-            }
+        let slot = field!(entry, sources[index]);
+        let found = match slot.read() {
+            0 => slot.exchange(0, wanted),
+            other => other,
         };
         if found == 0 || found == wanted {
             return Ok(());
         }
     }
-    Err(Reason::TooManySources)
+    Err(Reason::TooManySources.into())
 }

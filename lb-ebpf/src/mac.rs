@@ -1,6 +1,6 @@
-//! Step 1, its end: whether a frame is for this interface. Where frames are flooded, a packet for a service's address may be
-//! another balancer's: forwarded here as well, it would reach its backend twice, and two such balancers would forward each
-//! other's frames (docs/adr/0013).
+//! Last part of step 1: whether a frame is for this interface. Where a switch floods frames, a packet for a service's
+//! address can be for another balancer. Forwarded here as well, it would reach its backend twice, and two such
+//! balancers would forward each other's frames (docs/adr/0013).
 
 use lb_common::{
     live::Tables,
@@ -9,36 +9,42 @@ use lb_common::{
     service::{FORWARD_LOCAL, Service},
 };
 
-use crate::{forward::Delivery, maps::MACS, packet::Frame, verdict::Outcome};
+use crate::{
+    maps::MACS,
+    outcome::{Delivery, Outcome},
+    packet::Frame,
+    run::Run,
+};
 
 /// Whether the destination MAC address is one that the interface accepts.
 #[inline(always)]
-pub fn is_own(frame: &Frame, tables: Tables) -> bool {
-    destination(frame).is_some_and(|mac| entry(frame, tables, mac).is_some())
+pub fn is_own(run: &Run) -> bool {
+    destination(&run.frame).is_some_and(|mac| entry(&run.frame, run.tables, mac).is_some())
 }
 
-/// What becomes of a packet of a service in a frame whose destination is not one of the interface's own addresses.
+/// What becomes of the packet of a service in a frame whose destination is not one of the interface's own addresses.
 #[inline(always)]
-pub fn refused(frame: &Frame, tables: Tables, service: &Service) -> Outcome {
-    if destination(frame).is_some_and(Mac::is_group) {
-        // A host discards a datagram to a unicast address in a link-layer broadcast (RFC 1122 §3.3.6); Linux does so only by
-        // `drop_unicast_in_l2_multicast`. Every balancer on the segment has this frame: none forwards it. In observe mode it
-        // reaches this host's own socket as it would without the program.
+pub fn refused(run: &Run, service: &Service) -> Outcome {
+    let refused = |reason: Reason| Outcome::refused(&run.frame, service.index, service.id, reason);
+    if destination(&run.frame).is_some_and(Mac::is_group) {
+        // A host discards a datagram to a unicast address in a link-layer broadcast (RFC 1122 §3.3.6); Linux does so
+        // only with `drop_unicast_in_l2_multicast`. Every balancer on the segment has this frame, and none forwards it.
+        // In observe mode the frame reaches this host's own socket as it would without the program.
         return match service.observes() && service.forward == FORWARD_LOCAL {
             true => Outcome::Delivered {
                 service: service.index,
                 reason: Reason::Unsupported.into(),
                 delivery: Delivery::Host,
             },
-            false => Outcome::refused(frame, (service.index, service.id), Reason::Unsupported),
+            false => refused(Reason::Unsupported),
         };
     }
-    match entry(frame, tables, Mac::OTHERS) {
+    match entry(&run.frame, run.tables, Mac::OTHERS) {
         Some(others) if others.passes != 0 => Outcome::NotOurs,
-        // Passed on, it would be the host's for as long as its address has changed and the daemon has not said so.
+        // Passed on, the host would accept it from when its address changes until the daemon publishes the change.
         Some(_) => Outcome::Misdirected,
-        // The daemon has not said what addresses the interface has.
-        None => Outcome::refused(frame, (service.index, service.id), Reason::Internal),
+        // The daemon has not published the addresses of the interface.
+        None => refused(Reason::Internal),
     }
 }
 

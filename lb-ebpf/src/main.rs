@@ -1,18 +1,17 @@
-//! Tollgate's XDP program: the packet's way, one file per step.
+//! Tollgate's XDP program: the packet path, one file per step.
 //!
-//! parse → service → token → session or tracked (admit, revoke; proof, limit) → balance → forward → verdict. A step takes what the step before it made and
-//! returns `Result<Next, Reason>`, so none can run before its turn.
+//! parse → service → token → session or stateful (admit, revoke; proof, limit) → balance → forward → verdict. A step
+//! takes the result of the step before it and returns `Result<Next, ReasonCode>`, so no step can run before its turn.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 #![expect(
     clippy::needless_borrows_for_generic_args,
-    reason = "keys and values lie in maps: by value, they would be copied to the stack"
+    reason = "keys and values are in maps: by value, they would be copied to the stack"
 )]
 #![expect(missing_docs, reason = "`#[xdp]` writes a function without documentation around each program")]
 
 mod admit;
-mod atomic;
 mod balance;
 mod checksum;
 mod clock;
@@ -23,54 +22,55 @@ mod icmp;
 mod limit;
 mod mac;
 mod maps;
-mod outline;
+mod outcome;
 mod parse;
+mod path_mtu;
 mod proof;
 mod revoke;
+mod run;
+mod scratch;
 mod service;
 mod session;
+mod shared;
+mod stateful;
+mod subprogram;
 mod token;
-mod too_big;
-mod tracked;
 mod verdict;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
-    live::{Live, Tables},
     nat::Owner,
-    reason::Reason,
+    reason::{Reason, ReasonCode},
     service::{FORWARD_LOCAL, FORWARD_NAT, Service},
 };
-// Here, so that they are `crate::headers` and `crate::packet` to the steps.
-use lb_ebpf::{headers, packet};
+// Here, so that they are `crate::headers` and so on to the steps.
+use lb_ebpf::{headers, packet, verifier, wire};
 
 use crate::{
-    forward::{Way, translate},
-    maps::LIVE,
+    forward::{Action, nat},
+    outcome::Outcome,
     packet::Frame,
-    parse::{Packet, Unread},
-    verdict::{Counted, Outcome},
+    parse::{NoDatagram, Packet},
+    run::Run,
 };
 
-/// Drops what carries no valid token, sends the rest to its backend, passes on what is for no service.
+/// Drops packets to services without a valid token, sends valid ones to their backends, passes packets for no service.
 ///
-/// Also where a frame lies in several buffers, of which it sees the first.
+/// `frags`: also for frames in several buffers. The program sees the first of them.
 #[xdp(frags)]
 pub fn tollgate(ctx: XdpContext) -> u32 {
-    let frame = Frame::of(&ctx);
-    let Some(live) = LIVE.get(0) else { return xdp_action::XDP_ABORTED }; // An array of one has it.
-    let tables = Tables::from_word(live.tables);
-    let outcome = decide(&frame, live, tables);
-    verdict::conclude(&ctx, frame.len(), outcome, (live, tables))
+    let Some(mut run) = Run::of(&ctx) else { return xdp_action::XDP_ABORTED }; // An array of one has its value.
+    let outcome = decide(&mut run);
+    verdict::conclude(&run, outcome)
 }
 
-/// Passes everything: the far end of a test's veth pair, and the floor that a benchmark subtracts.
+/// Passes everything: the far end of a test's veth pair, and the program whose cost a benchmark subtracts.
 #[xdp(frags)]
 pub fn pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Tells the daemon, which runs it on a packet of its own, what the kernel's clocks say.
+/// Tells the daemon, which runs it on a packet of its own, the time of the kernel's clocks.
 #[xdp]
 pub fn clock(ctx: XdpContext) -> u32 {
     match clock::report(&Frame::of(&ctx)) {
@@ -80,96 +80,86 @@ pub fn clock(ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn decide(frame: &Frame, live: &Live, tables: Tables) -> Outcome {
-    let (service, reason, way) = match parse::packet(frame) {
-        Ok(packet) => match service::find(tables, &packet.to) {
-            Some(service) if !mac::is_own(frame, tables) => return mac::refused(frame, tables, service),
-            Some(service) => match datagram(frame, &packet, live, tables, service) {
-                Ok((reason, way)) => (service, reason, way),
-                Err(reason) => return Outcome::refused(frame, (service.index, service.id), reason),
+fn decide(run: &mut Run) -> Outcome {
+    let (service, reason, action) = match parse::packet(run) {
+        Ok(packet) => match service::find(run.tables, &packet.to) {
+            Some(service) if !mac::is_own(run) => return mac::refused(run, service),
+            Some(service) => match datagram(run, &packet, service) {
+                Ok((reason, action)) => (service, reason, action),
+                Err(reason) => return Outcome::refused(&run.frame, service.index, service.id, reason),
             },
-            None => return translate::answer(frame, &packet, tables),
+            None => return nat::answer(run, &packet),
         },
-        Err(Unread::Icmp { .. }) if !mac::is_own(frame, tables) => return Outcome::NotOurs,
-        Err(Unread::Icmp { ip, v6 }) => match icmp::error(frame, (ip, v6), tables) {
-            Ok((service, way)) => (service, Reason::IcmpError.into(), way),
+        Err(NoDatagram::Icmp { .. }) if !mac::is_own(run) => return Outcome::NotOurs,
+        Err(NoDatagram::Icmp { ip, v6 }) => match icmp::error(run, (ip, v6)) {
+            Ok((service, action)) => (service, Reason::IcmpError.into(), action),
             Err(outcome) => return outcome,
         },
-        Err(Unread::NotOurs) => return Outcome::NotOurs,
-        Err(Unread::Buried) => return Outcome::Buried,
+        Err(NoDatagram::NotOurs) => return Outcome::NotOurs,
+        Err(NoDatagram::TooManyVlanTags) => return Outcome::TooManyVlanTags,
     };
-    match forward::send(frame, way, service) {
+    match forward::send(run, action, service) {
         Ok(delivery) => Outcome::Delivered { service: service.index, reason, delivery },
-        Err(Reason::NotOurs) => Outcome::NotOurs,
-        // No error is answered by an error (RFC 1122 §3.2.2, RFC 4443 §2.4).
-        Err(Reason::TooBig) if reason != Reason::IcmpError.into() => too_big::answer(frame, service),
-        Err(reason) => Outcome::refused(frame, (service.index, service.id), reason),
+        // An ICMP error is not answered by an ICMP error (RFC 1122 §3.2.2, RFC 4443 §2.4).
+        Err(error) if error.is(Reason::TooBig) && !reason.is(Reason::IcmpError) => {
+            path_mtu::answer(run, service)
+        }
+        Err(error) => Outcome::refused(&run.frame, service.index, service.id, error),
     }
 }
 
-/// The way of a service's datagram, and what it is counted under.
+/// The forwarding action for the datagram of a service, and the reason that it is counted under.
 #[inline(always)]
-fn datagram(
-    frame: &Frame,
-    packet: &Packet,
-    live: &Live,
-    tables: Tables,
-    service: &Service,
-) -> Result<(Counted, Way), Reason> {
-    match admitted(frame, packet, live, tables, service) {
-        Ok(way) => Ok((Reason::Forwarded.into(), way)),
+fn datagram(run: &mut Run, packet: &Packet, service: &Service) -> Result<(ReasonCode, Action), ReasonCode> {
+    match admitted(run, packet, service) {
+        Ok(action) => Ok((Reason::Forwarded.into(), action)),
         Err(reason) if service.observes() && reason.delivered_in_observe() => {
-            let reason = Counted::whichever(reason)?;
-            observed(frame, packet, tables, service).map(|way| (reason, way))
+            let hidden = verifier::forget_number(reason.number(), &mut run.mailboxes.open()?.hidden);
+            let reason = ReasonCode::new(hidden).ok_or(Reason::Internal)?;
+            Ok((reason, observed(run, packet, service)?))
         }
         Err(reason) => Err(reason),
     }
 }
 
-/// The way of a packet that is to carry a token.
+/// The forwarding action for a packet whose token is valid.
 #[inline(always)]
-fn admitted(
-    frame: &Frame,
-    packet: &Packet,
-    live: &Live,
-    tables: Tables,
-    service: &Service,
-) -> Result<Way, Reason> {
-    let datagram = packet.datagram(frame)?;
-    let token = token::check(frame, &datagram, &packet.from, service, live)?;
+fn admitted(run: &mut Run, packet: &Packet, service: &Service) -> Result<Action, ReasonCode> {
+    let datagram = packet.datagram(&run.frame)?;
+    let token = token::check(run, &datagram, &packet.from, service)?;
     let session = if service.tracks(token.kind) {
-        tracked::of(frame, packet, &datagram, &token, (live, tables), service)?
+        stateful::session(run, packet, &datagram, &token, service)?
     } else {
-        session::of(frame, packet, &datagram, &token, (live, tables), service)?
+        session::session(run, packet, &datagram, &token, service)?
     };
     if service.forward == FORWARD_LOCAL && !service.strips() {
-        return Ok(Way::Host);
+        return Ok(Action::PassToHost);
     }
     if service.forward == FORWARD_LOCAL {
-        checksum::complete(frame, &datagram, None)?;
-        return forward::to_host(frame, &datagram, service);
+        checksum::complete(run, &datagram, false)?;
+        return forward::to_host(run, &datagram, service);
     }
-    checksum::complete(frame, &datagram, Some(tables))?;
-    let backend = balance::for_session(tables, service, session)?;
-    forward::to_backend(frame, &datagram, service, session.session_id, backend)
+    checksum::complete(run, &datagram, true)?;
+    let backend = balance::for_session(run.tables, service, session)?;
+    forward::to_backend(run, &datagram, service, session.session_id, backend)
 }
 
-/// The way of a packet that `mode = "enforce"` would drop.
+/// The forwarding action for a packet that `mode = "enforce"` would drop.
 #[inline(always)]
-fn observed(frame: &Frame, packet: &Packet, tables: Tables, service: &Service) -> Result<Way, Reason> {
+fn observed(run: &mut Run, packet: &Packet, service: &Service) -> Result<Action, ReasonCode> {
     if service.forward == FORWARD_LOCAL {
-        return Ok(Way::Host);
+        return Ok(Action::PassToHost);
     }
-    match packet.datagram(frame) {
-        Ok(datagram) => checksum::complete(frame, &datagram, Some(tables))?,
-        // Whatever else it is, it has no ports to translate.
+    match packet.datagram(&run.frame) {
+        Ok(datagram) => checksum::complete(run, &datagram, true)?,
+        // A packet that is no whole datagram has no ports to translate.
         Err(reason) if service.forward == FORWARD_NAT => return Err(reason),
         Err(_) => {}
     }
-    let backend = balance::for_client(tables, service, &packet.from)?;
+    let backend = balance::for_client(run.tables, service, &packet.from)?;
     let ip = (packet.ip, packet.from.v6);
     let owner = Owner::source(service.id, packet.from.address);
-    forward::untouched(frame, ip, service, owner, false, backend)
+    forward::unchanged(run, ip, service, owner, backend)
 }
 
 /// The licence that lets a program call the kernel's GPL-only helpers.

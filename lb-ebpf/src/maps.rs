@@ -31,8 +31,8 @@ use lb_common::{
 /// Of maps that the daemon alone writes: the verifier refuses a program that would.
 const READ_ONLY: usize = BPF_F_RDONLY_PROG as usize;
 
-/// Mapped into the daemon, which changes a word by one atomic store: the kernel maps no map for writing that is read-only
-/// to programs.
+/// Mapped into the daemon, which changes a word by one atomic store: the kernel maps no map for writing that is
+/// read-only to programs.
 #[btf_map(name = "live")]
 pub static LIVE: Array<Live, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 

@@ -1,6 +1,6 @@
 //! The only pointer arithmetic: a frame, and bounds-checked reads and writes by value.
 
-use core::{arch::asm, cell::Cell, ptr};
+use core::{cell::Cell, ptr};
 
 use aya_ebpf::{
     bindings::xdp_md,
@@ -15,6 +15,8 @@ use lb_common::{
     scratch::{BLOCK_LEN, Block},
 };
 use network_types::{eth::EthHdr, vlan::VlanHdr};
+
+use crate::verifier::opaque;
 
 /// What may be copied out of a packet and into it: types without padding, valid for every bit pattern.
 ///
@@ -101,16 +103,18 @@ impl Frame {
         unsafe { (*self.ctx).ingress_ifindex }
     }
 
-    /// The same position within the first `MASK` bytes, of which the verifier does not know where: it then looks at what
-    /// follows once, and not for each way that packets come there.
+    /// The same position within the first `MASK` bytes, whose offset the verifier does not know. Without this, the
+    /// verifier follows the rest of the program once for each offset.
     #[inline(always)]
-    pub fn somewhere<const MASK: usize>(&self, position: Cursor) -> Cursor {
-        // To the verifier, no difference of two positions is known.
+    pub fn forget_offset<const MASK: usize>(&self, position: Cursor) -> Cursor {
+        // To the verifier, the difference of two pointers is an unknown number; LLVM would compute it without the
+        // pointers.
         let at = opaque(position.at).wrapping_sub(self.data) & MASK;
         Cursor { at: self.data + at, end: self.end }
     }
 
-    /// The sum (RFC 1071) of `len` bytes from `offset` on, whichever of its buffers they are in. `block` is room for them.
+    /// The sum (RFC 1071) of `len` bytes from `offset` on, whichever of its buffers they are in. `block` is room for
+    /// them.
     #[inline(always)]
     pub fn sum(&self, offset: u32, len: u32, block: &mut Block) -> Result<u32, Reason> {
         /// The longest datagram, in blocks.
@@ -178,14 +182,6 @@ fn sum_of(block: &mut Block, before: u32) -> Result<u32, Reason> {
     u32::try_from(sum).map_err(|_| Reason::Internal)
 }
 
-/// The same number, of which LLVM knows nothing: it then leaves a check in place that only the verifier needs.
-#[inline(always)]
-pub fn opaque(mut number: usize) -> usize {
-    // SAFETY: a register is copied to itself. (Without any instruction, its line would be the next one's, too.)
-    unsafe { asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack, preserves_flags)) };
-    number
-}
-
 /// What the kernel sums at once.
 pub const SUM_MAX: usize = BLOCK_LEN;
 
@@ -229,8 +225,8 @@ impl Cursor {
         Some(unsafe { ptr::read_unaligned(at as *const T) })
     }
 
-    /// The sum (RFC 1071) of `N` bytes at `offset` and of `before`, if the frame holds all of them. `N` is a multiple of
-    /// four, and at most [`SUM_MAX`].
+    /// The sum (RFC 1071) of `N` bytes at `offset` and of `before`, if the frame holds all of them. `N` is a multiple
+    /// of four, and at most [`SUM_MAX`].
     #[inline(always)]
     pub fn sum<const N: usize>(self, offset: usize, before: u32) -> Option<u32> {
         const { assert!(N.is_multiple_of(4) && N <= SUM_MAX) };

@@ -1,30 +1,47 @@
-//! Step 1: Ethernet, VLAN tags, IP, UDP. Lengths are hostile until compared.
+//! Step 1: Ethernet, VLAN tags, IP, UDP. No length is used before it has been compared with the frame.
 
 mod extensions;
 
-use lb_common::{reason::Reason, service::ServiceKey, session::Seen, token::Source};
-use network_types::{
-    eth::{EthHdr, EtherType},
-    ip::IpProto,
-    vlan::VlanHdr,
+use lb_common::{
+    reason::{Reason, ReasonCode},
+    service::ServiceKey,
+    session::Seen,
+    token::Source,
 };
+use network_types::{eth::EthHdr, vlan::VlanHdr};
 
 use self::extensions::Behind;
 use crate::{
-    headers::{Address, Ip, Ipv4, Ipv6, MORE_FRAGMENTS, Udp, v4_mapped},
+    headers::{Address, Ip, Ipv4, Ipv6, Udp, v4_mapped},
     packet::{Cursor, Frame},
+    run::Run,
+    verifier::{IP_AT_MASK, PAYLOAD_AT_MASK},
+    wire::{FRAGMENT_OFFSET, IPV4_IHL, MORE_FRAGMENTS, is_vlan_tag, protocol},
 };
 
-/// A packet that may be for a service.
+/// A UDP packet that may be for a service.
 pub struct Packet {
-    /// The service it would be for.
+    /// The service that it would be for.
     pub to: ServiceKey,
     /// Its sender; the port is 0 where it cannot be read.
     pub from: Source,
     /// Its IP header.
     pub ip: Cursor,
-    /// Why no service can take it, as far as is known before its lengths are read.
-    refused: Option<Reason>,
+    /// Its form.
+    form: Form,
+}
+
+/// The form of a UDP packet. Services accept whole datagrams.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// One whole datagram behind a plain IP header.
+    Whole,
+    /// A fragment.
+    Fragment,
+    /// Behind IP options, extension headers or too many VLAN tags.
+    Unsupported,
+    /// Without readable ports, or of another IP version than its EtherType says.
+    Malformed,
 }
 
 /// A whole UDP datagram in one frame, behind a plain IP header and at most two VLAN tags.
@@ -32,188 +49,179 @@ pub struct Packet {
 pub struct Datagram {
     /// Its IP header.
     pub ip: Cursor,
-    /// Bytes of that.
+    /// Bytes of its IP header.
     pub ip_len: u16,
     /// Whether it has a checksum.
-    pub summed: bool,
-    /// Bytes of its payload by IP and UDP lengths, which agree. The frame holds all of them.
+    pub has_checksum: bool,
+    /// Bytes of its payload. The lengths of IP and UDP agree, and the frame holds all of it.
     pub payload_len: u16,
 }
 
-/// VLAN tags that are understood.
+/// VLAN tags that a service's datagram may have.
 const TAGS_MAX: usize = 2;
-/// VLAN tags that are looked through, so that a service's packet under more than two is refused under its own name.
-const TAGS_LOOKED_THROUGH: usize = 4;
-/// Covers where an IP header may begin: behind 14 bytes and four tags.
-pub const IP_AT_MASK: usize = 0x1f;
-/// Covers where a payload may begin.
-pub const PAYLOAD_AT_MASK: usize = 0x7f;
-/// An IPv4 header without options, in 32-bit words.
-const IHL_PLAIN: u8 = 5;
+/// VLAN tags that are parsed, so that a packet of a service with more than two is counted as refused by that service.
+const TAGS_PARSED: usize = 4;
 
-/// Why no datagram was found in a frame.
-pub enum Unread {
-    /// It can be no service's.
+/// Why a frame has no UDP packet.
+pub enum NoDatagram {
+    /// It can be for no service.
     NotOurs,
-    /// It is under more tags than are looked through. The kernel takes off any number of priority tags (VLAN 0, IEEE
-    /// 802.1Q-2022 §6.9.1) and delivers what is below: passed on, they would be a way around the filter.
-    Buried,
-    /// An ICMP message, whose IP header has no options.
+    /// It has more VLAN tags than are parsed. The kernel removes any number of priority tags (VLAN 0, IEEE 802.1Q-2022
+    /// §6.9.1) and delivers the rest: passed on, such frames would bypass the filter.
+    TooManyVlanTags,
+    /// It is an ICMP message behind a plain IP header.
     Icmp {
-        /// That header.
+        /// The IP header.
         ip: Cursor,
         /// Whether it is IPv6.
         v6: bool,
     },
 }
 
-/// Reads what is needed to tell whose packet this is.
+/// Reads the addresses and ports of a packet.
 #[inline(always)]
-pub fn packet(frame: &Frame) -> Result<Packet, Unread> {
-    let start = frame.start();
-    let mut ether_type = start.read::<EthHdr>(0).ok_or(Unread::NotOurs)?.ether_type;
+pub fn packet(run: &mut Run) -> Result<Packet, NoDatagram> {
+    let start = run.frame.start();
+    let mut ether_type = start.read::<EthHdr>(0).ok_or(NoDatagram::NotOurs)?.ether_type;
     let mut ip = start.skip(EthHdr::LEN);
     let mut tags = 0;
-    while is_tag(ether_type) && tags < TAGS_LOOKED_THROUGH {
-        ether_type = ip.read::<VlanHdr>(0).ok_or(Unread::NotOurs)?.ether_type;
+    while is_vlan_tag(ether_type) && tags < TAGS_PARSED {
+        ether_type = ip.read::<VlanHdr>(0).ok_or(NoDatagram::NotOurs)?.ether_type;
         ip = ip.skip(VlanHdr::LEN);
         tags += 1;
     }
-    if is_tag(ether_type) {
-        return Err(Unread::Buried);
+    if is_vlan_tag(ether_type) {
+        return Err(NoDatagram::TooManyVlanTags);
     }
-    let ip = frame.somewhere::<IP_AT_MASK>(ip);
+    let ip = run.frame.forget_offset::<IP_AT_MASK>(ip);
     match ether_type {
         Ipv4::ETHER_TYPE => ipv4(ip, tags),
-        Ipv6::ETHER_TYPE => ipv6(frame, ip, tags),
-        _ => Err(Unread::NotOurs),
+        Ipv6::ETHER_TYPE => ipv6(run, ip, tags),
+        _ => Err(NoDatagram::NotOurs),
     }
 }
 
-/// Customer and service tags (IEEE 802.1Q-2022 §9.5).
 #[inline(always)]
-fn is_tag(ether_type: u16) -> bool {
-    ether_type == u16::from(EtherType::Ieee8021q) || ether_type == u16::from(EtherType::Ieee8021ad)
-}
-
-#[inline(always)]
-fn ipv4(ip: Cursor, tags: usize) -> Result<Packet, Unread> {
-    let header = Ipv4::read(ip).ok_or(Unread::NotOurs)?;
-    let (version, ihl) = (header.vihl() >> 4, header.vihl() & 0xf);
-    let plain = (version, ihl) == (4, IHL_PLAIN);
-    // Flags above it (RFC 791 §3.1).
-    let first = header.fragment() & (MORE_FRAGMENTS - 1) == 0;
+fn ipv4(ip: Cursor, tags: usize) -> Result<Packet, NoDatagram> {
+    let header = Ipv4::read(ip).ok_or(NoDatagram::NotOurs)?;
+    let (version, ihl) = (header.version_ihl() >> 4, header.version_ihl() & 0xf);
+    let plain = (version, ihl) == (4, IPV4_IHL);
+    let first = header.fragment() & FRAGMENT_OFFSET == 0;
     let fragment = !first || header.fragment() & MORE_FRAGMENTS != 0;
-    if header.protocol() != u8::from(IpProto::Udp) {
-        let icmp = header.protocol() == u8::from(IpProto::Icmp) && plain && !fragment;
-        return Err(if icmp { Unread::Icmp { ip, v6: false } } else { Unread::NotOurs });
+    if header.protocol() != protocol::UDP {
+        let icmp = header.protocol() == protocol::ICMP && plain && !fragment;
+        return Err(if icmp { NoDatagram::Icmp { ip, v6: false } } else { NoDatagram::NotOurs });
     }
     let udp = ip.skip(if plain { Ipv4::LEN } else { usize::from(ihl) * 4 });
-    let ports = if first && ihl >= IHL_PLAIN { udp.read::<[u16; 2]>(0) } else { None };
-    let refused = if fragment {
-        Some(Reason::Fragment)
+    let ports = if first && ihl >= IPV4_IHL { udp.read::<[u16; 2]>(0) } else { None };
+    let form = if fragment {
+        Form::Fragment
     } else if ports.is_none() || version != 4 {
-        Some(Reason::Malformed)
+        Form::Malformed
     } else if !plain || tags > TAGS_MAX {
-        Some(Reason::Unsupported)
+        Form::Unsupported
     } else {
-        None
+        Form::Whole
     };
     let from = Source { v6: false, address: header.source_be().into(), port: 0 };
-    with_ports(ports, refused, ip, from, v4_mapped(header.destination_be()))
+    with_ports(ports, form, ip, from, v4_mapped(header.destination_be()))
 }
 
 #[inline(always)]
-fn ipv6(frame: &Frame, ip: Cursor, tags: usize) -> Result<Packet, Unread> {
-    let header = Ipv6::read(ip).ok_or(Unread::NotOurs)?;
-    let plain = header.protocol() == u8::from(IpProto::Udp);
-    let (ports, mut refused) = if plain {
+fn ipv6(run: &mut Run, ip: Cursor, tags: usize) -> Result<Packet, NoDatagram> {
+    let header = Ipv6::read(ip).ok_or(NoDatagram::NotOurs)?;
+    let plain = header.protocol() == protocol::UDP;
+    let (ports, mut form) = if plain {
         let ports = ip.read::<[u16; 2]>(Ipv6::LEN);
-        (ports, if ports.is_none() { Some(Reason::Malformed) } else { None })
-    } else if header.protocol() == u8::from(IpProto::Ipv6Icmp) {
-        return Err(Unread::Icmp { ip, v6: true });
+        (ports, if ports.is_none() { Form::Malformed } else { Form::Whole })
+    } else if header.protocol() == protocol::ICMPV6 {
+        return Err(NoDatagram::Icmp { ip, v6: true });
     } else if extensions::is_extension(header.protocol()) {
-        match extensions::behind(frame, ip.skip(Ipv6::LEN), header.protocol()) {
-            Behind::Other => return Err(Unread::NotOurs),
-            Behind::Datagram { ports } => (Some(ports), Some(Reason::Unsupported)),
-            Behind::Fragment { ports } => (ports, Some(Reason::Fragment)),
-            Behind::Unknown => (None, Some(Reason::Unsupported)),
+        match extensions::behind(run, ip.skip(Ipv6::LEN), header.protocol()) {
+            Behind::Other => return Err(NoDatagram::NotOurs),
+            Behind::Datagram { ports } => (Some(ports), Form::Unsupported),
+            Behind::Fragment { ports } => (ports, Form::Fragment),
+            Behind::Unknown => (None, Form::Unsupported),
         }
     } else {
-        return Err(Unread::NotOurs);
+        return Err(NoDatagram::NotOurs);
     };
-    if header.version() != 6 && refused.is_none() {
-        refused = Some(Reason::Malformed);
-    } else if tags > TAGS_MAX && refused.is_none() {
-        refused = Some(Reason::Unsupported);
+    if header.version() != 6 && form == Form::Whole {
+        form = Form::Malformed;
+    } else if tags > TAGS_MAX && form == Form::Whole {
+        form = Form::Unsupported;
     }
     let [[a, b, ..], to] = header.addresses();
     if to == v4_mapped(to[3]) {
-        return Err(Unread::NotOurs); // No such address is on the wire; in the table it is an IPv4 service's.
+        return Err(NoDatagram::NotOurs); // No such address is on the wire; in the table it is that of an IPv4 service.
     }
     let from = Source { v6: true, address: u64::from(a) | u64::from(b) << 32, port: 0 };
-    with_ports(ports, refused, ip, from, to)
+    with_ports(ports, form, ip, from, to)
 }
 
-/// Without ports, the address entry of the service table tells whether the packet was meant to slip past a service.
+/// Without ports, the address entry of the service table tells whether the packet could bypass the filter.
 #[inline(always)]
 fn with_ports(
     ports: Option<[u16; 2]>,
-    refused: Option<Reason>,
+    form: Form,
     ip: Cursor,
     from: Source,
     to: Address,
-) -> Result<Packet, Unread> {
+) -> Result<Packet, NoDatagram> {
     if let Some([_, 0]) = ports {
-        return Err(Unread::NotOurs); // Port 0 stands for ports that cannot be read, and is no service's.
+        return Err(NoDatagram::NotOurs); // Port 0 means ports that cannot be read, and is the port of no service.
     }
     let [port, to_port] = ports.unwrap_or_default();
-    Ok(Packet { to: ServiceKey::v6(to, to_port), from: Source { port, ..from }, ip, refused })
+    Ok(Packet { to: ServiceKey::v6(to, to_port), from: Source { port, ..from }, ip, form })
 }
 
 impl Packet {
-    /// The datagram, if all lengths agree. Trailing bytes after it are Ethernet's padding.
+    /// The datagram, if its form is one that services accept and all lengths agree. Bytes after the IP packet are
+    /// Ethernet's padding.
     #[inline(always)]
-    pub fn datagram(&self, frame: &Frame) -> Result<Datagram, Reason> {
-        match self.refused {
-            Some(reason) => Err(reason),
-            None if self.from.v6 => self.measured::<Ipv6>(frame),
-            None => self.measured::<Ipv4>(frame),
+    pub fn datagram(&self, frame: &Frame) -> Result<Datagram, ReasonCode> {
+        match self.form {
+            Form::Whole if self.from.v6 => self.measured::<Ipv6>(frame),
+            Form::Whole => self.measured::<Ipv4>(frame),
+            Form::Fragment => Err(Reason::Fragment.into()),
+            Form::Unsupported => Err(Reason::Unsupported.into()),
+            Form::Malformed => Err(Reason::Malformed.into()),
         }
     }
 
     #[inline(always)]
-    fn measured<I: Ip>(&self, frame: &Frame) -> Result<Datagram, Reason> {
+    fn measured<I: Ip>(&self, frame: &Frame) -> Result<Datagram, ReasonCode> {
         let len = I::read(self.ip).ok_or(Reason::Malformed)?.packet_len();
         let udp = Udp::read(self.ip, I::LEN).ok_or(Reason::Malformed)?;
         let headers = (I::LEN + Udp::LEN) as u32;
         if len < headers || !frame.holds(self.ip, len) || u32::from(udp.datagram_len()) != len - I::LEN as u32
         {
-            return Err(Reason::Malformed);
+            return Err(Reason::Malformed.into());
         }
-        // IPv6 has no checksum of its own, so that its datagrams must have one (RFC 8200 §8.1).
-        let summed = udp.is_summed();
-        if I::V6 && !summed {
-            return Err(Reason::Malformed);
+        // IPv6 has no checksum of its own, so UDP over IPv6 must have one (RFC 8200 §8.1).
+        let has_checksum = udp.has_checksum();
+        if I::V6 && !has_checksum {
+            return Err(Reason::Malformed.into());
         }
-        Ok(Datagram { ip: self.ip, ip_len: I::LEN as u16, summed, payload_len: (len - headers) as u16 })
+        let payload_len = (len - headers) as u16;
+        Ok(Datagram { ip: self.ip, ip_len: I::LEN as u16, has_checksum, payload_len })
     }
 
-    /// Whether it is one whole datagram behind a plain header, as far as is known before its lengths are read.
+    /// Whether it is one whole datagram behind a plain header. Its lengths have not been compared.
     #[inline(always)]
-    pub const fn is_plain(&self) -> bool {
-        self.refused.is_none()
+    pub fn is_whole(&self) -> bool {
+        self.form == Form::Whole
     }
 
     /// Whether it is a fragment.
     #[inline(always)]
     pub fn is_fragment(&self) -> bool {
-        self.refused == Some(Reason::Fragment)
+        self.form == Form::Fragment
     }
 
-    /// Its sender, in a word.
+    /// Its sender, in one word.
     #[inline(always)]
-    pub fn seen(&self) -> Seen {
+    pub fn client(&self) -> Seen {
         let low = match self.from.v6 {
             false => 0,
             true => self.ip.read::<u64>(SOURCE_LOW).unwrap_or_default(),
@@ -222,13 +230,13 @@ impl Packet {
     }
 }
 
-/// Where the second half of the source address is in an IPv6 header.
+/// The offset of the second half of the source address in an IPv6 header.
 const SOURCE_LOW: usize = 16;
 
 impl Datagram {
     /// Its payload.
     #[inline(always)]
     pub fn payload(&self, frame: &Frame) -> Cursor {
-        frame.somewhere::<PAYLOAD_AT_MASK>(self.ip.skip(usize::from(self.ip_len) + Udp::LEN))
+        frame.forget_offset::<PAYLOAD_AT_MASK>(self.ip.skip(usize::from(self.ip_len) + Udp::LEN))
     }
 }

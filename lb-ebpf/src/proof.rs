@@ -1,10 +1,10 @@
-//! Step 8: a PROOF token's proof that its holder made this very packet, just now, and never before.
+//! Step 8: the proof of a PROOF token, that its holder made this packet now and has not sent it before.
 
 use lb_common::{
     live::SECOND_NS,
-    reason::Reason,
-    scratch::Arrival,
-    session::{REPLAY_WORDS, ReplayWord, TrackedSession, is_behind},
+    reason::{Reason, ReasonCode},
+    scratch::PacketMetadata,
+    session::{ReplayWord, TrackedSession, is_behind},
     siphash::SipKey,
     token::{
         Header,
@@ -14,87 +14,77 @@ use lb_common::{
 };
 
 use crate::{
-    admit, atomic,
+    admit,
     clock::Now,
-    packet::{Cursor, Frame, opaque},
+    packet::{Cursor, Frame},
+    shared::{Shared, field},
+    verifier::{PAYLOAD_WORD_AT_MASK, opaque},
 };
 
-/// How often a word of the replay window is tried to be changed. Whoever fails was overtaken by another packet of the same
-/// 32, all of which it can happen to.
+/// How often the program tries to change a word of the replay window. Each failure means that another of the word's 32
+/// packets was faster.
 const TRIES: u32 = 32;
 
-/// Covers where a word of the payload may begin: behind at most 70 bytes and the token.
-const WORD_AT_MASK: usize = 0xff;
-
-/// Checks the proof of a packet, and marks its number as seen.
+/// Checks the proof of a packet, and marks its sequence number as seen.
 #[inline(always)]
 pub fn check(
     frame: &Frame,
     token: Cursor,
     header: &Header,
-    arrival: &Arrival,
+    packet: &PacketMetadata,
     now: Now,
-    entry: *mut TrackedSession,
-) -> Result<(), Reason> {
+    entry: Shared<TrackedSession>,
+) -> Result<(), ReasonCode> {
     let [seq_and_ts, tag] = header.full_tag();
     let (seq, ts_ms) = ((seq_and_ts as u32).swap_bytes(), ((seq_and_ts >> 32) as u32).swap_bytes());
     let made_ns = u64::from(header.issued_at()) * SECOND_NS + u64::from(ts_ms) * (SECOND_NS / 1000);
     if made_ns > now.unix_ns + PROOF_WINDOW_NS || now.unix_ns > made_ns + PROOF_WINDOW_NS {
-        return Err(Reason::StaleProof);
+        return Err(Reason::StaleProof.into());
     }
-    let payload = first_words(frame, token, arrival.payload_len).ok_or(Reason::Unsupported)?;
-    // SAFETY: as in `tracked::settled`.
-    let key = unsafe {
-        let key = &raw const (*entry).proof_key;
-        SipKey { k0: (&raw const (*key).k0).read_volatile(), k1: (&raw const (*key).k1).read_volatile() }
-    };
-    if tags::proof(key, seq_and_ts, payload, arrival.payload_len as u16) != tag {
-        return Err(Reason::BadProof);
+    let payload = first_words(frame, token, packet.payload_len).ok_or(Reason::Unsupported)?;
+    let key = SipKey { k0: field!(entry, proof_key.k0).read(), k1: field!(entry, proof_key.k1).read() };
+    if tags::proof(key, seq_and_ts, payload, packet.payload_len as u16) != tag {
+        return Err(Reason::BadProof.into());
     }
-    if !admit::is_of(entry.cast(), header) {
-        return Err(Reason::Replay); // It was given to another token: nobody can tell any more.
+    if !admit::is_of(field!(entry, session), header) {
+        return Err(Reason::Replay.into()); // The entry has become that of another token: the window is lost.
     }
     first_time(seq, entry)
 }
 
-/// Whether no packet with this number has come before. It has from now on.
+/// Marks a sequence number as seen, if it is not marked yet.
 #[inline(always)]
-fn first_time(seq: u32, entry: *mut TrackedSession) -> Result<(), Reason> {
-    // SAFETY: as in `tracked::settled`; the place is within the window.
-    unsafe {
-        let highest = (&raw const (*entry).session.highest).read_volatile();
-        if is_behind(seq, highest) {
-            return Err(Reason::Replay);
+fn first_time(seq: u32, entry: Shared<TrackedSession>) -> Result<(), ReasonCode> {
+    let highest = field!(entry, session.highest);
+    let before = highest.read();
+    if is_behind(seq, before) {
+        return Err(Reason::Replay.into());
+    }
+    // The check of the index is for the verifier, which cannot tell the range of a remainder; LLVM would remove it.
+    let word = field!(entry, window).at(opaque(ReplayWord::place(seq))).ok_or(Reason::Internal)?;
+    let mut tried = 0;
+    loop {
+        let found = word.read();
+        let marked = ReplayWord(found).mark(seq).ok_or(Reason::Replay)?;
+        if word.replace(found, marked.0) {
+            break;
         }
-        let place = opaque(ReplayWord::place(seq));
-        if place >= REPLAY_WORDS {
-            return Err(Reason::Internal); // Which the verifier cannot tell from a remainder.
+        tried += 1;
+        if tried == TRIES {
+            return Err(Reason::Replay.into());
         }
-        let word = (&raw mut (*entry).window).cast::<u64>().add(place);
-        let mut tried = 0;
-        loop {
-            let found = word.read_volatile();
-            let marked = ReplayWord(found).mark(seq).ok_or(Reason::Replay)?;
-            if atomic::replace_u64(word, found, marked.0) {
-                break;
-            }
-            tried += 1;
-            if tried == TRIES {
-                return Err(Reason::Replay);
-            }
-        }
-        // Two at once may leave the lower one: the words still tell what was seen, and the next packet mends it.
-        if seq > highest {
-            (&raw mut (*entry).session.highest).write_volatile(seq);
-        }
+    }
+    // Two CPUs at once can leave the lower number. The words still hold what was seen, and the next packet corrects it.
+    if seq > before {
+        highest.write(seq);
     }
     Ok(())
 }
 
-/// The first 16 bytes of the payload behind a token, little-endian, with zeros behind its last.
+/// The first 16 bytes of the payload behind a token, little-endian, with zeros after its last byte.
 ///
-/// Of a payload that ends within a word, the eight bytes are read that end with it: those before are the token's, and are
-/// shifted out.
+/// If the payload ends within a word, the eight bytes that end with the payload are read, and those of the token before
+/// it are shifted out.
 #[inline(always)]
 fn first_words(frame: &Frame, token: Cursor, len: u32) -> Option<[u64; 2]> {
     Some([word_of(frame, token, 0, len)?, word_of(frame, token, 8, len)?])
@@ -107,6 +97,6 @@ fn word_of(frame: &Frame, token: Cursor, from: u32, len: u32) -> Option<u64> {
         return Some(0);
     }
     let end = header::LEN + from as usize + bytes;
-    let word: u64 = frame.somewhere::<WORD_AT_MASK>(token.skip(end - 8)).read(0)?;
+    let word: u64 = frame.forget_offset::<PAYLOAD_WORD_AT_MASK>(token.skip(end - 8)).read(0)?;
     Some(word >> (((8 - bytes) * 8) & 63))
 }

@@ -1,49 +1,52 @@
-//! Step 7: whether the session, or its token, is revoked.
+//! Step 7: whether the session or its token is revoked.
 //!
-//! A session that was found not to be remembers when, in additions to the list: until the next one, nothing is looked up.
+//! A cache entry holds the number of additions to the revocations at its last lookup. Until the next addition, nothing
+//! is looked up.
 
 use lb_common::{
     live::Live,
-    reason::Reason,
+    reason::{Reason, ReasonCode},
     revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},
-    scratch::Scratch,
     session::Session,
 };
 
-use crate::{atomic, clock::Now, maps::REVOCATIONS};
+use crate::{
+    clock::Now,
+    maps::REVOCATIONS,
+    shared::{Shared, field},
+};
 
-/// Refuses what is revoked now.
+/// Refuses a session or a token that is revoked now. `key` is memory for lookups.
 #[inline(always)]
 pub fn check(
-    scratch: &mut Scratch,
-    live: &Live,
+    key: &mut RevocationKey,
+    live: Shared<Live>,
     now: Now,
-    nonce: u64,
-    entry: *mut Session,
-) -> Result<(), Reason> {
-    let additions = live.revocations as u32;
-    // SAFETY: as in `tracked::settled`.
-    let checked = unsafe { (&raw const (*entry).checked).read_volatile() };
+    (service_id, nonce): (u32, u64),
+    entry: Shared<Session>,
+) -> Result<(), ReasonCode> {
+    let additions = field!(live, revocations).read() as u32;
+    let at = field!(entry, checked);
+    let checked = at.read();
     if checked == additions {
         return Ok(());
     }
-    // SAFETY: as above.
-    let session_id = unsafe { (&raw const (*entry).admission.session_id).read_volatile() };
-    if is_listed(&mut scratch.revocation, now, scratch.arrival.service_id, session_id, nonce) {
-        return Err(Reason::Revoked);
+    let session_id = field!(entry, admission.session_id).read();
+    if is_listed(key, now, service_id, session_id, nonce) {
+        return Err(Reason::Revoked.into());
     }
-    // SAFETY: an aligned word of the entry. If that has become another token's, it does not hold what was read, or its own
-    // token was looked up as lately.
-    unsafe { atomic::exchange_u32(&raw mut (*entry).checked, checked, additions) };
+    // If the entry has become that of another token, it does not hold what was read, or its own token was looked up as
+    // recently.
+    at.exchange(checked, additions);
     Ok(())
 }
 
-/// Whether a session of a service or one token of it is on the list. `key` is room for what is looked for.
+/// Whether a session of a service, or one token of it, is on the list. `key` is memory for lookups.
 #[inline(always)]
 pub fn is_listed(key: &mut RevocationKey, now: Now, service_id: u32, session_id: u64, nonce: u64) -> bool {
     let mut holds = |kind, of| {
         *key = RevocationKey { service_id, kind, of };
-        // SAFETY: a word, copied out here and now.
+        // SAFETY: a word, which is copied at once.
         unsafe { REVOCATIONS.get(&*key) }.is_some_and(|until| now.unix_ns < *until)
     };
     holds(REVOKED_SESSION, session_id) || holds(REVOKED_TOKEN, nonce)

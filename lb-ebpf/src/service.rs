@@ -1,4 +1,4 @@
-//! Step 1, its end: whose packet this is.
+//! Last part of step 1: the service that a packet is for.
 
 use lb_common::{
     live::Tables,

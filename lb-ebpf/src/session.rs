@@ -1,15 +1,11 @@
-//! Steps 6 and 7 of a session of which nothing is counted, and where the flow is remembered.
+//! Steps 6 and 7 of a session without state: BEARER tokens of a service without limits.
 
-use core::ptr;
-
-use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    live::{Live, Tables},
-    reason::Reason,
-    scratch::{Arrival, Scratch},
+    reason::{Reason, ReasonCode},
+    scratch::{FlowClaim, PacketMetadata, Scratch, Verification},
     service::Service,
     session::{Session, TokenKey},
-    token::{Header, header},
+    token::header,
 };
 
 use crate::{
@@ -17,140 +13,136 @@ use crate::{
     clock::{self, Now},
     flow,
     maps::{LIVE, SESSIONS},
-    outline,
     packet::Frame,
-    parse::{Datagram, PAYLOAD_AT_MASK, Packet},
+    parse::{Datagram, Packet},
     revoke,
-    token::Token,
+    run::Run,
+    scratch::Mailboxes,
+    shared::{Shared, field},
+    subprogram::subprogram,
+    token::{self, Token},
 };
 
-/// The session of a datagram's token, if it takes the datagram.
+/// The session of a datagram's token, if it accepts the datagram.
 #[inline(always)]
-pub fn of(
-    frame: &Frame,
+pub fn session(
+    run: &mut Run,
     packet: &Packet,
     datagram: &Datagram,
     token: &Token,
-    (live, tables): (&Live, Tables),
     service: &Service,
-) -> Result<Admitted, Reason> {
-    let header = token.header()?;
-    let known = SESSIONS
-        .get_ptr_mut(TokenKey::of(&header))
+) -> Result<Admitted, ReasonCode> {
+    let header = token::header(token.at)?;
+    let known = Shared::entry(&SESSIONS, &TokenKey::of(&header))
         .and_then(|entry| Some((admit::cached(entry, &header)?, entry)));
     if let Some((admitted, entry)) = known {
-        // SAFETY: the kernel's entry; volatile, because it may be written to.
-        let (seen, checked) = unsafe {
-            ((&raw const (*entry).seen).read_volatile(), (&raw const (*entry).checked).read_volatile())
-        };
-        if seen == packet.seen() && checked == live.revocations as u32 && used(entry, clock::now(live)) {
+        let (seen, checked) = (field!(entry, seen).read(), field!(entry, checked).read());
+        let additions = field!(run.live, revocations).read() as u32;
+        if seen == packet.client() && checked == additions && used(entry, clock::now(run.live)) {
             return Ok(admitted); // Nothing has changed since its last datagram.
         }
     }
-    arrives(frame, packet, datagram, token, tables, service)?;
+    *describe(run, packet, datagram, token, service)? = TokenKey::of(&header);
     let (admitted, entry) = match known {
-        Some(known) => known,
-        None => (admit::in_full(frame, packet, token, live)?, ptr::null_mut()),
+        Some((admitted, entry)) => (admitted, Some(entry)),
+        None => (admit::verify(run, token)?, None),
     };
-    outline::result(settle(frame.context(), entry), [Reason::Revoked])?;
+    check_session(&run.frame, &mut run.mailboxes, entry)?;
     Ok(admitted)
 }
 
-/// Lays out what is to be known of a datagram in this CPU's scratch.
+/// Writes the metadata of a packet into the scratch, but for the key of its token, whose place it returns.
 #[inline(always)]
-pub fn arrives(
-    frame: &Frame,
+pub fn describe<'a>(
+    run: &'a mut Run,
     packet: &Packet,
     datagram: &Datagram,
     token: &Token,
-    tables: Tables,
     service: &Service,
-) -> Result<(), Reason> {
-    admit::scratch()?.arrival = Arrival {
-        seen: packet.seen(),
-        tables: tables.to_word(),
-        source: packet.from.address,
-        token_at: token.at.offset_in(frame) as u32,
-        ip_at: packet.ip.offset_in(frame) as u32,
-        payload_len: u32::from(datagram.payload_len) - header::LEN as u32,
-        v6: packet.from.v6.into(),
-        service_id: service.id,
-        service_index: service.index,
-        flags: service.flags,
-        forward: service.forward,
-        max_sources: service.max_sources,
-        tracked: service.tracks(token.kind).into(),
-        reserved: [0; 4],
-    };
-    Ok(())
+) -> Result<&'a mut TokenKey, ReasonCode> {
+    let metadata = &mut run.mailboxes.open()?.packet;
+    metadata.client = packet.client();
+    metadata.tables = run.tables.to_word();
+    metadata.source_address = packet.from.address;
+    metadata.source_port = packet.from.port;
+    metadata.token_at = token.at.offset_in(&run.frame) as u32;
+    metadata.ip_at = packet.ip.offset_in(&run.frame) as u32;
+    metadata.payload_len = u32::from(datagram.payload_len) - header::LEN as u32;
+    metadata.v6 = packet.from.v6.into();
+    metadata.service_id = service.id;
+    metadata.service_index = service.index;
+    metadata.flags = service.flags;
+    metadata.forward = service.forward;
+    metadata.max_sources = service.max_sources;
+    metadata.stateful = service.tracks(token.kind).into();
+    Ok(&mut metadata.token)
 }
 
-/// With a name for the linker: looked at by the verifier once. `entry` is null if the full check was made just now.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn settle(ctx: *mut xdp_md, entry: *mut Session) -> u32 {
-    outline::code(settled(ctx, entry))
+subprogram! {
+    /// Checks the revocations, and claims the flow of the packet's client for its session. Without an entry: the HMAC
+    /// has just been verified, and the new entry is in the scratch.
+    fn check_session(entry: Option<Shared<Session>>) -> () = checked;
 }
 
 #[inline(always)]
-fn settled(ctx: *mut xdp_md, entry: *mut Session) -> Result<(), Reason> {
-    let scratch = admit::scratch()?;
-    let live = LIVE.get(0).ok_or(Reason::Internal)?;
+fn checked(
+    frame: &Frame,
+    mailboxes: &mut Mailboxes,
+    entry: Option<Shared<Session>>,
+) -> Result<(), ReasonCode> {
+    let Scratch { packet, verification, revocation, flow, .. } = mailboxes.open()?;
+    let live = Shared::value(&LIVE).ok_or(Reason::Internal)?;
     let now = clock::now(live);
-    let frame = Frame::at(ctx);
-    if !entry.is_null() {
-        let token = frame.start().skip(scratch.arrival.token_at as usize & PAYLOAD_AT_MASK);
-        let header = Header::again(token.read(0).ok_or(Reason::Internal)?);
-        revoke::check(scratch, live, now, header.nonce(), entry)?;
-        scratch.token = TokenKey::of(&header);
-        remember(&frame, scratch, now, entry);
+    let token = (packet.service_id, packet.token.nonce);
+    if let Some(entry) = entry {
+        revoke::check(revocation, live, now, token, entry)?;
+        claim_flow(frame, packet, flow, now, entry);
         return Ok(());
     }
-    // Of a new entry nobody else knows: it is settled before it comes into the cache, whatever becomes of the datagram.
-    let entry = &raw mut scratch.tracked.session;
-    let nonce = scratch.token.nonce;
-    let result = revoke::check(scratch, live, now, nonce, entry);
+    // Nobody else knows a new entry. It is complete before it comes into the cache, whatever becomes of the datagram.
+    let Verification { entry, .. } = verification;
+    let new = Shared::own(&mut entry.session);
+    let result = revoke::check(revocation, live, now, token, new);
     if result.is_ok() {
-        remember(&frame, scratch, now, entry);
+        claim_flow(frame, packet, flow, now, new);
     }
-    // A cache that cannot take the entry costs the next packet another HMAC, and nothing else.
-    let _ = SESSIONS.insert(&scratch.token, &scratch.tracked.session, 0);
+    // If the cache cannot take the entry, the next packet costs another HMAC.
+    let _ = SESSIONS.insert(&packet.token, &entry.session, 0);
     result
 }
 
-/// Notes in an entry that its token is in use from the client that it names. False where the client's flow is to be looked
-/// at: once in a while, and for as long as it is another session's.
+/// Notes in an entry that its token is in use by the client that the entry names. False where the client's flow is to
+/// be checked: once in a while, and as long as it is that of another session.
 #[inline(always)]
-fn used(entry: *mut Session, now: Now) -> bool {
+fn used(entry: Shared<Session>, now: Now) -> bool {
     let now = flow::activity(entry, now);
-    // SAFETY: the kernel's entry, to memory that stays allocated. If it has become another token's, that one looks at its
-    // flow once more, or is taken for used at another moment by a few seconds.
-    unsafe {
-        let active = &raw mut (*entry).admission.active;
-        let before = active.read_volatile();
-        // Not at every datagram: those on other CPUs read it.
-        if before != now && before.is_settled(now) {
-            active.write_volatile(now);
-        }
-        before.is_settled(now)
+    // If the entry has become that of another token, that token checks its flow once more, or counts as used at another
+    // moment, a few seconds off.
+    let active = field!(entry, admission.active);
+    let before = active.read();
+    // Not at every datagram: those on other CPUs read it.
+    if before != now && before.is_settled(now) {
+        active.write(now);
     }
+    before.is_settled(now)
 }
 
-/// Claims the flow of a datagram's client for the session of an entry, whose token's key is in the scratch: where the client
-/// is another than that of the session's last datagram, and where [`used`] says so.
+/// Claims the flow of a packet's client for the session of its token's entry: where the client is another than that of
+/// the session's last packet, and where [`used`] says so.
 #[inline(always)]
-pub fn remember(frame: &Frame, scratch: &mut Scratch, now: Now, entry: *mut Session) {
-    // SAFETY: as in `used`.
-    unsafe {
-        let (seen, active) = (&raw mut (*entry).seen, &raw mut (*entry).admission.active);
-        let of_now = flow::activity(entry, now);
-        if seen.read_volatile() == scratch.arrival.seen
-            && (used(entry, now) || active.read_volatile() == of_now.contested())
-        {
-            return;
-        }
-        let is_own = flow::claim(frame, scratch, now, entry);
-        active.write_volatile(if is_own { of_now } else { of_now.contested() });
-        seen.write_volatile(scratch.arrival.seen);
+pub fn claim_flow(
+    frame: &Frame,
+    packet: &PacketMetadata,
+    flow: &mut FlowClaim,
+    now: Now,
+    entry: Shared<Session>,
+) {
+    let (seen, active) = (field!(entry, seen), field!(entry, admission.active));
+    let of_now = flow::activity(entry, now);
+    if seen.read() == packet.client && (used(entry, now) || active.read() == of_now.contested()) {
+        return;
     }
+    let is_own = flow::claim(frame, packet, flow, now, entry);
+    active.write(if is_own { of_now } else { of_now.contested() });
+    seen.write(packet.client);
 }

@@ -1,11 +1,10 @@
-//! Steps 2 to 5: what a token says of itself, its key, its time and its fast tag.
+//! Steps 2 to 5: the form of a token, its key, its time and its fast tag.
 //!
-//! Up to the fast tag only arrays and small hot maps are read, and nothing is written.
+//! Up to the fast tag, the program reads only arrays and small maps that are in the CPU's caches, and writes nothing.
 
 use lb_common::{
     keyslot::KeySlot,
-    live::Live,
-    reason::Reason,
+    reason::{Reason, ReasonCode},
     service::Service,
     token::{
         Header, Kind, Source,
@@ -14,16 +13,11 @@ use lb_common::{
     },
 };
 
-use crate::{
-    clock,
-    maps::KEY_SLOTS,
-    packet::{Cursor, Frame},
-    parse::Datagram,
-};
+use crate::{clock, maps::KEY_SLOTS, packet::Cursor, parse::Datagram, run::Run};
 
-/// A token whose fast tag is right: junk is not this, a copy is. What can be had again is not kept: the stack is short.
+/// A token whose fast tag is right: not junk, but possibly a copy.
 pub struct Token {
-    /// Where its header is.
+    /// Its header in the frame.
     pub at: Cursor,
     /// Its type.
     pub kind: Kind,
@@ -31,48 +25,39 @@ pub struct Token {
     pub slot: u32,
 }
 
-impl Token {
-    /// Its header.
-    #[inline(always)]
-    pub fn header(&self) -> Result<Header, Reason> {
-        self.at.read(0).map(Header::again).ok_or(Reason::Internal)
-    }
+/// The header of a token whose form has been verified, from the frame. Headers are read again where they are needed:
+/// the registers and 512 bytes of stack do not hold one for long, and the frame is in the first-level cache.
+#[inline(always)]
+pub fn header(at: Cursor) -> Result<Header, ReasonCode> {
+    Ok(at.read(0).map(Header::from_verified).ok_or(Reason::Internal)?)
 }
 
-/// Reads and checks the token of a datagram.
+/// Checks the token of a datagram.
 #[inline(always)]
-pub fn check(
-    frame: &Frame,
-    datagram: &Datagram,
-    from: &Source,
-    service: &Service,
-    live: &Live,
-) -> Result<Token, Reason> {
+pub fn check(run: &Run, datagram: &Datagram, from: &Source, service: &Service) -> Result<Token, ReasonCode> {
     if usize::from(datagram.payload_len) < header::LEN {
-        return Err(Reason::NoToken);
+        return Err(Reason::NoToken.into());
     }
-    let at = datagram.payload(frame);
+    let at = datagram.payload(&run.frame);
     let header = Header::parse(at.read(0).ok_or(Reason::Unsupported)?)?;
     header.allowed_by(service)?;
 
-    let now = clock::now(live);
+    let now = clock::now(run.live);
     let key_id = header.key_id();
     let key = KEY_SLOTS.get(key_id.slot()).ok_or(Reason::UnknownKey)?;
     key.admits(key_id, service.id, now.unix_ns)?;
     header.lives(service, now.unix_ns)?;
 
     let binding = header.binding(from)?;
-    if !signed_by(key, at, binding) {
-        return Err(Reason::BadFastTag);
+    if !is_signed_by(key, at, binding) {
+        return Err(Reason::BadFastTag.into());
     }
     Ok(Token { at, kind: header.kind(), slot: key_id.slot() })
 }
 
-/// Whether the fast tag is right. The header is read again, word by word as SipHash takes it. Not a function of its own:
-/// returning from one costs a fifth of the tag where returns are made safe (SRSO).
+/// Whether the fast tag is right. Not a subprogram: a return costs a fifth of the tag where the kernel makes returns
+/// safe (SRSO).
 #[inline(always)]
-fn signed_by(key: &KeySlot, at: Cursor, binding: Binding) -> bool {
-    at.read(0)
-        .map(Header::again)
-        .is_some_and(|header| tags::fast(key.fast, &header, &binding) == header.fast_tag())
+fn is_signed_by(key: &KeySlot, at: Cursor, binding: Binding) -> bool {
+    header(at).is_ok_and(|header| tags::fast(key.fast, &header, &binding) == header.fast_tag())
 }

@@ -102,10 +102,9 @@ impl Header {
         Ok(header)
     }
 
-    /// Words that [`Header::parse`] has accepted before, read again: ten registers and 512 bytes of stack hold a
-    /// header for a short way only.
+    /// From words whose form has been verified by [`Header::parse`].
     #[inline(always)]
-    pub const fn again(words: [u64; LEN / 8]) -> Self {
+    pub const fn from_verified(words: [u64; LEN / 8]) -> Self {
         Self(words)
     }
 

@@ -18,14 +18,11 @@ use lb_common::{
     decap::{self, COUNTERS_MAX, GUE_PORT, Outcome, Settings},
 };
 use lb_ebpf::{
-    headers::{Address, Ip, Ipv4, Ipv6, MORE_FRAGMENTS, Udp},
+    headers::{Address, Ip, Ipv4, Ipv6, Udp},
     packet::{Cursor, Frame},
+    wire::{FRAGMENT_OFFSET, IPV4_VERSION_IHL, MAC_ADDRESSES_LEN, MORE_FRAGMENTS, is_vlan_tag, protocol},
 };
-use network_types::{
-    eth::{EthHdr, EtherType},
-    ip::IpProto,
-    vlan::VlanHdr,
-};
+use network_types::{eth::EthHdr, vlan::VlanHdr};
 
 #[btf_map(name = "settings")]
 static SETTINGS: Array<Settings, 1> = Array::new();
@@ -33,8 +30,8 @@ static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<Counter, { COUNTERS_MAX as usize }> = PerCpuArray::new();
 
-/// Passes everything, without the outer header where it is a balancer's. Also where a frame lies in several buffers: the
-/// headers are in the first.
+/// Passes everything, without the outer header where it is a balancer's. Also where a frame lies in several buffers:
+/// the headers are in the first.
 #[xdp(frags)]
 pub fn decap(ctx: XdpContext) -> u32 {
     let frame = Frame::of(&ctx);
@@ -82,13 +79,6 @@ enum Kind {
 
 /// VLAN tags that are looked under.
 const TAGS_MAX: usize = 2;
-/// Bytes of the two Ethernet addresses.
-const ADDRESSES_LEN: usize = 12;
-/// An IPv4 header without options: version 4, five words.
-const VIHL_PLAIN: u8 = 0x45;
-const IPV4: u8 = IpProto::Ipv4 as u8;
-const IPV6: u8 = IpProto::Ipv6 as u8;
-const UDP: u8 = IpProto::Udp as u8;
 
 #[inline(always)]
 fn open(frame: &Frame) -> Outcome {
@@ -118,7 +108,7 @@ fn outer(frame: &Frame) -> Option<Outer> {
     let mut ether_type = start.read::<EthHdr>(0)?.ether_type;
     let mut ip = start.skip(EthHdr::LEN);
     let mut tags = 0;
-    while is_tag(ether_type) && tags < TAGS_MAX {
+    while is_vlan_tag(ether_type) && tags < TAGS_MAX {
         ether_type = ip.read::<VlanHdr>(0)?.ether_type;
         ip = ip.skip(VlanHdr::LEN);
         tags += 1;
@@ -132,21 +122,17 @@ fn outer(frame: &Frame) -> Option<Outer> {
     }
 }
 
-/// Customer and service tags (IEEE 802.1Q-2022 §9.5).
-#[inline(always)]
-fn is_tag(ether_type: u16) -> bool {
-    ether_type == u16::from(EtherType::Ieee8021q) || ether_type == u16::from(EtherType::Ieee8021ad)
-}
-
 #[inline(always)]
 fn outer_v4(ip: Cursor, tags: usize) -> Option<Outer> {
     let header = Ipv4::read(ip)?;
-    let (offset, more) = (header.fragment() & OFFSET, header.fragment() & MORE_FRAGMENTS);
-    let options = usize::from(header.vihl() & 0xf).checked_sub(Ipv4::LEN / 4)? * 4;
+    let (offset, more) = (header.fragment() & FRAGMENT_OFFSET, header.fragment() & MORE_FRAGMENTS);
+    let options = usize::from(header.version_ihl() & 0xf).checked_sub(Ipv4::LEN / 4)? * 4;
     let (kind, len) = match header.protocol() {
-        IPV4 => (Kind::Ipip { inner: 4 }, Ipv4::LEN),
+        protocol::IPV4 => (Kind::Ipip { inner: 4 }, Ipv4::LEN),
         // Only the first fragment tells its port.
-        UDP if offset == 0 && is_gue(ip.skip(Ipv4::LEN + options)) => (Kind::Gue, Ipv4::LEN + Udp::LEN),
+        protocol::UDP if offset == 0 && is_gue(ip.skip(Ipv4::LEN + options)) => {
+            (Kind::Gue, Ipv4::LEN + Udp::LEN)
+        }
         _ => return None,
     };
     let sum = header.0.into_iter().fold(Checksum::new(), Checksum::add_u32);
@@ -158,24 +144,23 @@ fn outer_v4(ip: Cursor, tags: usize) -> Option<Outer> {
         version: 4,
         source: [0, 0, 0, header.source_be()],
         traffic_class: header.traffic_class(),
-        is_plain: header.vihl() == VIHL_PLAIN && offset | more == 0,
+        is_plain: header.version_ihl() == IPV4_VERSION_IHL && offset | more == 0,
         is_right: sum.field() == 0,
         kind,
     })
 }
 
-/// Bits of a fragment's offset (RFC 791 §3.1).
-const OFFSET: u16 = 0x1fff;
-
 #[inline(always)]
 fn outer_v6(ip: Cursor, tags: usize) -> Option<Outer> {
     let header = Ipv6::read(ip)?;
     let (kind, len, is_plain) = match header.protocol() {
-        IPV4 => (Kind::Ipip { inner: 4 }, Ipv6::LEN, true),
-        IPV6 => (Kind::Ipip { inner: 6 }, Ipv6::LEN, true),
-        UDP if is_gue(ip.skip(Ipv6::LEN)) => (Kind::Gue, Ipv6::LEN + Udp::LEN, true),
+        protocol::IPV4 => (Kind::Ipip { inner: 4 }, Ipv6::LEN, true),
+        protocol::IPV6 => (Kind::Ipip { inner: 6 }, Ipv6::LEN, true),
+        protocol::UDP if is_gue(ip.skip(Ipv6::LEN)) => (Kind::Gue, Ipv6::LEN + Udp::LEN, true),
         // What they carry is not looked for: no balancer of ours sends them.
-        HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION => (Kind::Gue, Ipv6::LEN + Udp::LEN, false),
+        protocol::HOP_BY_HOP | protocol::ROUTING | protocol::FRAGMENT | protocol::DESTINATION => {
+            (Kind::Gue, Ipv6::LEN + Udp::LEN, false)
+        }
         _ => return None,
     };
     let [source, _] = header.addresses();
@@ -193,15 +178,10 @@ fn outer_v6(ip: Cursor, tags: usize) -> Option<Outer> {
     })
 }
 
-const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
-const ROUTING: u8 = IpProto::Ipv6Route as u8;
-const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
-const DESTINATION: u8 = IpProto::Ipv6Opts as u8;
-
-/// Whether a UDP header is GUE's. Its checksum is not looked at, as in front of any tunnel's end that RFC 6935 lets have
-/// none: what the outer headers say is not used any more once they are off, and the inner packet has checksums of its own
-/// that cover its addresses and its payload. Whoever damages the sender's address into a balancer's has a packet taken
-/// off that anybody who can write that address could have sent.
+/// Whether a UDP header is GUE's. Its checksum is not looked at, as in front of any tunnel's end that RFC 6935 lets
+/// have none: what the outer headers say is not used any more once they are off, and the inner packet has checksums of
+/// its own that cover its addresses and its payload. Whoever damages the sender's address into a balancer's has a
+/// packet taken off that anybody who can write that address could have sent.
 #[inline(always)]
 fn is_gue(udp: Cursor) -> bool {
     Udp::read(udp, 0).is_some_and(|udp| udp.ports_be()[1] == GUE_PORT.to_be())
@@ -279,12 +259,12 @@ fn take_off<I: Ip>(frame: &Frame, outer: &Outer) -> Outcome {
 #[inline(always)]
 fn begin_at_inner(frame: &Frame, outer: &Outer, ether_type: u16) -> Option<()> {
     let start = frame.start();
-    let addresses: [u32; ADDRESSES_LEN / 4] = start.read(0)?;
+    let addresses: [u32; MAC_ADDRESSES_LEN / 4] = start.read(0)?;
     // Where there are less tags, what follows is read and not used.
-    let tags: [u32; TAGS_MAX] = start.read(ADDRESSES_LEN)?;
+    let tags: [u32; TAGS_MAX] = start.read(MAC_ADDRESSES_LEN)?;
     let mut at = frame.take_off(outer.len.into()).ok()?.start();
     at.write(0, addresses)?;
-    at = at.skip(ADDRESSES_LEN);
+    at = at.skip(MAC_ADDRESSES_LEN);
     if outer.tags >= 1 {
         at.write(0, tags[0])?;
         at = at.skip(VlanHdr::LEN);

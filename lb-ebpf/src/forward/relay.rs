@@ -1,65 +1,72 @@
-//! `forward = "l2"`, and the part of it that `local` needs: the packet itself, to another network card.
+//! `forward = "l2"`, and stripping for `local`: the packet itself, to another MAC address or to this host.
 
 use lb_common::{
     backend::{Backend, TAGS_KEPT},
-    reason::Reason,
-    scratch::Load,
+    reason::{Reason, ReasonCode},
+    scratch::TransmitDescriptor,
     service::{FORWARD_L2, Service},
 };
 
 use super::{
-    fits,
-    head::{self, Link},
-    ip_at,
+    descriptor::{backend_at, check_mtu, ip_at},
+    head::{self, L2Header},
 };
 use crate::{
     headers::{Ip, Ipv4, Ipv6},
     packet::Frame,
+    scratch::Mailboxes,
+    subprogram::subprogram,
 };
 
 /// Whether a packet that stays as it is needs other MAC addresses, and nothing else.
 #[inline(always)]
-pub fn needs_no_more(frame: &Frame, service: &Service, backend: &Backend) -> bool {
+pub fn is_enough(frame: &Frame, service: &Service, backend: &Backend) -> bool {
     service.forward == FORWARD_L2 && backend.ifindex == frame.ingress() && backend.tag_count == TAGS_KEPT
 }
 
-/// Gives a packet the MAC addresses of its way.
+/// Writes the MAC addresses of the path to a backend.
 #[inline(always)]
-pub fn readdress(frame: &Frame, backend: &Backend) -> Result<(), Reason> {
-    frame.start().write_words(0, &head::of_backend(backend)).ok_or(Reason::Internal)
+pub fn rewrite_macs(frame: &Frame, backend: &Backend) -> Result<(), ReasonCode> {
+    Ok(frame.start().write_words(0, &head::of_backend(backend)).ok_or(Reason::Internal)?)
 }
 
-/// Sends a packet to a backend's network card, or to a router's before it.
+subprogram! {
+    /// Sends the packet to the MAC address of a backend, or of a router before it.
+    pub fn relay(backend: u32) -> () = relayed;
+    /// Removes the token from a packet that stays on this host.
+    pub fn strip() -> () = stripped;
+}
+
 #[inline(always)]
-pub fn send(frame: &Frame, load: &mut Load, backend: &Backend) -> Result<(), Reason> {
+fn relayed(frame: &Frame, mailboxes: &mut Mailboxes, backend: u32) -> Result<(), ReasonCode> {
+    let backend = backend_at(backend)?;
+    let transmit = &mut mailboxes.open()?.transmit;
     if backend.ifindex != frame.ingress() {
-        fits(load, backend, 0)?;
+        check_mtu(transmit, backend, 0)?;
     }
-    match load.v6 {
-        0 => relayed::<Ipv4>(frame, load, backend),
-        _ => relayed::<Ipv6>(frame, load, backend),
-    }
-}
-
-#[inline(always)]
-fn relayed<I: Ip>(frame: &Frame, load: &Load, backend: &Backend) -> Result<(), Reason> {
-    let link = Link::of(frame, ip_at(load))?.toward(frame, backend);
-    let (ip, udp) = head::own::<I>(frame, load)?;
-    head::write(frame, load, &link, I::ETHER_TYPE, head::NOTHING, ip, udp)
-}
-
-/// Takes the token out of a packet that stays on this host.
-#[inline(always)]
-pub fn strip(frame: &Frame, load: &Load) -> Result<(), Reason> {
-    match load.v6 {
-        0 => stripped::<Ipv4>(frame, load),
-        _ => stripped::<Ipv6>(frame, load),
+    match transmit.v6 {
+        0 => send::<Ipv4>(frame, transmit, Some(backend)),
+        _ => send::<Ipv6>(frame, transmit, Some(backend)),
     }
 }
 
 #[inline(always)]
-fn stripped<I: Ip>(frame: &Frame, load: &Load) -> Result<(), Reason> {
-    let link = Link::of(frame, ip_at(load))?;
-    let (ip, udp) = head::own::<I>(frame, load)?;
-    head::write(frame, load, &link, I::ETHER_TYPE, head::NOTHING, ip, udp)
+fn stripped(frame: &Frame, mailboxes: &mut Mailboxes) -> Result<(), ReasonCode> {
+    let transmit = &mailboxes.open()?.transmit;
+    match transmit.v6 {
+        0 => send::<Ipv4>(frame, transmit, None),
+        _ => send::<Ipv6>(frame, transmit, None),
+    }
+}
+
+#[inline(always)]
+fn send<I: Ip>(
+    frame: &Frame,
+    transmit: &TransmitDescriptor,
+    backend: Option<&Backend>,
+) -> Result<(), ReasonCode> {
+    let came = L2Header::of(frame, ip_at(transmit))?;
+    let l2 = backend.map_or(came, |backend| came.toward(frame, backend));
+    let (ip, udp) = head::own::<I>(frame, transmit)?;
+    head::write(frame, transmit, &l2, I::ETHER_TYPE, head::NOTHING, ip, udp)
 }

@@ -1,11 +1,16 @@
-//! IPv6 extension headers (RFC 8200 §4): looked through only to tell whose packet is refused. A datagram behind them
-//! would be delivered by the kernel, so none may pass unseen.
+//! IPv6 extension headers (RFC 8200 §4). They are parsed to tell whose packet is refused: the kernel would deliver a
+//! datagram behind them, so none may pass unseen.
 
-use aya_ebpf::bindings::xdp_md;
-use network_types::ip::IpProto;
+use lb_common::reason::ReasonCode;
 
-use super::PAYLOAD_AT_MASK;
-use crate::packet::{Cursor, Frame};
+use crate::{
+    packet::{Cursor, Frame},
+    run::Run,
+    scratch::Mailboxes,
+    subprogram::{Value, subprogram},
+    verifier::PAYLOAD_AT_MASK,
+    wire::protocol,
+};
 
 /// What is behind extension headers.
 pub enum Behind {
@@ -16,44 +21,79 @@ pub enum Behind {
         /// Source and destination port.
         ports: [u16; 2],
     },
-    /// A fragment, also one that is alone (RFC 6946), of UDP or of what cannot be told.
+    /// A fragment of UDP or of something unknown. It can be the only one (RFC 6946).
     Fragment {
-        /// Those, in the first.
+        /// Source and destination port, in the first fragment.
         ports: Option<[u16; 2]>,
     },
-    /// More than is looked through, or than the frame holds.
+    /// More headers than are parsed, or than the frame holds.
     Unknown,
 }
 
-/// Extension headers that are looked through. RFC 8200 §4.1 allows seven, each of which the Internet drops more often
-/// than not (RFC 7872).
-const LOOKED_THROUGH: u32 = 6;
-/// The shortest extension header.
+/// Extension headers that are parsed. RFC 8200 §4.1 allows seven, each of which the Internet drops more often than not
+/// (RFC 7872).
+const PARSED: u32 = 6;
+/// The shortest extension header, bytes.
 const UNIT: usize = 8;
 
-/// Whether an IPv6 packet goes on behind this header.
+/// Whether a protocol number is that of an extension header.
 #[inline(always)]
-pub fn is_extension(protocol: u8) -> bool {
-    const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
-    const ROUTING: u8 = IpProto::Ipv6Route as u8;
-    const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
-    const AUTHENTICATION: u8 = IpProto::Ah as u8;
-    const DESTINATION: u8 = IpProto::Ipv6Opts as u8;
-    const MOBILITY: u8 = IpProto::MobilityHeader as u8;
-    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY)
+pub fn is_extension(number: u8) -> bool {
+    use protocol::{AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, MOBILITY, ROUTING};
+    matches!(number, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY)
 }
 
-/// Looks through the extension headers from `at` on, the first of which is `protocol`.
+/// Parses the extension headers from `at` on, the first of which is `protocol`.
 #[inline(always)]
-pub fn behind(frame: &Frame, at: Cursor, protocol: u8) -> Behind {
-    let word = walk(frame.context(), at.offset_in(frame) as u32, protocol.into());
-    let ports = [(word >> 16) as u16, word as u16];
-    match word >> KIND_SHIFT {
-        DATAGRAM => Behind::Datagram { ports },
-        FIRST_FRAGMENT => Behind::Fragment { ports: Some(ports) },
-        FRAGMENT => Behind::Fragment { ports: None },
-        UNKNOWN => Behind::Unknown,
-        _ => Behind::Other,
+pub fn behind(run: &mut Run, at: Cursor, protocol: u8) -> Behind {
+    let at = at.offset_in(&run.frame) as u32;
+    parse_extensions(&run.frame, &mut run.mailboxes, at, protocol.into()).unwrap_or(Behind::Unknown)
+}
+
+subprogram! {
+    /// Off the path of plain packets.
+    fn parse_extensions(at: u32, protocol: u32) -> Behind = parsed;
+}
+
+#[inline(always)]
+fn parsed(frame: &Frame, _: &mut Mailboxes, at: u32, protocol: u32) -> Result<Behind, ReasonCode> {
+    Ok(walk(frame.start().skip(at as usize & PAYLOAD_AT_MASK), protocol as u8))
+}
+
+#[inline(always)]
+fn walk(mut at: Cursor, mut protocol: u8) -> Behind {
+    let mut fragment = false;
+    for _ in 0..PARSED {
+        if !is_extension(protocol) {
+            break;
+        }
+        let Some([next, len, high, low]) = at.read::<[u8; 4]>(0) else {
+            return Behind::Unknown;
+        };
+        let len = match protocol {
+            protocol::FRAGMENT => {
+                fragment = true;
+                // The offset in units of eight bytes, then two reserved bits and "more" (RFC 8200 §4.5).
+                if high != 0 || low & !7 != 0 {
+                    let unseen = next == protocol::UDP || is_extension(next);
+                    return if unseen { Behind::Fragment { ports: None } } else { Behind::Other };
+                }
+                UNIT
+            }
+            // In words of four bytes, less two (RFC 4302 §2.2).
+            protocol::AUTHENTICATION => (usize::from(len) + 2) * 4,
+            _ => (usize::from(len) + 1) * UNIT,
+        };
+        (at, protocol) = (at.skip(len), next);
+    }
+    if protocol != protocol::UDP {
+        return if is_extension(protocol) { Behind::Unknown } else { Behind::Other };
+    }
+    match at.read::<[u16; 2]>(0) {
+        None if fragment => Behind::Fragment { ports: None },
+        None => Behind::Unknown,
+        Some(ports) if fragment => Behind::Fragment { ports: Some(ports) },
+        Some(ports) => Behind::Datagram { ports },
     }
 }
 
@@ -64,45 +104,29 @@ const FIRST_FRAGMENT: u64 = 2;
 const FRAGMENT: u64 = 3;
 const UNKNOWN: u64 = 4;
 
-/// [`behind`] in one word: kind, then ports. It is off the way of plain packets, and with a name for the linker and
-/// numbers alone the verifier looks at it once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn walk(ctx: *mut xdp_md, at: u32, protocol: u32) -> u64 {
-    let (mut at, mut protocol) = (Frame::at(ctx).start().skip(at as usize & PAYLOAD_AT_MASK), protocol as u8);
-    let mut fragment = false;
-    for _ in 0..LOOKED_THROUGH {
-        if !is_extension(protocol) {
-            break;
-        }
-        let Some([next, len, high, low]) = at.read::<[u8; 4]>(0) else {
-            return UNKNOWN << KIND_SHIFT;
+/// The kind, then the ports.
+impl Value for Behind {
+    #[inline(always)]
+    fn into_number(self) -> u64 {
+        let (kind, [from, to]) = match self {
+            Self::Other => (OTHER, [0, 0]),
+            Self::Datagram { ports } => (DATAGRAM, ports),
+            Self::Fragment { ports: Some(ports) } => (FIRST_FRAGMENT, ports),
+            Self::Fragment { ports: None } => (FRAGMENT, [0, 0]),
+            Self::Unknown => (UNKNOWN, [0, 0]),
         };
-        let len = match protocol {
-            protocol if protocol == IpProto::Ipv6Frag as u8 => {
-                fragment = true;
-                // The offset in units of eight bytes, then two reserved bits and "more" (RFC 8200 §4.5).
-                if high != 0 || low & !7 != 0 {
-                    let unseen = next == IpProto::Udp as u8 || is_extension(next);
-                    return if unseen { FRAGMENT << KIND_SHIFT } else { OTHER };
-                }
-                UNIT
-            }
-            // In words of four bytes, less two (RFC 4302 §2.2).
-            protocol if protocol == IpProto::Ah as u8 => (usize::from(len) + 2) * 4,
-            _ => (usize::from(len) + 1) * UNIT,
-        };
-        (at, protocol) = (at.skip(len), next);
+        kind << KIND_SHIFT | u64::from(from) << 16 | u64::from(to)
     }
-    if protocol != IpProto::Udp as u8 {
-        return if is_extension(protocol) { UNKNOWN << KIND_SHIFT } else { OTHER };
-    }
-    match at.read::<[u16; 2]>(0) {
-        None if fragment => FRAGMENT << KIND_SHIFT,
-        None => UNKNOWN << KIND_SHIFT,
-        Some([from, to]) => {
-            let kind = if fragment { FIRST_FRAGMENT } else { DATAGRAM };
-            kind << KIND_SHIFT | u64::from(from) << 16 | u64::from(to)
+
+    #[inline(always)]
+    fn from_number(number: u64) -> Self {
+        let ports = [(number >> 16) as u16, number as u16];
+        match number >> KIND_SHIFT {
+            DATAGRAM => Self::Datagram { ports },
+            FIRST_FRAGMENT => Self::Fragment { ports: Some(ports) },
+            FRAGMENT => Self::Fragment { ports: None },
+            UNKNOWN => Self::Unknown,
+            _ => Self::Other,
         }
     }
 }

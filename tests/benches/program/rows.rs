@@ -264,8 +264,8 @@ fn with_wrong_full_tag() -> Header {
     let key = fixture::key().derived;
     let mut words = fixture::token().words();
     words[7] ^= 1;
-    words[5] = tags::fast(key.fast, &Header::again(words), &Binding::default());
-    Header::again(words)
+    words[5] = tags::fast(key.fast, &Header::from_verified(words), &Binding::default());
+    Header::from_verified(words)
 }
 
 fn packet_elsewhere() -> std::net::SocketAddr {

@@ -115,8 +115,8 @@ fn sign(payload: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
             words[7] = tags::proof_over(session_key, proof.seq, proof.ts_ms, data);
         }
     }
-    words[5] = tags::fast(key.derived.fast, &Header::again(words), &binding);
-    Some([&Header::again(words).to_bytes()[..], data].concat())
+    words[5] = tags::fast(key.derived.fast, &Header::from_verified(words), &binding);
+    Some([&Header::from_verified(words).to_bytes()[..], data].concat())
 }
 
 #[cfg(test)]

@@ -374,8 +374,8 @@ impl Key {
         let [a, b, c, d, e] = claims;
         let binding = lb_common::token::header::Binding::default();
         let [f, g] = tags::full(&self.derived.full, claims, &binding, &mut Scratch::default());
-        let fast = tags::fast(self.derived.fast, &Header::again([a, b, c, d, e, 0, f, g]), &binding);
-        Header::again([a, b, c, d, e, fast, f, g])
+        let fast = tags::fast(self.derived.fast, &Header::from_verified([a, b, c, d, e, 0, f, g]), &binding);
+        Header::from_verified([a, b, c, d, e, fast, f, g])
     }
 }
 

@@ -55,8 +55,8 @@ impl Generation {
         let [a, b, c, d, e] = valid.claims();
         let binding = Binding::default();
         let [f, g] = tags::full(&next.derived.full, valid.claims(), &binding, &mut Default::default());
-        let fast = tags::fast(key.derived.fast, &Header::again([a, b, c, d, e, 0, f, g]), &binding);
-        Self { key, valid, mixed: Header::again([a, b, c, d, e, fast, f, g]) }
+        let fast = tags::fast(key.derived.fast, &Header::from_verified([a, b, c, d, e, 0, f, g]), &binding);
+        Self { key, valid, mixed: Header::from_verified([a, b, c, d, e, fast, f, g]) }
     }
 }
 

@@ -103,7 +103,7 @@ fn with_wrong_full_tag(at: usize) -> Packet {
     let mut bytes = fixture::token().to_bytes();
     bytes[at] ^= 0xff;
     let (words, _) = bytes.as_chunks::<8>();
-    let header = Header::again(std::array::from_fn(|word| u64::from_le_bytes(words[word])));
+    let header = Header::from_verified(std::array::from_fn(|word| u64::from_le_bytes(words[word])));
     let fast = tags::fast(fixture::key().derived.fast, &header, &Binding::default());
     bytes[40..48].copy_from_slice(&fast.to_le_bytes());
     let mut packet = Packet::default();

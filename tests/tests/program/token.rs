@@ -302,10 +302,10 @@ fn with_wrong_full_tag(key: &Key) -> Header {
     words[7] ^= 1 << 63;
     words[5] = lb_common::token::tags::fast(
         key.derived.fast,
-        &Header::again(words),
+        &Header::from_verified(words),
         &lb_common::token::header::Binding::default(),
     );
-    Header::again(words)
+    Header::from_verified(words)
 }
 
 /// A packet that is stripped and sent to the backend of the default session.

@@ -91,5 +91,5 @@ impl Controller {
 /// The header that an entry was made from; the fields after the fast tag are zero.
 const fn header_of(key: &TokenKey, session: &Session) -> Header {
     let [a, b, d, e] = session.claims;
-    Header::again([a, b, key.nonce, d, e, key.fast_tag, 0, 0])
+    Header::from_verified([a, b, key.nonce, d, e, key.fast_tag, 0, 0])
 }

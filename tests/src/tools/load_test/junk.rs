@@ -113,7 +113,7 @@ impl Junk {
             Self::BadFastTag => words[5] ^= 1,
             Self::BadFullTag => {
                 words[6] ^= 1;
-                let header = Header::again(words);
+                let header = Header::from_verified(words);
                 let binding = lb_common::token::header::Binding::default();
                 words[5] = tags::fast(issuer.keys().fast, &header, &binding);
             }
@@ -125,6 +125,6 @@ impl Junk {
                 [words[6], words[7]] = made_up.to_words();
             }
         }
-        Header::again(words)
+        Header::from_verified(words)
     }
 }

@@ -334,7 +334,7 @@ impl Traffic {
     fn resign(&mut self, packet: &mut Packet) {
         let (words, _) = packet.payload.as_chunks::<8>();
         let Some(words) = words.first_chunk::<8>() else { return };
-        let header = Header::again(words.map(u64::from_le_bytes));
+        let header = Header::from_verified(words.map(u64::from_le_bytes));
         let Some((_, key)) = self.keys.iter().find(|(_, key)| key.id == header.key_id()) else { return };
         let source = lb_common::token::Source::new(packet.from.ip(), packet.from.port());
         let binding = header.binding(&source).unwrap_or_default();
@@ -349,8 +349,8 @@ impl Traffic {
         let [f, g] =
             full.unwrap_or_else(|| tags::full(&key.derived.full, claims, &binding, &mut Scratch::default()));
         let [a, b, c, d, e] = claims;
-        let fast = tags::fast(key.derived.fast, &Header::again([a, b, c, d, e, 0, f, g]), &binding);
-        packet.payload[..LEN].copy_from_slice(&Header::again([a, b, c, d, e, fast, f, g]).to_bytes());
+        let fast = tags::fast(key.derived.fast, &Header::from_verified([a, b, c, d, e, 0, f, g]), &binding);
+        packet.payload[..LEN].copy_from_slice(&Header::from_verified([a, b, c, d, e, fast, f, g]).to_bytes());
     }
 
     fn family(&mut self) -> Family {

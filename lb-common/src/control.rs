@@ -11,8 +11,8 @@ pub struct Live {
     pub tick_ns: u64,
     /// The [`Tables`] that count.
     pub tables: u64,
-    /// Changes after every addition to the revocations, so that what was looked up before is looked up once more; 32 bits
-    /// of it count. 0: there never was one.
+    /// Changes after every addition to the revocations, so that what was looked up before is looked up once more; 32
+    /// bits of it count. 0: there never was one.
     pub revocations: u64,
     /// When `offset_ns` was last found to be right (ticks * `tick_ns`).
     pub confirmed_ns: u64,
@@ -44,7 +44,8 @@ impl Tables {
         Self { half: word as u32 & 1, seed: (word >> 1) as u32, generation: (word >> 33) as u32 }
     }
 
-    /// Whether these tables may have been written to since they were read. `begun` is [`Live::begun`] after the last read.
+    /// Whether these tables may have been written to since they were read. `begun` is [`Live::begun`] after the last
+    /// read.
     ///
     /// The next generation is written to the other half, the one after it to this half. The daemon waits for running
     /// packets before it writes a half again, but a hypervisor can stop a CPU for longer than any wait.
@@ -82,9 +83,9 @@ pub const SECOND_NS: u64 = 1_000_000_000;
 /// By how much the clocks of issuers and balancers may differ (token.md).
 pub const SKEW_NS: u64 = 2 * SECOND_NS;
 
-/// How long an offset is believed that nobody confirms. The kernel's ticks follow CLOCK_MONOTONIC, which is off by at most
-/// 500 ppm where nothing disciplines it (`MAXFREQ`, linux/timex.h): after this time by the skew. From then on no new token
-/// is admitted; those that were go on, until they expire.
+/// How long an offset is believed that nobody confirms. The kernel's ticks follow CLOCK_MONOTONIC, which is off by at
+/// most 500 ppm where nothing disciplines it (`MAXFREQ`, linux/timex.h): after this time by the skew. From then on no
+/// new token is admitted; those that were go on, until they expire.
 pub const OFFSET_STALE_NS: u64 = SKEW_NS * 1_000_000 / 500;
 
 #[cfg(test)]

@@ -1,0 +1,82 @@
+//! Whether answers may still use a translation: its service, its backend and its session can be gone since it was made.
+//!
+//! A translation holds the number of publications of the tables and of additions to the revocations at its last check.
+//! Until the next of either, nothing is looked up.
+
+use lb_common::{
+    live::Tables,
+    nat::{self, OWNER_SESSION},
+    reason::{Reason, ReasonCode},
+    scratch::{Scratch, TranslationOfPacket},
+    service::{FORWARD_NAT, ServiceKey},
+};
+
+use super::translation::Progress;
+use crate::{
+    balance, clock,
+    headers::same_address,
+    maps::{LIVE, TRANSLATIONS},
+    packet::Frame,
+    revoke,
+    run::Run,
+    scratch::Mailboxes,
+    service,
+    shared::{Shared, field},
+    subprogram::subprogram,
+};
+
+/// Sends a packet to a client by a function that leaves its translation in the scratch; if the translation has to be
+/// checked first, checks it and sends the packet then.
+#[inline(always)]
+pub fn checked(
+    run: &mut Run,
+    send: impl Fn(&Frame, &mut Mailboxes, Tables) -> Result<Progress, ReasonCode>,
+) -> Result<Progress, ReasonCode> {
+    match send(&run.frame, &mut run.mailboxes, run.tables)? {
+        Progress::NeedsCheck => {
+            check_translation(&run.frame, &mut run.mailboxes, run.tables)?;
+            send(&run.frame, &mut run.mailboxes, run.tables)
+        }
+        progress => Ok(progress),
+    }
+}
+
+subprogram! {
+    /// Checks the translation in the scratch against the tables and revocations that apply now. Fails with `NotOurs` if
+    /// its service is gone, `NoBackend` if its backend is, `Revoked` if its session or its last token is revoked.
+    fn check_translation(tables: Tables) -> () = check;
+}
+
+#[inline(always)]
+fn check(_: &Frame, mailboxes: &mut Mailboxes, tables: Tables) -> Result<(), ReasonCode> {
+    let Scratch { translation: TranslationOfPacket { key, value, .. }, revocation, .. } = mailboxes.open()?;
+    let live = Shared::value(&LIVE).ok_or(Reason::Internal)?;
+    let now = clock::now(live);
+    // Before anything is looked up: an addition from now on is looked up for the next answer.
+    let checked = nat::checked(tables, field!(live, revocations).read());
+    let owner = value.owner;
+    let at = ServiceKey::v6(value.service_be, value.service_port_be);
+    let service = service::find(tables, &at).ok_or(Reason::NotOurs)?;
+    if service.id != owner.service_id || service.forward != FORWARD_NAT {
+        return Err(Reason::NotOurs.into());
+    }
+    let backend = balance::pinned(tables, service, value.backend_id)?;
+    let is_at = key.backend_port_be == backend.port_be
+        && same_address(&key.backend_be, &backend.address_be)
+        && same_address(&value.node_be, &backend.source_be);
+    if !is_at {
+        return Err(Reason::NoBackend.into());
+    }
+    // A packet that `mode = "observe"` delivers gets its answers, too.
+    if owner.kind == OWNER_SESSION && !service.observes() {
+        let listed = revoke::is_listed(revocation, now, owner.service_id, owner.of, value.nonce);
+        if listed || value.issued_at < service.revoked_before {
+            return Err(Reason::Revoked.into());
+        }
+    }
+    if let Some(entry) = Shared::entry(&TRANSLATIONS, key) {
+        // If the entry has become that of another client, its answers are checked at the next change.
+        field!(entry, checked).write(checked);
+    }
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! One run of the program, on one packet.
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::live::{Live, Tables};
+
+use crate::{
+    maps::LIVE,
+    packet::Frame,
+    scratch::Mailboxes,
+    shared::{Shared, field},
+};
+
+/// What every step needs. All steps are inlined, and its fields are registers.
+pub struct Run {
+    /// The frame, as it came in.
+    pub frame: Frame,
+    /// The clock and the revocations.
+    pub live: Shared<Live>,
+    /// The tables that apply to the packet.
+    pub tables: Tables,
+    /// This CPU's scratch.
+    pub mailboxes: Mailboxes,
+}
+
+impl Run {
+    /// Begins a run.
+    #[inline(always)]
+    pub fn of(ctx: &XdpContext) -> Option<Self> {
+        let live = Shared::value(&LIVE)?;
+        let tables = Tables::from_word(field!(live, tables).read());
+        // SAFETY: the program makes one.
+        Some(Self { frame: Frame::of(ctx), live, tables, mailboxes: unsafe { Mailboxes::new() } })
+    }
+}
