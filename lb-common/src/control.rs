@@ -1,9 +1,9 @@
 //! What the daemon changes under running packets, by one atomic store each: the clock, and which tables count.
 
-/// The only value of the live map, mapped into the daemon's memory.
+/// The control page: the only value of its map, mapped into the daemon's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Live {
+pub struct ControlPage {
     /// Unix time minus `jiffies * tick_ns`, nanoseconds. If the daemon stops, time goes on: tokens expire when they
     /// should. Zero: never published, and no token is valid in 1970.
     pub offset_ns: u64,
@@ -21,8 +21,8 @@ pub struct Live {
     pub begun: u64,
 }
 
-const _: () = assert!(size_of::<Live>() == 48 && align_of::<Live>() == 8);
-crate::map_value!(Live);
+const _: () = assert!(size_of::<ControlPage>() == 48 && align_of::<ControlPage>() == 8);
+crate::map_value!(ControlPage);
 
 /// Services, Maglev tables and backends are published together: each of their arrays has two halves, and one word
 /// says which half counts. The other is written in full before the word changes, so every packet is judged by one
@@ -38,13 +38,13 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// From the word of [`Live`].
+    /// From the word of [`ControlPage`].
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
         Self { half: word as u32 & 1, seed: (word >> 1) as u32, generation: (word >> 33) as u32 }
     }
 
-    /// Whether these tables may have been written to since they were read. `begun` is [`Live::begun`] after the last
+    /// Whether these tables may have been written to since they were read. `begun` is [`ControlPage::begun`] after the last
     /// read.
     ///
     /// The next generation is written to the other half, the one after it to this half. The daemon waits for running
@@ -54,14 +54,14 @@ impl Tables {
         (begun as u32).wrapping_sub(self.generation) & GENERATION_MASK > 1
     }
 
-    /// As the word of [`Live`].
+    /// As the word of [`ControlPage`].
     #[inline(always)]
     pub const fn to_word(self) -> u64 {
         (self.generation as u64) << 33 | (self.seed as u64) << 1 | self.half as u64
     }
 }
 
-/// The bits of a generation that the word of [`Live`] holds.
+/// The bits of a generation that the word of [`ControlPage`] holds.
 const GENERATION_MASK: u32 = u32::MAX >> 1;
 
 /// What the program `clock` writes over the start of a test run's packet: two readings of one moment, from which the

@@ -7,12 +7,12 @@
 pub mod backend;
 pub mod balance;
 pub mod checksum;
+pub mod control;
 pub mod counter;
 pub mod decap;
 pub mod flow;
 pub mod forward;
 pub mod keyslot;
-pub mod live;
 pub mod mac;
 pub mod maps;
 pub mod nat;

@@ -2,10 +2,10 @@
 
 /// Changes with every incompatible change of a map's key, value or meaning. Pins live under a directory of this
 /// name, and the daemon compares layouts before it re-uses them.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
-/// One `Live`, mapped into the daemon.
-pub const LIVE: &str = "live";
+/// One `ControlPage`, mapped into the daemon.
+pub const CONTROL: &str = "control";
 /// `half * BUCKETS + bucket` → `ServiceBucket`. Looked up for every datagram.
 pub const SERVICES: &str = "services";
 /// `half * MAC_BUCKETS + bucket` → `MacBucket`. Looked up for every packet of a service.
@@ -45,7 +45,7 @@ pub const REVOCATIONS: &str = "revocations";
 
 /// Every map, for whoever pins, compares or removes them all.
 pub const ALL: [&str; 18] = [
-    LIVE,
+    CONTROL,
     SERVICES,
     MACS,
     KEY_SLOTS,

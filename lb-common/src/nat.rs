@@ -7,7 +7,7 @@
 use crate::{
     backend::Tag,
     balance::mix,
-    live::{SECOND_NS, Tables},
+    control::{SECOND_NS, Tables},
 };
 
 /// Key of the translations: the addresses of a backend's answer.
@@ -174,7 +174,7 @@ pub const COOKIE_MASK_V4: u32 = 0xffff;
 pub const COOKIE_MASK_V6: u32 = 0xf_ffff;
 
 /// What an answer's session and backend were checked against: a publication of the tables, and the last addition to the
-/// revocations (`revocations` of the live map).
+/// revocations (`revocations` of the control page).
 #[inline(always)]
 pub const fn checked(tables: Tables, revocations: u64) -> u64 {
     (tables.generation as u64) << 32 | revocations as u32 as u64

@@ -1,6 +1,6 @@
 //! Rates: so many of something in a second, and so many at once, in one word of state.
 
-use crate::live::SECOND_NS;
+use crate::control::SECOND_NS;
 
 /// What a rate allows. All zeros: everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,8 +2,8 @@
 //! to each other. A BPF program has 512 bytes of stack for a chain of calls, and its subprograms take five numbers.
 
 use crate::{
+    control::SECOND_NS,
     flow::{Flow, FlowKey},
-    live::SECOND_NS,
     nat::{FragmentKey, FragmentedAnswer, Held, Owner, Translation, TranslationKey},
     rate::{GcraState, Rate},
     revocation::RevocationKey,
@@ -53,7 +53,7 @@ pub struct Scratch {
 pub struct PacketMetadata {
     /// The client, in one word.
     pub client: Seen,
-    /// The tables that apply to it, as [`Tables::to_word`](crate::live::Tables::to_word) encodes them.
+    /// The tables that apply to it, as [`Tables::to_word`](crate::control::Tables::to_word) encodes them.
     pub tables: u64,
     /// Its source address, as in [`Source`].
     pub source_address: u64,

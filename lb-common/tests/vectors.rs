@@ -227,7 +227,7 @@ fn rejected_with_their_reasons() {
     let vectors = vectors();
     assert!(!vectors.rejected.is_empty());
     for case in &vectors.rejected {
-        assert_eq!(case.skew * 1_000_000_000, lb_common::live::SKEW_NS);
+        assert_eq!(case.skew * 1_000_000_000, lb_common::control::SKEW_NS);
         let key = &vectors.keys[case.key];
         let found = verify(
             &hex::decode(&case.header).unwrap(),

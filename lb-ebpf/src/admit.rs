@@ -1,7 +1,7 @@
 //! Step 6: the admission of a token, by its entry in a token cache or by its HMAC.
 
 use lb_common::{
-    live::OFFSET_STALE_NS,
+    control::OFFSET_STALE_NS,
     reason::{Reason, ReasonCode},
     scratch::Verification,
     session::{Admission, Session},
@@ -61,8 +61,8 @@ pub fn is_of(entry: Shared<Session>, header: &Header) -> bool {
 /// new entry.
 #[inline(always)]
 pub fn verify(run: &mut Run, token: &Token) -> Result<Admitted, ReasonCode> {
-    let now = clock::now(run.live).kernel_ns;
-    if now.saturating_sub(field!(run.live, confirmed_ns).read()) > OFFSET_STALE_NS {
+    let now = clock::now(run.control).kernel_ns;
+    if now.saturating_sub(field!(run.control, confirmed_ns).read()) > OFFSET_STALE_NS {
         return Err(Reason::StaleClock.into());
     }
     let scratch = run.mailboxes.open()?;

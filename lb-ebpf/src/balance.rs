@@ -5,7 +5,7 @@ use core::ops::Deref;
 use lb_common::{
     backend::{Backend, PinnedKey},
     balance,
-    live::Tables,
+    control::Tables,
     maps::{BACKENDS_MAX, SERVICES_MAX},
     reason::{Reason, ReasonCode},
     service::Service,

@@ -10,7 +10,7 @@
 //! same again. A damaged packet passes as correct by chance with the same probability, as with any checksum of 16 bits.
 
 use lb_common::{
-    live::Tables,
+    control::Tables,
     reason::{Reason, ReasonCode},
 };
 

@@ -4,7 +4,7 @@
 //! load. Every helper that returns nanoseconds is a call of 3 to 20 ns. A tick is 1 to 10 ms; tokens count seconds.
 
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
-use lb_common::live::{ClockReading, Live};
+use lb_common::control::{ClockReading, ControlPage};
 
 use crate::{
     packet::Frame,
@@ -22,10 +22,10 @@ pub struct Now {
 
 /// Reads the clock.
 #[inline(always)]
-pub fn now(live: Shared<Live>) -> Now {
+pub fn now(control: Shared<ControlPage>) -> Now {
     // SAFETY: the helper has no preconditions.
-    let kernel_ns = unsafe { bpf_jiffies64() }.wrapping_mul(field!(live, tick_ns).read());
-    Now { kernel_ns, unix_ns: kernel_ns.wrapping_add(field!(live, offset_ns).read()) }
+    let kernel_ns = unsafe { bpf_jiffies64() }.wrapping_mul(field!(control, tick_ns).read());
+    Now { kernel_ns, unix_ns: kernel_ns.wrapping_add(field!(control, offset_ns).read()) }
 }
 
 /// Writes the time of two clocks of the kernel over the start of a frame.

@@ -1,7 +1,7 @@
 //! Step 9: the limits of one session. Nothing is consumed before every check has passed.
 
 use lb_common::{
-    live::Tables,
+    control::Tables,
     maps::SERVICES_MAX,
     rate::{GcraState, Rate},
     reason::{Reason, ReasonCode},

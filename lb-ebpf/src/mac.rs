@@ -3,7 +3,7 @@
 //! balancers would forward each other's frames (docs/adr/0013).
 
 use lb_common::{
-    live::Tables,
+    control::Tables,
     mac::{MAC_BUCKETS, Mac, MacEntry},
     reason::Reason,
     service::{FORWARD_LOCAL, Service},

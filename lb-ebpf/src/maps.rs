@@ -11,10 +11,10 @@ use aya_ebpf::{
 use lb_common::{
     backend::{Backend, PinnedKey},
     balance::MaglevTable,
+    control::{ControlPage, SECOND_NS},
     counter::Counter,
     flow::{Flow, FlowKey},
     keyslot::KeySlot,
-    live::{Live, SECOND_NS},
     mac::{MAC_BUCKETS, MacBucket},
     maps::{
         BACKENDS_MAX, COUNTERS_MAX, EGRESS_MAX, FRAGMENTS_MAX, HALVES, HMACS_PER_SECOND_DEFAULT,
@@ -33,8 +33,8 @@ const READ_ONLY: usize = BPF_F_RDONLY_PROG as usize;
 
 /// Mapped into the daemon, which changes a word by one atomic store: the kernel maps no map for writing that is
 /// read-only to programs.
-#[btf_map(name = "live")]
-pub static LIVE: Array<Live, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[btf_map(name = "control")]
+pub static CONTROL: Array<ControlPage, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map(name = "services")]
 pub static SERVICES: Array<ServiceBucket, { (HALVES * BUCKETS) as usize }, READ_ONLY> = Array::new();

@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    live::ClockReading,
+    control::ClockReading,
     reason::Reason,
     scratch::{BLOCK_LEN, Block},
 };

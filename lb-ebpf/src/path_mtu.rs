@@ -19,7 +19,7 @@ use crate::{
         head::{self, L2Header},
     },
     headers::{Ip, Ipv4, Ipv6, Udp, word},
-    maps::LIVE,
+    maps::CONTROL,
     outcome::{Delivery, Outcome},
     packet::{Frame, SUM_MAX},
     run::Run,
@@ -62,12 +62,12 @@ subprogram! {
 
 #[inline(always)]
 fn replied(frame: &Frame, mailboxes: &mut Mailboxes) -> Result<bool, ReasonCode> {
-    let live = Shared::value(&LIVE).ok_or(Reason::Internal)?;
+    let control = Shared::value(&CONTROL).ok_or(Reason::Internal)?;
     let Scratch { transmit, icmp_budget, .. } = mailboxes.open()?;
     // The message carries the packet as it came.
     transmit.stripped = 0;
     // Asked last: a packet that is not answered costs no budget.
-    let may_send = || icmp_budget.take(clock::now(live).kernel_ns, ICMP_COST_NS);
+    let may_send = || icmp_budget.take(clock::now(control).kernel_ns, ICMP_COST_NS);
     let made = match transmit.v6 {
         0 => fragmentation_needed(frame, transmit, may_send),
         _ => packet_too_big(frame, transmit, may_send),

@@ -1,7 +1,7 @@
 //! Step 8: the proof of a PROOF token, that its holder made this packet now and has not sent it before.
 
 use lb_common::{
-    live::SECOND_NS,
+    control::SECOND_NS,
     reason::{Reason, ReasonCode},
     scratch::PacketMetadata,
     session::{ReplayWord, TrackedSession, is_behind},

@@ -4,7 +4,7 @@
 //! is looked up.
 
 use lb_common::{
-    live::Live,
+    control::ControlPage,
     reason::{Reason, ReasonCode},
     revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},
     session::Session,
@@ -20,12 +20,12 @@ use crate::{
 #[inline(always)]
 pub fn check(
     key: &mut RevocationKey,
-    live: Shared<Live>,
+    control: Shared<ControlPage>,
     now: Now,
     (service_id, nonce): (u32, u64),
     entry: Shared<Session>,
 ) -> Result<(), ReasonCode> {
-    let additions = field!(live, revocations).read() as u32;
+    let additions = field!(control, revocations).read() as u32;
     let at = field!(entry, checked);
     let checked = at.read();
     if checked == additions {

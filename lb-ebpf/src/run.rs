@@ -1,10 +1,10 @@
 //! One run of the program, on one packet.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::live::{Live, Tables};
+use lb_common::control::{ControlPage, Tables};
 
 use crate::{
-    maps::LIVE,
+    maps::CONTROL,
     packet::Frame,
     scratch::Mailboxes,
     shared::{Shared, field},
@@ -15,7 +15,7 @@ pub struct Run {
     /// The frame, as it came in.
     pub frame: Frame,
     /// The clock and the revocations.
-    pub live: Shared<Live>,
+    pub control: Shared<ControlPage>,
     /// The tables that apply to the packet.
     pub tables: Tables,
     /// This CPU's scratch.
@@ -26,9 +26,9 @@ impl Run {
     /// Begins a run.
     #[inline(always)]
     pub fn of(ctx: &XdpContext) -> Option<Self> {
-        let live = Shared::value(&LIVE)?;
-        let tables = Tables::from_word(field!(live, tables).read());
+        let control = Shared::value(&CONTROL)?;
+        let tables = Tables::from_word(field!(control, tables).read());
         // SAFETY: the program makes one.
-        Some(Self { frame: Frame::of(ctx), live, tables, mailboxes: unsafe { Mailboxes::new() } })
+        Some(Self { frame: Frame::of(ctx), control, tables, mailboxes: unsafe { Mailboxes::new() } })
     }
 }

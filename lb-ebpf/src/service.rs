@@ -1,7 +1,7 @@
 //! Last part of step 1: the service that a packet is for.
 
 use lb_common::{
-    live::Tables,
+    control::Tables,
     service::{BUCKETS, Service, ServiceKey},
 };
 

@@ -12,7 +12,7 @@ use crate::{
     admit::{self, Admitted},
     clock::{self, Now},
     flow,
-    maps::{LIVE, SESSIONS},
+    maps::{CONTROL, SESSIONS},
     packet::Frame,
     parse::{Datagram, Packet},
     revoke,
@@ -37,8 +37,8 @@ pub fn session(
         .and_then(|entry| Some((admit::cached(entry, &header)?, entry)));
     if let Some((admitted, entry)) = known {
         let (seen, checked) = (field!(entry, seen).read(), field!(entry, checked).read());
-        let additions = field!(run.live, revocations).read() as u32;
-        if seen == packet.client() && checked == additions && used(entry, clock::now(run.live)) {
+        let additions = field!(run.control, revocations).read() as u32;
+        if seen == packet.client() && checked == additions && used(entry, clock::now(run.control)) {
             return Ok(admitted); // Nothing has changed since its last datagram.
         }
     }
@@ -91,18 +91,18 @@ fn checked(
     entry: Option<Shared<Session>>,
 ) -> Result<(), ReasonCode> {
     let Scratch { packet, verification, revocation, flow, .. } = mailboxes.open()?;
-    let live = Shared::value(&LIVE).ok_or(Reason::Internal)?;
-    let now = clock::now(live);
+    let control = Shared::value(&CONTROL).ok_or(Reason::Internal)?;
+    let now = clock::now(control);
     let token = (packet.service_id, packet.token.nonce);
     if let Some(entry) = entry {
-        revoke::check(revocation, live, now, token, entry)?;
+        revoke::check(revocation, control, now, token, entry)?;
         claim_flow(frame, packet, flow, now, entry);
         return Ok(());
     }
     // Nobody else knows a new entry. It is complete before it comes into the cache, whatever becomes of the datagram.
     let Verification { entry, .. } = verification;
     let new = Shared::own(&mut entry.session);
-    let result = revoke::check(revocation, live, now, token, new);
+    let result = revoke::check(revocation, control, now, token, new);
     if result.is_ok() {
         claim_flow(frame, packet, flow, now, new);
     }

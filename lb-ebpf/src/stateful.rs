@@ -12,7 +12,7 @@ use lb_common::{
 use crate::{
     admit::{self, Admitted},
     clock, limit,
-    maps::{LIVE, TRACKED},
+    maps::{CONTROL, TRACKED},
     packet::Frame,
     parse::{Datagram, Packet},
     proof, revoke,
@@ -60,8 +60,8 @@ fn checked(
     entry: Option<Shared<TrackedSession>>,
 ) -> Result<(), ReasonCode> {
     let Scratch { packet, verification, revocation, flow, .. } = mailboxes.open()?;
-    let live = Shared::value(&LIVE).ok_or(Reason::Internal)?;
-    let now = clock::now(live);
+    let control = Shared::value(&CONTROL).ok_or(Reason::Internal)?;
+    let now = clock::now(control);
     let token = frame.start().skip(packet.token_at as usize & PAYLOAD_AT_MASK);
     let header = token::header(token)?;
     let entry = match entry {
@@ -69,7 +69,7 @@ fn checked(
         None => inserted(&packet.token, &verification.entry, &header)?,
     };
     let session = field!(entry, session);
-    revoke::check(revocation, live, now, (packet.service_id, packet.token.nonce), session)?;
+    revoke::check(revocation, control, now, (packet.service_id, packet.token.nonce), session)?;
     if header.kind() == Kind::Proof {
         proof::check(frame, token, &header, packet, now, entry)?;
     }

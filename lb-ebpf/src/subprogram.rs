@@ -5,7 +5,7 @@
 //! [`subprogram!`] makes one from an ordinary function, and a function with the same name that calls it. What crosses
 //! in between is encoded here and nowhere else; larger values are in the scratch.
 
-use lb_common::{live::Tables, reason::ReasonCode};
+use lb_common::{control::Tables, reason::ReasonCode};
 
 use crate::shared::Shared;
 

@@ -42,7 +42,7 @@ pub fn check(run: &Run, datagram: &Datagram, from: &Source, service: &Service) -
     let header = Header::parse(at.read(0).ok_or(Reason::Unsupported)?)?;
     header.allowed_by(service)?;
 
-    let now = clock::now(run.live);
+    let now = clock::now(run.control);
     let key_id = header.key_id();
     let key = KEY_SLOTS.get(key_id.slot()).ok_or(Reason::UnknownKey)?;
     key.admits(key_id, service.id, now.unix_ns)?;

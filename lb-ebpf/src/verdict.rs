@@ -60,7 +60,7 @@ pub fn conclude(run: &Run, outcome: Outcome) -> u32 {
 /// Whether the daemon may have written to the run's tables since it began: then nothing that was read from them holds.
 #[inline(always)]
 fn tables_changed(run: &Run) -> bool {
-    run.tables.may_be_overwritten(field!(run.live, begun).read())
+    run.tables.may_be_overwritten(field!(run.control, begun).read())
 }
 
 /// Out of an interface; `None` if the daemon has not enabled sending from it.

@@ -1,8 +1,8 @@
 //! The 64 bytes: layout, form and lifetime. Everything here is decided without a key.
 
 use crate::{
+    control::{SECOND_NS, SKEW_NS},
     keyslot::KeyId,
-    live::{SECOND_NS, SKEW_NS},
     reason::Reason,
     service::{ACCEPT_BEARER, ACCEPT_PROOF, BIND_REQUIRED, Service},
 };

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use lb_common::{
+    control::SECOND_NS,
     keyslot::{KeyId, STATE_OFF, STATE_VERIFY},
-    live::SECOND_NS,
     revocation::RevocationKey,
 };
 use tracing::warn;

@@ -9,7 +9,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use lb_common::live::{ClockReading, OFFSET_STALE_NS, SECOND_NS};
+use lb_common::control::{ClockReading, OFFSET_STALE_NS, SECOND_NS};
 use nix::time::{ClockId, clock_getres, clock_gettime};
 use tracing::{info, warn};
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
     backend::Backend,
-    live::SECOND_NS,
+    control::SECOND_NS,
     rate::{CLASSES, Rate, RateTable},
     service::{
         ACCEPT_BEARER, ACCEPT_PROOF, BIND_OPTIONAL, BIND_REQUIRED, FLAG_OBSERVE, FLAG_RATED, FLAG_STRIP,

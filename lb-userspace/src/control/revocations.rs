@@ -1,7 +1,7 @@
 //! Copies revocations from the store into the kernel. A revocation is stored first, and in force from the next packet on
 //! once the kernel has it.
 
-use lb_common::live::SECOND_NS;
+use lb_common::control::SECOND_NS;
 use tracing::debug;
 
 use super::{Controller, Outcome, clock::unix_now};

@@ -62,7 +62,7 @@ impl Layout {
 /// anew: it costs each live token one more HMAC; so are flows and translations, which clients' next datagrams make
 /// again. Returns what begins empty although something else was pinned: that, and what somebody has removed.
 ///
-/// Without the pin of `live`, the token caches are made anew, too: what sessions know of revocations is counted there.
+/// Without the pin of `control`, the token caches are made anew, too: what sessions know of revocations is counted there.
 ///
 /// # Errors
 /// For any other difference, before anything has changed.
@@ -84,7 +84,7 @@ pub(super) fn reconcile(
                 cause: format!("{}: {}", pins.name(&path).display(), chain(&error)),
                 hint: "is this a pinned map? `tollgate detach` removes all pins",
             })?;
-        let counts_anew = [maps::SESSIONS, maps::TRACKED].contains(name) && !pins.map(maps::LIVE).exists();
+        let counts_anew = [maps::SESSIONS, maps::TRACKED].contains(name) && !pins.map(maps::CONTROL).exists();
         if found == *wanted && !counts_anew {
             continue;
         }

@@ -1,4 +1,4 @@
-//! The words that are changed under running packets: the live map, mapped into this process.
+//! The words that are changed under running packets: the control page, mapped into this process.
 
 use std::{
     io,
@@ -9,13 +9,13 @@ use std::{
 
 use aya::maps::MapData;
 use lb_common::{
-    live::{Live, Tables},
+    control::{ControlPage, Tables},
     maps,
 };
 
 use super::DatapathError;
 
-/// [`Live`] as the program reads it, each word changed by one atomic store.
+/// [`ControlPage`] as the program reads it, each word changed by one atomic store.
 #[derive(Debug)]
 pub struct LiveWords {
     words: NonNull<AtomicU64>,
@@ -26,13 +26,13 @@ unsafe impl Send for LiveWords {}
 // SAFETY: as above.
 unsafe impl Sync for LiveWords {}
 
-const WORDS: usize = size_of::<Live>() / size_of::<u64>();
-const OFFSET: usize = std::mem::offset_of!(Live, offset_ns) / size_of::<u64>();
-const TICK: usize = std::mem::offset_of!(Live, tick_ns) / size_of::<u64>();
-const REVOCATIONS: usize = std::mem::offset_of!(Live, revocations) / size_of::<u64>();
-const CONFIRMED: usize = std::mem::offset_of!(Live, confirmed_ns) / size_of::<u64>();
-const TABLES: usize = std::mem::offset_of!(Live, tables) / size_of::<u64>();
-const BEGUN: usize = std::mem::offset_of!(Live, begun) / size_of::<u64>();
+const WORDS: usize = size_of::<ControlPage>() / size_of::<u64>();
+const OFFSET: usize = std::mem::offset_of!(ControlPage, offset_ns) / size_of::<u64>();
+const TICK: usize = std::mem::offset_of!(ControlPage, tick_ns) / size_of::<u64>();
+const REVOCATIONS: usize = std::mem::offset_of!(ControlPage, revocations) / size_of::<u64>();
+const CONFIRMED: usize = std::mem::offset_of!(ControlPage, confirmed_ns) / size_of::<u64>();
+const TABLES: usize = std::mem::offset_of!(ControlPage, tables) / size_of::<u64>();
+const BEGUN: usize = std::mem::offset_of!(ControlPage, begun) / size_of::<u64>();
 
 impl LiveWords {
     pub(super) fn new(map: &MapData) -> Result<Self, DatapathError> {
@@ -40,11 +40,11 @@ impl LiveWords {
         let fd = map.fd().as_fd().as_raw_fd();
         // SAFETY: a new shared mapping at an address of the kernel's choice.
         let address = unsafe {
-            libc::mmap(std::ptr::null_mut(), size_of::<Live>(), protection, libc::MAP_SHARED, fd, 0)
+            libc::mmap(std::ptr::null_mut(), size_of::<ControlPage>(), protection, libc::MAP_SHARED, fd, 0)
         };
         if address == libc::MAP_FAILED {
             let source = aya::maps::MapError::IoError(io::Error::last_os_error());
-            return Err(DatapathError::Map { map: maps::LIVE, action: "map it into memory", source });
+            return Err(DatapathError::Map { map: maps::CONTROL, action: "map it into memory", source });
         }
         let words = NonNull::new(address.cast()).expect("mmap maps nothing at address 0 unless asked to");
         Ok(Self { words })
@@ -100,12 +100,12 @@ impl LiveWords {
         self.words()[TABLES].store(tables.to_word(), Ordering::Release);
     }
 
-    /// The generation of tables that began to be written last: see [`Live::begun`].
+    /// The generation of tables that began to be written last: see [`ControlPage::begun`].
     pub fn begun(&self) -> u32 {
         self.words()[BEGUN].load(Ordering::SeqCst) as u32
     }
 
-    /// Says that the tables of this generation are about to be written: see [`Live::begun`].
+    /// Says that the tables of this generation are about to be written: see [`ControlPage::begun`].
     pub fn set_begun(&self, generation: u32) {
         self.words()[BEGUN].store(generation.into(), Ordering::SeqCst);
     }
@@ -120,6 +120,6 @@ impl LiveWords {
 impl Drop for LiveWords {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and no reference into it outlives `self`.
-        unsafe { libc::munmap(self.words.as_ptr().cast(), size_of::<Live>()) };
+        unsafe { libc::munmap(self.words.as_ptr().cast(), size_of::<ControlPage>()) };
     }
 }

@@ -8,7 +8,7 @@ use aya::{
     programs::{ProgramError, Xdp},
 };
 use aya_log::EbpfLogger;
-use lb_common::{live::ClockReading, maps, nat::Ports};
+use lb_common::{control::ClockReading, maps, nat::Ports};
 
 use super::{
     Counters, DatapathError, Egress, KeySlots, LastCommit, LiveWords, Options, Owners, Pins, Revocations,
@@ -91,8 +91,8 @@ impl Datapath {
             xdp(&mut ebpf, name)?.load().map_err(refused_program)?;
         }
         let mut take = |name| ebpf.take_map(name).ok_or(DatapathError::Missing { what: "map", name });
-        let Map::Array(live) = take(maps::LIVE)? else {
-            return Err(DatapathError::Missing { what: "array", name: maps::LIVE });
+        let Map::Array(live) = take(maps::CONTROL)? else {
+            return Err(DatapathError::Missing { what: "array", name: maps::CONTROL });
         };
         let live = Arc::new(LiveWords::new(&live)?);
         let tables = [

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lb_common::{
-    live::SECOND_NS,
+    control::SECOND_NS,
     maps,
     nat::{PER_SESSION_DEFAULT, Ports},
 };

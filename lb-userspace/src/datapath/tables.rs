@@ -11,7 +11,7 @@ use aya::maps::{Array, HashMap, IterableMap as _, MapData, MapError};
 use lb_common::{
     backend::{Backend, PinnedKey},
     balance::{MaglevTable, TABLE_ROOM},
-    live::Tables as TablesWord,
+    control::Tables as TablesWord,
     mac::{MAC_BUCKET_LEN, MAC_BUCKETS, MACS_MAX, MacBucket, MacEntry},
     maps::{BACKENDS, BACKENDS_MAX, HALVES, MACS, MAGLEV, PINNED, RATES, SERVICES, SERVICES_MAX},
     rate::{CLASSES, Rate, RateTable},

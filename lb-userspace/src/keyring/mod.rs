@@ -36,8 +36,8 @@ mod transfer;
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use lb_common::{
+    control::{SECOND_NS, SKEW_NS},
     keyslot::{KeyId, KeySlot, STATE_OFF, STATE_VERIFY},
-    live::{SECOND_NS, SKEW_NS},
     maps::KEY_SLOTS_MAX,
     token::keys::{DerivedKeys, MasterKey},
 };

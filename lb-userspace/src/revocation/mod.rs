@@ -6,7 +6,7 @@ mod stored;
 use std::collections::BTreeMap;
 
 use lb_common::{
-    live::{SECOND_NS, SKEW_NS},
+    control::{SECOND_NS, SKEW_NS},
     maps::REVOCATIONS_MAX,
     revocation::{REVOKED_SESSION, RevocationKey},
 };

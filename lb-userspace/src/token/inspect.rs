@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use lb_common::{
-    live::SECOND_NS,
+    control::SECOND_NS,
     reason::Reason,
     revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},
     service::{ACCEPT_BEARER, ACCEPT_PROOF, Service},

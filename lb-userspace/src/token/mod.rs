@@ -4,8 +4,8 @@ mod inspect;
 mod mint;
 
 use lb_common::{
+    control::SECOND_NS,
     keyslot::{KeyId, KeySlot, STATE_OFF, STATE_VERIFY},
-    live::SECOND_NS,
     reason::Reason,
     token::{
         header,

@@ -45,7 +45,7 @@ fn services() -> [Service; 2] {
 }
 
 fn judge(payload: &[u8], service: &Service, from: SocketAddr) {
-    let now_ns = u64::from(NOW) * lb_common::live::SECOND_NS;
+    let now_ns = u64::from(NOW) * lb_common::control::SECOND_NS;
     let key = fixture::key().slot(service.id);
     let slot = |slot| if KeyId(key.key_id).slot() == slot { key } else { Default::default() };
     let ours = verify(payload, &Source::new(from.ip(), from.port()), service, slot, now_ns);
@@ -139,7 +139,7 @@ mod tests {
             ("of_another_key", Err(Reason::UnknownKey)),
         ] {
             let case = std::fs::read(super::super::corpus().join("token").join(name)).expect(name);
-            let now_ns = u64::from(NOW) * lb_common::live::SECOND_NS;
+            let now_ns = u64::from(NOW) * lb_common::control::SECOND_NS;
             let found = by_the_oracle(&case, &services()[0], fixture::CLIENT, now_ns);
             assert_eq!(found.map(drop), expected, "{name}");
         }

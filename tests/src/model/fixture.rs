@@ -9,8 +9,8 @@ use std::{
 use lb_common::{
     backend::{Backend, TAGS_KEPT},
     balance::{MaglevTable, TABLE_LEN, TABLE_ROOM},
+    control::SECOND_NS,
     keyslot::{KeyId, KeySlot, STATE_VERIFY},
-    live::SECOND_NS,
     mac::{Mac, MacEntry},
     nat::{Ports, Translation, TranslationKey},
     rate::{CLASSES, Rate, RateTable},

@@ -4,8 +4,8 @@
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use lb_common::{
-    live::{Live, OFFSET_STALE_NS, SECOND_NS},
-    maps::LIVE,
+    control::{ControlPage, OFFSET_STALE_NS, SECOND_NS},
+    maps::CONTROL,
     reason::Reason,
 };
 use lb_tests::testbed::{
@@ -24,9 +24,9 @@ over_both!(
 );
 
 /// Changes the program's clock while no daemon does.
-pub fn change_live(testbed: &Testbed, change: impl FnOnce(&mut Live)) -> Result<()> {
-    let pin = testbed.pin(LIVE);
-    let mut map: Array<_, Live> = Map::Array(MapData::from_pin(pin)?).try_into()?;
+pub fn change_live(testbed: &Testbed, change: impl FnOnce(&mut ControlPage)) -> Result<()> {
+    let pin = testbed.pin(CONTROL);
+    let mut map: Array<_, ControlPage> = Map::Array(MapData::from_pin(pin)?).try_into()?;
     let mut live = map.get(&0, 0)?;
     change(&mut live);
     Ok(map.set(0, live, 0)?)

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
-use lb_common::{live::Live, maps, reason::Reason};
+use lb_common::{control::ControlPage, maps, reason::Reason};
 use lb_tests::testbed::{
     daemon::{http, said, wait_for},
     topology::Family,
@@ -46,10 +46,10 @@ fn what_is_dropped_for_no_service_is_shown() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
     let _daemon = testbed.start()?;
     let token = testbed.token(1)?.to_bytes();
-    let pinned = Map::Array(MapData::from_pin(testbed.pin(maps::LIVE))?);
-    let mut live: Array<_, Live> = pinned.try_into()?;
+    let pinned = Map::Array(MapData::from_pin(testbed.pin(maps::CONTROL))?);
+    let mut live: Array<_, ControlPage> = pinned.try_into()?;
     let value = live.get(&0, 0)?;
-    live.set(0, Live { begun: value.begun + 2, ..value }, 0)?;
+    live.set(0, ControlPage { begun: value.begun + 2, ..value }, 0)?;
     testbed.send(&token)?;
     let shown =
         || anyhow::Ok(testbed.json(&["counters"])?["tables_changed"]["packets"].as_u64().unwrap_or(0));

@@ -258,7 +258,7 @@ fn a_pinned_map_of_another_layout() -> Result<()> {
     testbed.start()?.terminate()?;
     let pins = testbed.instance.bpffs().join(format!("v{}", lb_common::maps::ABI_VERSION));
     fs::remove_file(pins.join(lb_common::maps::COUNTERS))?;
-    fs::rename(pins.join(lb_common::maps::LIVE), pins.join(lb_common::maps::COUNTERS))?;
+    fs::rename(pins.join(lb_common::maps::CONTROL), pins.join(lb_common::maps::COUNTERS))?;
     refuses(&testbed, &[lb_common::maps::COUNTERS, "tollgate detach"])?;
     let config = testbed.instance.config();
     testbed.json(&["detach", "-c", config.to_str().context("a path in UTF-8")?])?;

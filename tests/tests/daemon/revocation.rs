@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
-    maps::{LIVE, REVOCATIONS_MAX},
+    maps::{CONTROL, REVOCATIONS_MAX},
     reason::Reason,
     token::Header,
 };
@@ -103,7 +103,7 @@ fn a_pin_that_is_gone_hides_no_revocation() -> Result<()> {
     testbed.json(&["sessions", "revoke", "8", "--service", "game"])?;
     testbed.delivered(&token)?;
     daemon.terminate()?;
-    fs::remove_file(testbed.pin(LIVE))?;
+    fs::remove_file(testbed.pin(CONTROL))?;
     let _daemon = testbed.start()?;
     testbed.refused_token(&revoked, Reason::Revoked)?;
     testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;

@@ -2,8 +2,8 @@
 
 use anyhow::{Result, ensure};
 use lb_common::{
+    control::SECOND_NS,
     keyslot::KeyId,
-    live::SECOND_NS,
     reason::Reason,
     token::{
         Claims,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
-use lb_common::{live::SECOND_NS, reason::Reason, scratch::BURST_NS, token::mint::Grant};
+use lb_common::{control::SECOND_NS, reason::Reason, scratch::BURST_NS, token::mint::Grant};
 use lb_tests::model::{
     case::{Case, both},
     fixture::{self, Fixture, SESSION},

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, thread, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::{live::SECOND_NS, reason::Reason, scratch::BURST_NS};
+use lb_common::{control::SECOND_NS, reason::Reason, scratch::BURST_NS};
 use lb_tests::model::{
     case::Hex,
     fixture::NOW,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
     backend::{Backend, Tag},
-    live::SECOND_NS,
+    control::SECOND_NS,
     nat::{Owner, PROBES, Ports, TIMEOUT_NS, Translation},
     reason::Reason,
     service::{FLAG_STRIP, FORWARD_NAT},

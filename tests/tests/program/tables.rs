@@ -27,7 +27,7 @@ case_groups! {
     generations: "Tables that change while a packet is handled" => both(|_| cases());
 }
 
-/// While a generation is written, [`Live::begun`](lb_common::live::Live::begun) names it: from before the first
+/// While a generation is written, [`ControlPage::begun`](lb_common::control::ControlPage::begun) names it: from before the first
 /// write, and until it counts.
 #[test]
 fn a_generation_is_announced_before_it_is_written() -> Result<()> {

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use lb_common::{
+    control::SECOND_NS,
     keyslot::{KeyId, STATE_OFF},
-    live::SECOND_NS,
     reason::Reason,
     service::{ACCEPT_PROOF, BIND_REQUIRED, Service},
     token::{

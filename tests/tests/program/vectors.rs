@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result, bail};
 use lb_common::{
     backend::Backend,
+    control::SECOND_NS,
     keyslot::KeyId,
-    live::SECOND_NS,
     reason::Reason,
     service::{ACCEPT_BEARER, ACCEPT_PROOF, Service},
 };

@@ -1,7 +1,7 @@
 //! The answers of backends, to their clients.
 
 use lb_common::{
-    live::Tables,
+    control::Tables,
     nat::{Ports, TranslationKey},
     reason::{Reason, ReasonCode},
     scratch::{Scratch, TranslationOfPacket, TransmitDescriptor},

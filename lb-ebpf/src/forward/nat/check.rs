@@ -4,7 +4,7 @@
 //! Until the next of either, nothing is looked up.
 
 use lb_common::{
-    live::Tables,
+    control::Tables,
     nat::{self, OWNER_SESSION},
     reason::{Reason, ReasonCode},
     scratch::{Scratch, TranslationOfPacket},
@@ -15,7 +15,7 @@ use super::translation::Progress;
 use crate::{
     balance, clock,
     headers::same_address,
-    maps::{LIVE, TRANSLATIONS},
+    maps::{CONTROL, TRANSLATIONS},
     packet::Frame,
     revoke,
     run::Run,
@@ -50,10 +50,10 @@ subprogram! {
 #[inline(always)]
 fn check(_: &Frame, mailboxes: &mut Mailboxes, tables: Tables) -> Result<(), ReasonCode> {
     let Scratch { translation: TranslationOfPacket { key, value, .. }, revocation, .. } = mailboxes.open()?;
-    let live = Shared::value(&LIVE).ok_or(Reason::Internal)?;
-    let now = clock::now(live);
+    let control = Shared::value(&CONTROL).ok_or(Reason::Internal)?;
+    let now = clock::now(control);
     // Before anything is looked up: an addition from now on is looked up for the next answer.
-    let checked = nat::checked(tables, field!(live, revocations).read());
+    let checked = nat::checked(tables, field!(control, revocations).read());
     let owner = value.owner;
     let at = ServiceKey::v6(value.service_be, value.service_port_be);
     let service = service::find(tables, &at).ok_or(Reason::NotOurs)?;

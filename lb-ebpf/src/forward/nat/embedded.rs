@@ -8,7 +8,7 @@
 //! Together they would exceed the stack.
 
 use lb_common::{
-    live::Tables,
+    control::Tables,
     nat::{COOKIE_MASK_V4, COOKIE_MASK_V6, Ports},
     reason::{Reason, ReasonCode},
     scratch::{EmbeddedPacket, Scratch, TranslationOfPacket, TransmitDescriptor, WRONG_COOKIE_COST_NS},

@@ -5,7 +5,7 @@
 //! for a socket.
 
 use lb_common::{
-    live::Tables,
+    control::Tables,
     nat::{FRAGMENTS_TIMEOUT_NS, FragmentKey, FragmentedAnswer, TranslationKey},
     reason::{Reason, ReasonCode},
     scratch::{FragmentOfAnswer, Scratch, TranslationOfPacket},

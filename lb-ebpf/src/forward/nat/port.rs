@@ -5,7 +5,7 @@
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_prandom_u32};
 use lb_common::{
     backend::Backend,
-    live::SECOND_NS,
+    control::SECOND_NS,
     nat::{Held, OWNER_SESSION, Owner, PROBES, Ports, Translation, TranslationKey},
     reason::{Reason, ReasonCode},
     scratch::{Scratch, TranslationOfPacket, TransmitDescriptor},

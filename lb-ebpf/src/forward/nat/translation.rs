@@ -1,7 +1,7 @@
 //! The translation of a packet that goes to a client.
 
 use lb_common::{
-    live::Tables,
+    control::Tables,
     nat::{self, TIMEOUT_NS, Translation, TranslationKey},
     reason::{Reason, ReasonCode},
 };
@@ -10,7 +10,7 @@ use crate::{
     clock,
     forward::head::L2Header,
     headers::{Address, same_address},
-    maps::{LIVE, TRANSLATIONS},
+    maps::{CONTROL, TRANSLATIONS},
     outcome::{Delivery, Outcome},
     packet::Frame,
     run::Run,
@@ -73,8 +73,8 @@ pub fn read(
 /// Whether a translation was checked against the tables and revocations that apply now.
 #[inline(always)]
 pub fn is_checked(translation: &Translation, tables: Tables) -> Result<bool, ReasonCode> {
-    let live = Shared::value(&LIVE).ok_or(Reason::Internal)?;
-    Ok(translation.checked == nat::checked(tables, field!(live, revocations).read()))
+    let control = Shared::value(&CONTROL).ok_or(Reason::Internal)?;
+    Ok(translation.checked == nat::checked(tables, field!(control, revocations).read()))
 }
 
 /// The L2 header of frames to the client of a translation.
@@ -92,7 +92,7 @@ pub const fn is_over(used_at_ns: u64, now_ns: u64) -> bool {
 /// The kernel's clock.
 #[inline(always)]
 pub fn now_ns() -> Result<u64, ReasonCode> {
-    Ok(clock::now(Shared::value(&LIVE).ok_or(Reason::Internal)?).kernel_ns)
+    Ok(clock::now(Shared::value(&CONTROL).ok_or(Reason::Internal)?).kernel_ns)
 }
 
 /// The outcome of a packet for the client of the translation in the scratch, which is counted under a reason if it was

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_common::live::SECOND_NS;
+use lb_common::control::SECOND_NS;
 use tracing::warn;
 
 use super::Answers;

@@ -215,8 +215,8 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use lb_common::{
+        control::SECOND_NS,
         keyslot::KeyId,
-        live::SECOND_NS,
         service::{ACCEPT_BEARER, ACCEPT_PROOF},
     };
     use serde_json::Value;

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     backend::Backend,
+    control::SECOND_NS,
     keyslot::{KeyId, STATE_OFF, STATE_VERIFY},
-    live::SECOND_NS,
     revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},
     service::{ACCEPT_PROOF, BIND_REQUIRED, FLAG_RATED, Service},
     sha256::Scratch,

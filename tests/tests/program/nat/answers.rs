@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
     backend::{Backend, Tag},
-    live::SECOND_NS,
+    control::SECOND_NS,
     nat::FRAGMENTS_TIMEOUT_NS,
     reason::Reason,
     revocation::{REVOKED_SESSION, REVOKED_TOKEN, RevocationKey},

@@ -1,7 +1,7 @@
 //! Forged ICMP errors about datagrams that left a port of this node.
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::{live::SECOND_NS, reason::Reason, service::FLAG_STRIP};
+use lb_common::{control::SECOND_NS, reason::Reason, service::FLAG_STRIP};
 use lb_tests::model::{
     case::Case,
     fixture::Fixture,

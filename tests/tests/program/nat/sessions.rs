@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use lb_common::{
-    live::SECOND_NS,
+    control::SECOND_NS,
     nat::{Owner, PER_SESSION_DEFAULT, Ports},
     reason::Reason,
     service::{FLAG_OBSERVE, FLAG_STRIP},
