@@ -54,12 +54,12 @@ pub struct Tag {
     pub control_be: u16,
 }
 
-/// Key of the pinned map: from what a token names to a position among the backends of a half.
+/// Key of the pinned map: from what a token names to a position among the backends of a bank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct PinnedKey {
-    /// The half of the tables.
-    pub half: u32,
+    /// The bank of the tables.
+    pub bank: u32,
     /// The service's index on this node.
     pub service_index: u16,
     /// The `backend_id` of the token.

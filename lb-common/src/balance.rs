@@ -7,7 +7,7 @@ pub const TABLE_LEN: usize = 16_381;
 /// Room for a table: a power of two, so that the verifier, too, sees every position inside it.
 pub const TABLE_ROOM: usize = 16_384;
 
-/// The Maglev table of one service: for each of [`TABLE_LEN`] positions the place of a backend in its half of the
+/// The Maglev table of one service: for each of [`TABLE_LEN`] positions the place of a backend in its bank of the
 /// backends, and one more; 0 where the service has none.
 pub type MaglevTable = [u16; TABLE_ROOM];
 

@@ -24,14 +24,14 @@ pub struct ControlPage {
 const _: () = assert!(size_of::<ControlPage>() == 48 && align_of::<ControlPage>() == 8);
 crate::map_value!(ControlPage);
 
-/// Services, Maglev tables and backends are published together: each of their arrays has two halves, and one word
-/// says which half counts. The other is written in full before the word changes, so every packet is judged by one
+/// Services, Maglev tables and backends are published together: each of their arrays has two banks, and one word
+/// says which bank counts. The other is written in full before the word changes, so every packet is judged by one
 /// whole state, and a daemon that dies while it writes has changed nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     /// 0 or 1.
-    pub half: u32,
-    /// The seed of the service hash in this half.
+    pub bank: u32,
+    /// The seed of the service hash in this bank.
     pub seed: u32,
     /// Counts publications, so that what was checked against one is checked again after the next; 31 bits count.
     pub generation: u32,
@@ -41,14 +41,14 @@ impl Tables {
     /// From the word of [`ControlPage`].
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
-        Self { half: word as u32 & 1, seed: (word >> 1) as u32, generation: (word >> 33) as u32 }
+        Self { bank: word as u32 & 1, seed: (word >> 1) as u32, generation: (word >> 33) as u32 }
     }
 
     /// Whether these tables may have been written to since they were read. `begun` is [`ControlPage::begun`] after the last
     /// read.
     ///
-    /// The next generation is written to the other half, the one after it to this half. The daemon waits for running
-    /// packets before it writes a half again, but a hypervisor can stop a CPU for longer than any wait.
+    /// The next generation is written to the other bank, the one after it to this bank. The daemon waits for running
+    /// packets before it writes a bank again, but a hypervisor can stop a CPU for longer than any wait.
     #[inline(always)]
     pub const fn may_be_overwritten(self, begun: u64) -> bool {
         (begun as u32).wrapping_sub(self.generation) & GENERATION_MASK > 1
@@ -57,7 +57,7 @@ impl Tables {
     /// As the word of [`ControlPage`].
     #[inline(always)]
     pub const fn to_word(self) -> u64 {
-        (self.generation as u64) << 33 | (self.seed as u64) << 1 | self.half as u64
+        (self.generation as u64) << 33 | (self.seed as u64) << 1 | self.bank as u64
     }
 }
 
@@ -93,11 +93,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_holds_half_seed_and_generation() {
-        for half in [0, 1] {
+    fn a_word_holds_bank_seed_and_generation() {
+        for bank in [0, 1] {
             for seed in [0, 7, u32::MAX] {
                 for generation in [0, 1, u32::MAX >> 1] {
-                    let tables = Tables { half, seed, generation };
+                    let tables = Tables { bank, seed, generation };
                     assert_eq!(Tables::from_word(tables.to_word()), tables);
                 }
             }

@@ -39,7 +39,7 @@ impl Mac {
     }
 }
 
-/// Buckets of one half of the table.
+/// Buckets of one bank of the table.
 pub const MAC_BUCKETS: u32 = 256;
 /// Addresses in a bucket: a cache line of them.
 pub const MAC_BUCKET_LEN: usize = 4;

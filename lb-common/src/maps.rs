@@ -6,9 +6,9 @@ pub const ABI_VERSION: u32 = 7;
 
 /// One `ControlPage`, mapped into the daemon.
 pub const CONTROL: &str = "control";
-/// `half * BUCKETS + bucket` → `ServiceBucket`. Looked up for every datagram.
+/// `bank * BUCKETS + bucket` → `ServiceBucket`. Looked up for every datagram.
 pub const SERVICES: &str = "services";
-/// `half * MAC_BUCKETS + bucket` → `MacBucket`. Looked up for every packet of a service.
+/// `bank * MAC_BUCKETS + bucket` → `MacBucket`. Looked up for every packet of a service.
 pub const MACS: &str = "macs";
 /// Slot → `KeySlot`.
 pub const KEY_SLOTS: &str = "key_slots";
@@ -16,9 +16,9 @@ pub const KEY_SLOTS: &str = "key_slots";
 pub const SESSIONS: &str = "sessions";
 /// `TokenKey` → `TrackedSession`: the cache of PROOF tokens, and of services with limits. As large.
 pub const TRACKED: &str = "tracked";
-/// `half * SERVICES_MAX + service index` → `MaglevTable`.
+/// `bank * SERVICES_MAX + service index` → `MaglevTable`.
 pub const MAGLEV: &str = "maglev";
-/// `half * BACKENDS_MAX + place` → `Backend`: the usable ones alone.
+/// `bank * BACKENDS_MAX + place` → `Backend`: the usable ones alone.
 pub const BACKENDS: &str = "backends";
 /// `PinnedKey` → place among the backends.
 pub const PINNED: &str = "pinned";
@@ -38,7 +38,7 @@ pub const FRAGMENTS: &str = "fragments";
 /// Interface number → device: the interfaces that frames may be sent to.
 pub const EGRESS: &str = "egress";
 
-/// `half * SERVICES_MAX + service index` → `RateTable`. Looked up for services with `FLAG_RATED`.
+/// `bank * SERVICES_MAX + service index` → `RateTable`. Looked up for services with `FLAG_RATED`.
 pub const RATES: &str = "rates";
 /// `RevocationKey` → unix nanoseconds until when it counts. A plain hash map: an LRU's victims could flush it.
 pub const REVOCATIONS: &str = "revocations";
@@ -65,8 +65,8 @@ pub const ALL: [&str; 18] = [
     REVOCATIONS,
 ];
 
-/// Halves of what is published together.
-pub const HALVES: u32 = 2;
+/// Banks of the tables that are published together: one is active.
+pub const BANKS: u32 = 2;
 /// Services a node can have, and one more: index 0 counts what is for none.
 pub const SERVICES_MAX: u32 = 256;
 /// Key slots: what the 12 bits of a key id can name.

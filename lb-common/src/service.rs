@@ -77,7 +77,7 @@ pub struct Service {
     pub reserved: [u8; 3],
 }
 
-/// Buckets of one half of the service table.
+/// Buckets of one bank of the service table.
 pub const BUCKETS: u32 = 512;
 /// Services in a bucket.
 pub const BUCKET_LEN: usize = 4;

@@ -51,7 +51,7 @@ pub fn for_client(tables: Tables, service: &Service, from: &Source) -> Result<Ch
 
 #[inline(always)]
 fn hashed(tables: Tables, service: &Service, session: u64) -> Result<Chosen, ReasonCode> {
-    let table = MAGLEV.get(tables.half * SERVICES_MAX + service.index).ok_or(Reason::NoBackend)?;
+    let table = MAGLEV.get(tables.bank * SERVICES_MAX + service.index).ok_or(Reason::NoBackend)?;
     match table[balance::position(session) as usize] {
         0 => Err(Reason::NoBackend.into()),
         entry => at(tables, u32::from(entry) - 1),
@@ -61,7 +61,7 @@ fn hashed(tables: Tables, service: &Service, session: u64) -> Result<Chosen, Rea
 /// The backend of a service with this id.
 #[inline(always)]
 pub fn pinned(tables: Tables, service: &Service, backend_id: u16) -> Result<Chosen, ReasonCode> {
-    let key = PinnedKey { half: tables.half, service_index: service.index as u16, backend_id };
+    let key = PinnedKey { bank: tables.bank, service_index: service.index as u16, backend_id };
     // SAFETY: a word, which is copied at once.
     let index = *unsafe { PINNED.get(key) }.ok_or(Reason::NoBackend)?;
     at(tables, index)
@@ -69,7 +69,7 @@ pub fn pinned(tables: Tables, service: &Service, backend_id: u16) -> Result<Chos
 
 #[inline(always)]
 fn at(tables: Tables, index: u32) -> Result<Chosen, ReasonCode> {
-    let index = tables.half * BACKENDS_MAX + index;
+    let index = tables.bank * BACKENDS_MAX + index;
     let backend = BACKENDS.get(index).filter(|backend| backend.backend_id != 0).ok_or(Reason::NoBackend)?;
     Ok(Chosen { backend, index })
 }

@@ -39,7 +39,7 @@ fn rate(packet: &PacketMetadata, entry: Shared<TrackedSession>) -> Result<Rate, 
         return Ok(Rate::default());
     }
     let tables = Tables::from_word(packet.tables);
-    let of_service = RATES.get(tables.half * SERVICES_MAX + packet.service_index).ok_or(Reason::Internal)?;
+    let of_service = RATES.get(tables.bank * SERVICES_MAX + packet.service_index).ok_or(Reason::Internal)?;
     let class = field!(entry, session.admission.class).read();
     Ok(of_service[usize::from(class)])
 }

@@ -62,6 +62,6 @@ fn destination(frame: &Frame) -> Option<Mac> {
 #[inline(always)]
 fn entry(frame: &Frame, tables: Tables, mac: Mac) -> Option<&'static MacEntry> {
     let ifindex = frame.ingress();
-    let bucket = MACS.get(tables.half * MAC_BUCKETS + mac.bucket(ifindex, tables.seed))?;
+    let bucket = MACS.get(tables.bank * MAC_BUCKETS + mac.bucket(ifindex, tables.seed))?;
     bucket.iter().find(|entry| entry.mac == mac && entry.ifindex == ifindex)
 }

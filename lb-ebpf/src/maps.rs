@@ -17,7 +17,7 @@ use lb_common::{
     keyslot::KeySlot,
     mac::{MAC_BUCKETS, MacBucket},
     maps::{
-        BACKENDS_MAX, COUNTERS_MAX, EGRESS_MAX, FRAGMENTS_MAX, HALVES, HMACS_PER_SECOND_DEFAULT,
+        BACKENDS_MAX, BANKS, COUNTERS_MAX, EGRESS_MAX, FRAGMENTS_MAX, HMACS_PER_SECOND_DEFAULT,
         KEY_SLOTS_MAX, REVOCATIONS_MAX, SERVICES_MAX, SESSIONS_DEFAULT,
     },
     nat::{FragmentKey, FragmentedAnswer, PER_SESSION_DEFAULT, Translation, TranslationKey},
@@ -37,13 +37,13 @@ const READ_ONLY: usize = BPF_F_RDONLY_PROG as usize;
 pub static CONTROL: Array<ControlPage, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map(name = "services")]
-pub static SERVICES: Array<ServiceBucket, { (HALVES * BUCKETS) as usize }, READ_ONLY> = Array::new();
+pub static SERVICES: Array<ServiceBucket, { (BANKS * BUCKETS) as usize }, READ_ONLY> = Array::new();
 
 #[btf_map(name = "macs")]
-pub static MACS: Array<MacBucket, { (HALVES * MAC_BUCKETS) as usize }, READ_ONLY> = Array::new();
+pub static MACS: Array<MacBucket, { (BANKS * MAC_BUCKETS) as usize }, READ_ONLY> = Array::new();
 
 #[btf_map(name = "rates")]
-pub static RATES: Array<RateTable, { (HALVES * SERVICES_MAX) as usize }, READ_ONLY> = Array::new();
+pub static RATES: Array<RateTable, { (BANKS * SERVICES_MAX) as usize }, READ_ONLY> = Array::new();
 
 #[btf_map(name = "revocations")]
 pub static REVOCATIONS: HashMap<RevocationKey, u64, { REVOCATIONS_MAX as usize }, READ_ONLY> = HashMap::new();
@@ -60,13 +60,13 @@ pub static SESSIONS: LruHashMap<TokenKey, Session, { SESSIONS_DEFAULT as usize }
 pub static TRACKED: LruHashMap<TokenKey, TrackedSession, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
 
 #[btf_map(name = "maglev")]
-pub static MAGLEV: Array<MaglevTable, { (HALVES * SERVICES_MAX) as usize }, READ_ONLY> = Array::new();
+pub static MAGLEV: Array<MaglevTable, { (BANKS * SERVICES_MAX) as usize }, READ_ONLY> = Array::new();
 
 #[btf_map(name = "backends")]
-pub static BACKENDS: Array<Backend, { (HALVES * BACKENDS_MAX) as usize }, READ_ONLY> = Array::new();
+pub static BACKENDS: Array<Backend, { (BANKS * BACKENDS_MAX) as usize }, READ_ONLY> = Array::new();
 
 #[btf_map(name = "pinned")]
-pub static PINNED: HashMap<PinnedKey, u32, { (HALVES * BACKENDS_MAX) as usize }, READ_ONLY> = HashMap::new();
+pub static PINNED: HashMap<PinnedKey, u32, { (BANKS * BACKENDS_MAX) as usize }, READ_ONLY> = HashMap::new();
 
 #[btf_map(name = "counters")]
 pub static COUNTERS: PerCpuArray<Counter, { COUNTERS_MAX as usize }> = PerCpuArray::new();

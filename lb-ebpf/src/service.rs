@@ -10,7 +10,7 @@ use crate::maps::SERVICES;
 /// The service at an address and port.
 #[inline(always)]
 pub fn find(tables: Tables, key: &ServiceKey) -> Option<&'static Service> {
-    let bucket = SERVICES.get(tables.half * BUCKETS + key.bucket(tables.seed))?;
+    let bucket = SERVICES.get(tables.bank * BUCKETS + key.bucket(tables.seed))?;
     for entry in bucket {
         if entry.key.is(key) && entry.service.index != 0 {
             return Some(&entry.service);

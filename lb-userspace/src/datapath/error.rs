@@ -82,7 +82,7 @@ pub enum DatapathError {
         /// What aya or the kernel said.
         source: MapError,
     },
-    /// The other half may still be in use by a packet.
+    /// The other bank may still be in use by a packet.
     #[error("the tables were changed less than {GRACE_MS} ms ago; again in {0:?}", GRACE_MS = super::GRACE.as_millis())]
     Grace(Duration),
     /// A live key slot is never overwritten.

@@ -169,7 +169,7 @@ fn memory(options: &Options) -> Check {
     let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
     const REVOCATION: u64 = 48 + 16 + 8 + 16;
     let of_service = size_of::<MaglevTable>() + size_of::<RateTable>();
-    let tables = u64::from(maps::HALVES * maps::SERVICES_MAX) * of_service as u64
+    let tables = u64::from(maps::BANKS * maps::SERVICES_MAX) * of_service as u64
         + u64::from(maps::REVOCATIONS_MAX) * REVOCATION;
     let counters = u64::from(maps::COUNTERS_MAX + maps::BACKENDS_MAX) * 16 * cpus;
     let needed = (caches + tables + counters) >> 20;

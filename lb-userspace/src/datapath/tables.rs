@@ -1,5 +1,5 @@
-//! Services, MAC addresses, rates, Maglev tables and backends: published as a whole, into the half that no packet looks at, then made to
-//! count by one store. What is read back is the half that counts.
+//! Services, MAC addresses, rates, Maglev tables and backends: published as a whole, into the bank that no packet looks at, then made to
+//! count by one store. What is read back is the bank that counts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use lb_common::{
     balance::{MaglevTable, TABLE_ROOM},
     control::Tables as TablesWord,
     mac::{MAC_BUCKET_LEN, MAC_BUCKETS, MACS_MAX, MacBucket, MacEntry},
-    maps::{BACKENDS, BACKENDS_MAX, HALVES, MACS, MAGLEV, PINNED, RATES, SERVICES, SERVICES_MAX},
+    maps::{BACKENDS, BACKENDS_MAX, BANKS, MACS, MAGLEV, PINNED, RATES, SERVICES, SERVICES_MAX},
     rate::{CLASSES, Rate, RateTable},
     service::{BUCKET_LEN, BUCKETS, FLAG_RATED, Service, ServiceBucket, ServiceEntry, ServiceKey},
 };
@@ -223,8 +223,8 @@ impl Tables {
     /// # Errors
     /// If a map cannot be read.
     pub fn live(&self) -> Result<TableSet, DatapathError> {
-        let TablesWord { half, seed, .. } = self.live.tables();
-        self.read(half, seed)
+        let TablesWord { bank, seed, .. } = self.live.tables();
+        self.read(bank, seed)
     }
 
     /// How long until [`Tables::publish`] may write.
@@ -232,7 +232,7 @@ impl Tables {
         self.grace.saturating_sub(self.flipped_at.elapsed())
     }
 
-    /// Writes the half that does not count, then makes it count. If a write fails, nothing has changed.
+    /// Writes the bank that does not count, then makes it count. If a write fails, nothing has changed.
     ///
     /// # Errors
     /// `Grace` if called too early, or if a map cannot be written.
@@ -241,26 +241,26 @@ impl Tables {
         if !left.is_zero() {
             return Err(DatapathError::Grace(left));
         }
-        let TablesWord { half, generation, .. } = self.live.tables();
-        let (half, generation) = ((half + 1) % HALVES, generation.wrapping_add(1));
+        let TablesWord { bank, generation, .. } = self.live.tables();
+        let (bank, generation) = ((bank + 1) % BANKS, generation.wrapping_add(1));
         self.live.set_begun(generation);
-        self.write(half, set)?;
-        self.live.set_tables(TablesWord { half, seed: set.seed, generation });
+        self.write(bank, set)?;
+        self.live.set_tables(TablesWord { bank, seed: set.seed, generation });
         self.flipped_at = Instant::now();
         Ok(())
     }
 
-    fn read(&self, half: u32, seed: u32) -> Result<TableSet, DatapathError> {
+    fn read(&self, bank: u32, seed: u32) -> Result<TableSet, DatapathError> {
         let reading = |map| move |source| DatapathError::Map { map, action: "read it", source };
         let all = batch::array(self.services.map(), 1).map_err(reading(SERVICES))?;
         let buckets: Vec<ServiceBucket> =
-            all.into_iter().skip((half * BUCKETS) as usize).take(BUCKETS as usize).collect();
+            all.into_iter().skip((bank * BUCKETS) as usize).take(BUCKETS as usize).collect();
         let all = batch::array(self.macs.map(), 1).map_err(reading(MACS))?;
         let macs: Vec<MacBucket> =
-            all.into_iter().skip((half * MAC_BUCKETS) as usize).take(MAC_BUCKETS as usize).collect();
+            all.into_iter().skip((bank * MAC_BUCKETS) as usize).take(MAC_BUCKETS as usize).collect();
         let mut rates = BTreeMap::new();
         for index in rated(&buckets) {
-            let table = self.rates.get(&(half * SERVICES_MAX + index), 0).map_err(reading(RATES))?;
+            let table = self.rates.get(&(bank * SERVICES_MAX + index), 0).map_err(reading(RATES))?;
             rates.insert(index, Box::new(table));
         }
         let mut maglev = BTreeMap::new();
@@ -268,7 +268,7 @@ impl Tables {
         let all = batch::array::<Backend>(self.backends.map(), 1).map_err(reading(BACKENDS))?;
         let backends: Vec<Backend> = all
             .into_iter()
-            .skip((half * BACKENDS_MAX) as usize)
+            .skip((bank * BACKENDS_MAX) as usize)
             .take(BACKENDS_MAX as usize)
             .take_while(|backend| backend.backend_id != 0)
             .collect();
@@ -278,56 +278,56 @@ impl Tables {
             }
         }
         for (index, _) in (0..SERVICES_MAX).zip(has_backends).filter(|(_, has)| *has) {
-            let table = self.maglev.get(&(half * SERVICES_MAX + index), 0).map_err(reading(MAGLEV))?;
+            let table = self.maglev.get(&(bank * SERVICES_MAX + index), 0).map_err(reading(MAGLEV))?;
             maglev.insert(index, Box::new(table));
         }
         let mut pinned = BTreeMap::new();
         batch::lookup_all::<PinnedKey, u32>(self.pinned.map(), 1, 1024, |keys, places| {
-            let of_half = keys.iter().zip(places).filter(|(key, _)| key.half == half);
-            pinned.extend(of_half.map(|(key, place)| ((key.service_index, key.backend_id), *place)));
+            let of_bank = keys.iter().zip(places).filter(|(key, _)| key.bank == bank);
+            pinned.extend(of_bank.map(|(key, place)| ((key.service_index, key.backend_id), *place)));
         })
         .map_err(reading(PINNED))?;
         Ok(TableSet { seed, buckets, macs, rates, maglev, backends, pinned })
     }
 
-    fn write(&mut self, half: u32, set: &TableSet) -> Result<(), DatapathError> {
+    fn write(&mut self, bank: u32, set: &TableSet) -> Result<(), DatapathError> {
         let writing = |map| move |source| DatapathError::Map { map, action: "write it", source };
-        let there = self.read(half, set.seed)?;
-        for ((index, old), new) in (half * BUCKETS..).zip(&there.buckets).zip(&set.buckets) {
+        let there = self.read(bank, set.seed)?;
+        for ((index, old), new) in (bank * BUCKETS..).zip(&there.buckets).zip(&set.buckets) {
             if old != new {
                 self.services.set(index, new, 0).map_err(writing(SERVICES))?;
             }
         }
-        for ((index, old), new) in (half * MAC_BUCKETS..).zip(&there.macs).zip(&set.macs) {
+        for ((index, old), new) in (bank * MAC_BUCKETS..).zip(&there.macs).zip(&set.macs) {
             if old != new {
                 self.macs.set(index, new, 0).map_err(writing(MACS))?;
             }
         }
         for (index, table) in &set.rates {
             let table: &RateTable = table;
-            self.rates.set(half * SERVICES_MAX + index, table, 0).map_err(writing(RATES))?;
+            self.rates.set(bank * SERVICES_MAX + index, table, 0).map_err(writing(RATES))?;
         }
         // A service without backends has an empty table, not that of whoever had its index before.
         let indices = set.services().map(|(_, service)| service.index);
         let empty = Box::new([0; TABLE_ROOM]);
         for index in indices {
             let table: &MaglevTable = set.maglev.get(&index).unwrap_or(&empty);
-            self.maglev.set(half * SERVICES_MAX + index, table, 0).map_err(writing(MAGLEV))?;
+            self.maglev.set(bank * SERVICES_MAX + index, table, 0).map_err(writing(MAGLEV))?;
         }
         // The one after the last says that it was the last.
         let terminated = set.backends.iter().copied().chain([Backend::default()]);
-        for (index, backend) in (half * BACKENDS_MAX..).zip(terminated.take(BACKENDS_MAX as usize)) {
+        for (index, backend) in (bank * BACKENDS_MAX..).zip(terminated.take(BACKENDS_MAX as usize)) {
             self.backends.set(index, backend, 0).map_err(writing(BACKENDS))?;
         }
         for (service_index, backend_id) in there.pinned.keys().filter(|key| !set.pinned.contains_key(key)) {
-            let key = PinnedKey { half, service_index: *service_index, backend_id: *backend_id };
+            let key = PinnedKey { bank, service_index: *service_index, backend_id: *backend_id };
             match self.pinned.remove(&key) {
                 Ok(()) | Err(MapError::KeyNotFound) => {}
                 Err(source) => return Err(writing(PINNED)(source)),
             }
         }
         for ((service_index, backend_id), place) in &set.pinned {
-            let key = PinnedKey { half, service_index: *service_index, backend_id: *backend_id };
+            let key = PinnedKey { bank, service_index: *service_index, backend_id: *backend_id };
             self.pinned.insert(key, place, 0).map_err(writing(PINNED))?;
         }
         Ok(())

@@ -309,7 +309,7 @@ fn one_publication_for_each_packet() -> Result<()> {
         let first = program.datapath().live.tables();
         program.enter(&refusing)?;
         let second = program.datapath().live.tables();
-        ensure!(first.half != second.half);
+        ensure!(first.bank != second.bank);
         program.forget()?;
 
         let before = program.counts()?;
