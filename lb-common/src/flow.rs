@@ -29,7 +29,7 @@ pub struct Flow {
     /// The backend that the session is bound to; 0: the balancer chooses.
     pub backend_id: u16,
     /// 1 if the token is in the cache of stateful entries, else 0.
-    pub tracked: u16,
+    pub stateful: u16,
     /// Zero.
     pub reserved: u32,
 }
@@ -46,7 +46,7 @@ impl Flow {
     pub const fn unowned(admission: &Admission) -> Self {
         let Admission { session_id, backend_id, .. } = *admission;
         let owner = TokenKey { fast_tag: 0, nonce: 0 };
-        Self { session_id, owner, backend_id, tracked: 0, reserved: 0 }
+        Self { session_id, owner, backend_id, stateful: 0, reserved: 0 }
     }
 }
 

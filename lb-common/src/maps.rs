@@ -14,8 +14,8 @@ pub const MACS: &str = "macs";
 pub const KEY_SLOTS: &str = "key_slots";
 /// `TokenKey` → `Session`: the token cache. Its size is set when it is made.
 pub const SESSIONS: &str = "sessions";
-/// `TokenKey` → `TrackedSession`: the cache of PROOF tokens, and of services with limits. As large.
-pub const TRACKED: &str = "tracked";
+/// `TokenKey` → `StatefulEntry`: the cache of PROOF tokens, and of services with limits. As large.
+pub const STATEFUL: &str = "stateful";
 /// `bank * SERVICES_MAX + service index` → `MaglevTable`.
 pub const MAGLEV: &str = "maglev";
 /// `bank * BACKENDS_MAX + place` → `Backend`: the usable ones alone.
@@ -50,7 +50,7 @@ pub const ALL: [&str; 18] = [
     MACS,
     KEY_SLOTS,
     SESSIONS,
-    TRACKED,
+    STATEFUL,
     MAGLEV,
     BACKENDS,
     PINNED,

@@ -8,7 +8,7 @@ use crate::{
     rate::{GcraState, Rate},
     revocation::RevocationKey,
     service::ServiceKey,
-    session::{Seen, TokenKey, TrackedSession},
+    session::{Seen, StatefulEntry, TokenKey},
     sha256,
     token::Source,
 };
@@ -100,7 +100,7 @@ pub struct Verification {
     /// The working memory of SHA-256.
     pub sha256: sha256::Scratch,
     /// The new entry of a token cache. The cache of tokens without state takes its first part.
-    pub entry: TrackedSession,
+    pub entry: StatefulEntry,
 }
 
 /// The flow that the session of a packet claims.

@@ -146,7 +146,7 @@ impl Service {
 
     /// Whether something of its sessions is counted from packet to packet, where their tokens are of this type.
     #[inline(always)]
-    pub const fn tracks(&self, kind: Kind) -> bool {
+    pub const fn is_stateful(&self, kind: Kind) -> bool {
         matches!(kind, Kind::Proof) || self.flags & FLAG_RATED != 0 || self.max_sources != 0
     }
 }
@@ -228,10 +228,10 @@ mod tests {
             assert_eq!(flags.iter().fold(0, |all, flag| all | flag).count_ones(), bits);
         }
         let service = Service { flags: FLAG_OBSERVE, ..Service::default() };
-        assert!(service.observes() && !service.strips() && !service.tracks(Kind::Bearer));
-        assert!(service.tracks(Kind::Proof));
+        assert!(service.observes() && !service.strips() && !service.is_stateful(Kind::Bearer));
+        assert!(service.is_stateful(Kind::Proof));
         let rated = Service { flags: FLAG_RATED, ..service };
         let sourced = Service { max_sources: 1, ..service };
-        assert!(rated.tracks(Kind::Bearer) && sourced.tracks(Kind::Bearer) && !rated.observes());
+        assert!(rated.is_stateful(Kind::Bearer) && sourced.is_stateful(Kind::Bearer) && !rated.observes());
     }
 }

@@ -55,7 +55,7 @@ pub struct Session {
 /// limits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
-pub struct TrackedSession {
+pub struct StatefulEntry {
     /// What is known of every token.
     pub session: Session,
     /// PROOF: the key of its proofs.
@@ -68,7 +68,7 @@ pub struct TrackedSession {
     pub window: [u64; REPLAY_WORDS],
 }
 
-impl Default for TrackedSession {
+impl Default for StatefulEntry {
     fn default() -> Self {
         Self {
             session: Session::default(),
@@ -80,10 +80,10 @@ impl Default for TrackedSession {
     }
 }
 
-impl core::fmt::Debug for TrackedSession {
+impl core::fmt::Debug for StatefulEntry {
     /// Without the key.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("TrackedSession")
+        f.debug_struct("StatefulEntry")
             .field("session", &self.session)
             .field("rate", &self.rate)
             .field("sources", &self.sources)
@@ -129,12 +129,12 @@ const _: () = {
     // the first of their own is in the next, but for one word of the window.
     assert!(size_of::<Session>() == 64 && align_of::<Session>() == 8);
     assert!(core::mem::offset_of!(Session, admission) == 32);
-    assert!(size_of::<TrackedSession>() == 256 && align_of::<TrackedSession>() == 8);
-    assert!(core::mem::offset_of!(TrackedSession, proof_key) == 64);
-    assert!(core::mem::offset_of!(TrackedSession, window) == 120);
+    assert!(size_of::<StatefulEntry>() == 256 && align_of::<StatefulEntry>() == 8);
+    assert!(core::mem::offset_of!(StatefulEntry, proof_key) == 64);
+    assert!(core::mem::offset_of!(StatefulEntry, window) == 120);
     assert!(size_of::<Admission>() == 16);
 };
-crate::map_value!(TokenKey, Session, TrackedSession);
+crate::map_value!(TokenKey, Session, StatefulEntry);
 
 impl Session {
     /// Of a header's claims those that an entry keeps.
@@ -144,7 +144,7 @@ impl Session {
     }
 }
 
-/// A source address as [`TrackedSession::sources`] holds it: an IPv4 address is told exactly; an IPv6 address by its
+/// A source address as [`StatefulEntry::sources`] holds it: an IPv4 address is told exactly; an IPv6 address by its
 /// first 64 bits, of which 32 are kept. Whoever has so many prefixes that some look alike needs no shared token. Never
 /// 0.
 ///

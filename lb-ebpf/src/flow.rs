@@ -11,7 +11,7 @@ use lb_common::{
 use crate::{
     clock::Now,
     headers::{Address, Ip, Ipv4, Ipv6, Udp},
-    maps::{FLOWS, SESSIONS, TRACKED},
+    maps::{FLOWS, SESSIONS, STATEFUL},
     packet::{Cursor, Frame},
     shared::{Shared, field},
     verifier::IP_AT_MASK,
@@ -41,7 +41,7 @@ pub fn claim(
     // If the entry has become that of another token, that token's session gets the flow: an ICMP error can go to a
     // wrong backend of the service.
     let admission = field!(entry, admission).read();
-    *claimed = Flow { owner: packet.token, tracked: packet.stateful.into(), ..Flow::unowned(&admission) };
+    *claimed = Flow { owner: packet.token, stateful: packet.stateful.into(), ..Flow::unowned(&admission) };
     if let Some(found) = Shared::entry(&FLOWS, key) {
         found.copy_to(held);
         if held.session_id != claimed.session_id {
@@ -62,9 +62,9 @@ pub fn claim(
 /// again with its next datagram.
 #[inline(always)]
 fn is_in_use(held: &Flow, client: Seen, now: Now, entry: Shared<Session>) -> bool {
-    let owner = match held.tracked {
+    let owner = match held.stateful {
         0 => Shared::entry(&SESSIONS, &held.owner),
-        _ => Shared::entry(&TRACKED, &held.owner).map(|entry| field!(entry, session)),
+        _ => Shared::entry(&STATEFUL, &held.owner).map(|entry| field!(entry, session)),
     };
     let Some(owner) = owner else { return false };
     let seen = field!(owner, seen);

@@ -7,7 +7,7 @@ use lb_common::{
     reason::{Reason, ReasonCode},
     scratch::PacketMetadata,
     service::FLAG_RATED,
-    session::{SOURCES_MAX, TrackedSession, source},
+    session::{SOURCES_MAX, StatefulEntry, source},
 };
 
 use crate::{
@@ -21,7 +21,7 @@ const TRIES: u32 = 8;
 
 /// Counts a packet against the rate of its session, and adds its source address to the session's sources.
 #[inline(always)]
-pub fn check(packet: &PacketMetadata, now: Now, entry: Shared<TrackedSession>) -> Result<(), ReasonCode> {
+pub fn check(packet: &PacketMetadata, now: Now, entry: Shared<StatefulEntry>) -> Result<(), ReasonCode> {
     let rate = rate(packet, entry)?;
     let state = field!(entry, rate.0);
     if rate.cost_ns != 0 {
@@ -34,7 +34,7 @@ pub fn check(packet: &PacketMetadata, now: Now, entry: Shared<TrackedSession>) -
 }
 
 #[inline(always)]
-fn rate(packet: &PacketMetadata, entry: Shared<TrackedSession>) -> Result<Rate, ReasonCode> {
+fn rate(packet: &PacketMetadata, entry: Shared<StatefulEntry>) -> Result<Rate, ReasonCode> {
     if packet.flags & FLAG_RATED == 0 {
         return Ok(Rate::default());
     }
@@ -57,7 +57,7 @@ fn take(state: Shared<u64>, now: Now, rate: Rate) -> Result<(), ReasonCode> {
 }
 
 #[inline(always)]
-fn is_from_allowed_source(packet: &PacketMetadata, entry: Shared<TrackedSession>) -> Result<(), ReasonCode> {
+fn is_from_allowed_source(packet: &PacketMetadata, entry: Shared<StatefulEntry>) -> Result<(), ReasonCode> {
     let wanted = source(packet.source_address);
     for index in 0..SOURCES_MAX {
         if index >= usize::from(packet.max_sources) {

@@ -127,7 +127,7 @@ fn datagram(run: &mut Run, packet: &Packet, service: &Service) -> Result<(Reason
 fn admitted(run: &mut Run, packet: &Packet, service: &Service) -> Result<Action, ReasonCode> {
     let datagram = packet.datagram(&run.frame)?;
     let token = token::check(run, &datagram, &packet.from, service)?;
-    let session = if service.tracks(token.kind) {
+    let session = if service.is_stateful(token.kind) {
         stateful::session(run, packet, &datagram, &token, service)?
     } else {
         session::session(run, packet, &datagram, &token, service)?

@@ -25,7 +25,7 @@ use lb_common::{
     revocation::RevocationKey,
     scratch::Scratch,
     service::{BUCKETS, ServiceBucket},
-    session::{Session, TokenKey, TrackedSession},
+    session::{Session, StatefulEntry, TokenKey},
 };
 
 /// Of maps that the daemon alone writes: the verifier refuses a program that would.
@@ -56,8 +56,8 @@ pub static KEY_SLOTS: Array<KeySlot, { KEY_SLOTS_MAX as usize }, READ_ONLY> = Ar
 pub static SESSIONS: LruHashMap<TokenKey, Session, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
 
 /// The loader sets its size.
-#[btf_map(name = "tracked")]
-pub static TRACKED: LruHashMap<TokenKey, TrackedSession, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
+#[btf_map(name = "stateful")]
+pub static STATEFUL: LruHashMap<TokenKey, StatefulEntry, { SESSIONS_DEFAULT as usize }> = LruHashMap::new();
 
 #[btf_map(name = "maglev")]
 pub static MAGLEV: Array<MaglevTable, { (BANKS * SERVICES_MAX) as usize }, READ_ONLY> = Array::new();

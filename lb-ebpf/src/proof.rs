@@ -4,7 +4,7 @@ use lb_common::{
     control::SECOND_NS,
     reason::{Reason, ReasonCode},
     scratch::PacketMetadata,
-    session::{ReplayWord, TrackedSession, is_behind},
+    session::{ReplayWord, StatefulEntry, is_behind},
     siphash::SipKey,
     token::{
         Header,
@@ -33,7 +33,7 @@ pub fn check(
     header: &Header,
     packet: &PacketMetadata,
     now: Now,
-    entry: Shared<TrackedSession>,
+    entry: Shared<StatefulEntry>,
 ) -> Result<(), ReasonCode> {
     let [seq_and_ts, tag] = header.full_tag();
     let (seq, ts_ms) = ((seq_and_ts as u32).swap_bytes(), ((seq_and_ts >> 32) as u32).swap_bytes());
@@ -54,7 +54,7 @@ pub fn check(
 
 /// Marks a sequence number as seen, if it is not marked yet.
 #[inline(always)]
-fn first_time(seq: u32, entry: Shared<TrackedSession>) -> Result<(), ReasonCode> {
+fn first_time(seq: u32, entry: Shared<StatefulEntry>) -> Result<(), ReasonCode> {
     let highest = field!(entry, session.highest);
     let before = highest.read();
     if is_behind(seq, before) {

@@ -74,7 +74,7 @@ pub fn describe<'a>(
     metadata.flags = service.flags;
     metadata.forward = service.forward;
     metadata.max_sources = service.max_sources;
-    metadata.stateful = service.tracks(token.kind).into();
+    metadata.stateful = service.is_stateful(token.kind).into();
     Ok(&mut metadata.token)
 }
 

@@ -5,14 +5,14 @@ use lb_common::{
     reason::{Reason, ReasonCode},
     scratch::Scratch,
     service::Service,
-    session::{TokenKey, TrackedSession},
+    session::{StatefulEntry, TokenKey},
     token::{Header, Kind},
 };
 
 use crate::{
     admit::{self, Admitted},
     clock, limit,
-    maps::{CONTROL, TRACKED},
+    maps::{CONTROL, STATEFUL},
     packet::Frame,
     parse::{Datagram, Packet},
     proof, revoke,
@@ -37,7 +37,7 @@ pub fn session(
     let key = session::describe(run, packet, datagram, token, service)?;
     let header = token::header(token.at)?;
     *key = TokenKey::of(&header);
-    let known = Shared::entry(&TRACKED, key)
+    let known = Shared::entry(&STATEFUL, key)
         .and_then(|entry| Some((admit::cached(field!(entry, session), &header)?, entry)));
     let (admitted, entry) = match known {
         Some((admitted, entry)) => (admitted, Some(entry)),
@@ -50,14 +50,14 @@ pub fn session(
 subprogram! {
     /// Checks the revocations, the proof, and the limits, and claims the flow of the packet's client for its session.
     /// Without an entry: the HMAC has just been verified, and the new entry is in the scratch.
-    fn check_stateful_session(entry: Option<Shared<TrackedSession>>) -> () = checked;
+    fn check_stateful_session(entry: Option<Shared<StatefulEntry>>) -> () = checked;
 }
 
 #[inline(always)]
 fn checked(
     frame: &Frame,
     mailboxes: &mut Mailboxes,
-    entry: Option<Shared<TrackedSession>>,
+    entry: Option<Shared<StatefulEntry>>,
 ) -> Result<(), ReasonCode> {
     let Scratch { packet, verification, revocation, flow, .. } = mailboxes.open()?;
     let control = Shared::value(&CONTROL).ok_or(Reason::Internal)?;
@@ -82,17 +82,17 @@ fn checked(
 #[inline(always)]
 fn inserted(
     key: &TokenKey,
-    entry: &TrackedSession,
+    entry: &StatefulEntry,
     header: &Header,
-) -> Result<Shared<TrackedSession>, ReasonCode> {
+) -> Result<Shared<StatefulEntry>, ReasonCode> {
     // If another CPU was faster, its entry stays: it has the state since then.
-    if TRACKED.insert(key, entry, BPF_NOEXIST.into()).is_err() {
-        match Shared::entry(&TRACKED, key) {
+    if STATEFUL.insert(key, entry, BPF_NOEXIST.into()).is_err() {
+        match Shared::entry(&STATEFUL, key) {
             Some(entry) if admit::is_of(field!(entry, session), header) => return Ok(entry),
             // The entry of another token with the same fast tag and nonce: they take turns. Or the cache cannot take
             // it.
-            _ => TRACKED.insert(key, entry, 0).map_err(|_| Reason::Internal)?,
+            _ => STATEFUL.insert(key, entry, 0).map_err(|_| Reason::Internal)?,
         }
     }
-    Ok(Shared::entry(&TRACKED, key).ok_or(Reason::Internal)?)
+    Ok(Shared::entry(&STATEFUL, key).ok_or(Reason::Internal)?)
 }

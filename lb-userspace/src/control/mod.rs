@@ -457,7 +457,7 @@ pub fn detach(config: &Config) -> Result<Vec<String>, DatapathError> {
 fn what_was_in(map: &str) -> Option<&'static str> {
     match map {
         maps::SESSIONS => Some("the HMAC of BEARER tokens without limits is verified once more"),
-        maps::TRACKED => Some("replay windows and limits start anew"),
+        maps::STATEFUL => Some("replay windows and limits start anew"),
         maps::FLOWS => Some("ICMP errors reach the backend of a session once its client has sent a packet"),
         maps::TRANSLATIONS => Some("clients of services with forward = \"nat\" get other ports"),
         maps::COUNTERS | maps::BACKEND_COUNTERS => Some("its counters start at zero"),

@@ -3,11 +3,11 @@
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_common::{
     counter::{Counter, counter_index},
-    maps::{BACKEND_COUNTERS, COUNTERS, SCRATCH, SESSIONS, TRACKED, TRANSLATIONS},
+    maps::{BACKEND_COUNTERS, COUNTERS, SCRATCH, SESSIONS, STATEFUL, TRANSLATIONS},
     nat::{Translation, TranslationKey},
     reason::{self, Reason},
     scratch::Scratch,
-    session::{Session, TokenKey, TrackedSession},
+    session::{Session, StatefulEntry, TokenKey},
 };
 
 use super::{DatapathError, batch};
@@ -18,7 +18,7 @@ pub struct Counters {
     backends: PerCpuArray<MapData, Counter>,
     scratch: PerCpuArray<MapData, Scratch>,
     sessions: HashMap<MapData, TokenKey, Session>,
-    tracked: HashMap<MapData, TokenKey, TrackedSession>,
+    tracked: HashMap<MapData, TokenKey, StatefulEntry>,
     translations: HashMap<MapData, TranslationKey, Translation>,
     cpus: usize,
 }
@@ -75,7 +75,7 @@ impl Counters {
             backends: backends.try_into().map_err(opened(BACKEND_COUNTERS))?,
             scratch: scratch.try_into().map_err(opened(SCRATCH))?,
             sessions: sessions.try_into().map_err(opened(SESSIONS))?,
-            tracked: tracked.try_into().map_err(opened(TRACKED))?,
+            tracked: tracked.try_into().map_err(opened(STATEFUL))?,
             translations: translations.try_into().map_err(opened(TRANSLATIONS))?,
             cpus,
         })
@@ -114,7 +114,7 @@ impl Counters {
     pub fn sessions(&self) -> Result<Sessions, DatapathError> {
         Ok(Sessions {
             untracked: entries::<TokenKey, Session>(SESSIONS, self.sessions.map())?,
-            tracked: entries::<TokenKey, TrackedSession>(TRACKED, self.tracked.map())?,
+            tracked: entries::<TokenKey, StatefulEntry>(STATEFUL, self.tracked.map())?,
         })
     }
 
@@ -131,8 +131,8 @@ impl Counters {
     ///
     /// # Errors
     /// If the map cannot be read.
-    pub fn each_tracked(&self, each: impl FnMut(&TokenKey, &TrackedSession)) -> Result<(), DatapathError> {
-        each_entry(TRACKED, self.tracked.map(), each)
+    pub fn each_tracked(&self, each: impl FnMut(&TokenKey, &StatefulEntry)) -> Result<(), DatapathError> {
+        each_entry(STATEFUL, self.tracked.map(), each)
     }
 
     /// Entries of the translations, of which some may have timed out. Reads all of them.

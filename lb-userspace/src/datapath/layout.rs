@@ -84,11 +84,12 @@ pub(super) fn reconcile(
                 cause: format!("{}: {}", pins.name(&path).display(), chain(&error)),
                 hint: "is this a pinned map? `tollgate detach` removes all pins",
             })?;
-        let counts_anew = [maps::SESSIONS, maps::TRACKED].contains(name) && !pins.map(maps::CONTROL).exists();
+        let counts_anew =
+            [maps::SESSIONS, maps::STATEFUL].contains(name) && !pins.map(maps::CONTROL).exists();
         if found == *wanted && !counts_anew {
             continue;
         }
-        let cache = [maps::SESSIONS, maps::TRACKED, maps::FLOWS, maps::TRANSLATIONS].contains(name);
+        let cache = [maps::SESSIONS, maps::STATEFUL, maps::FLOWS, maps::TRANSLATIONS].contains(name);
         if cache && (Layout { entries: wanted.entries, ..found }) == *wanted {
             if found.entries == LEAST_ENTRIES {
                 unused.push(*name);

@@ -111,7 +111,7 @@ impl Datapath {
             take(maps::BACKEND_COUNTERS)?,
             take(maps::SCRATCH)?,
             take(maps::SESSIONS)?,
-            take(maps::TRACKED)?,
+            take(maps::STATEFUL)?,
             take(maps::TRANSLATIONS)?,
         ];
         let cpus = cpus()?;

@@ -39,7 +39,7 @@ impl Options {
     pub(super) fn entries(&self, map: &str) -> Option<u32> {
         let is_needed = match map {
             maps::SESSIONS => self.untracked,
-            maps::TRACKED => self.tracked,
+            maps::STATEFUL => self.tracked,
             maps::FLOWS => true,
             maps::TRANSLATIONS => self.nat_ports.is_some(),
             _ => return None,

@@ -8,7 +8,7 @@ use lb_common::{
     maps,
     nat::{Ports, Translation},
     rate::RateTable,
-    session::{Session, TrackedSession},
+    session::{Session, StatefulEntry},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -159,7 +159,7 @@ fn memory(options: &Options) -> Check {
     // An entry of an LRU hash: 48 bytes of the kernel's, key and value as multiples of 8; and a bucket of 16.
     let caches: u64 = [
         (maps::SESSIONS, 48 + 16 + size_of::<Session>() + 16),
-        (maps::TRACKED, 48 + 16 + size_of::<TrackedSession>() + 16),
+        (maps::STATEFUL, 48 + 16 + size_of::<StatefulEntry>() + 16),
         (maps::FLOWS, 48 + 24 + 32 + 16),
         (maps::TRANSLATIONS, 48 + 24 + size_of::<Translation>() + 16),
     ]

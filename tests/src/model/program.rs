@@ -24,7 +24,7 @@ use lb_common::{
     reason::{self, Reason},
     revocation::RevocationKey,
     scratch::Scratch,
-    session::{Admission, Session, TokenKey, TrackedSession},
+    session::{Admission, Session, StatefulEntry, TokenKey},
 };
 use nix::time::{ClockId, clock_getres};
 use tollgate::datapath::{Datapath, DatapathError, Options, TableSet, embedded_object};
@@ -99,7 +99,7 @@ pub struct Program {
     datapath: Datapath,
     key_slots: Array<MapData, KeySlot>,
     sessions: HashMap<MapData, TokenKey, Session>,
-    tracked: HashMap<MapData, TokenKey, TrackedSession>,
+    tracked: HashMap<MapData, TokenKey, StatefulEntry>,
     egress: DevMapHash<MapData>,
     counters: PerCpuArray<MapData, Counter>,
     fixture: Fixture,
@@ -142,7 +142,7 @@ impl Program {
         let mut program = Self {
             key_slots: Map::Array(map_of(&datapath, maps::KEY_SLOTS)?).try_into()?,
             sessions: Map::LruHashMap(map_of(&datapath, maps::SESSIONS)?).try_into()?,
-            tracked: Map::LruHashMap(map_of(&datapath, maps::TRACKED)?).try_into()?,
+            tracked: Map::LruHashMap(map_of(&datapath, maps::STATEFUL)?).try_into()?,
             counters: Map::PerCpuArray(map_of(&datapath, maps::COUNTERS)?).try_into()?,
             egress: Map::DevMapHash(map_of(&datapath, maps::EGRESS)?).try_into()?,
             datapath,
@@ -381,7 +381,7 @@ impl Program {
     }
 
     /// The cache of stateful tokens.
-    pub const fn tracked(&mut self) -> &mut HashMap<MapData, TokenKey, TrackedSession> {
+    pub const fn tracked(&mut self) -> &mut HashMap<MapData, TokenKey, StatefulEntry> {
         &mut self.tracked
     }
 

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
-    maps::{COUNTERS, TRACKED},
+    maps::{COUNTERS, STATEFUL},
     reason::Reason,
 };
 use lb_tests::testbed::{
@@ -330,7 +330,7 @@ fn a_second_sigterm_ends_it_at_once() -> Result<()> {
 fn a_map_that_was_removed_is_missed() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
     testbed.start()?.terminate()?;
-    for map in [TRACKED, COUNTERS] {
+    for map in [STATEFUL, COUNTERS] {
         fs::remove_file(testbed.pin(map))?;
     }
     let daemon = testbed.start()?;

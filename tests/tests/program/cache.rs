@@ -7,7 +7,7 @@ use lb_common::{
     reason::Reason,
     scratch::BURST_NS,
     service::Service,
-    session::{Admission, Seen, Session, TokenKey, TrackedSession},
+    session::{Admission, Seen, Session, StatefulEntry, TokenKey},
     token::Header,
 };
 use lb_tests::model::{
@@ -121,7 +121,7 @@ fn a_tracked_entry_of_other_claims_is_no_hit() -> Result<()> {
     for word in 0..4 {
         let mut program = Program::load()?;
         let session = session_of(&token, SESSION);
-        let mut other = TrackedSession { session, ..TrackedSession::default() };
+        let mut other = StatefulEntry { session, ..StatefulEntry::default() };
         other.session.claims[word] ^= 1 << 63;
         program.tracked().insert(TokenKey::of(&token), other, 0)?;
         let packet = Packet::with_proof(&proof, 1, TS);
