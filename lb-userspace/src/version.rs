@@ -1,9 +1,9 @@
-//! What this is a build of.
+//! Version and commit of this build.
 
-/// Of the package.
+/// Version of the package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The commit, where `cargo xtask build` knew it.
+/// Git commit, if `cargo xtask build` knew it.
 pub const COMMIT: &str = match option_env!("TOLLGATE_COMMIT") {
     Some(commit) => commit,
     None => "unknown",

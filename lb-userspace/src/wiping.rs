@@ -1,4 +1,4 @@
-//! An allocator that wipes what it takes back: keys pass through buffers of HTTP, JSON and hex that are not ours to wipe.
+//! An allocator that wipes freed memory: keys pass through buffers of HTTP, JSON and hex libraries.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 

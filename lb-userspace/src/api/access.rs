@@ -1,8 +1,8 @@
 //! Access control of the control socket.
 //!
-//! The kernel reports the user and groups of a peer (SO_PEERCRED, SO_PEERGROUPS), and each request is checked against its
-//! access: root, the user of the daemon and members of `admin_group` may send all requests, members of `control_group` only
-//! those with read access.
+//! The kernel reports the user and groups of a peer (SO_PEERCRED, SO_PEERGROUPS), and each request is checked against
+//! its access: root, the user of the daemon and members of `admin_group` may send all requests, members of
+//! `control_group` only those with read access.
 
 use std::{io, os::fd::AsRawFd as _, sync::Arc};
 

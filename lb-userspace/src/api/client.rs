@@ -25,7 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No daemon listens.
-    #[error("no daemon answers on {}: {source}; is `tollgate run` running? Name another socket with --control", path.display())]
+    #[error(
+        "no daemon answers on {}: {source}; is `tollgate run` running? Use another socket with --control",
+        path.display()
+    )]
     NoDaemon {
         /// The socket.
         path: PathBuf,
@@ -62,7 +65,8 @@ pub enum ClientError {
     },
     /// The daemon does not answer in time.
     #[error(
-        "the daemon on {} has not answered for {} s: {}. The request may still be carried out: check before you repeat it",
+        "the daemon on {} has not answered for {} s: {}. The request may still be carried out: check \
+         before you repeat it",
         path.display(), PATIENCE.as_secs(), stopped(*pid)
     )]
     Silent {

@@ -15,8 +15,11 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// A running daemon has the socket.
-    #[error("{} is in use by process {pid}, a running tollgate; stop that one first, or give this one another `control`",
-            path.display())]
+    #[error(
+        "{} is in use by process {pid}, a running tollgate; stop that one first, or give this one another \
+         `control`",
+        path.display()
+    )]
     Running {
         /// The socket.
         path: PathBuf,
@@ -47,8 +50,8 @@ pub enum ServerError {
     },
 }
 
-/// Binds the control socket; replaces the file of a daemon that has ended. With `for_everybody`, every user can connect and
-/// the daemon checks their access; without, only the user that binds it.
+/// Binds the control socket; replaces the file of a daemon that has ended. With `for_everybody`, every user can
+/// connect and the daemon checks their access; without, only the user that binds it.
 ///
 /// # Errors
 /// If a daemon answers there, or the socket cannot be made.

@@ -1,7 +1,7 @@
-//! `/metrics`: what the kernel counted, at the moment of the scrape.
+//! `/metrics`: the counters of the kernel at the time of the scrape.
 //!
-//! prometheus-client writes OpenMetrics. Whoever does not ask for that gets the older text format, in which a counter's
-//! family is called what its samples are.
+//! prometheus-client writes OpenMetrics. Other clients get the older text format, in which the family of a counter
+//! has the name of its samples.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -131,7 +131,7 @@ metrics! {
         "";
 }
 
-/// How the page is written.
+/// The format of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// OpenMetrics 1.0.
@@ -141,12 +141,12 @@ pub enum Format {
 }
 
 impl Format {
-    /// What an Accept header asks for. Prometheus asks for OpenMetrics; people and promtool do not.
+    /// The format of an Accept header. Prometheus requests OpenMetrics; curl and promtool do not.
     pub fn accepted(accept: &str) -> Self {
         if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Text }
     }
 
-    /// For the Content-Type header.
+    /// The value of the Content-Type header.
     pub const fn content_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",

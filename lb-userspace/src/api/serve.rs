@@ -1,5 +1,5 @@
-//! Serves connections, one request each, with limits on number, time and size. A client that opens many connections or lets
-//! them wait delays only itself.
+//! Serves connections, one request each, with limits on number, time and size. A client that opens many connections
+//! or lets them wait delays only itself.
 
 use std::{
     collections::HashMap,
@@ -92,9 +92,9 @@ pub async fn control(
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves the metrics port. No connection is refused: where there are 64, the oldest connection of the sender with the most
-/// is closed. So requests that are never finished and answers that are never read do not delay the probe of another
-/// sender.
+/// Serves the metrics port. No connection is refused: where there are 64, the oldest connection of the sender with
+/// the most is closed. So requests that are never finished and answers that are never read do not delay the probe of
+/// another sender.
 pub async fn metrics(listener: TcpListener, router: Router) {
     let mut connections: Vec<(IpAddr, AbortHandle)> = Vec::new();
     let (_never, stopped) = watch::channel(());
@@ -118,8 +118,8 @@ pub async fn metrics(listener: TcpListener, router: Router) {
         let (router, stopped) = (router.clone(), stopped.clone());
         let connection = tokio::spawn(async move { serve(stream, router, stopped).await });
         connections.push((sender, connection.abort_handle()));
-        // A request that arrived with its connection is answered before enough others can have the connection closed. Not
-        // after each connection, or those that wait to be accepted would wait for a page of metrics each.
+        // A request that arrived with its connection is answered before enough others can have the connection closed.
+        // Not after each connection, or those that wait to be accepted would wait for a page of metrics each.
         accepted = (accepted + 1) % (METRICS / 2);
         if accepted == 0 {
             yield_now().await;
@@ -127,8 +127,8 @@ pub async fn metrics(listener: TcpListener, router: Router) {
     }
 }
 
-/// The sender of a connection: an IPv4 address, or the /64 of an IPv6 address, because a host can use all addresses of its
-/// /64.
+/// The sender of a connection: an IPv4 address, or the /64 of an IPv6 address, because a host can use all addresses
+/// of its /64.
 fn sender(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -136,7 +136,8 @@ fn sender(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Index of the connection to close, given the senders of all connections by age: the oldest of the sender with the most.
+/// Index of the connection to close, given the senders of all connections by age: the oldest of the sender with the
+/// most.
 fn evicted(senders: &[IpAddr]) -> usize {
     let share = |sender: &IpAddr| senders.iter().filter(|other| *other == sender).count();
     let most = senders.iter().map(share).max().unwrap_or(0);

@@ -9,14 +9,14 @@ use lb_common::{
     siphash::{SipHash24, SipKey},
 };
 
-/// A backend's part in a table.
+/// The share of a backend in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// Its id, which decides where it stands in the table.
+    /// Id of the backend, which determines its positions in the table.
     pub backend_id: u16,
-    /// Its sessions against those of the others; with 0 it gets none.
+    /// Share of the sessions, relative to the others; 0 for none.
     pub weight: u32,
-    /// What the positions of its sessions hold: anything but 0.
+    /// The entry of its positions; not 0.
     pub entry: u16,
 }
 

@@ -31,8 +31,8 @@ pub fn run(global: &Global, command: Option<&Clock>) -> anyhow::Result<()> {
                         "tokens of all services issued before {} are revoked permanently",
                         output::date(accepted.revoked_before)
                     ),
-                    "tokens whose time of issue is in the future become valid then: if such tokens may exist, run `tollgate \
-                     keys rotate --wait` and revoke the previous keys"
+                    "tokens whose time of issue is in the future become valid then: if such tokens may exist, run \
+                     `tollgate keys rotate --wait` and revoke the previous keys"
                         .to_owned(),
                 ]
             })

@@ -44,8 +44,8 @@ const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 const FAILED: u8 = 1;
 const NO_DAEMON: u8 = 3;
 
-/// Drops datagrams to protected UDP services that carry no valid token, in the network driver, and forwards the others to
-/// their backend
+/// Drops datagrams to protected UDP services that carry no valid token, in the network driver, and forwards the
+/// others to their backend
 #[derive(Parser)]
 #[command(name = "tollgate", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
@@ -210,8 +210,8 @@ impl Global {
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal())
             .with_target(false)
-            // A line that cannot be written, for example to a closed terminal, is lost: reporting that on the same closed
-            // standard error would panic.
+            // A line that cannot be written, for example to a closed terminal, is lost: reporting that on the same
+            // closed standard error would panic.
             .log_internal_errors(false)
             .init();
     }

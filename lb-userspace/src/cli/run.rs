@@ -43,8 +43,8 @@ pub struct Args {
     /// Switch to this user once everything that needs root is open; the user owns the store and the pins
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// Accept, for this start, a store that is older than the kernel state, empty, or another one; the error of the refused
-    /// start contains the value. Everything revoked in the kernel stays revoked
+    /// Accept, for this start, a store that is older than the kernel state, empty, or another one; the error of the
+    /// refused start contains the value. Everything revoked in the kernel stays revoked
     #[arg(long, value_name = "FOUND:REMEMBERED:DIGEST")]
     accept_store: Option<Acceptance>,
 }
@@ -159,7 +159,8 @@ async fn daemon(
     Ok(())
 }
 
-/// Logs on which interfaces the XDP program stays attached without this process. `detach` is the command that detaches it.
+/// Logs on which interfaces the XDP program stays attached without this process. `detach` is the command that
+/// detaches it.
 async fn log_remaining(handle: &Handle, detach: &str) {
     let Ok(Ok(remaining)) = timeout(ANSWERS_UNDER_WAY, handle.remaining()).await else {
         warn!("the reconcile loop does not answer; `ip link` shows where the XDP program stays attached");

@@ -26,7 +26,8 @@ pub enum Sessions {
         #[arg(long, value_name = "N", default_value_t = 1000)]
         limit: usize,
     },
-    /// Revoke all tokens of sessions, from the next packet on; without --for, until all tokens issued so far have expired
+    /// Revoke all tokens of sessions, from the next packet on; without --for, until all tokens issued so far have
+    /// expired
     Revoke {
         /// Ids of the sessions
         #[arg(required = true, value_name = "N")]

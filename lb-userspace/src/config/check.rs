@@ -1,4 +1,4 @@
-//! What takes more than one field to see: duplicates, overlaps, limits of the maps.
+//! Checks across fields: duplicates, overlaps, limits of the maps.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use super::{
     read::{Report, Wrong},
 };
 
-/// Reports all that takes more than one field to see.
+/// Reports problems that involve more than one field.
 pub(super) fn whole(report: &mut Report<'_>, config: &ConfigDraft) {
     services(report, &config.services);
     generic_mode(report, config);
@@ -27,7 +27,7 @@ pub(super) fn whole(report: &mut Report<'_>, config: &ConfigDraft) {
 fn services(report: &mut Report<'_>, services: &[ServiceDraft]) {
     if services.is_empty() {
         let wrong = Wrong {
-            message: "there is no service: every packet passes".to_owned(),
+            message: "no service is configured, so every packet passes".to_owned(),
             hint: "add a `[[service]]`".to_owned(),
         };
         report.warn("service", 0..0, wrong);
@@ -63,7 +63,7 @@ fn generic_mode(report: &mut Report<'_>, config: &ConfigDraft) {
     }
 }
 
-/// Reports every value that was there before.
+/// Reports duplicate values.
 fn unique<'d, T: Ord + std::fmt::Debug + 'd>(
     report: &mut Report<'_>,
     field: &str,
@@ -78,8 +78,8 @@ fn unique<'d, T: Ord + std::fmt::Debug + 'd>(
         let first: &std::ops::Range<usize> = first;
         let line = report.line(first.start);
         let wrong = Wrong {
-            message: format!("`{field}` = {:?} is on line {line} already", value.get_ref()),
-            hint: "give one of the two another".to_owned(),
+            message: format!("`{field}` = {:?} is already on line {line}", value.get_ref()),
+            hint: "change one of the two".to_owned(),
         };
         report.conflict(field, value.span(), (first.clone(), "first here"), wrong);
     }
@@ -97,16 +97,17 @@ fn overlaps(report: &mut Report<'_>, services: &[ServiceDraft]) {
         let first: &std::ops::Range<usize> = first;
         let line = report.line(first.start);
         let wrong = Wrong {
-            message: format!("{} port {} is taken by the service of line {line}", place.0, place.1),
-            hint: "a datagram can belong to one service only: change address or port, or merge the two"
-                .to_owned(),
+            message: format!("{} port {} is already used by the service on line {line}", place.0, place.1),
+            hint:
+                "a datagram can belong to one service only: change address or port, or merge the two services"
+                    .to_owned(),
         };
         report.conflict("service.address", address.span(), (first.clone(), "first here"), wrong);
     }
 }
 
 fn limits(report: &mut Report<'_>, services: &[ServiceDraft]) {
-    // Index 0 counts what is for no service.
+    // Index 0 counts packets to no service.
     let most = SERVICES_MAX as usize - 1;
     if let Some(beyond) = services.get(most) {
         let wrong = Wrong {
@@ -143,9 +144,7 @@ fn slots(report: &mut Report<'_>, services: &[ServiceDraft]) {
         let (max_ttl, rotation) = (shown(max_ttl), rotation.map_or_else(|| "off".to_owned(), shown));
         let wrong = Wrong {
             message: format!("the services need up to {needed} key slots at a time, and there are {most}"),
-            hint: format!(
-                "rotate less often than every {rotation}, or let tokens live shorter than {max_ttl}"
-            ),
+            hint: format!("rotate less often than every {rotation}, or reduce max_ttl below {max_ttl}"),
         };
         report.problem("service.key_rotation", worst.span.clone(), wrong);
         return;
@@ -172,7 +171,7 @@ fn forwarding(report: &mut Report<'_>, service: &ServiceDraft) {
         if let Some(backend) = service.backends.first() {
             let wrong = Wrong {
                 message: "the backends of a local service are not used".to_owned(),
-                hint: "remove them, or write another `forward`, as \"l2\"".to_owned(),
+                hint: "remove them, or use another forwarding mode, such as forward = \"l2\"".to_owned(),
             };
             report.warn("service.backend", backend.span.clone(), wrong);
         }
@@ -205,7 +204,7 @@ fn backends(report: &mut Report<'_>, service: &ServiceDraft) {
     let given = all.iter().filter_map(|backend| backend.name.given());
     unique(report, "service.backend.name", given.chain(derived.into_values()));
     if translates {
-        // Several may be on one host.
+        // Several backends may be on one host.
         let places: Vec<_> = all.iter().filter_map(place).collect();
         unique(report, "service.backend.address", places.iter());
     } else {
@@ -232,7 +231,7 @@ fn backends(report: &mut Report<'_>, service: &ServiceDraft) {
     }
 }
 
-/// A backend's address and port.
+/// Address and port of a backend.
 fn place(backend: &BackendDraft) -> Option<Spanned<SocketAddr>> {
     let address = backend.address.as_ref()?;
     let port = backend.port.as_ref()?;
@@ -277,7 +276,7 @@ fn same_family(report: &mut Report<'_>, backend: &Spanned<IpAddr>, service: &Ser
     report.problem("service.backend.address", backend.span(), wrong);
 }
 
-/// Ports and addresses of the node itself against the services.
+/// Checks ports and addresses of the node against the services.
 fn addresses_of_node(report: &mut Report<'_>, config: &ConfigDraft) {
     let services = &config.services;
     let forwards = || services.iter().filter_map(|service| service.forward.as_ref());

@@ -1,4 +1,4 @@
-//! What is wrong with a file, for a terminal and for a log.
+//! Errors of a configuration, for a terminal and for a log.
 
 use std::{error::Error, fmt, io, ops::Range, path::PathBuf};
 
@@ -7,8 +7,8 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, Na
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// There is no such file.
-    #[error("{}: there is no such file; write one, or name another with `-c FILE`", path.display())]
+    /// The file does not exist.
+    #[error("{}: there is no such file; create it, or use another one with `-c FILE`", path.display())]
     Missing {
         /// The file.
         path: PathBuf,
@@ -18,18 +18,18 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// It is no text.
+    /// The file is not UTF-8.
     #[error("{}: byte {offset} is not UTF-8; is this a configuration file? Save it as UTF-8", path.display())]
     NotText {
         /// The file.
         path: PathBuf,
-        /// The first wrong byte.
+        /// The first invalid byte.
         offset: usize,
     },
-    /// It says what cannot be.
+    /// The configuration is invalid.
     #[error(transparent)]
     Invalid(Box<Invalid>),
 }
@@ -42,7 +42,7 @@ impl ConfigError {
         }
     }
 
-    /// For a terminal: with the lines of the file and carets below what is wrong.
+    /// The error for a terminal: with the lines of the file, and markers at the problems.
     pub fn report(&self, colours: bool) -> String {
         let Self::Invalid(invalid) = self else { return self.to_string() };
         let theme = if colours { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
@@ -62,15 +62,15 @@ impl ConfigError {
 fn hint_of_io(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "run as root, or let this user read it",
-        io::ErrorKind::IsADirectory => "it is a directory: name the file in it",
+        io::ErrorKind::IsADirectory => "it is a directory; use a file in it",
         _ => "check the disk and the path",
     }
 }
 
-/// All that is wrong with one file. Displays as one line for each problem.
+/// All problems of a file. Displays as one line for each problem.
 #[derive(Debug)]
 pub struct Invalid {
-    /// At least one, by line.
+    /// At least one problem, ordered by line.
     pub problems: Vec<Problem>,
     pub(super) source: NamedSource<String>,
 }
@@ -87,21 +87,21 @@ impl fmt::Display for Invalid {
 
 impl Error for Invalid {}
 
-/// One thing that is wrong. Displays as `line:column: what; hint`.
+/// A problem. Displays as `line:column: message; hint`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// As in `service.max_ttl`; empty where the file is no TOML.
+    /// The field, such as `service.max_ttl`; empty if the file is not TOML.
     pub field: String,
-    /// From 1.
+    /// Line, from 1.
     pub line: usize,
-    /// In characters, from 1.
+    /// Column in characters, from 1.
     pub column: usize,
     /// What was found.
     pub message: String,
-    /// What would be right.
+    /// How to fix it.
     pub hint: String,
     pub(super) span: Range<usize>,
-    /// Another place that has to do with it.
+    /// A related position in the file.
     pub(super) other: Option<(Range<usize>, String)>,
 }
 
@@ -112,7 +112,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What is allowed, and probably not meant. Displays as a line of the log.
+/// A setting that is allowed but probably not intended. Displays as a line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning(pub Problem);
 
@@ -122,7 +122,7 @@ impl fmt::Display for Warning {
     }
 }
 
-/// A problem beside the text it is in.
+/// A problem with the text of its file.
 #[derive(Debug)]
 struct Shown<'a> {
     problem: &'a Problem,

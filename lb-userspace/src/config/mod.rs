@@ -1,7 +1,7 @@
-//! `tollgate.toml` → validated types. What is in a `Config` can be acted upon without further questions.
+//! Reads `tollgate.toml` into validated types. A `Config` needs no further checks.
 //!
-//! A file is read to its end before it is refused: all its problems are reported at once, each with line, column,
-//! field, what was found and what would be right.
+//! All problems of a file are reported at once, each with line, column, field, the value found and a hint. Start at
+//! [`Config::parse`].
 
 mod check;
 mod error;
@@ -31,25 +31,25 @@ use read::Fields;
 /// A group of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// Its name.
+    /// Name of the group.
     pub name: String,
-    /// Its number.
+    /// Group id.
     pub gid: u32,
 }
 
-/// How the program is attached.
+/// XDP mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XdpMode {
-    /// In the driver where it can, else generic.
+    /// Native if the driver supports it, else generic.
     #[default]
     Auto,
-    /// In the driver, or not at all.
+    /// In the driver; the start fails if the driver does not support it.
     Native,
-    /// After the kernel has made an skb: slow, works everywhere.
+    /// After the kernel has made an skb: slow, but works with every driver.
     Generic,
 }
 
-/// Where the desired state is kept.
+/// Location of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreLocation {
     /// Files in this directory.
@@ -128,19 +128,19 @@ impl Config {
         used.then_some(self.nat_ports)
     }
 
-    /// Where outer packets to an address come from, if not from this node's address.
+    /// The source prefix of outer packets to an address, if one is configured.
     pub fn tunnel_source(&self, to: IpAddr) -> Option<&Prefix> {
         self.tunnel_sources.iter().find(|prefix| prefix.address().is_ipv4() == to.is_ipv4())
     }
 }
 
 impl Service {
-    /// Whether something limits its sessions.
+    /// Whether its sessions have limits.
     pub fn has_limits(&self) -> bool {
         !self.rates.is_empty() || self.max_sources.is_some()
     }
 
-    /// The service called `name`: by its name or its id.
+    /// Finds a service by name or id.
     pub fn find<'a>(services: &'a [Self], name: &str) -> Option<&'a Self> {
         services.iter().find(|service| service.name == name || name.parse() == Ok(service.id))
     }

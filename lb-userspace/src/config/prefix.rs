@@ -1,8 +1,8 @@
-//! A range of addresses: those that begin alike.
+//! An address prefix.
 
 use std::{fmt, net::IpAddr};
 
-/// An address and how many of its bits count. The others are zero, and there is at least one.
+/// An address prefix with at least one host bit; all host bits are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
     address: IpAddr,
@@ -10,7 +10,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// `None` if there are no other bits, or one of them is set.
+    /// `None` if there are no host bits, or one of them is set.
     pub fn new(address: IpAddr, length: u8) -> Option<Self> {
         let (bits, width): (u128, u32) = match address {
             IpAddr::V4(address) => (u128::from(address.to_bits()), 32),
@@ -26,7 +26,7 @@ impl Prefix {
         self.address
     }
 
-    /// The bits that do not count, of the last four bytes.
+    /// The host bits in the last four bytes, as a mask.
     pub const fn last_host_bits(&self) -> u32 {
         let width = if self.address.is_ipv4() { 32 } else { 128 };
         let host = width - self.length as u32;

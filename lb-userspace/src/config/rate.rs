@@ -1,4 +1,4 @@
-//! How much a session may send: `"1000/s"`, `"200/s burst 400"`.
+//! Rate limits of sessions: `"1000/s"`, `"200/s burst 400"`.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use toml::de::DeValue;
 
 use super::read::{Wrong, described};
 
-/// So many packets in a second, and so many at once.
+/// Packets per second, and the burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// 1 to 1,000,000.
@@ -15,7 +15,7 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// A session of a million packets a second is no client, and that many at once is no limit.
+/// No client sends more than a million packets per second in a session.
 const MOST: u32 = 1_000_000;
 
 const EXAMPLE: &str = "rate = { \"0\" = \"1000/s\", \"3\" = \"200/s burst 400\" }";
@@ -47,7 +47,7 @@ pub(super) fn rates(path: &str, value: &DeValue<'_>) -> Result<BTreeMap<u8, Rate
 }
 
 impl Rate {
-    /// As in the configuration. Without a burst, a second's worth may come at once.
+    /// Parses the form of the configuration. Without a burst, the burst is the rate of one second.
     fn parse(text: &str) -> Option<Self> {
         let (rate, burst) = match *text.split_whitespace().collect::<Vec<_>>() {
             [rate] => (rate, None),

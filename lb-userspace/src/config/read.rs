@@ -1,4 +1,4 @@
-//! Takes the fields of a TOML table one by one, and writes down what is wrong instead of stopping at it.
+//! Reads the fields of a TOML table, and collects all problems instead of stopping at the first.
 
 use std::{collections::BTreeSet, ops::Range, path::Path};
 
@@ -10,14 +10,14 @@ use toml::{
 
 use super::{Config, ConfigError, Invalid, Problem, Warning};
 
-/// What has been found so far.
+/// The problems so far.
 pub(super) struct Report<'i> {
     pub(super) text: &'i str,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
 }
 
-/// What is wrong with a value, and what would be right.
+/// A problem of a value, and how to fix it.
 pub(super) struct Wrong {
     pub(super) message: String,
     pub(super) hint: String,
@@ -36,7 +36,7 @@ impl<'i> Report<'i> {
         self.problems.push(problem);
     }
 
-    /// A problem that takes two places to see.
+    /// A problem with two positions in the file.
     pub(super) fn conflict(
         &mut self,
         field: &str,
@@ -73,7 +73,7 @@ impl<'i> Report<'i> {
         }
     }
 
-    /// The configuration, if nothing is wrong with it.
+    /// Returns the configuration if it has no problem.
     pub(super) fn finish(mut self, path: &Path, config: Option<Config>) -> Result<Config, ConfigError> {
         match config {
             Some(mut config) if self.problems.is_empty() => {
@@ -117,23 +117,23 @@ impl<'t, 'i> Fields<'t, 'i> {
         Self { prefix, span, table, known: BTreeSet::new() }
     }
 
-    /// The name of a field as messages have it.
+    /// The full name of a field, for messages.
     pub(super) fn path(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
-    /// Where the table begins.
+    /// Position of the table.
     pub(super) fn span(&self) -> Range<usize> {
         self.span.clone()
     }
 
-    /// The value as it is in the file.
+    /// The value in the file.
     pub(super) fn raw(&mut self, name: &'static str) -> Option<&'t Spanned<DeValue<'i>>> {
         self.known.insert(name);
         self.table.iter().find(|(key, _)| key.get_ref() == name).map(|(_, value)| value)
     }
 
-    /// A field that may be absent. A wrong one is reported, and absent.
+    /// An optional field. An invalid one is reported, and counts as absent.
     pub(super) fn optional<T>(
         &mut self,
         report: &mut Report<'_>,
@@ -160,7 +160,7 @@ impl<'t, 'i> Fields<'t, 'i> {
         report.problem(&self.path(name), self.span(), wrong);
     }
 
-    /// An array of tables: each with where it begins.
+    /// An array of tables, each with its position.
     pub(super) fn tables(
         &mut self,
         report: &mut Report<'_>,
@@ -191,7 +191,7 @@ impl<'t, 'i> Fields<'t, 'i> {
         tables
     }
 
-    /// Reports every field that nobody asked for.
+    /// Reports all fields that were not read.
     pub(super) fn refuse_others(self, report: &mut Report<'_>) {
         for key in self.table.keys() {
             let name = key.get_ref().as_ref();
@@ -201,7 +201,7 @@ impl<'t, 'i> Fields<'t, 'i> {
             let nearest = self.known.iter().map(|known| (distance(name, known), known)).min();
             let hint = match nearest {
                 Some((steps, known)) if steps <= 1 + known.len() / 4 => format!("did you mean `{known}`?"),
-                _ => format!("known here: {}", self.known.iter().copied().collect::<Vec<_>>().join(", ")),
+                _ => format!("known fields: {}", self.known.iter().copied().collect::<Vec<_>>().join(", ")),
             };
             let path = self.path(name);
             report.problem(
@@ -213,7 +213,7 @@ impl<'t, 'i> Fields<'t, 'i> {
     }
 }
 
-/// A value as messages name it.
+/// A value, for messages.
 pub(super) fn described(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => format!("{:?}", text.as_ref()),

@@ -1,4 +1,4 @@
-//! Single values: a port, a name, a duration. Each says what was found and what would be right.
+//! Readers of single values: a port, a name, a duration. Each reports an invalid value with a hint.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -16,7 +16,7 @@ use super::{
 
 type Read<T> = Result<T, Wrong>;
 
-/// A day has tokens enough; a token of more than a year is a password.
+/// A longer lifetime would make a token a password.
 const MAX_TTL: std::ops::RangeInclusive<u64> = 1..=366 * 86_400;
 /// Below the least, the LRU's per-CPU free lists are larger than the map; above the most, it takes gigabytes.
 const SESSIONS: std::ops::RangeInclusive<u64> = 256..=16_777_216;
@@ -24,12 +24,12 @@ const SESSIONS: std::ops::RangeInclusive<u64> = 256..=16_777_216;
 const HMAC_BUDGET: std::ops::RangeInclusive<u64> = 1..=2_000_000;
 /// More would gain nothing: shares are rounded to a table of 16381 positions.
 const WEIGHT: std::ops::RangeInclusive<u64> = 1..=65_535;
-/// `sockaddr_un` holds 108 bytes, one of them the end.
+/// `sockaddr_un` has 108 bytes, including the terminating NUL.
 const SOCKET_PATH_MAX: usize = 107;
-/// `IFNAMSIZ` is 16, one of them the end.
+/// `IFNAMSIZ` is 16, including the terminating NUL.
 const INTERFACE_NAME_MAX: usize = 15;
 const NAME_MAX: usize = 64;
-/// Fewer ports than this are a mistake rather than a range.
+/// A range with fewer ports is probably a mistake.
 const NAT_PORTS_MIN: u32 = 8;
 
 fn wrong<T>(message: String, hint: impl Into<String>) -> Read<T> {
@@ -45,7 +45,7 @@ fn text<'v>(path: &str, value: &'v DeValue<'_>, example: &str) -> Read<&'v str> 
         Some(text) => Ok(text),
         None => wrong(
             format!("`{path}` is {}, not a string", described(value)),
-            format!("write it in quotes, as in `{example}`"),
+            format!("write it in quotes, for example `{example}`"),
         ),
     }
 }
@@ -76,7 +76,7 @@ fn one_of<T: Copy>(path: &str, value: &DeValue<'_>, choices: &[(&str, T)]) -> Re
     match found {
         Some((_, choice)) => Ok(*choice),
         None => wrong(
-            format!("`{path}` = {} is none of its values", described(value)),
+            format!("`{path}` = {} is not one of its values", described(value)),
             format!("write {}", names()),
         ),
     }
@@ -120,7 +120,7 @@ pub(super) fn hmac_budget(path: &str, value: &DeValue<'_>) -> Read<u32> {
     narrowed(path, value, HMAC_BUDGET)
 }
 
-/// A name that a metrics label and a command line argument can bear.
+/// A name for metrics and the command line.
 pub(super) fn name(path: &str, value: &DeValue<'_>) -> Read<String> {
     const HINT: &str =
         "a name begins with a letter or digit, has letters, digits, `.`, `_` and `-`, and is no number";

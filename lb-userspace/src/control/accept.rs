@@ -1,4 +1,5 @@
-//! Accepts a store that does not continue from the kernel state: copies everything that is revoked in the kernel into it.
+//! Accepts a store that does not continue from the kernel state: copies everything that is revoked in the kernel into
+//! it.
 
 use std::collections::BTreeSet;
 
@@ -29,9 +30,9 @@ struct Revoked {
     keys: Vec<KeyId>,
 }
 
-/// Adds to the store what the kernel state has revoked, and logs it, with what cannot be told. The kernel state must still be
-/// as it was found. The commit has a higher revision than the one that was remembered, also if nothing had to be added: no
-/// [`Acceptance`](super::lineage::Acceptance) accepts twice.
+/// Adds to the store what the kernel state has revoked, and logs it, with what cannot be told. The kernel state must
+/// still be as it was found. The commit has a higher revision than the one that was remembered, also if nothing had
+/// to be added: no [`Acceptance`](super::lineage::Acceptance) accepts twice.
 pub(super) async fn accept(
     mismatch: &Mismatch,
     stored: &mut Stored,

@@ -1,7 +1,7 @@
 //! Attaches the program to the configured interfaces, keeps it attached, and detaches it from others.
 //!
-//! A link belongs to an interface index: the program stays on an interface that is renamed, for as long as that interface
-//! exists. Another interface that takes the configured name gets the program as well.
+//! A link belongs to an interface index: the program stays on an interface that is renamed, for as long as that
+//! interface exists. Another interface that takes the configured name gets the program as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,13 +100,14 @@ impl Attachments {
         match interface.xdp {
             Some((id, _)) if !is_ours(id) => Err(failed(
                 format!(
-                    "it carries another XDP program, id {id} ({}), which was not attached with the bpffs of this configuration",
+                    "it carries another XDP program, id {id} ({}), which was not attached with the bpffs of \
+                     this configuration",
                     program_name(id)
                 ),
                 format!(
-                    "stop the process that attached it, or run `ip link set dev {name} xdp off`; if it is the program of Tollgate, \
-                     run `tollgate detach` with the configuration that it was started with, as the same user; then \
-                     start again"
+                    "stop the process that attached it, or run `ip link set dev {name} xdp off`; if it is the \
+                     program of Tollgate, run `tollgate detach` with the configuration that it was started with, as \
+                     the same user; then start again"
                 ),
             )),
             Some((_, mode)) if !self.modes().contains(&mode) => Err(failed(
@@ -126,8 +127,8 @@ impl Attachments {
             Some(stack) => Err(failed(
                 name,
                 format!("its frames also pass another interface of `interfaces`: {stack}"),
-                "packets would be checked and counted twice; keep one of the two in `interfaces`: the lower one, for native \
-                 mode"
+                "packets would be checked and counted twice; keep one of the two in `interfaces`: the lower one, \
+                 for native mode"
                     .to_owned(),
             )),
             None => Ok(()),
@@ -141,15 +142,16 @@ impl Attachments {
         stacks
             .map(|stack| {
                 format!(
-                    "the program is on interfaces that stack: {stack}; packets are checked and counted twice, and those of \
-                     forward = \"local\" are lost: take one of the two out of the other, or out of `interfaces`"
+                    "the program is on interfaces that stack: {stack}; packets are checked and counted twice, and \
+                     those of forward = \"local\" are lost: take one of the two out of the other, or out of \
+                     `interfaces`"
                 )
             })
             .collect()
     }
 
-    /// Attaches the program to all interfaces. If one fails, the program is detached from those that it was not attached to
-    /// before.
+    /// Attaches the program to all interfaces. If one fails, the program is detached from those that it was not
+    /// attached to before.
     ///
     /// # Errors
     /// With the first interface that fails.
@@ -196,8 +198,8 @@ impl Attachments {
         Ok(())
     }
 
-    /// Replaces the program of an earlier daemon on all configured interfaces, also on one that has been renamed. Returns the
-    /// pins of other interfaces.
+    /// Replaces the program of an earlier daemon on all configured interfaces, also on one that has been renamed.
+    /// Returns the pins of other interfaces.
     fn take_over(
         &mut self,
         datapath: &mut Datapath,
@@ -269,7 +271,8 @@ impl Attachments {
         Ok(Some((index, mode)))
     }
 
-    /// Follows interfaces that were removed or renamed, and attaches the program where it is missing. Returns the errors.
+    /// Follows interfaces that were removed or renamed, and attaches the program where it is missing. Returns the
+    /// errors.
     pub fn repair(&mut self, datapath: &mut Datapath, interfaces: &Interfaces, links: &Links) -> Vec<String> {
         let mut errors = Vec::new();
         let gone: Vec<u32> = self.held.keys().copied().filter(|index| links.get(*index).is_none()).collect();
@@ -296,8 +299,8 @@ impl Attachments {
                     });
                     if let Some((_, before)) = before {
                         warn!(
-                            "another interface is called {name} now and is filtered, too; the previous one is {} and stays \
-                             filtered until it is removed",
+                            "another interface is called {name} now and is filtered, too; the previous one is {} \
+                             and stays filtered until it is removed",
                             before.name
                         );
                     }
@@ -368,8 +371,8 @@ impl Attachments {
         held.chain(&self.interfaces).collect::<BTreeSet<_>>().into_iter().cloned().collect()
     }
 
-    /// The current names of the interfaces that are, or should be, filtered; also before the links of an earlier daemon are
-    /// taken over, from their pins.
+    /// The current names of the interfaces that are, or should be, filtered; also before the links of an earlier
+    /// daemon are taken over, from their pins.
     pub fn filtered(&self, links: &Links) -> Vec<String> {
         let mut indices: Vec<u32> = self.held.keys().copied().collect();
         if indices.is_empty() {

@@ -48,8 +48,8 @@ impl Entry {
         target.last_neighbour = hop.or(target.last_neighbour);
     }
 
-    /// Applies a resolution; returns whether the state has changed. While the neighbour of a new route is being resolved,
-    /// the next hop before it stays in use.
+    /// Applies a resolution; returns whether the state has changed. While the neighbour of a new route is being
+    /// resolved, the next hop before it stays in use.
     fn apply(&mut self, Resolved { state, next_hop, .. }: Resolved) -> bool {
         if state == BackendState::Resolving && self.next_hop.is_some() {
             return false;
@@ -121,9 +121,9 @@ impl Backends {
         of_service.filter_map(|(owner, entry)| Some((*owner, entry.next_hop.as_ref()?)))
     }
 
-    /// Reads the neighbours, and the routes where they may have changed. With `ask`, has the kernel probe neighbours that it
-    /// is not sure of. `filtered` are the names of the interfaces that the program is attached to. Returns the changes, and
-    /// the routes that could not be read; everything else is up to date.
+    /// Reads the neighbours, and the routes where they may have changed. With `ask`, has the kernel probe neighbours
+    /// that it is not sure of. `filtered` are the names of the interfaces that the program is attached to. Returns
+    /// the changes, and the routes that could not be read; everything else is up to date.
     ///
     /// # Errors
     /// If the neighbours cannot be read; then all states stay as they were.

@@ -4,8 +4,8 @@
 //!   follows ──set back by more than half a second──▶ holds ──the wall clock is right again, or accepted──▶ follows
 //! ```
 //!
-//! Holding keeps expired tokens expired. While the clock is held, the offset is not confirmed, and after `OFFSET_STALE_NS`
-//! the program admits no new token.
+//! Holding keeps expired tokens expired. While the clock is held, the offset is not confirmed, and after
+//! `OFFSET_STALE_NS` the program admits no new token.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,8 +15,8 @@ use tracing::{info, warn};
 
 use crate::datapath::{Datapath, DatapathError};
 
-/// A change of the wall clock by more than this is a jump: far more than NTP slews between two readings, and less than the
-/// clock skew that is tolerated in tokens.
+/// A change of the wall clock by more than this is a jump: far more than NTP slews between two readings, and less
+/// than the clock skew that is tolerated in tokens.
 const JUMP_NS: u64 = SECOND_NS / 2;
 
 /// The published clock.
@@ -51,7 +51,8 @@ pub struct Jumps {
 }
 
 impl Clock {
-    /// Reads the wall clock and publishes the offset. Call it at start before the program is attached, and every second.
+    /// Reads the wall clock and publishes the offset. Call it at start before the program is attached, and every
+    /// second.
     ///
     /// # Errors
     /// If the kernel's clocks cannot be read.
@@ -126,8 +127,8 @@ impl Clock {
         let Some(reading) = self.last else { return vec!["the clock is not published".to_owned()] };
         if self.is_held() {
             reasons.push(format!(
-                "the wall clock was set {}: the program clock is held, so that expired tokens stay expired. Correct the \
-                 wall clock, or run `tollgate clock accept`",
+                "the wall clock was set {}: the program clock is held, so that expired tokens stay expired. Correct \
+                 the wall clock, or run `tollgate clock accept`",
                 direction(reading.difference_ns())
             ));
         }
@@ -178,8 +179,8 @@ struct JumpDetector {
 }
 
 impl JumpDetector {
-    /// Returns the offset to publish, if any, and by how much the wall clock has jumped. `published` is 0 if no offset was
-    /// published; it may be the offset of an earlier daemon.
+    /// Returns the offset to publish, if any, and by how much the wall clock has jumped. `published` is 0 if no
+    /// offset was published; it may be the offset of an earlier daemon.
     const fn observe(&mut self, wall: u64, published: u64) -> (Option<u64>, Option<i64>) {
         if published == 0 {
             self.last = Some(wall);
@@ -283,8 +284,8 @@ mod tests {
         assert_eq!(a_second_later, 1_800_000_005_000_000_000);
     }
 
-    /// The offset by which a clock is right, and what jumps and publications come of a wall clock that is off by so many
-    /// seconds at each look.
+    /// The offset by which a clock is right, and what jumps and publications come of a wall clock that is off by so
+    /// many seconds at each look.
     fn followed(found: u64, seconds: &[f64]) -> (Vec<bool>, Jumps, u64) {
         let (mut detector, mut published) = (JumpDetector::default(), found);
         let looks = seconds.iter().map(|seconds| {
@@ -341,8 +342,8 @@ mod tests {
 
     #[test]
     fn offsets_may_wrap() {
-        // Ticks since boot, and the five minutes that the kernel begins before the 32-bit overflow, can be more than unix
-        // time where the wall clock was never set.
+        // Ticks since boot, and the five minutes that the kernel begins before the 32-bit overflow, can be more than
+        // unix time where the wall clock was never set.
         let (mut detector, published) = (JumpDetector::default(), u64::MAX - 3);
         assert_eq!(detector.observe(5, published), (Some(5), None));
         assert_eq!(detector.observe(SECOND_NS, 5), (Some(SECOND_NS), Some(SECOND_NS as i64 - 5)));

@@ -1,5 +1,5 @@
-//! Copies keys from the store into the kernel. A key is stored before the kernel has it, and the kernel has it before it
-//! signs. A revocation of a key is stored before the kernel stops the key.
+//! Copies keys from the store into the kernel. A key is stored before the kernel has it, and the kernel has it before
+//! it signs. A revocation of a key is stored before the kernel stops the key.
 
 use std::collections::BTreeSet;
 

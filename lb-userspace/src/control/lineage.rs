@@ -25,9 +25,10 @@ pub struct Mismatch {
     remembered: Commit,
 }
 
-/// The value of `--accept-store`, `FOUND:REMEMBERED:DIGEST`: the revision of the store, and the commit that the kernel remembers,
-/// by its revision and the first 4 bytes of its digest. It accepts once, because the commit that is remembered then has a higher
-/// revision. The digest tells it from a commit of another history after the memory was lost.
+/// The value of `--accept-store`, `FOUND:REMEMBERED:DIGEST`: the revision of the store, and the commit that the
+/// kernel remembers, by its revision and the first 4 bytes of its digest. It accepts once, because the commit that is
+/// remembered then has a higher revision. The digest tells it from a commit of another history after the memory was
+/// lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acceptance {
     found: u64,
@@ -57,8 +58,8 @@ impl FromStr for Acceptance {
 /// Not a value of `--accept-store`.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "expected FOUND:REMEMBERED:DIGEST, such as 41:43:9f3a21c0; start the daemon without this option: if it refuses the store, its \
-     error names the value"
+    "expected FOUND:REMEMBERED:DIGEST, such as 41:43:9f3a21c0; start the daemon without this option: if it refuses \
+     the store, its error names the value"
 )]
 pub struct NoAcceptance;
 
@@ -79,21 +80,22 @@ impl Mismatch {
         let (store, now, before) = (store.display(), found.revision, remembered.revision);
         match cause {
             Cause::Empty => format!(
-                "the store {store} is empty, but this host's kernel state was made from revision {before} of a store ({})",
+                "the store {store} is empty, but this host's kernel state was made from revision {before} of a \
+                 store ({})",
                 remembered.store
             ),
             Cause::OtherStore => format!(
-                "the store {store} ({}, revision {now}) is not the one that this host's kernel state was made from ({}, \
-                 revision {before})",
+                "the store {store} ({}, revision {now}) is not the one that this host's kernel state was made from \
+                 ({}, revision {before})",
                 found.store, remembered.store
             ),
             Cause::RolledBack => format!(
-                "the store {store} was rolled back: it is at revision {now}, but this host's kernel state was made from its \
-                 revision {before}"
+                "the store {store} was rolled back: it is at revision {now}, but this host's kernel state was made \
+                 from its revision {before}"
             ),
             Cause::Forked => format!(
-                "the store {store} was rolled back and changed since: its revision {now} is not the revision {before} that \
-                 this host's kernel state was made from"
+                "the store {store} was rolled back and changed since: its revision {now} is not the revision \
+                 {before} that this host's kernel state was made from"
             ),
         }
     }
@@ -155,8 +157,8 @@ pub(super) fn verify(
     let remembered = remembered(pins)?;
     if remembered.is_none() && !pins.is_empty()? {
         warn!(
-            "it is not known which commit of the store the kernel state was made from: a store that was rolled back would not \
-             be noticed"
+            "it is not known which commit of the store the kernel state was made from: a store that was rolled back \
+             would not be noticed"
         );
     }
     match compare(directory, found, &remembered.unwrap_or_default()) {

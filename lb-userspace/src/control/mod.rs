@@ -103,8 +103,9 @@ impl Outcome {
 }
 
 impl Controller {
-    /// Loads the program, writes clock, keys and tables, then attaches the program to the interfaces. If it fails, the
-    /// attachments are as before. A store that the kernel state was not made from is refused, unless `accept_store` names it.
+    /// Loads the program, writes clock, keys and tables, then attaches the program to the interfaces. If it fails,
+    /// the attachments are as before. A store that the kernel state was not made from is refused, unless
+    /// `accept_store` names it.
     ///
     /// # Errors
     /// With the first step that fails.
@@ -220,8 +221,8 @@ impl Controller {
         }
     }
 
-    /// Writes keys, revocations and tables before the program is attached. A service without a key drops everything: this is
-    /// reported and tried again. A service that is missing in the tables passes everything: this is an error.
+    /// Writes keys, revocations and tables before the program is attached. A service without a key drops everything:
+    /// this is reported and tried again. A service that is missing in the tables passes everything: this is an error.
     async fn fill(&mut self) -> Result<(), StartError> {
         tokio::time::sleep(self.datapath.tables.grace_left()).await;
         let mut outcome = Outcome::default();
@@ -289,7 +290,8 @@ impl Controller {
             outcome.errors.push(error.to_string());
         }
         self.sync_tables(&mut outcome);
-        // An interface whose MAC addresses are not in the tables drops all packets of services: tables that wait come first.
+        // An interface whose MAC addresses are not in the tables drops all packets of services: tables that wait come
+        // first.
         if outcome.again_in.is_none() {
             outcome.errors.extend(self.attachments.repair(&mut self.datapath, &self.interfaces, &self.links));
         }

@@ -53,8 +53,8 @@ impl Readiness {
         reasons
     }
 
-    /// Reasons why packets should not be sent to this node: it does not filter, one of its interfaces is down, or no service
-    /// can deliver. Empty if packets should be sent.
+    /// Reasons why packets should not be sent to this node: it does not filter, one of its interfaces is down, or no
+    /// service can deliver. Empty if packets should be sent.
     pub fn reasons(&self) -> Vec<String> {
         let mut reasons = self.not_filtering();
         reasons.extend(self.found.interfaces.iter().cloned());
@@ -83,8 +83,8 @@ impl Readiness {
     fn silence(&self) -> Option<String> {
         (self.found_at.elapsed() > SILENCE).then(|| {
             format!(
-                "the reconcile loop has not run for more than {} s; does the disk of the store respond (`dmesg`)? The XDP \
-                 program keeps filtering with the last published state",
+                "the reconcile loop has not run for more than {} s; does the disk of the store respond (`dmesg`)? \
+                 The XDP program keeps filtering with the last published state",
                 SILENCE.as_secs()
             )
         })

@@ -1,5 +1,5 @@
-//! Copies revocations from the store into the kernel. A revocation is stored first, and in force from the next packet on
-//! once the kernel has it.
+//! Copies revocations from the store into the kernel. A revocation is stored first, and in force from the next packet
+//! on once the kernel has it.
 
 use lb_common::control::SECOND_NS;
 use tracing::debug;

@@ -1,5 +1,5 @@
-//! The desired state in the store, and changes of it. A change is computed on the newest state, and again if another commit
-//! came first.
+//! The desired state in the store, and changes of it. A change is computed on the newest state, and again if another
+//! commit came first.
 
 use std::sync::Arc;
 
@@ -68,8 +68,8 @@ impl Stored {
         Ok(())
     }
 
-    /// Changes the state and commits it. The commit is recorded once it is durable: a crash in between leaves an older commit
-    /// recorded, never a newer one than the store has.
+    /// Changes the state and commits it. The commit is recorded once it is durable: a crash in between leaves an
+    /// older commit recorded, never a newer one than the store has.
     ///
     /// # Errors
     /// If the change is refused, or not stored. Then nothing has changed.
@@ -110,7 +110,8 @@ impl Stored {
                 Ok(snapshot) => {
                     self.snapshot = snapshot;
                     if let Err(error) = self.remember() {
-                        // The change is made. The reconcile loop tries to record it again within a second, and reports it.
+                        // The change is made. The reconcile loop tries to record it again within a second, and
+                        // reports it.
                         warn!("the commit is stored, but not recorded in the kernel: {error}");
                     }
                     return Ok(result);

@@ -1,4 +1,5 @@
-//! Services, MAC addresses, Maglev tables and backends: publishes the desired tables if the active ones in the kernel differ.
+//! Services, MAC addresses, Maglev tables and backends: publishes the desired tables if the active ones in the kernel
+//! differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,8 +64,8 @@ impl Controller {
         self.datapath.tables.publish(&built.set)
     }
 
-    /// Allocates an index for every service and a counter for every usable backend. Where all are in use by entries that
-    /// are about to be removed, the allocation is tried again in the next round.
+    /// Allocates an index for every service and a counter for every usable backend. Where all are in use by entries
+    /// that are about to be removed, the allocation is tried again in the next round.
     fn allocate(&mut self, live: &TableSet, outcome: &mut Outcome) -> Result<Vec<Allocated>, DatapathError> {
         let services: BTreeSet<u32> = self.config.services.iter().map(|service| service.id).collect();
         let backends: BTreeSet<BackendOwner> = self.backends.owners().collect();

@@ -1,4 +1,5 @@
-//! The program before interfaces: by BPF links that are pinned, so that it stays when the daemon goes.
+//! Attaches the program to interfaces by BPF links. The links are pinned, so that the program stays attached when the
+//! daemon ends.
 
 use std::{io, path::Path};
 
@@ -12,12 +13,12 @@ use lb_common::maps;
 
 use super::{Datapath, DatapathError, HeldLink, LastCommit, Pins, error::chain};
 
-/// How a program is attached.
+/// The mode that a program is attached in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// In the driver.
+    /// Native: in the driver.
     Native,
-    /// After the kernel has made an skb.
+    /// Generic: after the kernel has made an skb.
     Generic,
 }
 
@@ -32,10 +33,11 @@ impl Mode {
 }
 
 impl Datapath {
-    /// Attaches the program to an interface that has none, in the first of `modes` that its driver can, and pins the link.
+    /// Attaches the program to an interface without one, in the first of `modes` that its driver supports, and pins
+    /// the link.
     ///
     /// # Errors
-    /// If the kernel refuses, as it does where another program is attached. Then nothing has changed.
+    /// If the kernel refuses, for example because another program is attached; then nothing has changed.
     pub fn attach(
         &mut self,
         pins: &Pins,
@@ -49,16 +51,15 @@ impl Datapath {
             path: pins.name(&pin),
             action: "pin the link",
             source,
-            hint: "the program is off again; is a BPF file system still mounted there? Where it is, and this daemon is not \
-                   root, start it again",
+            hint: "the program is detached again; is a BPF file system still mounted there? If it is, and this \
+                   daemon is not root, start the daemon again",
         };
         link.pin(&pin).map_err(|error| failed(io::Error::other(chain(&error))))?;
         // aya's descriptor of the link is closed by now, and the pin keeps it.
         Ok((mode, HeldLink::open(&pin).map_err(failed)?))
     }
 
-    /// Puts the program in place of the one that a pinned link attaches, between two packets. `None` where the link's
-    /// interface is gone.
+    /// Replaces the program of a pinned link atomically. `None` if the interface of the link is gone.
     ///
     /// # Errors
     /// If the link cannot be read, or the kernel refuses.
@@ -90,8 +91,7 @@ impl Datapath {
         Ok(Some(held))
     }
 
-    /// Pins the maps that are not pinned (any more), so that the next daemon finds what sessions remember. Returns their
-    /// names.
+    /// Pins the maps whose pin is missing, so that the next daemon finds the state of sessions. Returns their names.
     ///
     /// # Errors
     /// If one cannot be pinned.

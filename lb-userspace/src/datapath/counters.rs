@@ -1,4 +1,4 @@
-//! What the program counted, over all CPUs.
+//! The counters of the program, summed over all CPUs.
 
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_common::{
@@ -12,7 +12,7 @@ use lb_common::{
 
 use super::{DatapathError, batch};
 
-/// The maps that the program counts in.
+/// The maps of counters.
 pub struct Counters {
     counters: PerCpuArray<MapData, Counter>,
     backends: PerCpuArray<MapData, Counter>,
@@ -23,12 +23,12 @@ pub struct Counters {
     cpus: usize,
 }
 
-/// How many tokens are remembered.
+/// Number of tokens in the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sessions {
-    /// Those of which nothing is counted.
+    /// Token cache entries: BEARER tokens of services without limits.
     pub untracked: u64,
-    /// Those of which something is.
+    /// Stateful entries: PROOF tokens, and tokens of services with limits.
     pub tracked: u64,
 }
 
@@ -37,12 +37,12 @@ pub struct Sessions {
 pub struct Totals(Vec<Counter>);
 
 impl Totals {
-    /// Of one service index and reason, where this is a reading of [`Counters::services`].
+    /// The counter of a service index and reason, in a reading of [`Counters::services`].
     pub fn of(&self, service_index: u32, reason: Reason) -> Counter {
         self.at(counter_index(service_index, reason))
     }
 
-    /// Of a whole per-CPU array.
+    /// Reads a whole per-CPU array.
     pub(super) fn read(name: &'static str, map: &MapData, cpus: usize) -> Result<Self, DatapathError> {
         let all = batch::array::<Counter>(map, cpus).map_err(|source| DatapathError::Map {
             map: name,
@@ -58,7 +58,7 @@ impl Totals {
         Ok(Self(all.chunks_exact(cpus).map(sum).collect()))
     }
 
-    /// Of one index.
+    /// The counter of an index.
     pub fn at(&self, index: u32) -> Counter {
         self.0.get(index as usize).copied().unwrap_or_default()
     }
@@ -97,7 +97,7 @@ impl Counters {
         Totals::read(BACKEND_COUNTERS, self.backends.map(), self.cpus)
     }
 
-    /// HMACs that all CPUs have made.
+    /// HMAC verifications of all CPUs.
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -107,7 +107,7 @@ impl Counters {
         Ok(per_cpu.iter().map(|scratch| scratch.hmacs).sum())
     }
 
-    /// Entries of the token caches. Reads all of them: milliseconds for hundreds of thousands.
+    /// Number of token cache entries and stateful entries. Reads all of them: milliseconds for hundreds of thousands.
     ///
     /// # Errors
     /// If a map cannot be read.
@@ -118,8 +118,7 @@ impl Counters {
         })
     }
 
-    /// Calls `each` with the entries of the cache of tokens of which nothing is counted. One that is being written may be
-    /// shown half.
+    /// Calls `each` with the token cache entries. An entry that is being written may be torn.
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -127,7 +126,7 @@ impl Counters {
         each_entry(SESSIONS, self.sessions.map(), each)
     }
 
-    /// Likewise with those of the cache of tokens of which something is counted.
+    /// Calls `each` with the stateful entries; see [`Counters::each_session`].
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -135,7 +134,7 @@ impl Counters {
         each_entry(STATEFUL, self.tracked.map(), each)
     }
 
-    /// Entries of the translations, of which some may have timed out. Reads all of them.
+    /// Number of translations, some of which may have timed out. Reads all of them.
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -143,7 +142,7 @@ impl Counters {
         entries::<TranslationKey, Translation>(TRANSLATIONS, self.translations.map())
     }
 
-    /// Sets all of a service index's counters to zero, before another service gets it.
+    /// Sets the counters of a service index to zero, before another service gets the index.
     ///
     /// # Errors
     /// If the map cannot be written.
@@ -155,7 +154,7 @@ impl Counters {
         Ok(())
     }
 
-    /// Sets a backend's counter to zero, before another backend gets it.
+    /// Sets the counter of a backend to zero, before another backend gets it.
     ///
     /// # Errors
     /// If the map cannot be written.

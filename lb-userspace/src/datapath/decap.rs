@@ -49,7 +49,7 @@ impl Decap {
             return Err(DatapathError::Full {
                 what: "addresses and prefixes of balancers",
                 wanted: balancers.len(),
-                room: SOURCES_MAX,
+                capacity: SOURCES_MAX,
             });
         }
         let mut told = Settings::default();

@@ -1,4 +1,5 @@
-//! The interfaces that the program may send frames to. One that is removed leaves the map by itself.
+//! The interfaces that the program may redirect frames to. The kernel removes an interface from the map when it is
+//! removed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +19,7 @@ use super::DatapathError;
 pub struct Egress {
     devices: DevMapHash<MapData>,
     grace: Duration,
-    /// Since when those are not wanted that are still there.
+    /// Since when the interfaces in the map are unused, if they are.
     unwanted: BTreeMap<u32, Instant>,
 }
 
@@ -29,8 +30,8 @@ impl Egress {
         Ok(Self { devices, grace, unwanted: BTreeMap::new() })
     }
 
-    /// Adds these interfaces, by their numbers, and removes those that have not been among them for a while: a packet
-    /// may be on its way there. Returns what cannot be added.
+    /// Adds these interfaces, by index, and removes those that have been unused for a while, because a packet may
+    /// still be sent to them. Returns the interfaces that cannot be added, as errors.
     ///
     /// # Errors
     /// If the map cannot be read, or a device not be removed.
@@ -43,8 +44,8 @@ impl Egress {
             match self.devices.insert(*index, *index, None, 0) {
                 Ok(()) => {}
                 Err(error) if is_full(&error) => {
-                    let (wanted, room) = (wanted.len(), EGRESS_MAX as usize);
-                    refused.push(DatapathError::Full { what: "interfaces to send to", wanted, room });
+                    let (wanted, capacity) = (wanted.len(), EGRESS_MAX as usize);
+                    refused.push(DatapathError::Full { what: "interfaces to redirect to", wanted, capacity });
                     break;
                 }
                 Err(XdpMapError::MapError(source)) => refused.push(failed("add an interface", source)),

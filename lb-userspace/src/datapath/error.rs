@@ -1,10 +1,10 @@
-//! What can go wrong between this process and the kernel.
+//! Errors of the XDP program and its maps.
 
 use std::{io, path::PathBuf, time::Duration};
 
 use aya::maps::MapError;
 
-/// Why the data path cannot be used.
+/// Why the XDP program or its maps cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
     /// Built without a BPF object.
@@ -24,14 +24,14 @@ pub enum DatapathError {
     /// The kernel refuses maps or program.
     #[error("the kernel refuses the XDP program: {cause}; {hint}")]
     Refused {
-        /// All of what aya and the kernel say.
+        /// The messages of aya and the kernel.
         cause: String,
-        /// What to try.
+        /// What to do about it.
         hint: &'static str,
     },
-    /// A pinned map that this program cannot use.
+    /// A pinned map has another layout.
     #[error(
-        "the pinned map {} has {found}, and this tollgate needs {wanted}: it was left by another version; \
+        "the pinned map {} has {found}, and this tollgate needs {wanted}: it belongs to another version; \
          `tollgate detach` removes it (packets are not filtered until the next start)", path.display()
     )]
     Layout {
@@ -42,28 +42,28 @@ pub enum DatapathError {
         /// What it should be.
         wanted: String,
     },
-    /// Something on bpffs cannot be made, read or removed.
+    /// A pin or directory on bpffs cannot be created, read or removed.
     #[error("{}: cannot {action}: {source}; {hint}", path.display())]
     Pin {
         /// The pin or directory.
         path: PathBuf,
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
-        /// What to try.
+        /// What to do about it.
         hint: &'static str,
     },
     /// The directory is on another file system.
     #[error(
-        "{} is not on a BPF file system, which is where program and maps outlive the daemon; \
+        "{} is not on a BPF file system, which program and maps need to outlive the daemon; \
          `mount -t bpf bpf /sys/fs/bpf`, or set `bpffs` to a directory below one", path.display()
     )]
     NotBpffs {
         /// The directory.
         path: PathBuf,
     },
-    /// Another daemon works on these pins.
+    /// Another daemon uses these pins.
     #[error(
         "{} is in use by a running tollgate; stop that one first, or give this one a `bpffs` of its own",
         path.display()
@@ -77,16 +77,16 @@ pub enum DatapathError {
     Map {
         /// The map.
         map: &'static str,
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// What aya or the kernel said.
+        /// The error of aya or the kernel.
         source: MapError,
     },
-    /// The other bank may still be in use by a packet.
-    #[error("the tables were changed less than {GRACE_MS} ms ago; again in {0:?}", GRACE_MS = super::GRACE.as_millis())]
+    /// A packet may still use the inactive bank.
+    #[error("the tables were changed less than {GRACE_MS} ms ago; retry in {0:?}", GRACE_MS = super::GRACE.as_millis())]
     Grace(Duration),
     /// A live key slot is never overwritten.
-    #[error("key slot {slot} holds key {held} alive, so key {wanted} cannot have it")]
+    #[error("key slot {slot} is in use by key {held}, so key {wanted} cannot be written")]
     SlotInUse {
         /// The slot.
         slot: u32,
@@ -95,15 +95,15 @@ pub enum DatapathError {
         /// The key that was to be put in.
         wanted: u32,
     },
-    /// More than the maps have room for.
-    #[error("{wanted} {what} do not fit: there is room for {room}")]
+    /// The maps are too small.
+    #[error("{wanted} {what} do not fit, the capacity is {capacity}")]
     Full {
-        /// Of what.
+        /// What the entries are.
         what: &'static str,
-        /// How many were to go in.
+        /// Number of entries.
         wanted: usize,
-        /// How many can.
-        room: usize,
+        /// Capacity of the map.
+        capacity: usize,
     },
     /// A test run of the program failed.
     #[error("the program `{program}` cannot be run: {cause}")]
@@ -113,19 +113,19 @@ pub enum DatapathError {
         /// Why.
         cause: String,
     },
-    /// The program cannot be attached, or is attached other than it should be.
+    /// The program cannot be attached, or is attached in another mode.
     #[error("interface `{interface}`: {cause}; {hint}")]
     Attach {
         /// The interface.
         interface: String,
         /// Why.
         cause: String,
-        /// What to try.
+        /// What to do about it.
         hint: String,
     },
 }
 
-/// An error and all its sources in one line: aya's own messages leave them out.
+/// An error and all its sources in one line: messages of aya do not include their sources.
 pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,5 +1,5 @@
-//! A BPF link of an XDP program, held by its descriptor: the program stays attached for as long as this process has it open
-//! or a pin exists. aya's own type gives its descriptor away where pinning fails, and the program is detached.
+//! A BPF link of an XDP program, held by its descriptor: the program stays attached as long as this process has it
+//! open or a pin exists. The type of aya closes its descriptor if pinning fails, which detaches the program.
 
 use std::{
     ffi::CString,
@@ -17,12 +17,12 @@ use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
 #[derive(Debug)]
 pub struct HeldLink(OwnedFd);
 
-/// What the kernel says of a link.
+/// The target of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkTarget {
-    /// The program that it attaches.
+    /// Id of the attached program.
     pub program_id: u32,
-    /// The index of the interface; `None` where that is gone, or the link was detached (BPF_LINK_DETACH).
+    /// Index of the interface; `None` if it is gone, or the link was detached (BPF_LINK_DETACH).
     pub index: Option<u32>,
 }
 
@@ -37,7 +37,7 @@ impl HeldLink {
         attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
         // SAFETY: the attributes are those of BPF_OBJ_GET, and the path outlives the call.
         let descriptor = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }?;
-        // SAFETY: the kernel has just made this descriptor, and nobody else has it.
+        // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(descriptor) }))
     }
 
@@ -55,10 +55,10 @@ impl HeldLink {
         Ok(())
     }
 
-    /// What it attaches, and to what.
+    /// The target of the link.
     ///
     /// # Errors
-    /// If the kernel does not tell.
+    /// If the kernel refuses.
     pub fn target(&self) -> io::Result<LinkTarget> {
         // SAFETY: all fields are integers, and every union of them may be zero.
         let mut info: bpf_link_info = unsafe { mem::zeroed() };
@@ -66,10 +66,11 @@ impl HeldLink {
         attr.info.bpf_fd = self.0.as_raw_fd().cast_unsigned();
         attr.info.info_len = size_of::<bpf_link_info>() as u32;
         attr.info.info = &raw mut info as u64;
-        // SAFETY: the attributes are those of BPF_OBJ_GET_INFO_BY_FD; the kernel writes at most `info_len` bytes to `info`,
-        // which outlives the call.
+        // SAFETY: the attributes are those of BPF_OBJ_GET_INFO_BY_FD; the kernel writes at most `info_len` bytes to
+        // `info`, which outlives the call.
         unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
-        // SAFETY: an integer at every value; of a link that is not of XDP it means something else, and none is pinned here.
+        // SAFETY: an integer at every value; of a link that is not of XDP it means something else, and none is pinned
+        // here.
         let index = unsafe { info.__bindgen_anon_1.xdp.ifindex };
         Ok(LinkTarget { program_id: info.prog_id, index: Some(index).filter(|index| *index != 0) })
     }

@@ -1,5 +1,5 @@
-//! The key slots. An update of a value is not atomic, so a slot that verifies is never overwritten: an OFF slot is
-//! written first, then written again with nothing but its state changed.
+//! The key slots. An update of a map value is not atomic, so a slot in state VERIFY is never overwritten: the whole
+//! slot is written in state OFF first, then written again with only its state changed.
 //!
 //! ```text
 //!   OFF ──write all of it, OFF──▶ OFF ──state──▶ VERIFY ──state──▶ OFF ──grace──▶ next generation
@@ -19,7 +19,7 @@ use lb_common::{
 
 use super::{DatapathError, batch};
 
-/// The values of the slots: the kernel's map, or in a test one that judges each write.
+/// The values of the slots: a map of the kernel, or in tests one that checks each write.
 pub trait SlotArray {
     /// The value of a slot.
     ///
@@ -59,7 +59,7 @@ pub struct SlotValues(Vec<KeySlot>);
 
 impl FromIterator<KeySlot> for SlotValues {
     fn from_iter<I: IntoIterator<Item = KeySlot>>(slots: I) -> Self {
-        // With room for all there can be: a vector that grows leaves copies behind.
+        // With full capacity, because a vector that grows leaves copies of the secrets behind.
         let mut values = Vec::with_capacity(KEY_SLOTS_MAX as usize);
         values.extend(slots);
         Self(values)
@@ -108,7 +108,7 @@ impl<A: SlotArray> KeySlots<A> {
         Self { map, grace, opened_at: Instant::now(), stopped_at: HashMap::new() }
     }
 
-    /// Makes a key verify; or, if it does so already, gives it another lifetime. `key.state` does not matter.
+    /// Makes a key verify; changes its lifetime if it verifies already. `key.state` is ignored.
     ///
     /// # Errors
     /// `SlotInUse` if another key verifies there, `Grace` if one did a moment ago, or if the map cannot be written.
@@ -170,8 +170,8 @@ mod tests {
 
     const GRACE: Duration = Duration::from_millis(40);
 
-    /// Slots that take no write which a packet could see half of. A write is not atomic, so that two values that differ in
-    /// more than a word are safe only where neither verifies.
+    /// Slots that take no write which a packet could see half of. A write is not atomic, so that two values that
+    /// differ in more than a word are safe only where neither verifies.
     #[derive(Default)]
     struct Strict {
         slots: HashMap<u32, KeySlot>,

@@ -1,11 +1,12 @@
-//! The newest commit of the store that a daemon has read or written: pinned beside the kernel state that was made from it.
+//! Records the newest commit of the store that a daemon has read or written, pinned beside the kernel state that was
+//! made from it.
 
 use aya::maps::{Array, IterableMap as _, MapData, MapError};
 
 use super::{DatapathError, Pins, own_map};
 use crate::store::Commit;
 
-/// An array of one [`Commit`], zeros while there is none.
+/// An array of one [`Commit`]; zeros if none is recorded.
 pub struct LastCommit(Array<MapData, [u8; Commit::LEN]>);
 
 impl LastCommit {
@@ -28,7 +29,7 @@ impl LastCommit {
         Ok(own_map::find(pins, Self::NAME, 1)?.map(Self))
     }
 
-    /// What is remembered.
+    /// The recorded commit.
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -37,7 +38,7 @@ impl LastCommit {
         Ok(Some(commit).filter(|commit| *commit != Commit::default()))
     }
 
-    /// Remembers another.
+    /// Records a commit.
     ///
     /// # Errors
     /// If the map cannot be written.

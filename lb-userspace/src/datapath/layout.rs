@@ -1,4 +1,5 @@
-//! Pinned maps against the object's: aya re-uses a pin as it is, and a wrong value size corrupts memory.
+//! Compares pinned maps with those of the object: aya reuses a pin without checks, and a wrong value size corrupts
+//! memory.
 
 use aya::maps::{MapData, MapError, MapInfo, MapType};
 use aya_obj::generated::BPF_F_RDONLY_PROG;
@@ -6,7 +7,7 @@ use lb_common::maps;
 
 use super::{DatapathError, Options, Pins, error::chain, options::LEAST_ENTRIES};
 
-/// What must be the same for a map to be re-used.
+/// The properties that must be equal for a pinned map to be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     kind: u32,
@@ -17,7 +18,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Of each of the object's maps, by name, as it would be made with these options.
+    /// The layout of each map of the object, by name, with these options.
     pub(super) fn of_object(
         object: &[u8],
         options: &Options,
@@ -43,7 +44,7 @@ impl Layout {
 
     fn of_pin(info: &MapInfo) -> Result<Self, MapError> {
         let kind = info.map_type()?;
-        // The kernel adds this to every map of devices: programs only read them.
+        // The kernel adds this flag to every device map.
         let added = match kind {
             MapType::DevMap | MapType::DevMapHash => BPF_F_RDONLY_PROG,
             _ => 0,
@@ -58,11 +59,11 @@ impl Layout {
     }
 }
 
-/// Compares each pinned map with the object's. A token cache of another size is unpinned, so that loading makes it
-/// anew: it costs each live token one more HMAC; so are flows and translations, which clients' next datagrams make
-/// again. Returns what begins empty although something else was pinned: that, and what somebody has removed.
+/// Compares each pinned map with the object. A token cache, flows or translations of another size are unpinned, so
+/// that loading creates them anew: each token costs one more HMAC verification, and the next datagrams of clients
+/// create flows and translations again. Returns the maps that start empty although others of the same pins do not.
 ///
-/// Without the pin of `control`, the token caches are made anew, too: what sessions know of revocations is counted there.
+/// Without the pin of `control`, which counts revocations, the token caches are created anew, too.
 ///
 /// # Errors
 /// For any other difference, before anything has changed.

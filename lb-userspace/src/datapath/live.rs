@@ -1,4 +1,4 @@
-//! The words that are changed under running packets: the control page, mapped into this process.
+//! The control page: the map `control`, mapped into this process. Its words change while packets are processed.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use lb_common::{
 
 use super::DatapathError;
 
-/// [`ControlPage`] as the program reads it, each word changed by one atomic store.
+/// The control page, [`ControlPage`]: each word is changed by one atomic store.
 #[derive(Debug)]
 pub struct LiveWords {
     words: NonNull<AtomicU64>,
@@ -55,7 +55,7 @@ impl LiveWords {
         self.words()[OFFSET].load(Ordering::Acquire)
     }
 
-    /// Changes the clock of all packets from here on.
+    /// Sets that offset, which is the clock of all packets from now on.
     pub fn set_offset_ns(&self, offset_ns: u64) {
         self.words()[OFFSET].store(offset_ns, Ordering::Release);
     }
@@ -65,47 +65,47 @@ impl LiveWords {
         self.words()[TICK].load(Ordering::Acquire)
     }
 
-    /// Changes the length of a tick. Before the offset, which counts on it.
+    /// Sets the length of a tick; call it before setting the offset, which depends on it.
     pub fn set_tick_ns(&self, tick_ns: u64) {
         self.words()[TICK].store(tick_ns, Ordering::Release);
     }
 
-    /// When the offset was last found to be right (kernel clock, ns).
+    /// When the offset was last confirmed (kernel clock, nanoseconds).
     pub fn confirmed_ns(&self) -> u64 {
         self.words()[CONFIRMED].load(Ordering::Acquire)
     }
 
-    /// Says that the offset is right at this moment of the kernel's clock.
+    /// Records that the offset is right at this time of the kernel clock.
     pub fn set_confirmed_ns(&self, kernel_ns: u64) {
         self.words()[CONFIRMED].store(kernel_ns, Ordering::Release);
     }
 
-    /// Has every session looked up among the revocations again: to be called after additions, before they are said to be
-    /// in force.
+    /// Makes the program look up every session in the revocations again; call it after additions, before they are
+    /// reported.
     pub(super) fn bump_revocations(&self) {
         let words = self.words();
-        // 0 stands for none ever; sessions remember 32 bits.
+        // 0 means that nothing was ever revoked; sessions store 32 bits.
         let next = (words[REVOCATIONS].load(Ordering::Acquire) as u32).wrapping_add(1).max(1);
         words[REVOCATIONS].store(next.into(), Ordering::Release);
     }
 
-    /// The tables that count.
+    /// The active bank of tables.
     pub fn tables(&self) -> Tables {
         Tables::from_word(self.words()[TABLES].load(Ordering::Acquire))
     }
 
-    /// Makes the tables of one bank the ones that count. The daemon does so by [`Tables::publish`](super::Tables::publish),
+    /// Makes a bank of tables active. The daemon does this by [`Tables::publish`](super::Tables::publish),
     /// once they are written.
     pub fn set_tables(&self, tables: Tables) {
         self.words()[TABLES].store(tables.to_word(), Ordering::Release);
     }
 
-    /// The generation of tables that began to be written last: see [`ControlPage::begun`].
+    /// The generation of tables whose writing began last: see [`ControlPage::begun`].
     pub fn begun(&self) -> u32 {
         self.words()[BEGUN].load(Ordering::SeqCst) as u32
     }
 
-    /// Says that the tables of this generation are about to be written: see [`ControlPage::begun`].
+    /// Records that tables of this generation are about to be written: see [`ControlPage::begun`].
     pub fn set_begun(&self, generation: u32) {
         self.words()[BEGUN].store(generation.into(), Ordering::SeqCst);
     }

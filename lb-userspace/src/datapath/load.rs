@@ -1,4 +1,4 @@
-//! The program and its maps, in the kernel.
+//! Loads the program and its maps into the kernel.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -18,35 +18,35 @@ use super::{
 /// The loaded programs and their maps.
 pub struct Datapath {
     ebpf: Ebpf,
-    /// The clock, and which tables count.
+    /// The control page: the clock, and the active bank of tables.
     pub live: Arc<LiveWords>,
     /// Services, Maglev tables and backends.
     pub tables: Tables,
-    /// The interfaces that frames may be sent to.
+    /// The interfaces that frames may be redirected to.
     pub egress: Egress,
     /// The keys.
     pub key_slots: KeySlots,
-    /// What is revoked before its time.
+    /// The revocations.
     pub revocations: Revocations,
-    /// What was counted.
+    /// The counters.
     pub counters: Counters,
-    /// Whose counters they are.
+    /// The owners of the counters.
     pub owners: Owners,
-    /// Which commit of the store was the newest.
+    /// The newest commit of the store.
     pub last_commit: LastCommit,
-    /// Maps that begin empty although others of the same pins do not: they had another size, or no pin any more.
+    /// Maps that start empty although others of the same pins do not: their size has changed, or their pin is missing.
     pub made_anew: Vec<&'static str>,
-    /// The maps that are pinned, to be pinned again.
+    /// The pinned maps, to restore their pins.
     pub(super) pinned: Vec<(&'static str, MapData)>,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
 }
 
-/// How often the program ran, and for how long; counted only while the kernel's BPF statistics are on.
+/// Runs of the program and their time; counted while the BPF statistics of the kernel are on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ProgramRuns {
-    /// Runs.
+    /// Number of runs.
     pub runs: u64,
-    /// Time in all of them.
+    /// Total time.
     pub time: Duration,
 }
 
@@ -62,7 +62,7 @@ pub fn embedded_object() -> Result<&'static [u8], DatapathError> {
 }
 
 impl Datapath {
-    /// Loads an object's programs, with pinned maps where there are any; attaches nothing.
+    /// Loads the programs of an object, reusing pinned maps; attaches nothing.
     ///
     /// # Errors
     /// If a pinned map has another layout, or the kernel refuses.
@@ -149,7 +149,7 @@ impl Datapath {
     /// The kernel's id of the filtering program.
     ///
     /// # Errors
-    /// If the kernel does not tell.
+    /// If the kernel refuses.
     pub fn program_id(&self) -> Result<u32, DatapathError> {
         let info = self.program(maps::PROGRAM)?.info().map_err(refused_program)?;
         Ok(info.id())
@@ -158,7 +158,7 @@ impl Datapath {
     /// How often the filtering program ran; `None` while the kernel does not count it.
     ///
     /// # Errors
-    /// If the kernel does not tell.
+    /// If the kernel refuses.
     pub fn program_runs(&self) -> Result<Option<ProgramRuns>, DatapathError> {
         let counts =
             std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|on| on.trim() == "1");
@@ -189,7 +189,7 @@ impl Datapath {
         })
     }
 
-    /// Passes what the program has logged on to the log.
+    /// Copies messages of the program to the log.
     pub fn flush_log(&mut self) {
         if let Some(logger) = &mut self.logger {
             logger.flush();
@@ -242,10 +242,10 @@ pub(super) fn refused_program(error: ProgramError) -> DatapathError {
 fn hint(error: Option<&io::Error>) -> &'static str {
     match error.and_then(io::Error::raw_os_error) {
         Some(libc::EPERM | libc::EACCES) => {
-            "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; `tollgate check` says what is missing"
+            "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; `tollgate check` shows what is missing"
         }
-        Some(libc::ENOMEM) => "free memory, or make `sessions` smaller",
-        Some(libc::E2BIG) => "make `sessions` smaller",
-        _ => "`tollgate check` says what this kernel lacks",
+        Some(libc::ENOMEM) => "free memory, or reduce `sessions`",
+        Some(libc::E2BIG) => "reduce `sessions`",
+        _ => "`tollgate check` shows what this kernel lacks",
     }
 }

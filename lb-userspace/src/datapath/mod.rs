@@ -1,8 +1,8 @@
-//! The only code that touches aya: the kernel before it is used, the program, its maps, its attachment.
+//! The only code that uses aya: checks of the kernel, the XDP program, its maps, and its attachment.
 //!
-//! [`Datapath::load`] gives the program and its typed maps; pinned for the daemon, or private to whoever runs it on
-//! packets of its own. `attach` puts a pinned one before interfaces, and `detach` takes it off again.
-//! [`decap`] is the program of a backend's host, which stays no longer than its process.
+//! Start at [`Datapath::load`], which loads the program and opens its typed maps: pinned for the daemon, private for
+//! tests. `attach` attaches a pinned program to interfaces. [`decap`] is the program for the host of a backend, which
+//! is detached when its process ends.
 
 pub mod attach;
 mod batch;

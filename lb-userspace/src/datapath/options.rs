@@ -1,4 +1,4 @@
-//! What is decided when the program is loaded.
+//! Options of a load.
 
 use std::time::Duration;
 
@@ -10,32 +10,33 @@ use lb_common::{
 
 use super::{GRACE, Pins};
 
-/// The least that an LRU works with, for what nobody needs.
+/// The smallest size that an LRU map works with, for maps that are not needed.
 pub(super) const LEAST_ENTRIES: u32 = 256;
 
-/// What is decided when the program is loaded.
+/// Options of a load.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Entries of each token cache, of the flows and of the translations.
     pub sessions: u32,
-    /// Whether there are tokens of which nothing is counted.
+    /// Whether the token cache is needed.
     pub untracked: bool,
-    /// Whether there are tokens of which something is.
+    /// Whether stateful entries are needed.
     pub tracked: bool,
-    /// What one HMAC costs of a CPU's budget, nanoseconds.
+    /// Cost of one HMAC verification in the budget of a CPU, nanoseconds.
     pub hmac_cost_ns: u64,
-    /// How long what was live is left alone. Zero for whoever runs the program on packets of its own.
+    /// How long entries that were active are not overwritten; zero in tests that run the program on packets of their
+    /// own.
     pub grace: Duration,
-    /// The ports of `forward = "nat"`; `None`: nothing is translated.
+    /// The ports of `forward = "nat"`; `None` if no service uses it.
     pub nat_ports: Option<Ports>,
     /// Translations that a session holds towards one backend, at most.
     pub nat_ports_per_session: u32,
-    /// Where the maps are pinned; `None`: private to this process.
+    /// Where the maps are pinned; `None` for maps private to this process.
     pub pins: Option<Pins>,
 }
 
 impl Options {
-    /// The size of a map that has no fixed one.
+    /// The size of a map without a fixed size.
     pub(super) fn entries(&self, map: &str) -> Option<u32> {
         let is_needed = match map {
             maps::SESSIONS => self.untracked,
@@ -49,7 +50,7 @@ impl Options {
 }
 
 impl Default for Options {
-    /// Private maps of the sizes and budget that a configuration without numbers gets.
+    /// Private maps with the default sizes and budget.
     fn default() -> Self {
         Self {
             sessions: maps::SESSIONS_DEFAULT,

@@ -1,10 +1,10 @@
-//! Arrays that the daemon makes and pins by itself. The program knows nothing of them.
+//! Arrays that the daemon creates and pins itself; the program does not use them.
 
 use aya::maps::{Array, Map, MapData, MapType};
 
 use super::{DatapathError, Pins, error::chain};
 
-/// The pinned array, or a new one, which is then pinned. Without pins, one for this process alone.
+/// The pinned array; created and pinned if it does not exist. Without pins, an array private to this process.
 pub(super) fn open<V: aya::Pod>(
     pins: Option<&Pins>,
     name: &'static str,

@@ -1,5 +1,5 @@
-//! Whose counters are whose: pinned beside the counters, so that both live equally long. The program knows nothing
-//! of these maps.
+//! The owners of counters, in maps pinned beside the counters, so that both last equally long. The program does not
+//! use these maps.
 
 use aya::maps::{Array, IterableMap as _, MapData};
 use lb_common::maps::{BACKENDS_MAX, SERVICES_MAX};
@@ -9,7 +9,7 @@ use super::{DatapathError, Pins, batch, own_map};
 const SERVICE_OWNERS: &str = "service_owners";
 const BACKEND_OWNERS: &str = "backend_owners";
 
-/// By index: the id of the service that has it, and the backend that has a counter. 0: nobody yet.
+/// The service of each index, and the backend of each counter; 0 if never used.
 pub struct Owners {
     services: Array<MapData, u32>,
     backends: Array<MapData, u64>,
@@ -49,7 +49,7 @@ impl Owners {
         Ok(Self { services, backends })
     }
 
-    /// By service index: the service's id, or 0.
+    /// Id of the service of each index, or 0.
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -61,7 +61,7 @@ impl Owners {
         })
     }
 
-    /// By counter: the backend that has it.
+    /// The backend of each counter.
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -74,7 +74,7 @@ impl Owners {
         Ok(words.into_iter().map(BackendOwner::from_word).collect())
     }
 
-    /// Gives an index to a service. Its counters are to be cleared first.
+    /// Assigns an index to a service; clear its counters first.
     ///
     /// # Errors
     /// If the map cannot be written.
@@ -86,7 +86,7 @@ impl Owners {
         })
     }
 
-    /// Gives a counter to a backend. It is to be cleared first.
+    /// Assigns a counter to a backend; clear the counter first.
     ///
     /// # Errors
     /// If the map cannot be written.

@@ -1,4 +1,4 @@
-//! Where the data path outlives the daemon: `<bpffs>/v<ABI>/`, for the daemon's user alone.
+//! The pins in `<bpffs>/v<ABI>/`, by which program and maps outlive the daemon. Only the user of the daemon has access.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -22,37 +22,38 @@ const LINK: &str = "link-";
 const NEEDS_ROOT: &str =
     "run as root, with `--user NAME` to become another user, or as the owner of its directory";
 
-/// The directory of one layout's pins.
+/// The directory of the pins of one ABI version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
     base: PathBuf,
-    /// As this process gets there.
+    /// Path for this process.
     directory: PathBuf,
-    /// As everybody else does.
+    /// Path for messages and other processes.
     name: PathBuf,
 }
 
-/// Held by the one process that may change what is pinned.
+/// A lock on the directory; its owner is the only process that changes the pins.
 #[derive(Debug)]
 pub struct PinLock {
     directory: Flock<File>,
-    /// Its mount as it was then.
+    /// Mount of the directory when it was locked.
     mount: Option<Mount>,
 }
 
-/// Why the directory of a [`PinLock`] is not the one that the next daemon will find.
+/// Why the next daemon will not find the directory of a [`PinLock`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
-    /// What happened to it.
+    /// The cause.
     pub cause: String,
-    /// Whether this process can get to the place of another one.
+    /// Whether this process can create the directory again.
     pub returns: bool,
 }
 
 /// A mount of this process's mount namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Mount {
-    /// It follows a mount of another namespace (`master:`), as in a unit with its own namespace the host's.
+    /// Whether it follows a mount of another namespace (`master:`), as in a systemd unit with a mount namespace of
+    /// its own.
     is_slave: bool,
 }
 
@@ -61,12 +62,12 @@ struct Mount {
 pub struct LinkPin {
     /// The pin.
     pub path: PathBuf,
-    /// The interface's name in the configuration that it was attached by.
+    /// Name of the interface in the configuration that attached it.
     pub interface: String,
 }
 
 impl Pins {
-    /// Below the configured directory, which need not be there yet.
+    /// The pins below the configured directory, which need not exist yet.
     ///
     /// # Errors
     /// If it would not be on a BPF file system.
@@ -76,25 +77,25 @@ impl Pins {
         Ok(Self { base: bpffs.to_owned(), name: directory.clone(), directory })
     }
 
-    /// Where they are below the configured directory.
+    /// Directory of the pins below the configured directory.
     pub fn directory_below(bpffs: &Path) -> PathBuf {
         bpffs.join(format!("v{ABI_VERSION}"))
     }
 
-    /// The same, for a process whose working directory they are and that cannot get there otherwise.
+    /// The same pins, for a process whose working directory is the directory of the pins.
     #[must_use]
     pub fn in_working_directory(self) -> Self {
         Self { directory: ".".into(), ..self }
     }
 
-    /// Makes the directories and locks them for this process, until the lock is dropped.
+    /// Creates the directories and locks them for this process, until the lock is dropped.
     ///
     /// # Errors
     /// If they cannot be made, or another process has the lock.
     pub fn lock(&self) -> Result<PinLock, DatapathError> {
         self.make()?;
         let failed = |action, source| self.failed(action, source);
-        // No link to another directory, whose files would be removed as pins.
+        // Not through a symbolic link: the files of another directory would be removed as pins.
         let directory = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
@@ -110,7 +111,7 @@ impl Pins {
         }
     }
 
-    /// Makes the directories, where they are not there.
+    /// Creates missing directories.
     ///
     /// # Errors
     /// If they cannot be made.
@@ -123,13 +124,13 @@ impl Pins {
             .map_err(|source| self.failed("make the directory", source))
     }
 
-    /// Whether the directory of `lock` is not the one that the next daemon will find; `None` where it is.
+    /// Why the next daemon will not find the directory of `lock`; `None` if it will.
     ///
-    /// An unmounted BPF file system ends with the last descriptor in it, and its pins with it: they keep nothing attached
-    /// after this process.
+    /// An unmounted BPF file system exists as long as a descriptor in it is open: its pins keep nothing attached
+    /// after this process has ended.
     pub fn lost(&self, lock: &PinLock) -> Option<Lost> {
         let name = self.name.display();
-        // In its working directory it cannot get there by name.
+        // A process with the pins as working directory cannot open them by name.
         let returns = self.directory == self.name;
         let lost = |cause: String| Some(Lost { cause, returns });
         let (held, mount) = match (lock.directory.metadata(), mount_of(&lock.directory)) {
@@ -140,7 +141,8 @@ impl Pins {
             return lost(format!("{name} was removed"));
         }
         let Some(mount) = mount else { return lost(format!("the BPF file system of {name} was unmounted")) };
-        // The mount of this namespace stays when that of the host goes, and ends with this process (mount_namespaces(7)).
+        // The mount in this namespace stays when that of the host is unmounted, until this process ends
+        // (mount_namespaces(7)).
         if !mount.is_slave && lock.mount.is_some_and(|before| before.is_slave) {
             let cause = format!("the BPF file system of {name} was unmounted in the host's mount namespace");
             return Some(Lost { cause, returns: false });
@@ -148,13 +150,13 @@ impl Pins {
         match fs::symlink_metadata(&self.name) {
             Ok(found) if (found.dev(), found.ino()) == (held.dev(), held.ino()) => None,
             Ok(_) => lost(format!("another directory is at {name}")),
-            // The daemon's own user need not have the right to get there by name.
+            // The user of the daemon may have no permission to open it by name.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
             Err(error) => lost(format!("{name}: {error}")),
         }
     }
 
-    /// Makes and locks the directory once more, in the place of one that is lost.
+    /// Creates and locks the directory again, after the previous one was lost.
     ///
     /// # Errors
     /// If there is no BPF file system, or another process has the lock.
@@ -167,15 +169,15 @@ impl Pins {
         DatapathError::Pin { path: self.name.clone(), action, source, hint: NEEDS_ROOT }
     }
 
-    /// Whether the directory is there.
+    /// Whether the directory exists.
     ///
     /// # Errors
-    /// If this process may not know.
+    /// If this process has no permission.
     pub fn exist(&self) -> Result<bool, DatapathError> {
         self.directory.try_exists().map_err(|source| self.failed("look for it", source))
     }
 
-    /// Whether nothing is pinned in it.
+    /// Whether it contains no pins.
     ///
     /// # Errors
     /// If the directory cannot be read.
@@ -194,7 +196,7 @@ impl Pins {
         self.directory.join(format!("{LINK}{index}-{}", interface.replace('.', ":")))
     }
 
-    /// The name of a pin that messages tell.
+    /// The path of a pin for messages.
     pub fn name(&self, pin: &Path) -> PathBuf {
         self.name.join(pin.file_name().unwrap_or_default())
     }
@@ -207,7 +209,7 @@ impl Pins {
         let pin = |name: &String| {
             let rest = name.strip_prefix(LINK)?;
             let is_index = |text: &str| text.parse::<u32>().is_ok();
-            // Releases before this one named them by the interface alone.
+            // Earlier releases named them by the interface alone.
             let interface =
                 rest.split_once('-').filter(|(index, _)| is_index(index)).map_or(rest, |(_, name)| name);
             Some(LinkPin { path: self.directory.join(name), interface: interface.replace(':', ".") })
@@ -215,7 +217,7 @@ impl Pins {
         Ok(self.names()?.iter().filter_map(pin).collect())
     }
 
-    /// Gives a pin another name.
+    /// Renames a pin.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -228,7 +230,7 @@ impl Pins {
         })
     }
 
-    /// Removes one pin; one that is not there is no error.
+    /// Removes a pin; a missing pin is no error.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -244,7 +246,7 @@ impl Pins {
         }
     }
 
-    /// Removes all pins, links first: no interface is to run a program whose maps nobody finds any more.
+    /// Removes all pins, links first, so that no interface runs a program whose maps are no longer pinned.
     ///
     /// # Errors
     /// If one cannot be removed.
@@ -254,7 +256,7 @@ impl Pins {
         for name in names {
             self.remove(&self.directory.join(name))?;
         }
-        // The base may hold other versions' directories; then it stays.
+        // The base directory stays if it contains directories of other versions.
         for directory in [&self.directory, &self.base] {
             let _ = fs::remove_dir(directory);
         }

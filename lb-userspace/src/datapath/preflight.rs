@@ -1,4 +1,4 @@
-//! This host before anything is changed on it: each check with what was found and, where it will not do, what to try.
+//! Checks of this host before anything is changed.
 
 use std::{borrow::Cow, fs, path::Path};
 
@@ -15,18 +15,18 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::{Options, Pins, embedded_object};
 use crate::protocol::Verdict;
 
-/// The oldest kernel that has all that the program uses.
+/// The oldest supported kernel.
 const OLDEST_KERNEL: KernelVersion = KernelVersion::new(6, 1, 0);
 
-/// Descriptors of any command: its libraries' files, a socket, and what an asynchronous runtime opens.
+/// File descriptors of any command: files of libraries, a socket, and those of the asynchronous runtime.
 const DESCRIPTORS_OF_A_COMMAND: u64 = 32;
-/// Descriptors of a daemon that serves one caller at a time: maps and programs, netlink, the store, listeners.
+/// File descriptors of a daemon that serves one client at a time: maps, programs, netlink, the store, listeners.
 const DESCRIPTORS_OF_THE_DAEMON: u64 = 128;
-/// The same, with as many connections as it accepts.
+/// The same, with as many connections as the daemon accepts.
 const DESCRIPTORS_OF_A_BUSY_DAEMON: u64 = 512;
 const MORE_DESCRIPTORS: &str = "raise it: `ulimit -n 1024`, or `LimitNOFILE=1024` in the systemd unit";
 
-/// What one check found.
+/// One check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// What was checked.
@@ -39,7 +39,7 @@ pub struct Check {
     pub hint: Cow<'static, str>,
 }
 
-/// Looks at kernel, rights and memory for a data path that is loaded so and pinned below `bpffs`.
+/// Checks kernel, capabilities and memory for a program that is loaded with these options and pinned below `bpffs`.
 pub fn checks(bpffs: &Path, options: &Options) -> Vec<Check> {
     let mut checks =
         vec![program(), kernel(), rights(), btf(), jit(), pinning(bpffs), memory(options), descriptors()];
@@ -47,7 +47,7 @@ pub fn checks(bpffs: &Path, options: &Options) -> Vec<Check> {
     checks
 }
 
-/// Lets kernels that count locked memory lock as much as the maps need. Kernels since 5.11 do not count it.
+/// Raises the limit of locked memory, which kernels before 5.11 count maps against.
 pub fn raise_memlock_limit() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK)
         && soft != hard
@@ -56,7 +56,7 @@ pub fn raise_memlock_limit() {
     }
 }
 
-/// Lets this process open as many files as it may.
+/// Raises the limit of open files to the hard limit.
 ///
 /// # Errors
 /// If that is fewer than any command needs: with what to do about it.
@@ -67,7 +67,8 @@ pub fn raise_descriptor_limit() -> Result<(), String> {
     }
     if hard < DESCRIPTORS_OF_A_COMMAND {
         return Err(format!(
-            "this process may open {hard} files (RLIMIT_NOFILE), and needs {DESCRIPTORS_OF_A_COMMAND}; {MORE_DESCRIPTORS}"
+            "this process may open {hard} files (RLIMIT_NOFILE), and needs {DESCRIPTORS_OF_A_COMMAND}; \
+             {MORE_DESCRIPTORS}"
         ));
     }
     Ok(())
@@ -102,7 +103,7 @@ fn kernel() -> Check {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let new_enough = KernelVersion::current().is_ok_and(|running| running >= OLDEST_KERNEL);
     let found = format!("Linux {}", release.trim());
-    check("kernel", new_enough, found, "Linux 6.1 or later is needed: this one lacks what the program uses")
+    check("kernel", new_enough, found, "Linux 6.1 or later is needed")
 }
 
 /// Bits of the capabilities, from linux/capability.h.
@@ -137,7 +138,7 @@ fn btf() -> Check {
 
 fn jit() -> Check {
     const MEND: &str = "`sysctl net.core.bpf_jit_enable=1`: interpreted, the program is many times slower";
-    // Absent where the JIT is compiled in for good.
+    // Absent if the kernel always uses the JIT.
     let setting = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_else(|_| "1".into());
     let off = setting.trim() == "0";
     let verdict = if off { Verdict::Warning } else { Verdict::Ok };
@@ -184,13 +185,13 @@ fn memory(options: &Options) -> Check {
         Some(available) => format!("the maps take about {needed} MiB, {available} MiB are available"),
         None => format!("the maps take about {needed} MiB"),
     };
-    // The maps that a daemon before has pinned are among what is taken already.
+    // Maps pinned by an earlier daemon are already part of the used memory.
     let fits = available.is_none_or(|available| needed < available);
     let verdict = if fits { Verdict::Ok } else { Verdict::Warning };
-    Check { name: "memory".into(), verdict, found, hint: "free memory, or make `sessions` smaller".into() }
+    Check { name: "memory".into(), verdict, found, hint: "free memory, or reduce `sessions`".into() }
 }
 
-/// The ports of `forward = "nat"` against those that this host's own sockets are given.
+/// Whether this host assigns ports of `nat_ports` to its own sockets.
 fn kept_ports(nat_ports: Ports) -> Check {
     let setting = |name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
     let (own, reserved) = (setting("ip_local_port_range"), setting("ip_local_reserved_ports"));
@@ -201,14 +202,17 @@ fn kept_ports(nat_ports: Ports) -> Check {
         list => format!("{list},"),
     };
     match found {
-        None => {
-            check("nat_ports", true, format!("{first}-{last}, which this host's own sockets do not get"), "")
-        }
+        None => check(
+            "nat_ports",
+            true,
+            format!("{first}-{last}, which this host does not assign to its own sockets"),
+            "",
+        ),
         Some(port) => check(
             "nat_ports",
             false,
             format!(
-                "this host gives ports {} to its own sockets, {port} among them",
+                "this host assigns ports {} to its own sockets, including {port}",
                 own.split_whitespace().collect::<Vec<_>>().join("-")
             ),
             format!(
@@ -218,7 +222,7 @@ fn kept_ports(nat_ports: Ports) -> Check {
     }
 }
 
-/// The first of the ports that a socket of the host's could get: one of its range that is not reserved.
+/// The first port that this host could assign to a socket: in its range, and not reserved.
 fn in_danger(nat_ports: Ports, range: &str, reserved: &str) -> Option<u16> {
     let mut ends = range.split_whitespace().map_while(|end| end.parse::<u16>().ok());
     let own = ends.next()?..=ends.next()?;

@@ -1,4 +1,4 @@
-//! What is revoked, as the program looks it up.
+//! The revocations in the kernel.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,7 +7,7 @@ use lb_common::{maps::REVOCATIONS, revocation::RevocationKey};
 
 use super::{DatapathError, LiveWords, batch};
 
-/// The map of revocations: until when each counts, unix nanoseconds.
+/// The map of revocations, each with its end as Unix time in nanoseconds.
 pub struct Revocations {
     live: Arc<LiveWords>,
     map: HashMap<MapData, RevocationKey, u64>,
@@ -16,14 +16,14 @@ pub struct Revocations {
 impl Revocations {
     pub(super) fn new(live: Arc<LiveWords>, map: Map) -> Result<Self, DatapathError> {
         let revocations = Self { live, map: map.try_into().map_err(failed("open it"))? };
-        // Whoever added these may have ended before that was counted, or the count has been lost since.
+        // An earlier daemon may have ended between adding and counting them, or the count was lost.
         if !revocations.all()?.is_empty() {
             revocations.live.bump_revocations();
         }
         Ok(revocations)
     }
 
-    /// All of them.
+    /// All revocations.
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -36,11 +36,11 @@ impl Revocations {
         Ok(all)
     }
 
-    /// Adds to them, or changes their ends. When it returns, the next packet of each is refused, whatever is cached: also
-    /// where it fails, for those that went in before.
+    /// Adds revocations, or changes their ends. When it returns, also with an error, the next packet of each
+    /// revocation that was written is refused, also if its token is cached.
     ///
     /// # Errors
-    /// If the map cannot be written, as where it is full.
+    /// If the map cannot be written, for example because it is full.
     pub fn insert(
         &mut self,
         entries: impl IntoIterator<Item = (RevocationKey, u64)>,
@@ -50,7 +50,7 @@ impl Revocations {
         inserted.map_err(failed("write it"))
     }
 
-    /// Takes some off.
+    /// Removes revocations.
     ///
     /// # Errors
     /// If the map cannot be written.

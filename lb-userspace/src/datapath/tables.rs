@@ -1,5 +1,5 @@
-//! Services, MAC addresses, rates, Maglev tables and backends: published as a whole, into the bank that no packet looks at, then made to
-//! count by one store. What is read back is the bank that counts.
+//! Services, MAC addresses, rates, Maglev tables and backends. They are written as a whole into the inactive bank,
+//! which is then made active by one store. Reads are of the active bank.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,38 +20,38 @@ use lb_common::{
 
 use super::{DatapathError, LiveWords, batch};
 
-/// How long a packet may go on with what it looked up before a change: far longer than any takes.
+/// How long a packet may use entries that it looked up before a change: far longer than any packet takes.
 pub const GRACE: Duration = Duration::from_millis(50);
 
-/// Seeds that are tried for a service table; one of the first few does for any number of services a node can have.
+/// Number of seeds that are tried for a service table; one of the first few works for any number of services.
 const SEEDS: u32 = 1 << 16;
 
-/// What the tables are to say.
+/// The desired content of the tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Each service by its address and port. The address entries are added to them.
     pub services: Vec<(ServiceKey, Service)>,
-    /// The MAC addresses that the interfaces accept, and what becomes of frames for others.
+    /// The MAC addresses that are filtered on each interface, and what happens to frames to others.
     pub macs: BTreeSet<MacEntry>,
-    /// By service index, for the services that are `FLAG_RATED`; without a table there, they allow everything.
+    /// Rates by service index, for services with `FLAG_RATED`; without a table, nothing is limited.
     pub rates: BTreeMap<u32, Box<RateTable>>,
-    /// By service index, for the services that have backends.
+    /// Maglev tables by service index, for services with usable backends.
     pub maglev: BTreeMap<u32, Box<MaglevTable>>,
-    /// The usable backends; a Maglev table names them by their place here, and one more.
+    /// The usable backends; an entry of a Maglev table is an index into this list plus one.
     pub backends: Vec<Backend>,
 }
 
-/// A [`Snapshot`] as it lies in the maps.
+/// A [`Snapshot`] in the layout of the maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableSet {
     seed: u32,
     buckets: Vec<ServiceBucket>,
     macs: Vec<MacBucket>,
-    /// Of each rated service.
+    /// Rates of each service that has some.
     rates: BTreeMap<u32, Box<RateTable>>,
     maglev: BTreeMap<u32, Box<MaglevTable>>,
     backends: Vec<Backend>,
-    /// Service index and backend id → place.
+    /// Service index and backend id → index of the backend.
     pinned: BTreeMap<(u16, u16), u32>,
 }
 
@@ -69,12 +69,13 @@ pub struct Tables {
 }
 
 impl TableSet {
-    /// Lays the snapshot out. The same snapshot always gives the same set.
+    /// Computes the layout. The same snapshot always gives the same set.
     ///
     /// # Errors
     /// If it does not fit.
     pub fn new(snapshot: &Snapshot) -> Result<Self, DatapathError> {
-        let full = |what, wanted, room: u32| DatapathError::Full { what, wanted, room: room as usize };
+        let full =
+            |what, wanted, capacity: u32| DatapathError::Full { what, wanted, capacity: capacity as usize };
         let (services, backends) = (&snapshot.services, &snapshot.backends);
         if services.len() >= SERVICES_MAX as usize {
             return Err(full("services", services.len(), SERVICES_MAX - 1));
@@ -104,7 +105,7 @@ impl TableSet {
         Ok(Self { seed, buckets, macs, rates, maglev, backends, pinned })
     }
 
-    /// The services in it, without the address entries.
+    /// The services, without the address entries.
     pub fn services(&self) -> impl Iterator<Item = (ServiceKey, Service)> {
         let entries = self.buckets.iter().flatten();
         entries
@@ -112,12 +113,12 @@ impl TableSet {
             .map(|entry| (entry.key, entry.service))
     }
 
-    /// The backends in it.
+    /// The backends.
     pub fn backends(&self) -> &[Backend] {
         &self.backends
     }
 
-    /// What differs from another set, a line each.
+    /// The differences to another set, a line each.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let mut found = Vec::new();
         if (self.seed, &self.buckets) != (other.seed, &other.buckets) {
@@ -134,13 +135,13 @@ impl TableSet {
             found.push("the backends".to_owned());
         }
         if self.pinned != other.pinned {
-            found.push("the places of the backends that tokens name".to_owned());
+            found.push("the index of backends by id".to_owned());
         }
         found
     }
 }
 
-/// The indices whose tables are not the same.
+/// The indices whose tables differ.
 fn differing<'t, T: PartialEq>(
     tables: &'t BTreeMap<u32, T>,
     others: &'t BTreeMap<u32, T>,
@@ -149,7 +150,7 @@ fn differing<'t, T: PartialEq>(
     all.filter(|index| tables.get(index) != others.get(index))
 }
 
-/// The indices of the services that have rates.
+/// The indices of services with rates.
 fn rated(buckets: &[ServiceBucket]) -> impl Iterator<Item = u32> {
     let services = buckets.iter().flatten().map(|entry| entry.service);
     services.filter(|service| service.flags & FLAG_RATED != 0).map(|service| service.index)
@@ -159,7 +160,7 @@ fn unlimited() -> Box<RateTable> {
     Box::new([Rate::default(); CLASSES])
 }
 
-/// An address entry beside each address's services: that of the service with the lowest id.
+/// An address entry for each address of services: a copy of the service with the lowest id.
 fn with_address_entries(services: &[(ServiceKey, Service)]) -> Vec<ServiceEntry> {
     let mut lowest = BTreeMap::<[u32; 4], Service>::new();
     for (key, service) in services {
@@ -213,12 +214,12 @@ impl Tables {
             backends: backends.try_into().map_err(opened(BACKENDS))?,
             pinned: pinned.try_into().map_err(opened(PINNED))?,
             grace,
-            // Another process may have flipped a moment ago.
+            // Another process may have changed the active bank a moment ago.
             flipped_at: Instant::now(),
         })
     }
 
-    /// What counts now.
+    /// The active tables.
     ///
     /// # Errors
     /// If a map cannot be read.
@@ -232,7 +233,7 @@ impl Tables {
         self.grace.saturating_sub(self.flipped_at.elapsed())
     }
 
-    /// Writes the bank that does not count, then makes it count. If a write fails, nothing has changed.
+    /// Writes the inactive bank, then makes it active. If a write fails, the active bank is unchanged.
     ///
     /// # Errors
     /// `Grace` if called too early, or if a map cannot be written.
@@ -307,14 +308,14 @@ impl Tables {
             let table: &RateTable = table;
             self.rates.set(bank * SERVICES_MAX + index, table, 0).map_err(writing(RATES))?;
         }
-        // A service without backends has an empty table, not that of whoever had its index before.
+        // A service without backends has an empty table, not that of the service that had its index before.
         let indices = set.services().map(|(_, service)| service.index);
         let empty = Box::new([0; TABLE_ROOM]);
         for index in indices {
             let table: &MaglevTable = set.maglev.get(&index).unwrap_or(&empty);
             self.maglev.set(bank * SERVICES_MAX + index, table, 0).map_err(writing(MAGLEV))?;
         }
-        // The one after the last says that it was the last.
+        // An empty entry marks the end.
         let terminated = set.backends.iter().copied().chain([Backend::default()]);
         for (index, backend) in (bank * BACKENDS_MAX..).zip(terminated.take(BACKENDS_MAX as usize)) {
             self.backends.set(index, backend, 0).map_err(writing(BACKENDS))?;
@@ -398,7 +399,8 @@ mod tests {
         }
     }
 
-    /// Whatever addresses containers and virtual machines choose for their devices: by chance, or so that their hashes agree.
+    /// Whatever addresses containers and virtual machines choose for their devices: by chance, or so that their
+    /// hashes agree.
     #[test]
     fn mac_addresses_that_nobody_chose_for_this_table_fit() {
         let set_of = |macs: BTreeSet<MacEntry>| TableSet::new(&Snapshot { macs, ..Snapshot::default() });

@@ -1,10 +1,10 @@
-//! What a keyring cannot do.
+//! Errors of the keyring.
 
 use lb_common::{keyslot::KeyId, maps::KEY_SLOTS_MAX};
 
 use super::{KeyState, slots::REST};
 
-/// Why a keyring did not do what it was asked for. It is as it was before.
+/// Why a keyring refused a change. It is unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyringError {
     /// No key has this id.
@@ -19,16 +19,17 @@ pub enum KeyringError {
         state: KeyState,
     },
     /// No slot is free.
-    #[error("all {KEY_SLOTS_MAX} key slots are in use{}; revoke retiring keys that nobody needs (`tollgate keys list`, \
-             `tollgate keys revoke`), rotate less often, or lower `max_ttl`", next_free(*next_free_at))]
+    #[error("all {KEY_SLOTS_MAX} key slots are in use{}; revoke retiring keys that are not needed (`tollgate keys \
+             list`, `tollgate keys revoke`), rotate less often, or lower `max_ttl`", next_free(*next_free_at))]
     SlotsFull {
         /// The unix second at which the first is free by itself.
         next_free_at: Option<u64>,
     },
     /// The service holds as many slots as it may.
-    #[error("service {service_id} holds {held} key slots, and its quota is {quota}, one of which only replaces a revoked \
-             key or takes an imported one{}; revoke its retiring keys that nobody needs (`tollgate keys list`, `tollgate \
-             keys revoke`: a slot is free {REST} s later), rotate less often, or lower `max_ttl`", next_free(*next_free_at))]
+    #[error("service {service_id} holds {held} key slots, and its quota is {quota}, one of which only replaces a \
+             revoked key or takes an imported one{}; revoke its retiring keys that are not needed (`tollgate keys \
+             list`, `tollgate keys revoke`: a slot is free {REST} s later), rotate less often, or lower `max_ttl`",
+             next_free(*next_free_at))]
     QuotaUsed {
         /// The service.
         service_id: u32,
@@ -40,7 +41,7 @@ pub enum KeyringError {
         next_free_at: Option<u64>,
     },
     /// A keyset of another service.
-    #[error("the keyset is of service {found}, not of {expected}; import it for the service that it is of")]
+    #[error("the keyset belongs to service {found}, not to {expected}; import it for that service")]
     OtherService {
         /// The service asked for.
         expected: u32,
@@ -48,7 +49,7 @@ pub enum KeyringError {
         found: u32,
     },
     /// No key has the id 0.
-    #[error("the keyset has a key 0, which no key can be; export it again")]
+    #[error("the keyset has a key with id 0, which is invalid; export it again")]
     KeyIdZero,
     /// Later than any token can be.
     #[error("the keyset's key {} lives until unix second {until}, and tokens have 32 bits for their times; export it \
@@ -63,15 +64,15 @@ pub enum KeyringError {
     #[error("the keyset has key {} twice; export it again", .0.0)]
     Twice(KeyId),
     /// One id, two keys.
-    #[error("key {} is known here with another secret or for another service; rotate on the node that the keyset is \
-             of, revoke its key there, and export again", id.0)]
+    #[error("key {} is known here with another secret or for another service; rotate on the node that exported \
+             it, revoke its key there, and export again", id.0)]
     Conflict {
         /// The id.
         id: KeyId,
     },
     /// Another key is in the slot of an imported one.
-    #[error("key {} needs slot {}, and key {} is in it; replace that one (`tollgate keys rotate`), or rotate on the \
-             node that the keyset is of, and export again", id.0, id.slot(), by.0)]
+    #[error("key {} needs slot {}, which key {} occupies; replace that key (`tollgate keys rotate`), or rotate on the \
+             node that exported the keyset, and export again", id.0, id.slot(), by.0)]
     SlotTaken {
         /// The imported key.
         id: KeyId,
@@ -87,7 +88,7 @@ pub enum KeyringError {
         until: u64,
     },
     /// The slot of an imported key has seen later keys.
-    #[error("key {} is older than what its slot has seen here, and ids are never used twice; export again", id.0)]
+    #[error("key {} is older than the last key of its slot here, and ids are never reused; export again", id.0)]
     Outdated {
         /// The imported key.
         id: KeyId,

@@ -15,14 +15,14 @@
 //!
 //! # How long a key lives
 //!
-//! Nobody signs with a key before every kernel has it, and no key ends before its last token has. Whoever exports a
-//! keyset may sign with its active key until the `sign_until` that it was told: the time of the export plus
+//! No key signs before every kernel has it, and no key ends before its last token has expired. An issuer that exports a
+//! keyset may sign with its active key until `sign_until`: the time of the export plus
 //! `key_rotation` (a day where rotation is by hand). That promise is kept with the key. So a key that a rotation
 //! replaces verifies until `not_after` = the last `sign_until` promised, or the moment of the rotation if that is
 //! later, + `max_ttl` + twice the clock skew. A key that was never exported ends `max_ttl` after its rotation.
 //!
-//! Hence for an issuer: export again before `sign_until`, sign with the key that is `active` then, and no rotation,
-//! by hand or by time, ever invalidates a token of yours. Only `revoke` does, at once and for good.
+//! An issuer that exports again before `sign_until` and signs with the key that is `active` then never has a token
+//! invalidated by a rotation. Only `revoke` invalidates tokens, immediately and permanently.
 //!
 //! A `max_ttl` that is raised while somebody may still sign with a retiring key makes that key live longer; one that
 //! is lowered shortens no key. Keys of a service that leaves the configuration stay as they are: put back, it finds
@@ -82,9 +82,9 @@ pub struct KeyPolicy {
 }
 
 impl KeyPolicy {
-    /// The policies of all configured services. Each quota is the number of slots that the rotation of the service needs
-    /// and an equal share of the rest, up to [`QUOTA_MAX`]. The quotas of all services fit into the table, so no service
-    /// can keep another from rotating.
+    /// The policies of all configured services. Each quota is the number of slots that the rotation of the service
+    /// needs and an equal share of the rest, up to [`QUOTA_MAX`]. The quotas of all services fit into the table, so
+    /// no service can keep another from rotating.
     pub fn of(services: impl IntoIterator<Item = KeySettings>) -> Vec<Self> {
         let of_one = |service: KeySettings| Self {
             service_id: service.service_id,
@@ -164,7 +164,7 @@ pub struct Key {
     pub not_after: Option<u64>,
     /// The longest a token of it can live: the highest `max_ttl` of its signing time.
     pub max_ttl: u64,
-    /// Whether another node made it.
+    /// Whether it was imported from another node.
     pub imported: bool,
 }
 
@@ -221,7 +221,7 @@ pub enum Event {
         /// It.
         key_id: KeyId,
     },
-    /// A key should have been made and was not: to be reported until it is mended.
+    /// A key could not be made; report this until it can.
     Blocked {
         /// Its service.
         service_id: u32,

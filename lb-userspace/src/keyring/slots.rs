@@ -1,7 +1,7 @@
-//! Which slot, and which generation of it, a new key takes.
+//! Chooses the slot and generation of a new key.
 //!
-//! A slot takes its next key only when the one before has verified nothing for a while, and only under a higher
-//! generation: what every slot had last is remembered for ever, so no id is ever given twice. A slot that never had
+//! A slot takes its next key only after the previous one has verified nothing for a while, and only with a higher
+//! generation: the last key of every slot is recorded permanently, so no id is ever reused. A slot that never had
 //! a key is chosen at random and begins with a random generation: keys of nodes that start without each other, and
 //! of a node that lost its store, then rarely share an id, and keysets can be imported both ways.
 
@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Key, KeyPolicy, KeyState, Keyring, KeyringError, LATE, Random};
 
-/// How long a slot rests after its key: until the last node has surely switched it off.
+/// How long a slot rests after its key has ended, until the last node has switched the key off.
 pub(super) const REST: u64 = 60;
 /// The most slots that a service may hold unless its rotation needs more: an operator who rotates every minute for an
 /// hour stays below it.
@@ -28,7 +28,7 @@ const QUOTA_MIN: u64 = 5;
 /// First generations are 1 to this: few enough to leave a slot nearly all of its generations.
 const FIRST_GENERATION_MAX: u32 = 0xffff;
 
-/// What a slot had last.
+/// The last key of a slot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Used {

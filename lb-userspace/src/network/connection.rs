@@ -216,8 +216,8 @@ impl Network {
         Ok(found)
     }
 
-    /// Uses a neighbour entry, as sending to it would: the kernel resolves the MAC address if it is unknown, and confirms it if
-    /// it is old.
+    /// Uses a neighbour entry, as sending to it would: the kernel resolves the MAC address if it is unknown, and
+    /// confirms it if it is old.
     ///
     /// # Errors
     /// If the kernel refuses.

@@ -73,8 +73,8 @@ fn generic(family: u16, command: u8, attributes: &[u8]) -> io::Result<Vec<Vec<u8
     request(NETLINK_GENERIC, Kind::Get, family, &[&[command, 1, 0, 0], attributes].concat())
 }
 
-/// The mode in which `tollgate run` attaches the program to an interface: the mode of the attached program, or by the features
-/// of the driver.
+/// The mode in which `tollgate run` attaches the program to an interface: the mode of the attached program, or by the
+/// features of the driver.
 pub fn check(
     interface: &str,
     configured: XdpMode,
@@ -90,8 +90,8 @@ pub fn check(
         ),
         (None, Ok(None), _) => (
             Verdict::Ok,
-            "this kernel cannot say whether its driver has native XDP (Linux 6.3 and later can): `tollgate run` logs the \
-             mode that it attaches in"
+            "this kernel cannot say whether its driver has native XDP (Linux 6.3 and later can): `tollgate run` \
+             logs the mode that it attaches in"
                 .to_owned(),
             "",
         ),
@@ -107,15 +107,17 @@ pub fn check(
         ),
         (None, Ok(Some(_)), XdpMode::Native) => (
             Verdict::Failed,
-            "the kernel reports no native XDP for its driver as it is set up, and xdp_mode = \"native\" needs it".to_owned(),
+            "the kernel reports no native XDP for its driver as it is set up, and xdp_mode = \"native\" needs \
+             it"
+                .to_owned(),
             "set xdp_mode = \"auto\" or \"generic\"",
         ),
         (None, Ok(Some(_)), XdpMode::Auto) => (
             Verdict::Warning,
             format!(
-                "the kernel reports no native XDP for its driver as it is set up: `tollgate run` attaches in generic mode, or \
-                 ends with an error if the driver has native XDP and its settings (such as the number of queues) do not allow \
-                 it; {GENERIC_IS}"
+                "the kernel reports no native XDP for its driver as it is set up: `tollgate run` attaches in \
+                 generic mode, or ends with an error if the driver has native XDP and its settings (such as the \
+                 number of queues) do not allow it; {GENERIC_IS}"
             ),
             "use an interface whose driver has native XDP",
         ),

@@ -91,15 +91,15 @@ impl Host<'_> {
         self.services.iter().flat_map(of).flatten().collect()
     }
 
-    /// Whether frames for the service's address come here by themselves: whether this host answers ARP or neighbour discovery
-    /// for it where the filter is.
+    /// Whether frames for the service's address come here by themselves: whether this host answers ARP or neighbour
+    /// discovery for it where the filter is.
     fn address(&self, service: &Service) -> Option<Check> {
         let address = service.address;
         let on: Vec<_> = self.addresses.iter().filter(|found| found.address == address).collect();
         if !on.is_empty() && on.iter().all(|found| found.duplicate) {
             let found = format!(
-                "duplicate address detection failed for {address}: another host on its segment has it, and this host does \
-                 not use it"
+                "duplicate address detection failed for {address}: another host on its segment has it, and this \
+                 host does not use it"
             );
             let hint = format!("give {address} to one host of the segment, and add it again here");
             return Some(warning(service, found, hint));
@@ -116,8 +116,8 @@ impl Host<'_> {
         let there = if holders.is_empty() { "" } else { " there" };
         let protocol = if address.is_ipv4() { "ARP" } else { "neighbour discovery" };
         let mut found = format!(
-            "{address} is {place}: this host does not answer {protocol} for it{there}, so frames for it arrive only if a \
-             router routes them to this host"
+            "{address} is {place}: this host does not answer {protocol} for it{there}, so frames for it arrive only \
+             if a router routes them to this host"
         );
         let undelivered = service.forward == Forward::Local && !self.delivered.contains(&address);
         if undelivered {
@@ -132,8 +132,8 @@ impl Host<'_> {
         Some(warning(service, found, hint))
     }
 
-    /// Interfaces that take packets for the service and have no filter: the kernel delivers them whichever interface has the
-    /// address. Those of a service that is forwarded matter only where the address is on such an interface.
+    /// Interfaces that take packets for the service and have no filter: the kernel delivers them whichever interface
+    /// has the address. Those of a service that is forwarded matter only where the address is on such an interface.
     fn other_interfaces(&self, service: &Service) -> Option<Check> {
         let Service { address, forward, .. } = service;
         let is_local = *forward == Forward::Local;
@@ -209,8 +209,8 @@ impl Host<'_> {
             let on = wildcards.iter().map(|socket| socket.address.to_string()).collect::<BTreeSet<_>>();
             let on = on.into_iter().collect::<Vec<_>>().join(" and ");
             format!(
-                "a UDP socket on port {port} listens on every address of this host ({on}): packets to its other addresses \
-                 ({reached}) reach it without a token"
+                "a UDP socket on port {port} listens on every address of this host ({on}): packets to its other \
+                 addresses ({reached}) reach it without a token"
             )
         };
         let rule = self.drop_rule(port).map(|rule| format!(", or drop packets to other addresses: {rule}"));
@@ -218,10 +218,12 @@ impl Host<'_> {
         Some(warning(service, found, hint))
     }
 
-    /// The command for a firewall rule that accepts packets to a port only if they are for a service and passed a filter.
+    /// The command for a firewall rule that accepts packets to a port only if they are for a service and passed a
+    /// filter.
     ///
-    /// Such a rule sees the interface on which a packet enters the IP stack, not the member of the bridge or bond that
-    /// received it. `None` if filtered and unfiltered packets enter on one interface, or if no interface receives filtered ones.
+    /// Such a rule sees the interface on which a packet enters the IP stack, not the member of the bridge or bond
+    /// that received it. `None` if filtered and unfiltered packets enter on one interface, or if no interface
+    /// receives filtered ones.
     fn drop_rule(&self, port: u16) -> Option<String> {
         let is_filtered = |link: &&Link| self.unfiltered_below(link.index).is_empty();
         if !self.behind_the_filter().iter().all(is_filtered) {
@@ -239,14 +241,15 @@ impl Host<'_> {
             format!("{from}{family} daddr {address} udp dport {port} accept; ")
         });
         Some(format!(
-            "`nft 'table inet tollgate {{ chain input {{ type filter hook input priority 0; {}iifname != \"lo\" udp dport \
-             {port} drop; }}; }}'`",
+            "`nft 'table inet tollgate {{ chain input {{ type filter hook input priority 0; {}iifname != \"lo\" udp \
+             dport {port} drop; }}; }}'`",
             accept.collect::<String>()
         ))
     }
 
-    /// Whether this host answers ARP or neighbour discovery for an address on an interface: IPv6 only for the interface's own
-    /// addresses (`ndisc_recv_ns`), IPv4 for those of all interfaces unless `arp_ignore` says otherwise (`arp_process`).
+    /// Whether this host answers ARP or neighbour discovery for an address on an interface: IPv6 only for the
+    /// interface's own addresses (`ndisc_recv_ns`), IPv4 for those of all interfaces unless `arp_ignore` says
+    /// otherwise (`arp_process`).
     fn answers(&self, link: &Link, address: IpAddr) -> bool {
         let has_it = || {
             let mut of_link = self.addresses.iter().filter(|found| found.index == link.index);
@@ -260,7 +263,8 @@ impl Host<'_> {
         }
     }
 
-    /// Interfaces on which packets from elsewhere enter the IP stack. A member gives its frames to the bridge, bond or team.
+    /// Interfaces on which packets from elsewhere enter the IP stack. A member gives its frames to the bridge, bond
+    /// or team.
     fn entries(&self) -> impl Iterator<Item = &Link> {
         let takes_packets = |link: &&Link| {
             link.admin_up && !link.loopback && link.kind != Some(InfoKind::Dummy) && link.master.is_none()
@@ -324,7 +328,8 @@ mod tests {
         Link::from_message(&message).unwrap()
     }
 
-    /// Two cards in a bond with a VLAN, a card and a guest in a bridge, a card with a VLAN, a dummy, and one that is down.
+    /// Two cards in a bond with a VLAN, a card and a guest in a bridge, a card with a VLAN, a dummy, and one that is
+    /// down.
     fn links() -> Links {
         let (in_bond, in_bridge) = ([LinkAttribute::Controller(4)], [LinkAttribute::Controller(8)]);
         let mut down = link(13, "down", None, &[]);

@@ -1,5 +1,5 @@
-//! The destination MAC addresses that are filtered on each interface: those of frames that the kernel passes to the stack of
-//! this host, or to an interface above with its own address (docs/adr/0013).
+//! The destination MAC addresses that are filtered on each interface: those of frames that the kernel passes to the
+//! stack of this host, or to an interface above with its own address (docs/adr/0013).
 
 use std::collections::{BTreeMap, BTreeSet};
 

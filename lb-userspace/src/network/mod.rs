@@ -1,5 +1,5 @@
-//! This host's network: next hops of backends, neighbours, interfaces, and whether packets reach the filter. Everything here
-//! reads from the kernel; the reconcile loop in `control` acts on it.
+//! This host's network: next hops of backends, neighbours, interfaces, and whether packets reach the filter.
+//! Everything here reads from the kernel; the reconcile loop in `control` acts on it.
 
 mod addresses;
 mod connection;

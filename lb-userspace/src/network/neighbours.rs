@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::types::{Mac, Neighbour};
 
-/// How long the last MAC address stays in use after the kernel has dropped the neighbour entry: entries are collected when
-/// the table is full, and resolving takes up to three seconds.
+/// How long the last MAC address stays in use after the kernel has dropped the neighbour entry: entries are collected
+/// when the table is full, and resolving takes up to three seconds.
 pub const KEPT: Duration = Duration::from_secs(5);
 
 /// How long a first resolution may take before the neighbour counts as gone.

@@ -94,8 +94,8 @@ fn switch(kind: &InfoKind) -> Option<Switch> {
     }
 }
 
-/// An individual address of an interface besides its own, by the interface: one of `netdev->uc`, which the kernel lists as
-/// forwarding entries of the interface itself (`ndo_dflt_fdb_dump`). Those of tunnels have a remote address.
+/// An individual address of an interface besides its own, by the interface: one of `netdev->uc`, which the kernel
+/// lists as forwarding entries of the interface itself (`ndo_dflt_fdb_dump`). Those of tunnels have a remote address.
 pub(super) fn secondary(message: &NeighbourMessage) -> Option<(u32, Mac)> {
     let mut mac: Option<Mac> = None;
     for attribute in &message.attributes {
@@ -209,8 +209,8 @@ fn next_hop(message: &RouteNextHop) -> Option<NextHop> {
     Some(hop)
 }
 
-/// One of several next hops, always the same for an address: by weighted rendezvous hashing, so that a next hop that goes
-/// moves only the addresses that it had. Those with a link come first.
+/// One of several next hops, always the same for an address: by weighted rendezvous hashing, so that a next hop that
+/// goes moves only the addresses that it had. Those with a link come first.
 fn choose(hops: Vec<NextHop>, to: IpAddr) -> Option<NextHop> {
     /// Not a secret: the choice is to be the same after a restart.
     const KEY: SipKey = SipKey::from_bytes(b"tollgate/nexthop");
@@ -230,8 +230,8 @@ fn choose(hops: Vec<NextHop>, to: IpAddr) -> Option<NextHop> {
     })
 }
 
-/// The interface and the source address in the answer to a request without RTM_F_FIB_MATCH. Its gateway and MTU may be of
-/// an exception, and are not for use.
+/// The interface and the source address in the answer to a request without RTM_F_FIB_MATCH. Its gateway and MTU may
+/// be of an exception, and are not for use.
 pub(super) fn source(message: &RouteMessage) -> Option<(u32, Option<IpAddr>)> {
     let mut index = None;
     let mut source = None;

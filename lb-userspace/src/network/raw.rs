@@ -17,8 +17,8 @@ use rtnetlink::{
 const MESSAGE_HEADER_LEN: usize = 16;
 const ATTRIBUTE_HEADER_LEN: usize = 4;
 
-/// How long to wait for each message of an answer. The kernel answers while a request is being sent: a message that is not
-/// there by then is lost.
+/// How long to wait for each message of an answer. The kernel answers while a request is being sent: a message that
+/// is not there by then is lost.
 const PATIENCE: TimeVal = TimeVal::new(1, 0);
 
 /// Whether a request is for one object or for all of a kind.
@@ -30,12 +30,12 @@ pub(super) enum Kind {
     Dump,
 }
 
-/// Sends one request and returns the payloads of the answers. Blocks until the kernel has answered, which it does while the
-/// request is being sent.
+/// Sends one request and returns the payloads of the answers. Blocks until the kernel has answered, which it does
+/// while the request is being sent.
 ///
 /// # Errors
-/// If there is no socket for the protocol, the kernel refuses (with its error number), or a message of the answer does not
-/// arrive.
+/// If there is no socket for the protocol, the kernel refuses (with its error number), or a message of the answer
+/// does not arrive.
 pub(super) fn request(
     protocol: isize,
     kind: Kind,

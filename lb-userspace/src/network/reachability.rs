@@ -84,7 +84,8 @@ impl fmt::Display for BackendState {
                 if address.is_ipv6() {
                     write!(
                         f,
-                        " Neighbour discovery needs a link-local address here that is not `tentative`: see `ip -6 address`"
+                        " Neighbour discovery needs a link-local address here that is not `tentative`: see \
+                         `ip -6 address`"
                     )?;
                 }
                 Ok(())

@@ -1,8 +1,8 @@
 //! Finds interfaces that accept ICMP redirects.
 //!
-//! Next hops of backends never follow a redirect. The host itself does: its own packets leave by the next hop of a redirect, and over IPv6 a
-//! redirect may write the sender's MAC address into the neighbour entry of a router (RFC 4861, 8.3), as may any neighbour
-//! advertisement of the segment.
+//! Next hops of backends never follow a redirect. The host itself does: its own packets leave by the next hop of a
+//! redirect, and over IPv6 a redirect may write the sender's MAC address into the neighbour entry of a router (RFC
+//! 4861, 8.3), as may any neighbour advertisement of the segment.
 
 use std::{collections::BTreeSet, fs};
 
@@ -42,8 +42,8 @@ pub fn accepted(names: &[String], links: &Links) -> Vec<Redirects> {
     all.iter().filter_map(of).collect()
 }
 
-/// The settings by which an interface accepts redirects: IN_DEV_RX_REDIRECTS (linux/inetdevice.h) for IPv4, `rt6_do_redirect`
-/// for IPv6. `secure_redirects` keeps none out while `shared_media` is on, as it is by default.
+/// The settings by which an interface accepts redirects: IN_DEV_RX_REDIRECTS (linux/inetdevice.h) for IPv4,
+/// `rt6_do_redirect` for IPv6. `secure_redirects` keeps none out while `shared_media` is on, as it is by default.
 fn of_interface(name: &str, setting: impl Fn(&str) -> bool) -> Vec<String> {
     let v4 = |of: &str, field: &str| setting(&format!("ipv4/conf/{of}/{field}"));
     let v6 = |field: &str| setting(&format!("ipv6/conf/{name}/{field}"));

@@ -190,8 +190,8 @@ impl<'a> View<'a> {
         Ok(Resolved { state: BackendState::Up, next_hop: Some(next_hop), probe })
     }
 
-    /// The interface that frames for an interface leave through: from a VLAN down to an interface with the program, or to
-    /// the lowest one, with the tags of the VLANs in between.
+    /// The interface that frames for an interface leave through: from a VLAN down to an interface with the program,
+    /// or to the lowest one, with the tags of the VLANs in between.
     fn egress(&self, mut index: u32) -> Result<Egress<'a>, BackendState> {
         let mut tags = Vec::new();
         loop {
@@ -237,7 +237,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Whether the program runs in generic mode on all interfaces: then frames can be redirected to any kind of interface.
+    /// Whether the program runs in generic mode on all interfaces: then frames can be redirected to any kind of
+    /// interface.
     fn all_generic(&self) -> bool {
         let modes = self.interfaces.values().filter(|(name, _)| self.filtered.iter().any(|one| one == name));
         modes.into_iter().all(|(_, interface)| !matches!(interface.xdp, Some((_, Mode::Native))))

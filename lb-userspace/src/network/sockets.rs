@@ -1,7 +1,7 @@
 //! UDP sockets of this network namespace, by `sock_diag` (linux/inet_diag.h, sock_diag(7)).
 //!
-//! /proc/net/udp6 has neither IPV6_V6ONLY, which decides whether a socket on `::` takes IPv4, nor the interface that a socket
-//! is bound to.
+//! /proc/net/udp6 has neither IPV6_V6ONLY, which decides whether a socket on `::` takes IPv4, nor the interface that
+//! a socket is bound to.
 
 use std::{
     io,
@@ -55,7 +55,8 @@ fn wanted(family: libc::c_int, port: u16) -> Vec<u8> {
 }
 
 impl UdpSocket {
-    /// `struct inet_diag_msg`: family, state, timer, retransmissions; ports, addresses, interface and cookie of the socket.
+    /// `struct inet_diag_msg`: family, state, timer, retransmissions; ports, addresses, interface and cookie of the
+    /// socket.
     fn from_answer(answer: &[u8]) -> Option<Self> {
         let address = answer.get(8..24)?;
         let device = u32::from_ne_bytes(*answer.get(40..)?.first_chunk()?);

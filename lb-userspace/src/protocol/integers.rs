@@ -1,7 +1,7 @@
 //! Integers in JSON: many readers have only 53 bits for them.
 
-/// Counters: an integer up to 2^53 is a number, a larger one a string, because JavaScript and jq would round it. Both forms
-/// are accepted.
+/// Counters: an integer up to 2^53 is a number, a larger one a string, because JavaScript and jq would round it. Both
+/// forms are accepted.
 pub mod big {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 

@@ -1,6 +1,6 @@
-//! The requests of the control socket and their answers, as JSON. Each request is one type, which says its path, who may
-//! send it, its fields and the type of its answer. Server routes and client calls are made from these types; the daemon's
-//! answers are in `control::answers`.
+//! The requests of the control socket and their answers, as JSON. Each request is one type, which says its path, who
+//! may send it, its fields and the type of its answer. Server routes and client calls are made from these types; the
+//! daemon's answers are in `control::answers`.
 //!
 //! Reading starts at [`Request`]; [`status::GetStatus`] is the simplest example.
 

@@ -1,5 +1,5 @@
-//! What is revoked before its time: sessions and tokens by name, each until its last token has expired, and all of a
-//! service's tokens of a certain age. A pure state: time is an argument, in unix seconds.
+//! Revocations: of sessions and tokens, each until the last token has expired, and of all tokens of a service issued
+//! before a time. A pure state: time is an argument, Unix time in seconds.
 
 mod stored;
 
@@ -15,36 +15,36 @@ use serde::{Deserialize, Serialize};
 /// By how much the clocks of issuers and balancers may differ, seconds.
 pub const SKEW: u64 = SKEW_NS / SECOND_NS;
 
-/// What is revoked.
+/// The revocations.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "stored::Stored", into = "stored::Stored")]
 pub struct Revocations {
-    /// Until when each counts. Those that have ended stay until room is asked for.
+    /// The end of each revocation. Those that have ended are removed when capacity is needed.
     named: BTreeMap<RevocationKey, u64>,
-    /// By service: its tokens issued before this second.
+    /// By service: its tokens issued before this time are revoked.
     before: BTreeMap<u32, u32>,
 }
 
-/// Why something was not revoked. What was, still is.
+/// Why a change was refused. Nothing has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RevocationError {
-    /// The list is full of what still counts.
+    /// The list is full.
     #[error(
-        "NOT revoked: the list has room for {REVOCATIONS_MAX}, {held} are in force, and {wanted} more do not fit. The first \
-         ends at {}; until then `tollgate services revoke-before` revokes all that a service has issued, and `tollgate keys \
-         revoke` a key with all its tokens", date(*first_ends)
+        "NOT revoked: the capacity is {REVOCATIONS_MAX}, {held} are in force, and {wanted} more do not fit. The first \
+         ends at {}; until then `tollgate services revoke-before` revokes all that a service has issued, and \
+         `tollgate keys revoke` a key with all its tokens", date(*first_ends)
     )]
     Full {
-        /// In force.
+        /// Revocations in force.
         held: usize,
-        /// How many were to go in.
+        /// Revocations to add.
         wanted: usize,
         /// Unix second.
         first_ends: u64,
     },
-    /// New tokens would be refused too.
+    /// New tokens would be refused, too.
     #[error(
-        "{} is in the future: tokens that are yet to be issued would be refused until then; name a moment before {}",
+        "{} is in the future: tokens issued until then would be refused; use a time before {}",
         date(*at), date(*now)
     )]
     Future {
@@ -53,46 +53,45 @@ pub enum RevocationError {
         /// Unix second.
         now: u64,
     },
-    /// There is nothing to lift.
+    /// There is no such revocation.
     #[error(
-        "{} {} is not revoked by name, and nothing was changed: see `tollgate sessions list --revoked`. What \
-         `services revoke-before` or `keys revoke` has ended is ended for good",
+        "{} {} is not revoked by name, and nothing was changed; see `tollgate sessions list --revoked`. \
+         `services revoke-before` and `keys revoke` cannot be undone",
         kind_name(.0), name_of(.0)
     )]
     NotRevoked(RevocationKey),
-    /// It would be over at once.
-    #[error("a revocation for no time revokes nothing; name a time of a second or more")]
+    /// The revocation would end at once.
+    #[error("a revocation must last a second or longer")]
     NoTime,
 }
 
 impl Revocations {
-    /// All that is in force at `now`, and until when.
+    /// The revocations in force at `now`, with their ends.
     pub fn in_force(&self, now: u64) -> impl Iterator<Item = (RevocationKey, u64)> {
         self.named.iter().filter(move |(_, until)| **until > now).map(|(key, until)| (*key, *until))
     }
 
-    /// Until when a session or token is revoked, if it is at `now`.
+    /// The end of the revocation of a session or token, if it is revoked at `now`.
     pub fn until(&self, key: &RevocationKey, now: u64) -> Option<u64> {
         self.named.get(key).copied().filter(|until| *until > now)
     }
 
-    /// Tokens of a service that were issued before this second are revoked; 0 for none.
+    /// Tokens of a service issued before this time are revoked; 0 if no time is set.
     pub fn before(&self, service_id: u32) -> u32 {
         self.before.get(&service_id).copied().unwrap_or(0)
     }
 
-    /// Revokes sessions or tokens until a moment, all or none. What is revoked for longer stays so. Returns until when
-    /// each is.
+    /// Revokes sessions or tokens until a time, all or none. A longer revocation stays. Returns the end of each.
     ///
     /// # Errors
-    /// `Full` if they do not all fit, `NoTime` if the moment is over.
+    /// `Full` if they do not all fit, `NoTime` if the time has passed.
     pub fn revoke(
         &mut self,
         keys: &[RevocationKey],
         until: u64,
         now: u64,
     ) -> Result<Vec<(RevocationKey, u64)>, RevocationError> {
-        // What a token's 32 bits cannot say is never.
+        // Tokens have 32-bit times.
         let until = until.min(u32::MAX.into());
         if until <= now {
             return Err(RevocationError::NoTime);
@@ -101,7 +100,7 @@ impl Revocations {
         Ok(keys.iter().map(|key| (*key, self.named[key])).collect())
     }
 
-    /// Revokes sessions or tokens, each until a moment of its own, all or none. What is revoked for longer stays so.
+    /// Revokes sessions or tokens, each until a time of its own, all or none. A longer revocation stays.
     ///
     /// # Errors
     /// `Full` if they do not all fit.
@@ -127,7 +126,7 @@ impl Revocations {
         Ok(())
     }
 
-    /// Lifts revocations, all or none. Returns until when each would have been in force.
+    /// Removes revocations, all or none. Returns the end of each.
     ///
     /// # Errors
     /// `NotRevoked` if one of them is not.
@@ -144,11 +143,10 @@ impl Revocations {
         Ok(lifted)
     }
 
-    /// Revokes all of a service's tokens that were issued before a moment. Never takes back what was revoked before.
-    /// Returns the moment that counts now.
+    /// Revokes all tokens of a service issued before a time. A later time set before stays. Returns the time in force.
     ///
     /// # Errors
-    /// `Future` if the moment is later than issuers' clocks may be.
+    /// `Future` if the time is later than clocks of issuers may be.
     pub fn revoke_before(&mut self, service_id: u32, at: u64, now: u64) -> Result<u32, RevocationError> {
         let Some(second) = u32::try_from(at).ok().filter(|_| at <= now.saturating_add(SKEW)) else {
             return Err(RevocationError::Future { at, now });
@@ -159,22 +157,22 @@ impl Revocations {
     }
 }
 
-/// How long a session is revoked so that no token of it from before comes back: as long as the last of them may live.
+/// How long a session must be revoked until its last token has expired.
 pub const fn lifetime(max_ttl: u64) -> u64 {
     max_ttl.saturating_add(2 * SKEW)
 }
 
-/// How a revocation is counted.
+/// The kind of a revocation, in metrics and messages.
 pub const fn kind_name(key: &RevocationKey) -> &'static str {
     if key.kind == REVOKED_SESSION { "session" } else { "token" }
 }
 
-/// What is revoked, as commands name it: a session's number, a token's nonce.
+/// The id of a revocation as in commands: session id, or nonce of a token.
 pub fn name_of(key: &RevocationKey) -> String {
     if key.kind == REVOKED_SESSION { key.of.to_string() } else { hex::encode(key.of.to_le_bytes()) }
 }
 
-/// A unix second, for messages.
+/// A Unix time, for messages.
 pub fn date(at: u64) -> humantime::Rfc3339Timestamp {
     let seconds = std::time::Duration::from_secs(at.min(u32::MAX.into()));
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + seconds)

@@ -1,4 +1,4 @@
-//! Revocations as they are stored. What is read back is checked.
+//! The stored form of revocations. It is checked when it is read.
 
 use std::collections::BTreeMap;
 
@@ -33,12 +33,12 @@ enum Kind {
     Token,
 }
 
-/// What is stored is no list of revocations.
+/// Why the stored form is invalid.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Contradiction {
-    #[error("there are {0} revocations, more than fit")]
+    #[error("there are {0} revocations, more than the capacity")]
     TooMany(usize),
-    #[error("a revocation of service {0} is there twice")]
+    #[error("a revocation of service {0} occurs twice")]
     Twice(u32),
 }
 

@@ -130,8 +130,8 @@ fn what_is_stored_is_checked() {
 }
 
 proptest! {
-    /// Whatever comes in whatever order: each is revoked as long as anybody has asked for, and not for longer, and so it
-    /// is after a restart.
+    /// Whatever comes in whatever order: each is revoked as long as anybody has asked for, and not for longer, and so
+    /// it is after a restart.
     #[test]
     fn nothing_ends_early_or_late(
         steps in proptest::collection::vec((0..2u64, 0..4u64, 0..40u64, 0..20u64, any::<bool>()), 1..80)

@@ -4,11 +4,11 @@ use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 
 use super::{SandboxError, refused};
 
-/// Maps and programs; the verifier's leave for pointer arithmetic; links, devices and neighbours.
+/// For maps and programs; pointer arithmetic in the verifier; links, devices and neighbours.
 const NEEDED: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_NET_ADMIN];
 
-/// Lets nothing that this process may ever execute have others. Whoever has not the right to say so (CAP_SETPCAP) starts
-/// with few, and can execute nothing once the filter is there.
+/// Limits the bounding set, so that no program that this process executes gets other capabilities. Without
+/// CAP_SETPCAP this is not possible, and not needed: the system call filter prevents executing programs.
 pub(super) fn bound() -> Result<(), SandboxError> {
     if !caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(failed)? {
         return Ok(());
@@ -20,7 +20,7 @@ pub(super) fn bound() -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Drops all others.
+/// Drops all other capabilities.
 pub(super) fn keep_needed() -> Result<(), SandboxError> {
     let needed = CapsHashSet::from(NEEDED);
     caps::clear(None, CapSet::Ambient)
@@ -31,5 +31,9 @@ pub(super) fn keep_needed() -> Result<(), SandboxError> {
 }
 
 fn failed(cause: CapsError) -> SandboxError {
-    refused("drop capabilities", cause, "it takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: `tollgate check`")
+    refused(
+        "drop capabilities",
+        cause,
+        "the daemon needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; see `tollgate check`",
+    )
 }

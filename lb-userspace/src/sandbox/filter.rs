@@ -1,8 +1,7 @@
 //! The system calls that the daemon makes, from the first thread on; all others fail with EPERM.
 //!
-//! They fail, and do not kill: a library that tries a newer call first and has another way goes on, and the daemon that
-//! keeps the kernel right is not lost to a call nobody thought of. Whoever has taken the daemon over gains nothing by
-//! being told "no".
+//! They fail instead of killing the process: a library that tries a newer call first can use its fallback, and an
+//! unexpected call does not end the daemon. An attacker in the daemon gains nothing from the error.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +12,8 @@ use seccompiler::{
 
 use super::{NEEDS_KERNEL, SandboxError, refused};
 
-/// By what they are for. No program is started, no process made, no identity changed, no file system mounted, nobody
-/// traced, and no tracing program put anywhere (perf_event_open).
+/// The allowed calls, by purpose. Not among them: starting programs and processes, changing users, mounting file
+/// systems, tracing processes, and attaching tracing programs (perf_event_open).
 const ALLOWED: &[libc::c_long] = &[
     // Memory and threads.
     libc::SYS_brk,
@@ -35,7 +34,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sigaltstack,
     libc::SYS_restart_syscall,
     libc::SYS_tgkill,
-    // Who and when.
+    // Identity and time.
     libc::SYS_getpid,
     libc::SYS_gettid,
     libc::SYS_getuid,
@@ -147,8 +146,8 @@ pub(super) fn apply() -> Result<(), SandboxError> {
 
 type Filter = Result<SeccompFilter, seccompiler::BackendError>;
 
-/// clone3(2) has its flags in memory, where a filter cannot see them: as if the kernel had it not, so that the C library
-/// makes its threads by clone(2).
+/// clone3(2) has its flags in memory, where a filter cannot see them: as if the kernel had it not, so that the C
+/// library makes its threads by clone(2).
 fn without_clone3() -> Filter {
     let calls = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     SeccompFilter::new(

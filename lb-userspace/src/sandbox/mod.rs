@@ -1,7 +1,8 @@
-//! What the daemon gives up before it meets anybody (ADR 11): root's user with `--user`, all capabilities but three, new
-//! privileges, all system calls that it does not make, and memory that others can read.
+//! The restrictions that the daemon applies to itself before it accepts connections (ADR 11): another user with
+//! `--user`, three capabilities, no new privileges, a system call filter, and memory that no other process can read.
 //!
-//! The order matters: [`hand_over`] and whatever takes root's rights to open, then [`enter`], then the first thread.
+//! The order matters: first [`hand_over`] and everything that needs root to open, then [`enter`], then the first
+//! thread.
 
 mod capabilities;
 mod filter;
@@ -21,38 +22,38 @@ use nix::sys::{
 pub use places::{give_socket, hand_over};
 pub use user::Account;
 
-/// Why the daemon cannot give up what it should, and so does not start.
+/// Why the daemon cannot restrict itself, and does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// `--user` names nobody.
+    /// The user of `--user` does not exist.
     #[error("--user {name}: there is no such user; `useradd --system --shell /usr/sbin/nologin {name}`")]
     NoSuchUser {
         /// The name.
         name: String,
     },
-    /// Only root can become somebody else.
+    /// Only root can switch to another user.
     #[error(
-        "--user {name}: this is user {user}, and only root can become another; leave --user out, or run as root"
+        "--user {name}: only root can switch to another user, and this is user {user}; leave --user out, or run as root"
     )]
     NotRoot {
         /// The name.
         name: String,
-        /// Who is asking.
+        /// The user of this process.
         user: u32,
     },
-    /// What would be handed over is neither root's nor the user's own.
-    #[error("{} belongs to user {owner}, neither root's nor {name}'s; look at what is in it, then `chown -R root {}`",
+    /// A file to hand over belongs neither to root nor to the user.
+    #[error("{} belongs to user {owner}, not to root or {name}; check its content, then `chown -R root {}`",
             path.display(), path.display())]
     Foreign {
         /// The file or directory.
         path: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: u32,
-        /// The user it was to be handed to.
+        /// The user of `--user`.
         name: String,
     },
-    /// Others could have put things there.
-    #[error("{} can be changed by other users (mode {mode:03o}); `chmod go-w {}`, and check who put what there",
+    /// Other users can change the directory.
+    #[error("{} can be changed by other users (mode {mode:03o}); `chmod go-w {}`, and check what was changed there",
             path.display(), path.display())]
     Writable {
         /// The directory.
@@ -60,35 +61,35 @@ pub enum SandboxError {
         /// Its permissions.
         mode: u32,
     },
-    /// Links and the like might stand for somebody else's files.
-    #[error("{} is not a plain file with one name, and is not handed to another user; move it away", path.display())]
+    /// A link may point to a file of another user.
+    #[error("{} is not a regular file with one link, and is not handed to another user; move it away", path.display())]
     Strange {
         /// The file.
         path: PathBuf,
     },
-    /// The system refused with a file.
+    /// An operation on a file failed.
     #[error("cannot {action} {}: {source}; run as root, or without --user", path.display())]
     Io {
-        /// As in "cannot `open` …".
+        /// The action that failed, as in "cannot `open` …".
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What it said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The system refused to take something away.
+    /// A restriction cannot be applied.
     #[error("cannot {action}: {cause}; {hint}")]
     Refused {
-        /// As in "cannot `drop capabilities`".
+        /// The action that failed, as in "cannot `drop capabilities`".
         action: &'static str,
-        /// What it said.
+        /// The error of the system.
         cause: String,
-        /// What to try.
+        /// What to do about it.
         hint: &'static str,
     },
 }
 
-/// Keeps the memory of this process out of core dumps, and away from other processes of its user.
+/// Keeps the memory of this process out of core dumps, and unreadable for other processes of its user.
 ///
 /// # Errors
 /// If the kernel refuses.
@@ -99,10 +100,10 @@ pub fn hide_memory() -> Result<(), SandboxError> {
         .map_err(|errno| refused("keep memory out of core dumps", errno, "this should not happen: report it"))
 }
 
-/// Gives everything up that the daemon does not need, for good; becomes `account` first, if there is one. Files stay open.
+/// Applies all restrictions permanently; switches to `account` first, if there is one. Files stay open.
 ///
 /// # Errors
-/// If something cannot be given up. Then this process is to end.
+/// If a restriction cannot be applied; the process must end then.
 pub fn enter(account: Option<&Account>) -> Result<(), SandboxError> {
     capabilities::bound()?;
     if let Some(account) = account {

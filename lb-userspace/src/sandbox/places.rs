@@ -1,7 +1,8 @@
-//! What root hands to the daemon's user: the store and the pins. Never what that user could have put in the way.
+//! Hands the store and the pins over from root to the user of the daemon.
 //!
-//! Only what lies in a directory of root's is given away, and the directory comes last: once it is the user's, nothing in
-//! it is touched again. So no link that a compromised daemon leaves there makes the next start give away other files.
+//! Only files in a directory of root are handed over, and the directory comes last: nothing in a directory of the
+//! user is changed. So a link that a compromised daemon leaves there cannot make the next start hand over other
+//! files.
 
 use std::{
     fs::{DirBuilder, File, Metadata, OpenOptions},
@@ -23,46 +24,47 @@ use crate::{
     datapath::Pins,
 };
 
-/// Makes the store and the directory of the pins where they are missing, and gives them to `account`. Its directory of the
-/// pins becomes the working directory: the way there may be root's alone, as that to `/sys/fs/bpf` is on Debian.
+/// Creates the store and the directory of the pins if they are missing, and hands them to `account`. The directory of
+/// the pins becomes the working directory, because its path may be accessible to root only, as `/sys/fs/bpf` is on
+/// Debian.
 ///
 /// # Errors
-/// If something there is neither root's nor the account's, or might not be what it looks like.
+/// If a file belongs to neither root nor the account, or may be a link to another file.
 pub fn hand_over(config: &Config, account: &Account) -> Result<(), SandboxError> {
     let StoreLocation::File(store) = &config.store;
     give(store, account)?;
 
     let pins = Pins::directory_below(&config.bpffs);
     make(&pins)?;
-    // Whoever owns the directory above could put another in the place of this one.
+    // The owner of the parent directory could replace this one.
     let above = open(&config.bpffs)?;
-    let metadata = above.metadata().map_err(|source| io_error("look at", &config.bpffs, source))?;
+    let metadata = above.metadata().map_err(|source| io_error("read the owner of", &config.bpffs, source))?;
     not_others(&config.bpffs, &metadata, Uid::from_raw(0), account)?;
     let directory = give(&pins, account)?;
-    fchdir(&directory).map_err(|errno| io_error("go to", &pins, errno))
+    fchdir(&directory).map_err(|errno| io_error("change the working directory to", &pins, errno))
 }
 
-/// Gives the control socket, which is there, to `account`.
+/// Hands the control socket to `account`.
 ///
 /// # Errors
-/// If another could have put something in its place.
+/// If another user could have replaced it.
 pub fn give_socket(path: &Path, account: &Account) -> Result<(), SandboxError> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
     let directory = open(parent)?;
-    let metadata = directory.metadata().map_err(|source| io_error("look at", parent, source))?;
+    let metadata = directory.metadata().map_err(|source| io_error("read the owner of", parent, source))?;
     const STICKY: u32 = 0o1000;
     if metadata.mode() & STICKY == 0 {
         not_others(parent, &metadata, Uid::from_raw(0), account)?;
     }
     fchownat(&directory, name, Some(account.uid), Some(account.gid), AtFlags::AT_SYMLINK_NOFOLLOW)
-        .map_err(|errno| io_error("give away", path, errno))
+        .map_err(|errno| io_error("change the owner of", path, errno))
 }
 
-/// A directory of the account's, with what root has left in it.
+/// Hands a directory and its files to the account.
 fn give(path: &Path, account: &Account) -> Result<File, SandboxError> {
     make(path)?;
     let directory = open(path)?;
-    let metadata = directory.metadata().map_err(|source| io_error("look at", path, source))?;
+    let metadata = directory.metadata().map_err(|source| io_error("read the owner of", path, source))?;
     if metadata.uid() == account.uid.as_raw() {
         return Ok(directory);
     }
@@ -78,13 +80,13 @@ fn give(path: &Path, account: &Account) -> Result<File, SandboxError> {
         }
         let file = path.join(std::ffi::OsStr::new(&*name.to_string_lossy()));
         let found = fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(|errno| io_error("look at", &file, errno))?;
+            .map_err(|errno| io_error("read the owner of", &file, errno))?;
         plain(&file, &found, account)?;
         fchownat(&directory, name, Some(account.uid), Some(account.gid), AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(|errno| io_error("give away", &file, errno))?;
+            .map_err(|errno| io_error("change the owner of", &file, errno))?;
     }
     fchown(&directory, Some(account.uid), Some(Gid::from_raw(account.gid.as_raw())))
-        .map_err(failed("give away"))?;
+        .map_err(failed("change the owner of"))?;
     Ok(directory)
 }
 
@@ -107,7 +109,7 @@ fn open(path: &Path) -> Result<File, SandboxError> {
         .map_err(|source| io_error("open", path, source))
 }
 
-/// A directory of `owner`'s that nobody else can write to.
+/// Checks that only `owner` can write to a directory.
 fn not_others(path: &Path, found: &Metadata, owner: Uid, account: &Account) -> Result<(), SandboxError> {
     let mode = found.mode() & 0o777;
     if found.uid() != owner.as_raw() {
@@ -120,7 +122,7 @@ fn not_others(path: &Path, found: &Metadata, owner: Uid, account: &Account) -> R
     Ok(())
 }
 
-/// A file of root's, or one that was handed over before a crash, under no other name.
+/// Checks that a file belongs to root, or was handed over before a crash, and has one link.
 fn plain(path: &Path, found: &FileStat, account: &Account) -> Result<(), SandboxError> {
     let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
     if kind != SFlag::S_IFREG || found.st_nlink != 1 {

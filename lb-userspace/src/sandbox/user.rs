@@ -1,4 +1,4 @@
-//! The user that root becomes.
+//! The user of `--user`.
 
 use std::ffi::CString;
 
@@ -12,17 +12,17 @@ use super::{SandboxError, refused};
 /// A user of this host, with all groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// The user's name.
+    /// Name of the user.
     pub name: String,
-    /// The user.
+    /// User id.
     pub uid: Uid,
-    /// The user's own group.
+    /// Primary group id.
     pub gid: Gid,
     groups: Vec<Gid>,
 }
 
 impl Account {
-    /// The user called `name`; `None` if this process is that user's already.
+    /// The user called `name`; `None` if this process already runs as that user.
     ///
     /// # Errors
     /// If there is no such user, or this process cannot become it.
@@ -43,7 +43,7 @@ impl Account {
         Ok(Some(Self { name: user.name, uid: user.uid, gid: user.gid, groups }))
     }
 
-    /// Becomes it, with the capabilities that are permitted now.
+    /// Switches to the user, with the currently permitted capabilities.
     pub(super) fn assume(&self) -> Result<(), SandboxError> {
         setgroups(&self.groups)
             .and_then(|()| setresgid(self.gid, self.gid, self.gid))
@@ -52,7 +52,7 @@ impl Account {
             .and_then(|()| prctl::set_keepcaps(false))
             .map_err(|errno| {
                 refused(
-                    "become another user",
+                    "switch to another user",
                     errno,
                     "it takes CAP_SETUID and CAP_SETGID, or run without --user",
                 )

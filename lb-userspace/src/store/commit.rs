@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A random number that a store gets with its first commit and keeps. Zero: the store has none, because nothing was ever
-/// committed to it, or only by a version that wrote format 3 or an older one.
+/// A random number that a store gets with its first commit and keeps. Zero: the store has none, because nothing was
+/// ever committed to it, or only by a version that wrote format 3 or an older one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StoreId(#[serde(with = "hex::serde")] pub [u8; 16]);

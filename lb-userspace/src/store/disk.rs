@@ -1,4 +1,5 @@
-//! The state as a file: `{"format": 4, "sha256": of the content, "content": {"store_id": HEX, "revision": N, "state": {..}}}`.
+//! The state as a file: `{"format": 4, "sha256": of the content, "content": {"store_id": HEX, "revision": N, "state":
+//! {..}}}`.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -96,8 +97,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Snapshot, Unsound> {
     Ok(Snapshot { commit, state: Arc::new(state) })
 }
 
-/// The system calls that a commit depends on. A test records them, to reconstruct what a power failure after each of them
-/// may leave, or lets one of them fail.
+/// The system calls that a commit depends on. A test records them, to reconstruct what a power failure after each of
+/// them may leave, or lets one of them fail.
 pub(super) trait Disk: Send + Sync {
     /// Creates a file that only its owner can read, with these bytes.
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {

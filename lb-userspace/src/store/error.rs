@@ -1,4 +1,4 @@
-//! What a store cannot do, and what to do about it.
+//! Errors of a store.
 
 use std::{
     io::{self, ErrorKind},
@@ -7,11 +7,11 @@ use std::{
 
 use super::disk::FORMAT;
 
-/// Why a store could not be opened or written. What it held is as it was before.
+/// Why a store could not be opened or written. Its content is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Somebody else committed first.
-    #[error("the store is at revision {found}, not {expected}: somebody else changed it; try again")]
+    /// Another commit came first.
+    #[error("the store is at revision {found}, not {expected}: another process changed it; try again")]
     Conflict {
         /// What the commit was based on.
         expected: u64,
@@ -20,13 +20,13 @@ pub enum StoreError {
     },
     /// There are no more revisions.
     #[error(
-        "the store is at the last revision there is, which no commit of Tollgate's reaches: who wrote it? Go back to a copy of it"
+        "the store is at the last possible revision, which Tollgate cannot have written; restore a copy of the store"
     )]
     LastRevision,
-    /// There is no randomness for the ID of a new store.
+    /// The system gave no random bytes for the ID of a new store.
     #[error("the system gives no random bytes: {0}")]
     Random(getrandom::Error),
-    /// Another daemon has it.
+    /// Another process has the store.
     #[error(
         "{} is in use by {}; stop that daemon, or give this one another `store`",
         directory.display(),
@@ -38,18 +38,18 @@ pub enum StoreError {
         /// The process that has it.
         pid: Option<u32>,
     },
-    /// It is not what was written.
+    /// The file is damaged.
     #[error("{} is damaged: {what}; {}", path.display(), go_back(path, *previous))]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// How.
+        /// What is wrong.
         what: String,
         /// The revision of the previous copy, if that is sound.
         previous: Option<u64>,
     },
-    /// The state is gone, and was there.
-    #[error("{} is missing, but its previous copy is there; {}", path.display(), start_anew(path, *previous))]
+    /// The state is missing, but its previous copy exists.
+    #[error("{} is missing, but its previous copy exists; {}", path.display(), start_anew(path, *previous))]
     Missing {
         /// The file.
         path: PathBuf,
@@ -65,13 +65,13 @@ pub enum StoreError {
         /// Its format.
         found: u32,
     },
-    /// Somebody wrote into a store that this process has locked.
-    #[error("{} was changed by somebody else while in use; restart to read what is there now", path.display())]
+    /// Another process wrote into a store that this process has locked.
+    #[error("{} was changed by another process while in use; restart the daemon to read it", path.display())]
     Changed {
         /// The file.
         path: PathBuf,
     },
-    /// The secrets may have been read.
+    /// Other users can read the secrets.
     #[error("{} can be read by other users (mode {mode:03o}) and holds secret keys; `chmod 600 {}`, and if others use \
              this host, replace the keys: `tollgate keys rotate`, then `tollgate keys revoke`",
             path.display(), path.display())]
@@ -81,8 +81,8 @@ pub enum StoreError {
         /// Its permissions.
         mode: u32,
     },
-    /// Others could put another state there.
-    #[error("{} can be changed by other users (mode {mode:03o}); `chmod 700 {}`, and check who put what there",
+    /// Other users can replace the state.
+    #[error("{} can be changed by other users (mode {mode:03o}); `chmod 700 {}`, and check what was changed there",
             path.display(), path.display())]
     Writable {
         /// The directory.
@@ -90,25 +90,25 @@ pub enum StoreError {
         /// Its permissions.
         mode: u32,
     },
-    /// It is somebody else's.
+    /// Another user owns it.
     #[error("{} belongs to user {owner}, and this is user {user}; run as that user, or `chown -R {user} {}`",
             path.display(), path.display())]
     Foreign {
         /// The file or directory.
         path: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: u32,
-        /// Who is asking.
+        /// The user of this process.
         user: u32,
     },
     /// The system refused.
     #[error("cannot {action} {}: {source}; {}", path.display(), hint_of_io(source))]
     Io {
-        /// As in "cannot `read` …".
+        /// The action that failed, as in "cannot `read` …".
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What it said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -125,8 +125,8 @@ fn go_back(path: &std::path::Path, previous: Option<u64>) -> String {
              {shown}.damaged && cp -p {shown}.prev {shown}`, then {START}"
         ),
         None => format!(
-            "nothing was changed, and there is no sound previous copy. Restore it from a backup, or begin with new keys: \
-             `mv {shown} {shown}.damaged` (issuers then need `tollgate keys export` again); then {START}"
+            "nothing was changed, and there is no sound previous copy. Restore it from a backup, or begin with new \
+             keys: `mv {shown} {shown}.damaged` (issuers then need `tollgate keys export` again); then {START}"
         ),
     }
 }
@@ -146,7 +146,7 @@ fn hint_of_io(error: &io::Error) -> &'static str {
         }
         ErrorKind::ReadOnlyFilesystem => "make the file system writable, or set another `store`",
         ErrorKind::PermissionDenied => "run as root, or give this user the directory",
-        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => "something else is in its place: move it away",
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => "another file has its name: move it away",
         _ => "check the disk (`dmesg`) and the path",
     }
 }

@@ -1,4 +1,4 @@
-//! The store of one node: a directory with `state.json`, the copy before it, and a lock.
+//! The file store of one node: a directory with `state.json`, its previous copy, and a lock.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -15,7 +15,7 @@ use super::{
     disk::{self, Disk, HostDisk, Owner, Unsound, io_error},
 };
 
-/// Keeps the state in a directory of this host. One process at a time.
+/// Keeps the state in a directory of this host, for one process at a time.
 pub struct FileStore(Arc<Inner>);
 
 struct Inner {
@@ -23,17 +23,17 @@ struct Inner {
     state: PathBuf,
     previous: PathBuf,
     latest: watch::Sender<Snapshot>,
-    /// Held while a commit is under way.
+    /// Held during a commit.
     committing: Mutex<()>,
     /// Locked as long as it is open.
     _lock: File,
 }
 
 impl FileStore {
-    /// Opens the store in `directory`, or makes one.
+    /// Opens the store in `directory`, or creates it.
     ///
     /// # Errors
-    /// If another process has it, if it cannot be read, or if it is not to be trusted. Nothing has changed then.
+    /// If another process has it, it cannot be read, or other users can change it. Nothing has changed then.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         Self::open_on(Box::new(HostDisk), directory)
     }
@@ -73,7 +73,7 @@ impl Store for FileStore {
     fn commit_above(&self, expected: u64, above: u64, state: State) -> StoreFuture<'_, Snapshot> {
         let inner = Arc::clone(&self.0);
         Box::pin(async move {
-            // A disk may take its time for an fsync. A commit that nobody waits for any more is finished all the same.
+            // An fsync may take long. A commit is completed even if its caller has stopped waiting.
             match tokio::task::spawn_blocking(move || inner.commit(expected, above, state)).await {
                 Ok(result) => result,
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -100,7 +100,7 @@ impl Inner {
         Ok(next)
     }
 
-    /// Keeps a copy of what is about to be replaced, unless that is not what this process has written.
+    /// Keeps a copy of the file that is about to be replaced; fails if it is not what this process has written.
     fn keep_previous(&self, revision: u64) -> Result<(), StoreError> {
         let changed = || StoreError::Changed { path: self.state.clone() };
         match disk::read_secret(&self.state, Owner::User)? {
@@ -116,7 +116,7 @@ impl Inner {
     }
 }
 
-/// The state and the copy before it.
+/// The paths of the state and its previous copy.
 fn files(directory: &Path) -> (PathBuf, PathBuf) {
     (directory.join("state.json"), directory.join("state.json.prev"))
 }
@@ -145,7 +145,7 @@ fn lock(directory: &Path) -> Result<File, StoreError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
-        // What it would lead to is written to.
+        // Not through a symbolic link, because the target would be written to.
         .custom_flags(libc::O_NOFOLLOW)
         .open(&path);
     let mut file = opened.map_err(|source| io_error("open", &path, source))?;
@@ -175,7 +175,7 @@ fn refusal(state: &Path, previous: &Path, owner: Owner, unsound: Unsound) -> Sto
     }
 }
 
-/// The revision of the previous copy, if going back to it is worth a proposal.
+/// The revision of the previous copy, if it is sound.
 fn sound_revision(previous: &Path, owner: Owner) -> Option<u64> {
     let bytes = disk::read_secret(previous, owner).ok().flatten()?;
     Some(disk::decode(&bytes).ok()?.commit.revision)

@@ -1,5 +1,5 @@
-//! Where the desired state lives. One trait, whatever keeps it: a snapshot, a watch, and a commit that only succeeds
-//! if nobody else committed in between.
+//! The store of the desired state. One trait for all stores: a snapshot, a watch, and a commit that only succeeds if
+//! no other commit came in between.
 
 mod commit;
 mod disk;
@@ -17,13 +17,13 @@ pub use commit::{Commit, StoreId};
 pub use error::StoreError;
 pub use file::FileStore;
 
-/// What a node is to make true. Services and backends of a shared store join it here.
+/// The desired state of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     /// The keys of all services.
     pub keyring: Keyring,
-    /// What is revoked before its time. Format 1 had none.
+    /// The revocations. Format 1 had none.
     #[serde(default)]
     pub revocations: Revocations,
 }
@@ -37,22 +37,21 @@ pub struct Snapshot {
     pub state: Arc<State>,
 }
 
-/// What a store promises to answer.
+/// The answer of a store.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// Keeps the desired state.
+/// A store of the desired state.
 pub trait Store: Send + Sync {
     /// The newest state.
     fn snapshot(&self) -> StoreFuture<'_, Snapshot>;
 
-    /// The newest state as it changes, whoever changes it. What comes between two looks is skipped: a state is
-    /// whole in itself.
+    /// The newest state, as it changes. A reader may skip states: each one is complete.
     fn watch(&self) -> watch::Receiver<Snapshot>;
 
-    /// Makes `state` the newest, durably, if `expected` is still the newest revision.
+    /// Commits `state` durably, if `expected` is still the newest revision.
     ///
-    /// Fails with `StoreError::Conflict` if it is not: then take a new snapshot, decide again and commit that.
-    /// After any error the state is as it was before.
+    /// Fails with `StoreError::Conflict` if it is not: then take a new snapshot, compute the change again and commit
+    /// that. After any error the state is as it was before.
     fn commit(&self, expected: u64, state: State) -> StoreFuture<'_, Snapshot> {
         self.commit_above(expected, 0, state)
     }
@@ -71,8 +70,8 @@ pub fn open(location: &StoreLocation) -> Result<Arc<dyn Store>, StoreError> {
     }
 }
 
-/// Reads the store of a configuration as it is now, also one that another user owns if this is root. Does not lock it, and
-/// changes nothing; a store that is not there is empty.
+/// Reads the store of a configuration without a lock, and changes nothing. Root can read a store of another user. A
+/// missing store counts as empty.
 ///
 /// # Errors
 /// If it cannot be read, is damaged, or is too new.

@@ -1,4 +1,4 @@
-//! What is in a token, and what the program would make of it, check by check.
+//! Inspects a token: its content, and the checks of the XDP program in their order.
 
 use std::net::Ipv4Addr;
 
@@ -17,11 +17,11 @@ use crate::{
     revocation::Revocations,
 };
 
-/// Looks into a token at unix second `now`, with the keys at hand and what is revoked, where that is known. Without a service of the key among `services`, its
-/// own rules are left out.
+/// Inspects a token at Unix time `now`, with the available keys and revocations. If the service of the key is not among
+/// `services`, its rules are not checked.
 ///
 /// # Errors
-/// If it is no hex.
+/// If the token is not hexadecimal.
 pub fn inspect(
     request: &InspectToken,
     keys: Option<&[KnownKey]>,
@@ -47,7 +47,7 @@ pub fn inspect(
                     claims
                 }
                 None => {
-                    steps.skip("key", "no key at hand: add --keyset FILE, or run the daemon");
+                    steps.skip("key", "no key available; add --keyset FILE, or start the daemon");
                     None
                 }
             };
@@ -73,7 +73,7 @@ fn fields(header: &Header) -> HeaderFields {
     }
 }
 
-/// The checks from the key on; what the key opens.
+/// The checks from the key on; returns the claims that the key opens.
 fn check(
     header: &Header,
     request: &InspectToken,
@@ -97,7 +97,7 @@ fn check(
         backend_id: claims.backend_id,
     });
     let service = services.iter().find(|service| service.id == key.service_id).copied();
-    // Of a service that is not known nothing is forbidden.
+    // Without the service, its rules allow everything.
     let rules = service.unwrap_or(Service {
         id: key.service_id,
         max_ttl: u32::MAX,
@@ -108,14 +108,14 @@ fn check(
         Some(service) => {
             steps.check("policy", header.allowed_by(&service));
         }
-        None => steps.skip("policy", "the service's rules are not in a keyset"),
+        None => steps.skip("policy", "a keyset does not contain the rules of the service"),
     }
     steps.check("key", slot.admits(header.key_id(), key.service_id, now_ns));
     steps.check("lifetime", header.lives(&rules, now_ns));
     let bound = (header.bind_len() != 0 && request.from.is_none())
         || (header.flags() & header::FLAG_BIND_PORT != 0 && request.from_port.is_none());
     if bound {
-        steps.skip("tags", "bound to its sender: add --from ADDR, and --from-port PORT where that is bound");
+        steps.skip("tags", "bound to the sender: add --from ADDR, and --from-port PORT if bound to a port");
         return None;
     }
     let from = request.from.unwrap_or_else(|| Ipv4Addr::UNSPECIFIED.into());
@@ -136,7 +136,7 @@ fn check(
             let full = tags::full(&slot.full, header.claims(), &binding, &mut Scratch::default());
             steps.check("full tag", right(full == header.full_tag(), Reason::BadFullTag));
         }
-        Kind::Proof => steps.skip("proof", "covers the payload, which is not here"),
+        Kind::Proof => steps.skip("proof", "covers the payload, which is not part of the input"),
     }
     match open.as_ref() {
         Some(claims) => {
@@ -149,7 +149,7 @@ fn check(
     open
 }
 
-/// Whether its session or the token itself is revoked.
+/// Checks whether the session or the token is revoked.
 fn revoked(
     header: &Header,
     claims: &OpenClaims,
@@ -158,7 +158,7 @@ fn revoked(
     steps: &mut Steps,
 ) {
     let Some(revocations) = revocations else {
-        return steps.skip("revocation", "only the daemon knows what is revoked");
+        return steps.skip("revocation", "only the daemon knows the revocations");
     };
     let mut names = [(REVOKED_SESSION, claims.session_id), (REVOKED_TOKEN, header.nonce())].into_iter();
     let service_id = claims.service_id;
@@ -167,7 +167,7 @@ fn revoked(
     steps.check("revocation", if revoked { Err(Reason::Revoked) } else { Ok(()) });
 }
 
-/// Checks as they are made.
+/// The checks so far.
 #[derive(Default)]
 struct Steps {
     steps: Vec<Step>,

@@ -1,4 +1,4 @@
-//! What an issuer does.
+//! Mints tokens.
 
 use lb_common::token::{
     Claims,

@@ -1,4 +1,4 @@
-//! What issuers and operators do with a token: mint one, and see what is in one.
+//! Mints tokens, and inspects them.
 
 mod inspect;
 mod mint;
@@ -19,7 +19,7 @@ pub use mint::{allowed, mint};
 
 use crate::keyring::{ExportedKey, Key, KeyState};
 
-/// Why there is no token, or nothing to see in one.
+/// Why a token cannot be minted, inspected or revoked.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// It would be dropped as `lifetime`.
@@ -33,16 +33,18 @@ pub enum TokenError {
         max_ttl: u64,
     },
     /// It would be over before its first packet.
-    #[error("a token must live for a second or more: name a longer --ttl")]
+    #[error("a token must be valid for a second or longer; use a longer --ttl")]
     NoTime,
     /// It would be dropped as `bad_fast_tag`, wherever its client sends from.
-    #[error("no client sends from port 0: bind to the port that it sends from, or leave --bind-port out")]
+    #[error(
+        "no client sends from port 0; bind to the port that the client sends from, or leave --bind-port out"
+    )]
     PortZero,
     /// It would be dropped as `policy`.
-    #[error("the service wants tokens bound to an address (bind = \"required\"): add --bind ADDR")]
+    #[error("the service requires tokens bound to an address (bind = \"required\"); add --bind ADDR")]
     Unbound,
     /// It would be dropped as `bad_fast_tag`.
-    #[error("--bind {address}: clients of the service come from {family} addresses; bind to one of those")]
+    #[error("--bind {address}: clients of the service have {family} addresses; bind to one of those")]
     OtherFamily {
         /// What it was to be bound to.
         address: std::net::IpAddr,
@@ -50,7 +52,7 @@ pub enum TokenError {
         family: &'static str,
     },
     /// It would be dropped as `policy`, too.
-    #[error("the service does not accept {0} tokens: see its `accept`")]
+    #[error("the service does not accept {0} tokens; see `accept` in its configuration")]
     NotAccepted(&'static str),
     /// It would be dropped as `no_backend`.
     #[error("the service has no backend {0}; see `tollgate backends list`")]
@@ -61,59 +63,61 @@ pub enum TokenError {
     /// No prefix without an address.
     #[error("a prefix length needs an address: --bind ADDR/LEN")]
     LengthWithoutAddress,
-    /// There is no randomness.
+    /// The system gave no random bytes.
     #[error("the system gives no random bytes: {0}")]
     Random(getrandom::Error),
     /// The clock is past 2106 or before 1970.
-    #[error("the clock says {0} s since 1970, and a token has 32 bits for that: set the clock")]
+    #[error(
+        "the clock is at {0} s since 1970, which does not fit into the 32 bits of a token; correct the clock"
+    )]
     Clock(u64),
     /// An empty argument.
-    #[error("there is no token: give the {digits} hexadecimal digits of its header", digits = 2 * header::LEN)]
+    #[error("the token is empty; enter the {digits} hexadecimal digits of its header", digits = 2 * header::LEN)]
     Nothing,
-    /// No hex.
+    /// The token is not hexadecimal.
     #[error("a token is {digits} hexadecimal digits: {0}", digits = 2 * header::LEN)]
     Hex(#[from] hex::FromHexError),
     /// No token, or none of this version.
-    #[error("this is no token: it would be dropped as `{}`", .0.name())]
+    #[error("not a token: it would be dropped as `{}`", .0.name())]
     NoToken(Reason),
-    /// Nobody knows whose it is.
+    /// The key of the token is unknown.
     #[error(
-        "key {0} is not here, so its tokens are refused as `unknown_key`; to revoke one all the same, add --service S"
+        "key {0} is not known here, so its tokens are refused as `unknown_key`; to revoke one anyway, add --service S"
     )]
     UnknownKey(u32),
-    /// It is of another service than named.
-    #[error("key {key_id} is of service `{service}`; name that one, or leave --service out")]
+    /// The token belongs to another service.
+    #[error("key {key_id} belongs to service `{service}`; use that service, or leave --service out")]
     OtherService {
         /// The key that signed it.
         key_id: u32,
-        /// Whose that is.
+        /// The service of the key.
         service: String,
     },
-    /// There is nothing to revoke.
-    #[error("it has expired at {}: there is nothing to revoke", humantime::format_rfc3339_seconds(
+    /// The token has expired.
+    #[error("the token expired at {}; there is nothing to revoke", humantime::format_rfc3339_seconds(
         std::time::UNIX_EPOCH + std::time::Duration::from_secs(*.0)))]
     Expired(u64),
-    /// There is nothing to revoke, either.
+    /// The token was never valid.
     #[error(
-        "it lives longer than the service's max_ttl of {max_ttl} s, or ends before it begins: it is refused as \
-             `lifetime`, and there is nothing to revoke"
+        "the token is valid for longer than the max_ttl of the service, {max_ttl} s, or expires before it is \
+             issued: it is refused as `lifetime`, and there is nothing to revoke"
     )]
     NeverValid {
         /// As the service allows.
         max_ttl: u64,
     },
-    /// It was damaged on its way to here.
+    /// The token is damaged.
     #[error(
-        "its fast tag is wrong: it is refused as `bad_fast_tag`, and there is nothing to revoke; to revoke a token by its claims \
-         alone, give their 80 digits"
+        "the fast tag is wrong: the token is refused as `bad_fast_tag`, and there is nothing to revoke; to revoke a \
+         token by its claims alone, enter their 80 digits"
     )]
     Forged,
-    /// Nothing signs.
+    /// The keyset has no active key.
     #[error("the keyset has no active key; export it again with `tollgate keys export`")]
     NoSigner,
 }
 
-/// A key, wherever it comes from.
+/// A key of the keyring or of a keyset.
 #[derive(Debug)]
 pub struct KnownKey {
     id: KeyId,

@@ -103,8 +103,8 @@ fn has_keys(value: &Value, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Each command of the page but those that other tests check: `clock accept` takes a clock that was set back, `decap` the
-/// host of a backend.
+/// Each command of the page but those that other tests check: `clock accept` takes a clock that was set back, `decap`
+/// the host of a backend.
 #[test]
 fn every_command_prints_what_the_page_says() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;

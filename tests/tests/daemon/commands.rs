@@ -215,8 +215,8 @@ fn minted_tokens_are_valid(family: Family) -> Result<()> {
     let proof = testbed.run(&[&mint[..], &["--type", "proof"]].concat())?;
     ensure!(proof.status.code() == Some(1) && said(&proof).contains("`accept`"), "{}", said(&proof));
     for (args, expected) in [
-        (["--ttl", "0s"], "a second or more"),
-        (["--ttl", "500ms"], "a second or more"),
+        (["--ttl", "0s"], "a second or longer"),
+        (["--ttl", "500ms"], "a second or longer"),
         (["--bind-port", "0"], "no client sends from port 0"),
     ] {
         let refused = testbed.run(&[&mint[..], &args].concat())?;

@@ -134,7 +134,7 @@ fn errors_say_what_to_try() -> Result<()> {
         (&["-i", "eth0"], 2, "--from"),
         (&["-i", "eth0", "--from", "10.9.0.7/24"], 2, "more bits than"),
         (&["-i", "eth0", "--from", "lb-1"], 2, "no IP address"),
-        (&["-i", "eth0", "--from", &many], 1, "room for 16"),
+        (&["-i", "eth0", "--from", &many], 1, "capacity is 16"),
     ] {
         let output = backend.testbed.instance.run(backend.host(), &[&["decap"], args].concat())?;
         ensure!(output.status.code() == Some(status), "{args:?}: {}: {}", output.status, said(&output));

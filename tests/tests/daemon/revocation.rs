@@ -243,7 +243,7 @@ fn a_full_list_refuses_and_forgets_nothing() -> Result<()> {
     testbed.delivered(&beyond)?;
     let output = revoke(&[REVOCATIONS_MAX.to_string()])?;
     let loud =
-        output.status.code() == Some(1) && said(&output).contains("NOT revoked: the list has room for 65536");
+        output.status.code() == Some(1) && said(&output).contains("NOT revoked: the capacity is 65536");
     ensure!(loud, "{}", said(&output));
     ensure!(daemon.log().contains("NOT revoked"), "{}", daemon.log());
     testbed.delivered(&beyond)?;
@@ -332,7 +332,7 @@ fn what_cannot_be_revoked_is_said() -> Result<()> {
     let _daemon = testbed.start()?;
     for (args, status, expected) in [
         (&["sessions", "revoke", "7", "--service", "none"][..], 1, "there is game"),
-        (&["sessions", "revoke", "7", "--service", "game", "--for", "0s"], 1, "for no time"),
+        (&["sessions", "revoke", "7", "--service", "game", "--for", "0s"], 1, "a second or longer"),
         (&["sessions", "revoke", "--service", "game"], 2, "<N>"),
         (&["sessions", "revoke", "seven", "--service", "game"], 2, "invalid"),
         (&["sessions", "unrevoke", "7", "--service", "game"], 1, "session 7 is not revoked by name"),

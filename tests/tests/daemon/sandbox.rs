@@ -128,10 +128,10 @@ fn nobody_elses_files_are_handed_over() -> Result<()> {
         anyhow::Ok(())
     };
     symlink(&secret, store.join("link"))?;
-    refused(&["store/link", "not a plain file"])?;
+    refused(&["store/link", "not a regular file"])?;
     fs::remove_file(store.join("link"))?;
     fs::hard_link(&secret, store.join("link"))?;
-    refused(&["store/link", "not a plain file"])?;
+    refused(&["store/link", "not a regular file"])?;
     fs::remove_file(store.join("link"))?;
     fs::set_permissions(&store, fs::Permissions::from_mode(0o777))?;
     refused(&["store", "chmod go-w"])?;

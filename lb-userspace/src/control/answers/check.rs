@@ -1,4 +1,5 @@
-//! `tollgate check`: checks the interfaces and the network of this host against a configuration, without changing anything.
+//! `tollgate check`: checks the interfaces and the network of this host against a configuration, without changing
+//! anything.
 
 use std::collections::BTreeSet;
 
@@ -28,8 +29,8 @@ pub struct Checked {
     pub services: Vec<Check>,
 }
 
-/// Checks whether the program can be attached to the configured interfaces, which frames it would filter there, and which
-/// packets would bypass it.
+/// Checks whether the program can be attached to the configured interfaces, which frames it would filter there, and
+/// which packets would bypass it.
 ///
 /// # Errors
 /// If the kernel cannot be asked.
@@ -88,12 +89,12 @@ async fn towards_backends(
         .map(|(_, name)| Check {
             name: format!("interface {name}").into(),
             verdict: Verdict::Warning,
-            found: "packets to backends leave through it, and at present its driver sends no frames that XDP redirects from \
-                    another interface"
+            found: "packets to backends leave through it, and at present its driver sends no frames that XDP \
+                    redirects from another interface"
                 .to_owned(),
             hint: format!(
-                "add {name} to `interfaces` (many drivers need an XDP program of their own for that), turn GRO on at the peer \
-                 of a veth, or use another interface"
+                "add {name} to `interfaces` (many drivers need an XDP program of their own for that), turn GRO on \
+                 at the peer of a veth, or use another interface"
             )
             .into(),
         })

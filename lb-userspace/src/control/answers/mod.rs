@@ -1,5 +1,5 @@
-//! The answers to requests: what `status` and the other commands show, and the changes that they ask for. The reconcile loop
-//! answers one request at a time, between two rounds.
+//! The answers to requests: what `status` and the other commands show, and the changes that they ask for. The
+//! reconcile loop answers one request at a time, between two rounds.
 
 mod backends;
 mod check;

@@ -104,8 +104,8 @@ impl Controller {
         }
     }
 
-    /// The longest lifetime of a token of a service, seconds. Includes tokens from before `max_ttl` was lowered, which are
-    /// valid again if it is raised.
+    /// The longest lifetime of a token of a service, seconds. Includes tokens from before `max_ttl` was lowered,
+    /// which are valid again if it is raised.
     fn longest_ttl(&self, service_id: u32) -> u64 {
         let of_keys = self.stored.state().keyring.verifying().filter(|key| key.service_id == service_id);
         let of_keys = of_keys.map(|key| key.max_ttl).max();

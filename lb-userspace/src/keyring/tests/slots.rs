@@ -208,7 +208,8 @@ proptest::proptest! {
         steps in proptest::collection::vec((0..3usize, 0..4usize, 0..40u64), 1..100),
     ) {
         let mut random = random(seed);
-        let mut keyring = full(|_| false, |slot| Used { service_id: 0, ..used(9, if slot < 20 { 0 } else { u64::MAX }) });
+        let free_at = |slot| if slot < 20 { 0 } else { u64::MAX };
+        let mut keyring = full(|_| false, |slot| Used { service_id: 0, ..used(9, free_at(slot)) });
         let policy = |service_id, max_ttl| KeyPolicy { service_id, max_ttl, rotation: None, quota: 5 };
         let policies = [policy(1, 1), policy(2, 60), policy(3, 3600)];
         let mut now = START;
@@ -226,7 +227,8 @@ proptest::proptest! {
             keyring.tick(now, &[], &mut random);
             let mut other = keyring.clone();
             for _ in 0..4 {
-                let staged = other.rotate(&KeyPolicy { service_id: 4, ..policies[2] }, now, &mut random).unwrap().staged;
+                let policy = KeyPolicy { service_id: 4, ..policies[2] };
+                let staged = other.rotate(&policy, now, &mut random).unwrap().staged;
                 other.confirm_installed(staged, now).unwrap();
             }
         }

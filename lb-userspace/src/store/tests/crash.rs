@@ -1,6 +1,6 @@
-//! What a power failure may leave of a store. POSIX promises the bytes of a file only once the file is synced, and its
-//! name only once the directory is (fsync(2), NOTES): the system calls of real commits are recorded, and from each prefix
-//! of them every state that such a disk may be in is built and opened.
+//! What a power failure may leave of a store. POSIX promises the bytes of a file only once the file is synced, and
+//! its name only once the directory is (fsync(2), NOTES): the system calls of real commits are recorded, and from
+//! each prefix of them every state that such a disk may be in is built and opened.
 
 use std::{
     collections::BTreeMap,
