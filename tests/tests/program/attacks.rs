@@ -25,7 +25,7 @@ use crate::{
 };
 
 case_groups! {
-    splices: "Tokens put together from others" => both(|_| splice_cases());
+    splices: "Tokens composed of parts of others" => both(|_| splice_cases());
     keys_of_others: "Keys of others" => both(|_| key_cases());
 }
 
@@ -60,7 +60,7 @@ fn every_bit() -> Result<()> {
                 frame
             };
             let unknown: Vec<Case> = (0..LEN * 8)
-                .map(|bit| judged(&mut model, &format!("bit {bit}, not remembered"), flipped(bit)))
+                .map(|bit| judged(&mut model, &format!("bit {bit}, not cached"), flipped(bit)))
                 .collect();
             check_all(&mut program, &unknown)?;
             let made = program.hmacs()? - before;
@@ -69,7 +69,7 @@ fn every_bit() -> Result<()> {
             ensure!(whole.expected.reason == Reason::Forwarded);
             check_all(&mut program, &[whole])?;
             let remembered: Vec<Case> = (0..LEN * 8)
-                .map(|bit| judged(&mut model, &format!("bit {bit}, remembered"), flipped(bit)))
+                .map(|bit| judged(&mut model, &format!("bit {bit}, cached"), flipped(bit)))
                 .collect();
             check_all(&mut program, &remembered)?;
             let made = program.hmacs()? - before;
@@ -155,8 +155,7 @@ fn splice_cases() -> Vec<Case> {
             &spliced(p1, 40, b1, LEN),
         ),
     ];
-    let after =
-        |case: &Case| case.clone().named(format!("{}, both remembered", case.name)).after(remembered());
+    let after = |case: &Case| case.clone().named(format!("{}, both cached", case.name)).after(remembered());
     cases.iter().cloned().chain(cases.iter().map(after)).collect()
 }
 

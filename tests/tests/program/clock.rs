@@ -106,7 +106,7 @@ fn a_daemon_that_is_gone() -> Result<()> {
 }
 
 case_groups! {
-    confirmation: "A clock that nobody confirms" => both(|_| cases());
+    confirmation: "A clock that is not confirmed" => both(|_| cases());
 }
 
 fn cases() -> Vec<Case> {
@@ -127,12 +127,12 @@ fn cases() -> Vec<Case> {
     vec![
         good("a new token, 3,999 s after the last confirmation", 3999, &bearer),
         stale("a new token, 4,001 s after", &bearer),
-        good("a remembered token, 4,001 s after", 4001, &bearer).after(before(&bearer)),
+        good("a cached token, 4,001 s after", 4001, &bearer).after(before(&bearer)),
         good("a new PROOF token, 3,999 s after", 3999, &proof(1)),
         stale("a new PROOF token, 4,001 s after", &proof(1)),
-        good("the next proof of a remembered token, 4,001 s after", 4001, &proof(2)).after(before(&proof(1))),
+        good("the next proof of a cached token, 4,001 s after", 4001, &proof(2)).after(before(&proof(1))),
         refused("a forged token, 4,001 s after", &forged, Reason::BadFastTag).with_fixture(confirmed(4001)),
-        refused("a remembered token that has expired, 4,001 s after", &bearer, Reason::Expired)
+        refused("a cached token that has expired, 4,001 s after", &bearer, Reason::Expired)
             .with_fixture(expired)
             .after(before(&bearer)),
     ]

@@ -32,8 +32,8 @@ fn as_it_is() -> Result<()> {
 }
 
 case_groups! {
-    backends: "Which backend" => both(|_| backend_cases());
-    local: "To this host's own stack" => both(|_| local_cases());
+    backends: "Choice of the backend" => both(|_| backend_cases());
+    local: "Delivery to this host's own stack" => both(|_| local_cases());
 }
 
 /// The cases of this module that a reason of its own belongs to.

@@ -47,9 +47,9 @@ fn sent(name: impl Into<String>, fixture: Fixture, packet: &Packet) -> Case {
 case_groups! {
     checksums: "Checksums, by forwarding mode" => checksum_cases();
     partial_checksums_in_generic_mode: "Partial checksums, on an interface in generic mode" => generic_cases();
-    what_outer_headers_copy: "What outer headers copy" => copied_cases();
+    what_outer_headers_copy: "Fields that outer headers copy" => copied_cases();
     tags: "VLAN tags and interfaces" => tag_cases();
-    refused: "What no forwarding mode accepts" => refused_cases();
+    refused: "Packets that no forwarding mode accepts" => refused_cases();
 }
 
 fn checksum_cases() -> Vec<Case> {

@@ -26,7 +26,7 @@ const STRANGER: u16 = 77;
 
 case_groups! {
     tied_to_a_session: "ICMP errors that quote a session" => tied_cases();
-    not_tied: "ICMP messages that do not" => not_tied_cases();
+    not_tied: "ICMP messages that quote no session" => not_tied_cases();
 }
 
 /// A fixture whose default client has sent a datagram of the default session.

@@ -24,8 +24,8 @@ use crate::{
 };
 
 case_groups! {
-    rates: "How many packets a session may send" => both(|_| rate_cases());
-    sources: "Where a token may be used from" => source_cases();
+    rates: "Packet rate of a session" => both(|_| rate_cases());
+    sources: "Source addresses of a token" => source_cases();
 }
 
 /// As the kernel's clock advances, a session may send a burst and then its rate.

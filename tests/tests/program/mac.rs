@@ -29,9 +29,9 @@ const GROUPS: [(&str, [u8; 6]); 4] = [
 ];
 
 case_groups! {
-    frames_for_another_station_are_not_ours: "In frames for another station" => other_station_cases();
-    frames_for_a_group_are_no_services: "In frames for a group of stations" => group_cases();
-    every_address_of_the_interface_is_its_own: "In frames for any address of the interface" => own_cases();
+    frames_for_another_station_are_not_ours: "Frames for another station" => other_station_cases();
+    frames_for_a_group_are_no_services: "Multicast and broadcast frames" => group_cases();
+    every_address_of_the_interface_is_its_own: "Frames for each address of the interface" => own_cases();
 }
 
 /// Packets of clients and attackers, by name.

@@ -15,7 +15,8 @@ macro_rules! case_groups {
             $(#[$doc])*
             #[test]
             fn $test() -> anyhow::Result<()> {
-                case_groups!(@check $($check)?)(&$cases)
+                let cases: Vec<lb_tests::model::case::Case> = $cases;
+                case_groups!(@check $($check)?)(&cases)
             }
         )+
 
@@ -81,13 +82,13 @@ pub fn cases() -> Vec<Case> {
 /// Set to 1, this variable makes the test write the page instead of comparing it.
 const UPDATE: &str = "UPDATE_MATRIX";
 
-const INTRODUCTION: &str = "# What arrives, and what happens
+const INTRODUCTION: &str = "# Packets and outcomes
 
-Made from the test cases, each of which also compares every byte that leaves and every counter: do not edit it by hand.
-`UPDATE_MATRIX=1 cargo xtask test` writes it anew; the tests fail while it says anything else.
+This page is generated from the test cases, each of which also compares every byte of the outgoing frame and every
+counter: do not edit it. `UPDATE_MATRIX=1 cargo xtask test` regenerates it; the tests fail if it is out of date.
 
-A cell names the reason that the packet is counted under, and what becomes of it. An empty cell: there is no such
-packet in this family, or it is the other one's. The tests are those of `tests/tests/program`.
+A cell names the reason that counts the packet, and its outcome. An empty cell means that there is no such packet in
+this family, or that the row is about the other family. The tests are those of `tests/tests/program`.
 ";
 
 #[test]
@@ -102,7 +103,7 @@ fn the_page_is_as_the_cases_are() -> Result<()> {
     let differs = page.lines().zip(there.lines()).find(|(new, old)| new != old);
     ensure!(
         page == there,
-        "docs/matrix.md is not what the cases say, from {differs:?} on: run with {UPDATE}=1 and look at the difference"
+        "docs/matrix.md differs from the cases from {differs:?} on: run with {UPDATE}=1 and review the difference"
     );
     Ok(())
 }
@@ -115,7 +116,7 @@ fn page() -> Result<String> {
         let rows = rows(&cases);
         let by_mode = rows.iter().any(|row| !row.modes.is_empty());
         let (modes, line) = if by_mode { (" `forward` |", "---|") } else { ("", "") };
-        writeln!(page, "| what arrives |{modes} IPv4 | IPv6 |\n|---|{line}---|---|")?;
+        writeln!(page, "| packet |{modes} IPv4 | IPv6 |\n|---|{line}---|---|")?;
         for Row { name, modes, cells } in rows {
             let modes = if by_mode { format!(" {} |", modes.join(", ")) } else { String::new() };
             let [v4, v6] = cells.map(Option::unwrap_or_default);
@@ -172,7 +173,7 @@ fn rows(cases: &[Case]) -> Vec<Row> {
 
 fn cell(case: &Case) -> String {
     let fate = match case.expected.outcome.verdict {
-        Verdict::Pass if case.expected.service == 0 => "passed on untouched",
+        Verdict::Pass if case.expected.service == 0 => "passed on unchanged",
         Verdict::Pass => "to this host",
         Verdict::Drop => "dropped",
         Verdict::Transmit => "sent out of the same interface",

@@ -32,7 +32,7 @@ mod sessions;
 const ONE_PORT: Ports = Ports { first: 40_000, last: 40_000 };
 
 case_groups! {
-    with_one_port: "From a port of this node, and back" => both(one_port_cases), checked by check_with_one_port;
+    with_one_port: "NAT: from a port of this node, and back" => both(one_port_cases), checked by check_with_one_port;
 }
 
 fn check_with_one_port(cases: &[Case]) -> Result<()> {
@@ -81,7 +81,7 @@ fn one_port_cases(family: Family) -> Vec<Case> {
         sent(keeps_its_id, &known, &fragmentable, port, translations[0].cookie),
         Case::refused("a client for whom no port is left", taken.clone(), &client, Reason::NatPorts),
         Case::refused("an answer with hop limit 1", taken, &last, Reason::HopLimit),
-        Case::not_ours("an answer to nobody", fixture, &answer),
+        Case::not_ours("an answer without a translation", fixture, &answer),
     ]);
     cases
 }

@@ -24,7 +24,7 @@ const DROPPED: [Reason; 2] = [Reason::Malformed, Reason::NoBackend];
 case_groups! {
     /// Every refused case of the other modules, observed: its reason stays, and the packet goes to the backend of the
     /// client's address.
-    what_enforce_drops_is_delivered_unstripped: "The same in `mode = \"observe\"`" => observed_cases();
+    what_enforce_drops_is_delivered_unstripped: "Refused packets in `mode = \"observe\"`" => observed_cases();
 }
 
 fn observed_cases() -> Vec<Case> {

@@ -18,8 +18,8 @@ use lb_tests::model::{
 use crate::matrix::case_groups;
 
 case_groups! {
-    not_ours_is_passed_on_untouched: "What is for no service" => not_ours_cases();
-    what_cannot_be_read_is_dropped: "What is for a service and cannot be read safely" => refused_cases();
+    not_ours_is_passed_on_untouched: "Packets for no service" => not_ours_cases();
+    what_cannot_be_read_is_dropped: "Packets for a service that cannot be parsed safely" => refused_cases();
 }
 
 /// Two services at one address: a packet with a port belongs to the service of that port, and one without is counted

@@ -27,9 +27,9 @@ pub const TS: u32 = 10_000;
 
 case_groups! {
     proofs: "The proof of a packet" => [both(|_| proof_cases()), both(bound)].concat();
-    payloads: "What it covers of the payload" => both(|_| payload_cases());
-    freshness: "When it was made" => both(|_| freshness_cases());
-    replays: "Whether it has come before" => both(|_| replay_cases());
+    payloads: "The part of the payload that a proof covers" => both(|_| payload_cases());
+    freshness: "The age of a proof" => both(|_| freshness_cases());
+    replays: "Replayed proofs" => both(|_| replay_cases());
 }
 
 /// Random sequence numbers around the window: a number passes if it is new and not too old.
@@ -190,7 +190,7 @@ fn bound(family: Family) -> Vec<Case> {
     vec![
         forwarded("bound to client and port", SESSION, &packet(Some(family), Some(port))),
         elsewhere("bound to another client"),
-        elsewhere("bound to another client, remembered").after(vec![forwarded(
+        elsewhere("bound to another client, cached").after(vec![forwarded(
             "before",
             SESSION,
             &packet(Some(family), None),

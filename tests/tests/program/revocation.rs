@@ -19,7 +19,7 @@ use crate::{
 };
 
 case_groups! {
-    by_name: "What is revoked by name" => both(|_| cases());
+    by_name: "Revocations by name" => both(|_| cases());
 }
 
 /// A cached token is refused from the next packet on, and passes again with the first packet after the revocation is
@@ -61,7 +61,7 @@ fn it_ends() -> Result<()> {
     let at = |now_ns| Fixture { now_ns, ..revoking(vec![(session(SESSION), until_ns)]) };
     let packet = Packet::default();
     let cases = [
-        refused("revoked, and not remembered", &at(until_ns - 7), &packet),
+        refused("revoked, and not cached", &at(until_ns - 7), &packet),
         refused("its last nanosecond", &at(until_ns - 1), &packet),
         forwarded("the first nanosecond after", SESSION, &packet).with_fixture(at(until_ns)),
         forwarded("from then on", SESSION, &packet).with_fixture(at(until_ns + 1)),
@@ -125,13 +125,13 @@ fn cases() -> Vec<Case> {
     let before = |packet: &Packet| vec![forwarded("before", SESSION, packet)];
     vec![
         revoked("a revoked session", of_session, &bearer),
-        revoked("a revoked session, remembered", of_session, &bearer).after(before(&bearer)),
+        revoked("a revoked session, cached", of_session, &bearer).after(before(&bearer)),
         revoked("a revoked session's next token", of_session, &Packet::with_token(&renewed())),
         revoked("a proof of a revoked session", of_session, &proof(1)),
-        revoked("a proof of a revoked session, remembered", of_session, &proof(2)).after(before(&proof(1))),
+        revoked("a proof of a revoked session, cached", of_session, &proof(2)).after(before(&proof(1))),
         revoked("a wrong proof of a revoked session", of_session, &forged(&proof(1))),
         revoked("a revoked token", token(nonce), &bearer),
-        revoked("a revoked token, remembered", token(nonce), &bearer).after(before(&bearer)),
+        revoked("a revoked token, cached", token(nonce), &bearer).after(before(&bearer)),
         revoked("a proof of a revoked token", token(nonce), &proof(1)),
         clean("the next token after a revoked one", token(nonce), &Packet::with_token(&renewed())),
         clean("another session is revoked", session(SESSION + 1), &bearer),

@@ -88,7 +88,7 @@ fn a_wrong_byte_costs_the_same_wherever_it_is() -> Result<()> {
         ensure_same_cost(&mut program, "a fast tag", &wrong_at(&bearer, 40..48), Reason::BadFastTag)?;
         let proof = Packet::with_proof(&fixture::key().proof(&fixture::grant()), family as u32, TS);
         ensure_same_cost(&mut program, "a fast tag of PROOF", &wrong_at(&proof, 40..48), Reason::BadFastTag)?;
-        forwarded("remembered", SESSION, &proof).over(family).check(&mut program)?;
+        forwarded("cached", SESSION, &proof).over(family).check(&mut program)?;
         ensure_same_cost(&mut program, "a proof", &wrong_at(&proof, 56..64), Reason::BadProof)?;
         program.forget()?; // A look-up takes longer where others are found on the way.
         let full: Vec<Vec<u8>> =

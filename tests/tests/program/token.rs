@@ -23,10 +23,10 @@ use tollgate::datapath::DatapathError;
 use crate::matrix::{Subject, case_groups};
 
 case_groups! {
-    form: "The form of a token" => form_cases();
-    keys: "Its key" => both(|_| key_cases());
-    time: "Its time" => both(|_| time_cases());
-    tags: "Its tags, and what it is bound to" => tag_cases();
+    form: "Token format" => form_cases();
+    keys: "Token key" => both(|_| key_cases());
+    time: "Token time" => both(|_| time_cases());
+    tags: "Token tags and binding" => tag_cases();
 }
 
 /// The life of a key in its slot, as the daemon writes it: on, off, and the next generation.
@@ -168,7 +168,7 @@ fn key_cases() -> Vec<Case> {
             Reason::UnknownKey,
         ),
         Case::refused(
-            "key id 0, which is what an empty slot has",
+            "key id 0, the id of an empty slot",
             Fixture { keys: vec![], ..Fixture::default() },
             &Packet::with_token(&id_zero.bearer(&fixture::grant())),
             Reason::UnknownKey,
@@ -285,7 +285,7 @@ fn full_check() -> Vec<Case> {
     let other = key.bearer(&Grant { claims: other, ..fixture::grant() });
     vec![
         refused(
-            "a full tag of somebody who holds the fast key alone",
+            "a full tag made with the fast key alone",
             &Packet::with_token(&with_wrong_full_tag(&key)),
             Reason::BadFullTag,
         ),

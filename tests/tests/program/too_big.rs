@@ -27,9 +27,9 @@ const MTU: usize = 1300;
 
 case_groups! {
     /// One byte more than the MTU: the client gets an ICMP message.
-    one_byte_more: "What exceeds the MTU" => answered_cases();
-    clients_that_cannot_react: "The same from a client that cannot react" => silent_cases();
-    senders_that_are_not_one_host: "The same from an address that is not one host's" => sender_cases();
+    one_byte_more: "Packets that exceed the MTU" => answered_cases();
+    clients_that_cannot_react: "Packets that exceed the MTU, from a client that cannot react" => silent_cases();
+    senders_that_are_not_one_host: "Packets that exceed the MTU, from an address that is not one host's" => sender_cases();
 }
 
 fn fixture(forward: u8, flags: u8, backend: Family) -> Fixture {

@@ -103,7 +103,7 @@ pub fn refused() -> Vec<Case> {
         ),
         fragment("a later fragment, of any port", to_53(with(vec![later(17)]))),
         fragment(
-            "a later fragment of what destination options begin",
+            "a later fragment that begins with destination options",
             Packet { protocol: Some(DESTINATION), ..with(vec![later(DESTINATION)]) },
         ),
         drop(
