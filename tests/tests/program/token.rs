@@ -13,7 +13,7 @@ use lb_common::{
     },
 };
 use lb_tests::model::{
-    case::{Case, both},
+    case::{Case, both, check_all},
     fixture::{self, Fixture, Key, NOW, SERVICE_ID},
     packet::{Family, Packet},
     program::Program,
@@ -27,6 +27,23 @@ case_groups! {
     keys: "Token key" => both(|_| key_cases());
     time: "Token time" => both(|_| time_cases());
     tags: "Token tags and binding" => tag_cases();
+}
+
+/// All 128 bits of the full tag are compared. The fast tag is computed anew for each: it covers the full tag.
+#[test]
+fn every_bit_of_the_full_tag() -> Result<()> {
+    let mut program = Program::load()?;
+    for family in Family::BOTH {
+        let cases: Vec<Case> = (0..128)
+            .map(|bit| {
+                let packet = Packet::with_token(&with_wrong_full_tag(&fixture::key(), bit));
+                refused(&format!("bit {bit} of the full tag"), &packet, Reason::BadFullTag).over(family)
+            })
+            .collect();
+        check_all(&mut program, &cases)?;
+    }
+    anyhow::ensure!(program.hmacs()? == 256 && program.remembered()? == 0);
+    Ok(())
 }
 
 /// The life of a key in its slot, as the daemon writes it: on, off, and the next generation.
@@ -286,7 +303,7 @@ fn full_check() -> Vec<Case> {
     vec![
         refused(
             "a full tag made with the fast key alone",
-            &Packet::with_token(&with_wrong_full_tag(&key)),
+            &Packet::with_token(&with_wrong_full_tag(&key, 127)),
             Reason::BadFullTag,
         ),
         // The sealed claims are XORed with a keystream: a bit flipped there is that bit flipped.
@@ -296,10 +313,10 @@ fn full_check() -> Vec<Case> {
     ]
 }
 
-/// A header whose fast tag is right and whose full tag is not.
-fn with_wrong_full_tag(key: &Key) -> Header {
+/// A header whose fast tag is right and whose full tag differs from the right one in this bit.
+fn with_wrong_full_tag(key: &Key, bit: usize) -> Header {
     let mut words = fixture::token().words();
-    words[7] ^= 1 << 63;
+    words[6 + bit / 64] ^= 1 << (bit % 64);
     words[5] = lb_common::token::tags::fast(
         key.derived.fast,
         &Header::from_verified(words),
