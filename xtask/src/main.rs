@@ -49,6 +49,8 @@ enum Subcommands {
     ///
     /// Without root: `cargo test` runs the host's tests.
     ///
+    /// Five of the bugs in tests/mutants/program.toml are put into a copy of the code, one at a time: a test must fail.
+    ///
     /// Prints a line for each group of tests, and the output of a group that fails; all output is under target/logs.
     Test(Shown),
     /// Demonstration: client, balancer, three backends, forged traffic, keys rotated under load (needs root)
@@ -73,7 +75,7 @@ enum Subcommands {
     ///
     /// Two tables in tests/mutants/ name a change and the test that must fail for it; cargo-mutants changes the
     /// modules that need no kernel in all ways that it knows. Everything happens in a copy under target/mutants. The
-    /// whole of it takes hours: `cargo xtask mutants --program` takes ten minutes.
+    /// whole of it takes hours: `cargo xtask mutants --program` takes 15 minutes.
     Mutants(mutants::Options),
     /// Boot Debian's Linux 6.1 in QEMU and run the program's tests there
     Kernels,

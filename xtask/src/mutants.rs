@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::build::{self, Built};
+use crate::report::{Counts, Report};
 use crate::setup::{self, Needs, Part};
 use crate::{command, log};
 
@@ -25,11 +26,15 @@ const CARGO_MUTANTS: &str = "27.1.0";
 /// Whose every function is changed: they decide without a kernel, by their own unit tests.
 const MODULES: [&str; 5] = ["keyring", "revocation", "store", "balancer", "config"];
 
+/// How many mutants of the program's table `cargo xtask test` tries: a different sample for each commit. It tries none of
+/// the daemon's table: that would build the daemon and its dependencies once more, without optimization.
+const SAMPLE: usize = 5;
+
 /// How long a mutant's test may run. A mutant that hangs is one that was noticed.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What to run; everything if nothing is chosen.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Options {
     /// The table of bugs in the XDP program
     #[arg(long)]
@@ -123,6 +128,17 @@ pub fn run(options: &Options) -> Result<()> {
         outcomes.push(run_modules(options));
     }
     outcomes.into_iter().collect()
+}
+
+/// Tries a sample of the program's table, as a stage of `cargo xtask test`.
+pub fn run_sample(built: &Built, report: &mut Report) {
+    let seed = seed_of_commit();
+    println!("{:<32} --seed {seed}", "mutants: sample");
+    report.group(&format!("mutants: {SAMPLE} of the program"), || {
+        let options = Options { sample: Some(SAMPLE), seed: Some(seed), ..Options::default() };
+        let found = run_table(built, "program", &options)?;
+        Ok(Counts { passed: found as u64, ..Counts::default() })
+    });
 }
 
 /// Tries the mutants of a table. Returns how many there were.
@@ -449,6 +465,17 @@ mod tests {
         assert_ne!(of(7), of(8));
         let all: BTreeSet<_> = sample((0..100).collect(), 200, 3).into_iter().collect();
         assert_eq!(all.len(), 100, "none twice");
+    }
+
+    /// The sample of `cargo xtask test` reaches every mutant, as commits follow each other.
+    #[test]
+    fn every_mutant_is_in_some_sample() {
+        let mutants = read("program").unwrap().len();
+        // 32 bits, as the digits of a commit that are used.
+        let seeds = (0..2000_u64).map(|commit| commit.wrapping_mul(0x9e37_79b9) & 0xffff_ffff);
+        let drawn: BTreeSet<_> =
+            seeds.flat_map(|seed| sample((0..mutants).collect(), SAMPLE, seed)).collect();
+        assert_eq!(drawn.len(), mutants);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use crate::build::{self, Built};
 use crate::report::{Counts, Report, libtest};
 use crate::setup::{self, Needs, Part};
-use crate::{bare, command, fuzz, kernels, log};
+use crate::{bare, command, fuzz, kernels, log, mutants};
 
 /// The requirements of all tests.
 const NEEDS: Needs = Needs {
@@ -24,11 +24,12 @@ const NEEDS: Needs = Needs {
 /// A stage of the tests, and the function that runs its groups.
 type Stage = (&'static str, fn(&Built, &mut Report));
 
-const STAGES: [Stage; 5] = [
+const STAGES: [Stage; 6] = [
     ("host", host_tests),
     ("kernel", kernel_tests),
     ("demo and benchmark", demo_and_benchmark),
     ("fuzz", |_, report| fuzz::run_briefly(report)),
+    ("mutants", mutants::run_sample),
     ("Linux 6.1", kernels::run_tests),
 ];
 
