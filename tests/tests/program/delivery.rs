@@ -7,7 +7,7 @@ use lb_common::{
     backend::Backend,
     keyslot::KeyId,
     reason::Reason,
-    service::{FLAG_STRIP, FORWARD_LOCAL, Service},
+    service::{FLAG_STRIP, FORWARD_LOCAL, Service, ServiceKey},
     token::{Claims, mint::Grant},
 };
 use lb_tests::model::{
@@ -257,6 +257,26 @@ fn local_cases() -> Vec<Case> {
         Reason::NoToken,
     ));
     cases
+}
+
+/// Five services that share a bucket of four with the seed that is tried first: another seed is published.
+#[test]
+fn services_that_share_a_bucket() -> Result<()> {
+    let address = Ipv4Addr::new(203, 0, 113, 10);
+    let bucket = |port: u16| ServiceKey::v4(u32::from_ne_bytes(address.octets()), port.to_be()).bucket(0);
+    let ports: Vec<u16> = (1000..=u16::MAX).filter(|port| bucket(*port) == bucket(1000)).take(5).collect();
+    let at = |port: u16| SocketAddr::from((address, port));
+    let world = World {
+        services: ports.iter().map(|port| (at(*port), world::service())).collect(),
+        ..World::default()
+    };
+    let backend = world.picked(SESSION);
+    let case = |port: &u16| {
+        let packet = Packet { to: at(*port), ..Packet::default() };
+        let sent = packet.clone().stripped();
+        Case::sent(format!("port {port}"), world.clone(), &packet, &sent, &backend, Reason::Forwarded)
+    };
+    check_all(&mut Program::load()?, &ports.iter().map(case).collect::<Vec<_>>())
 }
 
 /// As many services as a node can have, on a few addresses: each with its own key, backend and counters.
