@@ -202,7 +202,7 @@ fn every_wrong_value_is_named() {
         ("address = \"2001:db8::g\"", "is not an address; write one IPv4 or IPv6 address, as in"),
         (
             "forward = \"l3\"",
-            "is none of its values; write \"local\" or \"l2\" or \"ipip\" or \"gue\" or \"nat\"",
+            "is not one of its values; write \"local\" or \"l2\" or \"ipip\" or \"gue\" or \"nat\"",
         ),
         ("accept = []", "`service.accept` is empty: no token would pass"),
         ("accept = [\"knock\"]", "\"knock\" is not a type of token"),
@@ -240,7 +240,7 @@ fn every_wrong_value_is_named() {
         ("max_sources = 0", "`service.max_sources` = 0 is out of range; it is a whole number, 1 to 8"),
         ("max_sources = 9", "is out of range"),
         ("adress = \"203.0.113.10\"", "`service.adress` is not a known field; did you mean `address`?"),
-        ("colour = 3", "known here: accept, address, backend, bind, forward, id"),
+        ("colour = 3", "known fields: accept, address, backend, bind, forward, id"),
         ("address = \"127.0.0.1\"\nforward = \"l2\"", "127.0.0.1 is a loopback address"),
     ];
     for (change, expected) in cases {
@@ -343,14 +343,14 @@ fn duplicates_are_shown_with_the_first() {
         WHOLE.replace("7778", "7777").replace("id = 1\n", "id = 0xffff_ffff\n").replace("voice", "game");
     let lines = refused(&text);
     assert_eq!(lines.len(), 3, "{lines:?}");
-    assert!(lines[0].contains("`service.id` = 4294967295 is on line 13 already"), "{lines:?}");
-    assert!(lines[1].contains("`service.name` = \"game\" is on line 14 already"), "{lines:?}");
-    assert!(lines[2].contains("203.0.113.10 port 7777 is taken by the service of line 15"), "{lines:?}");
+    assert!(lines[0].contains("`service.id` = 4294967295 is already on line 13"), "{lines:?}");
+    assert!(lines[1].contains("`service.name` = \"game\" is already on line 14"), "{lines:?}");
+    assert!(lines[2].contains("203.0.113.10 port 7777 is already used by the service on line 15"), "{lines:?}");
     let page = parse(&text).unwrap_err().report(false);
     assert!(page.contains("tollgate.toml:40:6") && page.contains("first here"), "{page}");
     let lines = refused(&WHOLE.replace("65535", "1").replace("10.0.0.12", "10.0.0.11"));
-    assert!(lines[0].contains("`service.backend.id` = 1 is on line 28 already"), "{lines:?}");
-    assert!(lines[1].contains("`service.backend.address` = 10.0.0.11 is on line 30 already"), "{lines:?}");
+    assert!(lines[0].contains("`service.backend.id` = 1 is already on line 28"), "{lines:?}");
+    assert!(lines[1].contains("`service.backend.address` = 10.0.0.11 is already on line 30"), "{lines:?}");
 }
 
 #[test]
@@ -388,7 +388,7 @@ fn what_is_no_toml_is_shown_where_it_breaks() {
 fn what_is_probably_not_meant_is_a_warning() {
     let backend = "\n[[service.backend]]\nid = 1\naddress = \"10.0.0.1\"";
     let cases = [
-        ("interfaces = [\"eth0\"]".to_owned(), "there is no service"),
+        ("interfaces = [\"eth0\"]".to_owned(), "no service is configured"),
         (with("") + backend, "configuration line 8: the backends of a local service are not used"),
         (with("forward = \"l2\""), "the service has no backend"),
         (with("forward = \"nat\""), "the service has no backend"),
@@ -433,9 +433,9 @@ fn a_file_that_cannot_be_read_says_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("tollgate.toml");
     let error = Config::load(&file).unwrap_err().to_string();
-    assert!(error.contains("there is no such file; write one, or name another with `-c FILE`"), "{error}");
+    assert!(error.contains("there is no such file; create it, or use another one with `-c FILE`"), "{error}");
     let error = Config::load(directory.path()).unwrap_err().to_string();
-    assert!(error.contains("it is a directory: name the file in it"), "{error}");
+    assert!(error.contains("it is a directory; use a file in it"), "{error}");
     std::fs::write(&file, b"ab\xff").unwrap();
     let error = Config::load(&file).unwrap_err().to_string();
     assert!(error.contains("byte 2 is not UTF-8"), "{error}");
@@ -487,7 +487,7 @@ fn nat_changes_ports_and_has_its_own() {
         config.services[0].backends.iter().map(|backend| (backend.name.as_str(), backend.port)).collect();
     assert_eq!(places, [("10.0.0.1:8001", 8001), ("10.0.0.1", 7777)]);
     let lines = refused(&text.replace("port = 8001\n", ""));
-    assert!(lines.iter().any(|line| line.contains("= 10.0.0.1:7777 is on line 11 already")), "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("= 10.0.0.1:7777 is already on line 11")), "{lines:?}");
     let lines = refused(&text.replace("port = 7777", "port = 50003"));
     assert!(lines[0].contains("`service.port` = 50003 is one of `nat_ports`"), "{lines:?}");
 }

@@ -413,7 +413,7 @@ fn a_missing_state_is_not_a_new_store() {
     fs::remove_file(place.file("state.json")).unwrap();
     let error = place.refused().to_string();
     assert!(
-        error.contains("is missing, but its previous copy is there; to go back to its revision 1: `cp"),
+        error.contains("is missing, but its previous copy exists; to go back to its revision 1: `cp"),
         "{error}"
     );
     assert!(error.contains("to begin with new keys: `mv"), "{error}");
@@ -441,7 +441,7 @@ fn what_others_wrote_meanwhile_is_not_overwritten() {
     fs::copy(place.file("state.json.prev"), place.file("state.json")).unwrap();
     let before = place.contents();
     let error = commit(&store, 2, state(3)).unwrap_err();
-    assert!(error.to_string().contains("was changed by somebody else while in use; restart"), "{error}");
+    assert!(error.to_string().contains("was changed by another process while in use; restart"), "{error}");
     assert_eq!(place.contents(), before);
     fs::remove_file(place.file("state.json")).unwrap();
     let error = commit(&store, 2, state(3)).unwrap_err();
@@ -453,7 +453,7 @@ fn what_is_no_directory_is_refused() {
     let place = Place::new();
     fs::write(place.directory(), "").unwrap();
     let error = place.refused().to_string();
-    assert!(error.contains("cannot make /") && error.contains("something else is in its place"), "{error}");
+    assert!(error.contains("cannot make /") && error.contains("another file has its name"), "{error}");
 }
 
 #[test]

@@ -260,7 +260,7 @@ fn signals_that_do_not_end_it_are_logged() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
     let mut daemon = testbed.start()?;
     for (signal, text) in [
-        (Signal::SIGHUP, "SIGHUP: a running daemon does not read its configuration again; restart it"),
+        (Signal::SIGHUP, "SIGHUP: a running daemon does not reload its configuration; restart it"),
         (Signal::SIGUSR1, "SIGUSR1: this signal has no meaning here"),
         (Signal::SIGUSR2, "SIGUSR2: this signal has no meaning here"),
         // The second SIGHUP is logged like the first.
