@@ -345,7 +345,10 @@ fn duplicates_are_shown_with_the_first() {
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[0].contains("`service.id` = 4294967295 is already on line 13"), "{lines:?}");
     assert!(lines[1].contains("`service.name` = \"game\" is already on line 14"), "{lines:?}");
-    assert!(lines[2].contains("203.0.113.10 port 7777 is already used by the service on line 15"), "{lines:?}");
+    assert!(
+        lines[2].contains("203.0.113.10 port 7777 is already used by the service on line 15"),
+        "{lines:?}"
+    );
     let page = parse(&text).unwrap_err().report(false);
     assert!(page.contains("tollgate.toml:40:6") && page.contains("first here"), "{page}");
     let lines = refused(&WHOLE.replace("65535", "1").replace("10.0.0.12", "10.0.0.11"));

@@ -246,6 +246,10 @@ fn tokens_without_a_daemon(family: Family) -> Result<()> {
     let inspected = testbed.run(&["token", "inspect", &damaged, "--keyset", keyset])?;
     ensure!(said(&inspected).contains("bad_fast_tag"), "{}", said(&inspected));
     let nothing = testbed.run(&["token", "inspect", "", "--keyset", keyset])?;
-    ensure!(nothing.status.code() == Some(1) && said(&nothing).contains("token is empty"), "{}", said(&nothing));
+    ensure!(
+        nothing.status.code() == Some(1) && said(&nothing).contains("token is empty"),
+        "{}",
+        said(&nothing)
+    );
     Ok(())
 }

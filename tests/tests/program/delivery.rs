@@ -266,15 +266,15 @@ fn services_that_share_a_bucket() -> Result<()> {
     let bucket = |port: u16| ServiceKey::v4(u32::from_ne_bytes(address.octets()), port.to_be()).bucket(0);
     let ports: Vec<u16> = (1000..=u16::MAX).filter(|port| bucket(*port) == bucket(1000)).take(5).collect();
     let at = |port: u16| SocketAddr::from((address, port));
-    let world = World {
-        services: ports.iter().map(|port| (at(*port), world::service())).collect(),
-        ..World::default()
+    let fixture = Fixture {
+        services: ports.iter().map(|port| (at(*port), fixture::service())).collect(),
+        ..Fixture::default()
     };
-    let backend = world.picked(SESSION);
+    let backend = fixture.picked(SESSION);
     let case = |port: &u16| {
         let packet = Packet { to: at(*port), ..Packet::default() };
         let sent = packet.clone().stripped();
-        Case::sent(format!("port {port}"), world.clone(), &packet, &sent, &backend, Reason::Forwarded)
+        Case::sent(format!("port {port}"), fixture.clone(), &packet, &sent, &backend, Reason::Forwarded)
     };
     check_all(&mut Program::load()?, &ports.iter().map(case).collect::<Vec<_>>())
 }
