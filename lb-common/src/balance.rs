@@ -1,10 +1,10 @@
-//! From a session to a position in the table of its service.
+//! From a session to an index in the Maglev table of its service.
 
 /// Positions of a Maglev table: a prime, more than 100 times the backends of most services, so that shares differ
 /// by about a percent (Eisenbud et al., NSDI 2016, §5.3).
 pub const TABLE_LEN: usize = 16_381;
 
-/// Room for a table: a power of two, so that the verifier, too, sees every position inside it.
+/// Length of the array: a power of two, so the verifier can tell that every position is inside.
 pub const TABLE_ROOM: usize = 16_384;
 
 /// The Maglev table of one service: for each of [`TABLE_LEN`] positions the place of a backend in its bank of the
@@ -17,7 +17,7 @@ pub const fn position(session: u64) -> u32 {
     (((mix(session) >> 32) * TABLE_LEN as u64) >> 32) as u32
 }
 
-/// What spreads a session over the sources of outer headers: other bits of its mix than its position.
+/// The hash that spreads sessions over the sources of outer headers: other bits of the mix than the position.
 #[inline(always)]
 pub const fn spread(session: u64) -> u32 {
     mix(session) as u32

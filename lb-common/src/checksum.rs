@@ -1,6 +1,6 @@
-//! The internet checksum (RFC 1071), changed by difference (RFC 1624).
+//! The internet checksum (RFC 1071) and its incremental update (RFC 1624).
 
-/// A checksum under change: a one's-complement sum of 16-bit words in any one byte order.
+/// A checksum that is being updated: a one's-complement sum of 16-bit words, all in the same byte order.
 ///
 /// Words are added and subtracted as they lie in memory, and the sum is stored back the same way: the checksum does
 /// not depend on byte order (RFC 1071 §2 B).
@@ -8,61 +8,61 @@
 pub struct Checksum(u64);
 
 impl Checksum {
-    /// Begins with the checksum field as it lies in the packet.
+    /// The sum of a checksum field, as it lies in the packet.
     #[inline(always)]
     pub const fn of_field(field: u16) -> Self {
         Self(!field as u64)
     }
 
-    /// Begins with nothing.
+    /// The sum of no bytes.
     #[inline(always)]
     pub const fn new() -> Self {
         Self(0)
     }
 
-    /// A word joins the sum.
+    /// Adds a word.
     #[inline(always)]
     pub const fn add(self, word: u16) -> Self {
         Self(self.0 + word as u64)
     }
 
-    /// Four bytes join the sum.
+    /// Adds four bytes.
     #[inline(always)]
     pub const fn add_u32(self, word: u32) -> Self {
         Self(self.0 + word as u64)
     }
 
-    /// Four bytes leave the sum.
+    /// Subtracts four bytes.
     #[inline(always)]
     pub const fn subtract_u32(self, word: u32) -> Self {
         Self(self.0 + !word as u64)
     }
 
-    /// Another sum joins.
+    /// Adds another sum.
     #[inline(always)]
     pub const fn join(self, other: Self) -> Self {
         self.add_u64(other.0)
     }
 
-    /// Another sum leaves.
+    /// Subtracts another sum.
     #[inline(always)]
     pub const fn part(self, other: Self) -> Self {
         self.add(other.field())
     }
 
-    /// Eight bytes, as a word in either byte order, join the sum.
+    /// Adds eight bytes, as a word in either byte order.
     #[inline(always)]
     pub const fn add_u64(self, word: u64) -> Self {
         Self(self.0 + (word & 0xffff_ffff) + (word >> 32))
     }
 
-    /// A word leaves the sum (RFC 1624, equation 3).
+    /// Subtracts a word (RFC 1624, equation 3).
     #[inline(always)]
     pub const fn subtract(self, word: u16) -> Self {
         Self(self.0 + !word as u64)
     }
 
-    /// Eight bytes leave the sum.
+    /// Subtracts eight bytes.
     #[inline(always)]
     pub const fn subtract_u64(self, word: u64) -> Self {
         self.add_u64(!word)
@@ -85,7 +85,7 @@ impl Checksum {
         !(sum as u16)
     }
 
-    /// The checksum field of UDP, where a sum of zero is sent as all ones: zero means there is none (RFC 768).
+    /// The checksum field of UDP: zero means no checksum, so a sum of zero is sent as all ones (RFC 768).
     #[inline(always)]
     pub const fn udp_field(self) -> u16 {
         match self.field() {

@@ -14,12 +14,12 @@ pub struct Counter {
 const _: () = assert!(size_of::<Counter>() == 16 && align_of::<Counter>() == 8);
 crate::map_value!(Counter);
 
-/// Where a service's counter of a reason stands.
+/// The index of a service's counter of a reason.
 pub const fn counter_index(service_index: u32, reason: crate::reason::Reason) -> u32 {
     numbered_index(service_index, reason.index())
 }
 
-/// The same, by the reason's number, which is below [`CAPACITY`](crate::reason::CAPACITY).
+/// The same by the reason's number, which is below [`CAPACITY`](crate::reason::CAPACITY).
 #[inline(always)]
 pub const fn numbered_index(service_index: u32, reason: u32) -> u32 {
     service_index * crate::reason::CAPACITY as u32 + reason % crate::reason::CAPACITY as u32

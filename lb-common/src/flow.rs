@@ -1,4 +1,4 @@
-//! Where a client's session went: what ties an ICMP error, which quotes a backend's answer to the client, to a backend.
+//! The session of a client: it ties an ICMP error, which carries a backend's answer to the client, to a backend.
 
 use crate::{
     session::{Admission, TokenKey},

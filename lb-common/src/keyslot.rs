@@ -55,7 +55,7 @@ pub struct KeySlot {
     pub reserved: u32,
     /// Unix nanoseconds before which it verifies nothing.
     pub not_before_ns: u64,
-    /// Unix nanoseconds from which on it verifies nothing.
+    /// Unix nanoseconds from which it verifies nothing.
     pub not_after_ns: u64,
     /// Key of the fast tag.
     pub fast: SipKey,

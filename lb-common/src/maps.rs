@@ -1,4 +1,4 @@
-//! The maps, once: their names, their sizes and the version of their layout.
+//! The maps: their names, their sizes and the version of their layout.
 
 /// Changes with every incompatible change of a map's key, value or meaning. Pins live under a directory of this
 /// name, and the daemon compares layouts before it re-uses them.
@@ -20,7 +20,7 @@ pub const STATEFUL: &str = "stateful";
 pub const MAGLEV: &str = "maglev";
 /// `bank * BACKENDS_MAX + place` → `Backend`: the usable ones alone.
 pub const BACKENDS: &str = "backends";
-/// `PinnedKey` → place among the backends.
+/// `PinnedKey` → index among the backends.
 pub const PINNED: &str = "pinned";
 /// Per CPU: `service index * reason::CAPACITY + reason` → `Counter`.
 pub const COUNTERS: &str = "counters";
@@ -43,7 +43,7 @@ pub const RATES: &str = "rates";
 /// `RevocationKey` → unix nanoseconds until when it counts. A plain hash map: an LRU's victims could flush it.
 pub const REVOCATIONS: &str = "revocations";
 
-/// Every map, for whoever pins, compares or removes them all.
+/// Every map, for code that pins, compares or removes all of them.
 pub const ALL: [&str; 18] = [
     CONTROL,
     SERVICES,

@@ -1,14 +1,14 @@
-//! Rates: so many of something in a second, and so many at once, in one word of state.
+//! Rate limits: a rate per second and a burst, with one word of state.
 
 use crate::control::SECOND_NS;
 
-/// What a rate allows. All zeros: everything.
+/// A rate limit. All zeros: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Rate {
-    /// What one costs, nanoseconds: `1 s / rate`. 0: there is no limit.
+    /// The cost of one event, nanoseconds: `1 s / rate`. 0: no limit.
     pub cost_ns: u64,
-    /// How much debt there may be before one is refused, nanoseconds: `(burst - 1) * cost_ns`.
+    /// The debt above which an event is refused, nanoseconds: `(burst - 1) * cost_ns`.
     pub debt_ns: u64,
 }
 
@@ -22,7 +22,7 @@ const _: () = assert!(size_of::<Rate>() == 16 && align_of::<Rate>() == 8);
 crate::map_value!(Rate);
 
 impl Rate {
-    /// So many in a second, and so many at once; both at least 1.
+    /// A limit of `per_second` events and a burst; both at least 1.
     pub const fn new(per_second: u32, burst: u32) -> Self {
         let cost_ns = SECOND_NS / per_second as u64;
         Self { cost_ns, debt_ns: (burst as u64 - 1) * cost_ns }
@@ -34,12 +34,12 @@ impl Rate {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct GcraState(
-    /// The moment (kernel clock, ns) at which there is no debt any more.
+    /// The time (kernel clock, ns) at which the debt is zero.
     pub u64,
 );
 
 impl GcraState {
-    /// The state after one more at `now` (kernel clock, ns); `None` if it is one too many.
+    /// The state after one more event at `now` (kernel clock, ns); `None` if the event exceeds the limit.
     #[inline(always)]
     pub const fn after(self, now: u64, rate: Rate) -> Option<Self> {
         let from = if self.0 > now { self.0 } else { now };

@@ -2,7 +2,7 @@
 
 use core::num::NonZeroU32;
 
-/// How many reasons the counters have room for. New reasons fill the gap; the maps need not change.
+/// Counters per service, one for each reason. New reasons take unused counters; the maps need not change.
 pub const CAPACITY: usize = 64;
 
 macro_rules! reasons {
@@ -169,7 +169,7 @@ reasons! {
 }
 
 impl Reason {
-    /// Where this reason stands among a service's counters.
+    /// The index of this reason among the counters of a service.
     #[inline(always)]
     pub const fn index(self) -> u32 {
         self as u32
@@ -180,7 +180,7 @@ impl Reason {
         Self::ALL.get(usize::try_from(index).ok()?).copied()
     }
 
-    /// Whether `mode = "observe"` delivers a packet with this outcome all the same.
+    /// Whether `mode = "observe"` delivers a packet with this outcome.
     ///
     /// What tokens and the strict parser refuse is delivered: an operator sees what `enforce` would drop while
     /// the service runs as before. What cannot be delivered, or read at all, is not.

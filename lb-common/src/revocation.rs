@@ -1,10 +1,10 @@
-//! What is revoked by name, until the last token that it is about has expired.
+//! Revocations of single sessions and tokens. Each is kept until its last token has expired.
 
 /// Key of the revocations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct RevocationKey {
-    /// The service whose it is, by its id.
+    /// The service's id.
     pub service_id: u32,
     /// `REVOKED_*`.
     pub kind: u32,

@@ -2,7 +2,7 @@
 
 use crate::{forward::Forward, token::Kind};
 
-/// Where a service is reached.
+/// The address and port of a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct ServiceKey {
@@ -41,7 +41,7 @@ impl ServiceKey {
         (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BUCKETS.ilog2())) as u32
     }
 
-    /// Whether the two are the same, word by word: BPF knows no `memcmp`.
+    /// Whether two keys are equal, compared word by word: BPF has no `memcmp`.
     #[inline(always)]
     pub const fn is(&self, other: &Self) -> bool {
         let (a, b) = (&self.address_be, &other.address_be);
@@ -49,7 +49,7 @@ impl ServiceKey {
     }
 }
 
-/// What the program needs to know of a service.
+/// A service, as the program sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Service {
@@ -70,8 +70,8 @@ pub struct Service {
     pub forward: u8,
     /// `FLAG_*`.
     pub flags: u8,
-    /// Source addresses that a token may be used from, at most [`SOURCES_MAX`](crate::session::SOURCES_MAX); 0: any
-    /// number.
+    /// The number of source addresses that a token may be used from, at most
+    /// [`SOURCES_MAX`](crate::session::SOURCES_MAX); 0: any number.
     pub max_sources: u8,
     /// Zeros.
     pub reserved: [u8; 3],
@@ -82,11 +82,11 @@ pub const BUCKETS: u32 = 512;
 /// Services in a bucket.
 pub const BUCKET_LEN: usize = 4;
 
-/// A place in the service table.
+/// An entry of the service table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ServiceEntry {
-    /// Where the service is reached.
+    /// The address and port of the service.
     pub key: ServiceKey,
     /// The service.
     pub service: Service,
@@ -124,7 +124,7 @@ pub const FORWARD_GUE: u8 = Forward::Gue.code();
 /// [`Forward::Nat`].
 pub const FORWARD_NAT: u8 = Forward::Nat.code();
 
-/// The token header is taken off.
+/// The token header is removed.
 pub const FLAG_STRIP: u8 = 1 << 0;
 /// `mode = "observe"`.
 pub const FLAG_OBSERVE: u8 = 1 << 1;
@@ -132,19 +132,19 @@ pub const FLAG_OBSERVE: u8 = 1 << 1;
 pub const FLAG_RATED: u8 = 1 << 2;
 
 impl Service {
-    /// Whether the token header is taken off before a backend sees the datagram.
+    /// Whether the token header is removed before a backend gets the datagram.
     #[inline(always)]
     pub const fn strips(&self) -> bool {
         self.flags & FLAG_STRIP != 0
     }
 
-    /// Whether refused packets are delivered all the same.
+    /// Whether packets that would be refused are delivered.
     #[inline(always)]
     pub const fn observes(&self) -> bool {
         self.flags & FLAG_OBSERVE != 0
     }
 
-    /// Whether something of its sessions is counted from packet to packet, where their tokens are of this type.
+    /// Whether its sessions with tokens of this type have state from packet to packet: a replay window or limits.
     #[inline(always)]
     pub const fn is_stateful(&self, kind: Kind) -> bool {
         matches!(kind, Kind::Proof) || self.flags & FLAG_RATED != 0 || self.max_sources != 0
