@@ -215,8 +215,13 @@ pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// A jump of the wall clock in words, to the second; below ten seconds, to the millisecond.
 fn direction(difference_ns: i64) -> String {
-    let by = std::time::Duration::from_millis(difference_ns.unsigned_abs() / 1_000_000);
+    let by = std::time::Duration::from_nanos(difference_ns.unsigned_abs());
+    let by = match by.as_secs() {
+        0..10 => std::time::Duration::from_millis((by.as_nanos() / 1_000_000) as u64),
+        _ => std::time::Duration::from_secs(by.as_secs() + u64::from(by.subsec_millis() >= 500)),
+    };
     let direction = if difference_ns < 0 { "back" } else { "forward" };
     format!("{direction} by {}", humantime::format_duration(by))
 }
@@ -270,6 +275,13 @@ fn nanoseconds(time: nix::sys::time::TimeSpec) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_jumps_are_reported_to_the_second() {
+        assert_eq!(direction(-3_599_999_400_000), "back by 1h");
+        assert_eq!(direction(61_499_000_000), "forward by 1m 1s");
+        assert_eq!(direction(-9_999_600_000), "back by 9s 999ms");
+    }
 
     #[test]
     fn ticks_and_offset_are_unix_time() {
