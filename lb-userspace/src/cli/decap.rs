@@ -92,7 +92,7 @@ fn look(decap: &mut Decap, interface: &str, index: u32) -> anyhow::Result<()> {
         let shown = counts.iter().filter(|(outcome, _)| *outcome != Outcome::Internal);
         let shown: Vec<_> =
             shown.map(|(outcome, counter)| format!("{} {}", outcome.name(), counter.packets)).collect();
-        // It is overwritten by the next one; if it cannot be written, nobody looks.
+        // The next line overwrites it; an error of the terminal does not matter.
         let _ = write!(stderr, "\r{}  ", shown.join("  "));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The signals of a command that runs until it is told to end: `tollgate run` and `tollgate decap`.
+//! The signals of a command that runs until a signal ends it: `tollgate run` and `tollgate decap`.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use tokio::{
 };
 use tracing::warn;
 
-/// The signals that end the command, and those that would end it if nobody took them. SIGPIPE is ignored by every Rust
+/// The signals that end the command, and those that would end it by default. SIGPIPE is ignored by every Rust
 /// program.
 pub struct Signals {
     terminate: Signal,
@@ -20,7 +20,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes them from here on, inside a tokio runtime.
+    /// Handles these signals from now on, inside a tokio runtime.
     ///
     /// # Errors
     /// If the system refuses.
@@ -35,8 +35,8 @@ impl Signals {
         })
     }
 
-    /// Waits for a signal that ends the command, and logs those that do not; `hangup` says what to do in place of
-    /// SIGHUP. Returns the signal's name.
+    /// Waits for a signal that ends the command, and logs others; `hangup` is the message for SIGHUP. Returns the
+    /// name of the signal.
     pub async fn end(&mut self, hangup: &str) -> &'static str {
         loop {
             select! {

@@ -269,14 +269,14 @@ pub(super) fn group(path: &str, value: &DeValue<'_>) -> Read<Option<Group>> {
     if name.is_empty() {
         return wrong(
             format!("`{path}` names no group"),
-            "leave it out, and nobody is let in by it; or name one of `getent group`",
+            "remove the field to give no group access, or use a group of `getent group`",
         );
     }
     match nix::unistd::Group::from_name(name) {
         Ok(Some(group)) => Ok(Some(Group { name: name.to_owned(), gid: group.gid.as_raw() })),
         Ok(None) => wrong(
             format!("`{path}` = {name:?} is not a group of this host"),
-            format!("`groupadd --system {name}`, or name one of `getent group`"),
+            format!("`groupadd --system {name}`, or use a group of `getent group`"),
         ),
         Err(errno) => {
             wrong(format!("`{path}` = {name:?} cannot be looked up: {errno}"), "see `getent group`")

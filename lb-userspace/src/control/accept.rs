@@ -31,7 +31,7 @@ struct Revoked {
 }
 
 /// Adds to the store what the kernel state has revoked, and logs it, with what cannot be told. The kernel state must
-/// still be as it was found. The commit has a higher revision than the one that was remembered, also if nothing had
+/// still be as it was found. The commit has a higher revision than the recorded one, also if nothing had
 /// to be added: no [`Acceptance`](super::lineage::Acceptance) accepts twice.
 pub(super) async fn accept(
     mismatch: &Mismatch,

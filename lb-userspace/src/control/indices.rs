@@ -114,12 +114,12 @@ impl<O: Copy + Ord> Assignment<O> {
 
     fn free(&self, may_be_taken: impl Fn(&O, u32) -> bool) -> Option<u32> {
         let candidates = || (0..).zip(&self.owners).skip(self.first as usize);
-        let nobodys = candidates().find(|(_, owner)| owner.is_none());
+        let unused = candidates().find(|(_, owner)| owner.is_none());
         let taken = || {
             candidates()
                 .find(|(index, owner)| owner.as_ref().is_some_and(|owner| may_be_taken(owner, *index)))
         };
-        nobodys.or_else(taken).map(|(index, _)| index)
+        unused.or_else(taken).map(|(index, _)| index)
     }
 
     fn give(&mut self, index: u32, owner: O) {

@@ -27,8 +27,8 @@ pub struct Mismatch {
 
 /// The value of `--accept-store`, `FOUND:REMEMBERED:DIGEST`: the revision of the store, and the commit that the
 /// kernel remembers, by its revision and the first 4 bytes of its digest. It accepts once, because the commit that is
-/// remembered then has a higher revision. The digest tells it from a commit of another history after the memory was
-/// lost.
+/// remembered then has a higher revision. The digest distinguishes it from a commit of another history after the
+/// memory was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acceptance {
     found: u64,

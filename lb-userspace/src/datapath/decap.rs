@@ -1,4 +1,4 @@
-//! The program of a backend's host: it takes off what a balancer put before a packet, for as long as this process runs.
+//! The program for the host of a backend: it removes the outer headers of balancers while this process runs.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -40,10 +40,10 @@ pub fn embedded_object() -> Result<&'static [u8], DatapathError> {
 }
 
 impl Decap {
-    /// Loads it, for an interface with this MAC address and balancers that send from one of these; attaches nothing.
+    /// Loads the program for an interface with this MAC address and these balancers; attaches nothing.
     ///
     /// # Errors
-    /// If there are too many of them, or the kernel refuses.
+    /// If there are too many balancers, or the kernel refuses.
     pub fn load(object: &[u8], mac: [u8; 6], balancers: &[Balancers]) -> Result<Self, DatapathError> {
         if balancers.len() > SOURCES_MAX {
             return Err(DatapathError::Full {
@@ -75,7 +75,7 @@ impl Decap {
         Ok(decap)
     }
 
-    /// The interface has this MAC address from now on.
+    /// Sets the MAC address of the interface.
     ///
     /// # Errors
     /// If the map cannot be written.
@@ -94,10 +94,11 @@ impl Decap {
         self.settings.set(0, self.told, 0).map_err(failed)
     }
 
-    /// Attaches it to an interface, in the driver if that can; says which. It is off again with this value.
+    /// Attaches the program to an interface, in native mode if the driver supports it; returns the mode. The program is
+    /// detached when this value is dropped.
     ///
     /// # Errors
-    /// If the kernel refuses, as it does where another program is.
+    /// If the kernel refuses, for example because another program is attached.
     pub fn attach(&mut self, interface: &str, index: u32) -> Result<Mode, DatapathError> {
         let modes = [Mode::Native, Mode::Generic];
         let program = load::xdp(&mut self.ebpf, PROGRAM)?;
@@ -115,7 +116,7 @@ impl Decap {
         self.ebpf.program(PROGRAM).and_then(|program| program.try_into().ok()).ok_or(missing)
     }
 
-    /// Frames and their bytes as they came in, by what became of them.
+    /// Received frames and bytes, by outcome.
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -125,7 +126,7 @@ impl Decap {
     }
 }
 
-/// Where balancers send from: an address, or all that begin like it.
+/// The source of packets of balancers: an address or a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Balancers {
     address: IpAddr,
@@ -158,13 +159,15 @@ impl FromStr for Balancers {
             Some((address, length)) => (address, Some(length)),
             None => (text, None),
         };
-        let address: IpAddr = address.parse().map_err(|_| format!("{address:?} is no IP address"))?;
+        let address: IpAddr = address.parse().map_err(|_| format!("{address:?} is not an IP address"))?;
         let (width, bits) = match address {
             IpAddr::V4(address) => (32, u128::from(address.to_bits()) << 96),
             IpAddr::V6(address) => (128, address.to_bits()),
         };
         if address.is_unspecified() || address.is_multicast() {
-            return Err(format!("{address} is nobody's address; name the balancers' own"));
+            return Err(format!(
+                "{address} is not the address of a host; use the addresses of the balancers"
+            ));
         }
         let length = length.map_or(Ok(width), |length| {
             let parsed = length.parse().ok().filter(|length| (1..=width).contains(length));

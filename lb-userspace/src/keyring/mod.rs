@@ -24,9 +24,9 @@
 //! An issuer that exports again before `sign_until` and signs with the key that is `active` then never has a token
 //! invalidated by a rotation. Only `revoke` invalidates tokens, immediately and permanently.
 //!
-//! A `max_ttl` that is raised while somebody may still sign with a retiring key makes that key live longer; one that
-//! is lowered shortens no key. Keys of a service that leaves the configuration stay as they are: put back, it finds
-//! them; meanwhile they are not rotated.
+//! Raising `max_ttl` while an issuer may still sign with a retiring key extends that key; lowering it shortens no
+//! key. Keys of a service that is removed from the configuration stay unchanged, without rotation, and are used again
+//! when the service is added again.
 
 mod error;
 mod slots;
@@ -158,7 +158,7 @@ pub struct Key {
     pub created_at: u64,
     /// When it began to sign here.
     pub activated_at: Option<u64>,
-    /// Until when anybody was told to sign with it; 0: nobody was.
+    /// The latest time until which an issuer may sign with it; 0 if it was never exported.
     pub sign_until: u64,
     /// From when on it verifies nothing; `None` while it is staged or active.
     pub not_after: Option<u64>,
@@ -209,28 +209,28 @@ impl Key {
 pub enum Event {
     /// A key was made: install it, then `confirm_installed`.
     Staged {
-        /// Its service.
+        /// Id of the service.
         service_id: u32,
-        /// It.
+        /// Id of the key.
         key_id: KeyId,
     },
     /// The last token of a key has expired, and the key is gone.
     Ended {
-        /// Its service.
+        /// Id of the service.
         service_id: u32,
-        /// It.
+        /// Id of the key.
         key_id: KeyId,
     },
     /// A key could not be made; report this until it can.
     Blocked {
-        /// Its service.
+        /// Id of the service.
         service_id: u32,
-        /// Why.
+        /// The error.
         error: KeyringError,
     },
 }
 
-/// A rotation under way.
+/// A rotation in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rotation {
     /// The key that will sign once it is installed everywhere.
@@ -241,19 +241,19 @@ pub struct Rotation {
     pub joined: bool,
 }
 
-/// What became of a key that was confirmed as installed.
+/// The result of confirming a key as installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Activation {
     /// The key that signs from now on.
     pub active: KeyId,
-    /// The key that signs no more.
+    /// The key that signed before.
     pub retiring: Option<KeyId>,
 }
 
-/// What a revocation leaves behind.
+/// The result of a revocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Revocation {
-    /// What the key was before.
+    /// State of the key before.
     pub was: KeyState,
     /// The service it belongs to.
     pub service_id: u32,
@@ -261,7 +261,7 @@ pub struct Revocation {
     pub signer_left: bool,
 }
 
-/// The keys of all services, and the memory of every slot.
+/// The keys of all services, and the last key of every slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "stored::Stored", into = "stored::Stored")]
 pub struct Keyring {
@@ -290,14 +290,14 @@ impl Keyring {
         self.of(service_id).find(|key| key.state == KeyState::Staged)
     }
 
-    /// What kernels are to verify with.
+    /// The keys that the kernel should verify with.
     pub fn verifying(&self) -> impl Iterator<Item = &Key> {
         self.keys().filter(|key| key.verifies())
     }
 
-    /// Does what time and configuration ask for: first keys, due rotations, ends. To be called at start, whenever
-    /// the configuration changes and before services of it reach the kernel, after `revoke` and `import`, and at
-    /// `next_deadline`. The keyring is to be stored if it differs from before, also without events.
+    /// Makes first keys, starts due rotations and ends keys. Call it at start and when the configuration changes,
+    /// before services reach the kernel, after `revoke` and `import`, and at `next_deadline`. Store the keyring if it
+    /// has changed, also without events.
     pub fn tick(&mut self, now: u64, policies: &[KeyPolicy], random: Random<'_>) -> Vec<Event> {
         for policy in policies {
             self.follow_max_ttl(now, policy);
@@ -326,7 +326,7 @@ impl Keyring {
         ends.chain(rotations.filter_map(|policy| rotation_due(self.signer(policy.service_id)?, policy))).min()
     }
 
-    /// Begins the replacement of a service's key, or joins one that has begun.
+    /// Starts a rotation of the key of a service, or joins the one in progress.
     ///
     /// # Errors
     /// If no slot is free, or the service holds its quota of slots.
@@ -343,8 +343,8 @@ impl Keyring {
         Ok(Rotation { staged: self.stage(policy, now, random)?, active, joined: false })
     }
 
-    /// Says that every kernel verifies with a staged key: from now on it signs, and the key before retires. Once
-    /// more for a key that signs already: `None`.
+    /// Confirms that every kernel verifies with a staged key: it becomes active, and the previous key retires. `None`
+    /// if the key is active already.
     ///
     /// # Errors
     /// If there is no such key, or it may not sign any more.
@@ -367,7 +367,7 @@ impl Keyring {
         Ok(Some(Activation { active: id, retiring }))
     }
 
-    /// Stops a key, at once and for good. A key that is revoked stays so.
+    /// Revokes a key immediately and permanently. A revoked key stays revoked.
     ///
     /// # Errors
     /// If there is no such key.
@@ -414,7 +414,7 @@ impl Keyring {
         self.keys.insert(key.id, key);
     }
 
-    /// Takes a key off the list; its slot rests from the end of the key on.
+    /// Removes a key from the list; its slot rests from the end of the key.
     fn remove(&mut self, id: KeyId) {
         if let Some(key) = self.keys.remove(&id) {
             self.slots.vacate(id, key.not_after.unwrap_or(key.created_at));
@@ -447,12 +447,12 @@ impl Keyring {
     }
 }
 
-/// When a key leaves the list by itself.
+/// When a key is removed from the list.
 fn leaves_at(key: &Key) -> Option<u64> {
     match key.state {
         KeyState::Staged | KeyState::Active => None,
         KeyState::Retiring => key.not_after,
-        // A token of it in the wild is then no token any more: nobody needs to ask what became of its key.
+        // Its last token has expired then, so the key need not be listed any more.
         KeyState::Revoked => key.not_after.map(|end| end.max(key.last_token_ends())),
     }
 }

@@ -269,7 +269,7 @@ mod tests {
         Tag { identifier_be: identifier.to_be(), control_be: id.to_be() }
     }
 
-    /// Two network cards, of which the program is on the first; VLANs of both, and a bridge.
+    /// Two network cards, the first with the program; VLANs of both, and a bridge.
     fn interfaces() -> Interfaces {
         let card = |index| Interface {
             index,

@@ -19,7 +19,7 @@ pub struct List<T> {
 }
 
 impl<T> List<T> {
-    /// A list of which only the first items are shown.
+    /// The first items of a longer list.
     pub const fn part(total: u64, items: Vec<T>) -> Self {
         Self { total, items }
     }

@@ -105,7 +105,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sendmsg,
     libc::SYS_shutdown,
     libc::SYS_socketpair,
-    // The data path. What may be done with it is up to the capabilities.
+    // BPF programs and maps, as far as the capabilities allow.
     libc::SYS_bpf,
 ];
 

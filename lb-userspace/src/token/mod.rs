@@ -99,7 +99,7 @@ pub enum TokenError {
     Expired(u64),
     /// The token was never valid.
     #[error(
-        "the token is valid for longer than the max_ttl of the service, {max_ttl} s, or expires before it is \
+        "the token is valid for longer than the service's max_ttl of {max_ttl} s, or expires before it is \
              issued: it is refused as `lifetime`, and there is nothing to revoke"
     )]
     NeverValid {

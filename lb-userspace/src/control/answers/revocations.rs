@@ -126,7 +126,7 @@ impl Controller {
         }
     }
 
-    /// The header of a token, of which only the claims may be given. The service is the given one, or that of the key.
+    /// The header of a token or of its claims alone. The service is the given one, or that of the key.
     fn token_of(&self, token: &str, service: Option<&str>) -> Result<(Header, RevocationKey), RequestError> {
         let header = claims_of(token)?;
         let key_id = header.key_id().0;
@@ -212,7 +212,7 @@ fn keys_of(service_id: u32, sessions: &[u64]) -> Vec<RevocationKey> {
 /// Length of the claims, the first bytes of a header.
 const CLAIMS_LEN: usize = 40;
 
-/// A header, of which only the claims may be given; the rest is zeros then.
+/// A header, from its bytes or from the claims alone, with zeros for the rest.
 fn claims_of(token: &str) -> Result<Header, TokenError> {
     let mut bytes = hex::decode(token.trim())?;
     if bytes.len() == CLAIMS_LEN {
