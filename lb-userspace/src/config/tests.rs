@@ -143,7 +143,7 @@ fn groups_are_those_of_this_host() {
     let lines = refused(&format!("admin_group = \"nobody-has-this\"\n{}", with("")));
     assert!(lines[0].contains(":1:") && lines[0].contains("groupadd --system nobody-has-this"), "{lines:?}");
     let lines = refused(&format!("admin_group = \"\"\n{}", with("")));
-    assert!(lines[0].contains("names no group") && lines[0].contains("leave it out"), "{lines:?}");
+    assert!(lines[0].contains("names no group") && lines[0].contains("remove the field"), "{lines:?}");
 }
 
 #[test]
