@@ -132,10 +132,12 @@ fn admitted(run: &mut Run, packet: &Packet, service: &Service) -> Result<Action,
     } else {
         session::session(run, packet, &datagram, &token, service)?
     };
-    if service.forward == FORWARD_LOCAL && !service.strips() {
+    // Opaque: LLVM would leave the backend of an action undefined on this path and store it, which Linux 6.1 refuses.
+    let forward = verifier::opaque(service.forward.into());
+    if forward == FORWARD_LOCAL.into() && !service.strips() {
         return Ok(Action::PassToHost);
     }
-    if service.forward == FORWARD_LOCAL {
+    if forward == FORWARD_LOCAL.into() {
         checksum::complete(run, &datagram, false)?;
         return forward::to_host(run, &datagram, service);
     }
