@@ -44,8 +44,8 @@ impl Tables {
         Self { bank: word as u32 & 1, seed: (word >> 1) as u32, generation: (word >> 33) as u32 }
     }
 
-    /// Whether these tables may have been written to since they were read. `begun` is [`ControlPage::begun`] after the last
-    /// read.
+    /// Whether these tables may have been written to since they were read. `begun` is [`ControlPage::begun`] after the
+    /// last read.
     ///
     /// The next generation is written to the other bank, the one after it to this bank. The daemon waits for running
     /// packets before it writes a bank again, but a hypervisor can stop a CPU for longer than any wait.

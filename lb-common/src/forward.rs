@@ -72,8 +72,8 @@ modes! {
         families: Unused,
         strip: "the datagram that this host's socket receives",
     }
-    /// With new MAC addresses, to a backend on the same network segment. The backend has the service's address, and replies
-    /// to clients directly (direct server return).
+    /// With new MAC addresses, to a backend on the same network segment. The backend has the service's address, and
+    /// replies to clients directly (direct server return).
     1 L2 "l2" {
         encapsulates: false,
         has_own_source: false,

@@ -45,7 +45,8 @@ pub struct Session {
     pub admission: Admission,
     /// Where its last datagram came from.
     pub seen: Seen,
-    /// The [`ControlPage::revocations`](crate::control::ControlPage::revocations) at which it was found not to be revoked.
+    /// The [`ControlPage::revocations`](crate::control::ControlPage::revocations) at which it was found not to be
+    /// revoked.
     pub checked: u32,
     /// PROOF: the highest sequence number so far.
     pub highest: u32,

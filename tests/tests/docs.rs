@@ -1,5 +1,5 @@
-//! The Markdown pages fit the tree: relative links lead to a file and a heading, and ARCHITECTURE.md names every folder and
-//! every top-level source file of the workspace members.
+//! The Markdown pages fit the tree: relative links lead to a file and a heading, and ARCHITECTURE.md names every
+//! folder and every top-level source file of the workspace members. Lines of pages and sources are not too long.
 
 use std::{
     collections::BTreeSet,
@@ -69,6 +69,29 @@ fn architecture_names_nothing_that_is_gone() {
     assert!(gone.is_empty(), "ARCHITECTURE.md names what does not exist: {gone:#?}");
 }
 
+/// Sources and prose have at most 120 columns. Tables and commands are longer: they cannot be broken.
+#[test]
+fn lines_have_at_most_120_columns() {
+    let root = root();
+    let mut long = Vec::new();
+    let mut read_lines = 0;
+    for file in everything(&root).into_iter().map(|path| root.join(&path[1..])) {
+        let text = match file.extension().and_then(|extension| extension.to_str()) {
+            Some("rs") => read(&file),
+            Some("md") => {
+                let text = read(&file);
+                outside_fences(&text).filter(|line| !line.starts_with('|')).collect::<Vec<_>>().join("\n")
+            }
+            _ => continue,
+        };
+        read_lines += text.lines().count();
+        let lines = text.lines().filter(|line| line.chars().count() > 120);
+        long.extend(lines.map(|line| format!("{}: {line}", shown(&file))));
+    }
+    assert!(read_lines > 50_000, "only {read_lines} lines");
+    assert!(long.is_empty(), "longer than 120 columns:\n{}", long.join("\n"));
+}
+
 /// All files and, with a slash at the end, folders below a folder, each after a slash.
 fn everything(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
@@ -84,8 +107,8 @@ fn everything(folder: &Path) -> Vec<String> {
     found
 }
 
-/// What the section of a member must name: its folders, with a slash at the end, and its top-level Rust files. `src` and `tests`
-/// themselves are implied by their content.
+/// What the section of a member must name: its folders, with a slash at the end, and its top-level Rust files. `src`
+/// and `tests` themselves are implied by their content.
 fn paths(member: &Path) -> BTreeSet<String> {
     let mut paths = BTreeSet::new();
     let mut folders = vec![PathBuf::new()];

@@ -1,6 +1,6 @@
-//! `cargo xtask mutants`: does any test notice? One bug at a time is put into a copy of the tree under target/mutants, and
-//! a test must fail. The tables in `tests/mutants/` name a change and the test that must fail for it; cargo-mutants makes
-//! changes of its own to the modules that need no kernel.
+//! `cargo xtask mutants`: does any test notice? One bug at a time is put into a copy of the tree under target/mutants,
+//! and a test must fail. The tables in `tests/mutants/` name a change and the test that must fail for it;
+//! cargo-mutants makes changes of its own to the modules that need no kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,8 +26,8 @@ const CARGO_MUTANTS: &str = "27.1.0";
 /// Whose every function is changed: they decide without a kernel, by their own unit tests.
 const MODULES: [&str; 5] = ["keyring", "revocation", "store", "balancer", "config"];
 
-/// How many mutants of the program's table `cargo xtask test` tries: a different sample for each commit. It tries none of
-/// the daemon's table: that would build the daemon and its dependencies once more, without optimization.
+/// How many mutants of the program's table `cargo xtask test` tries: a different sample for each commit. It tries none
+/// of the daemon's table: that would build the daemon and its dependencies once more, without optimization.
 const SAMPLE: usize = 5;
 
 /// How long a mutant's test may run. A mutant that hangs is one that was noticed.
@@ -174,7 +174,8 @@ fn run_table(built: &Built, table: &str, options: &Options) -> Result<usize> {
     }
     ensure!(
         failures.is_empty(),
-        "{} of {} mutants were not found:\n{}\ntry: write a test that fails with the mutant, or correct its entry in tests/mutants/{table}.toml",
+        "{} of {} mutants were not found:\n{}\ntry: write a test that fails with the mutant, or correct its entry in \
+         tests/mutants/{table}.toml",
         failures.len(),
         mutants.len(),
         failures.join("\n")

@@ -88,7 +88,7 @@ fn revoked(stored: &Stored, datapath: &Datapath, keys: Vec<KeyId>) -> Result<Rev
     };
     let services: BTreeSet<_> = datapath
         .tables
-        .live()?
+        .active()?
         .services()
         .map(|(_, service)| (service.id, service.revoked_before))
         .filter(|(id, before)| *before > revocations.before(*id))

@@ -71,12 +71,12 @@ pub struct Change {
 
 impl Backends {
     /// The backends of the configuration, with the MAC addresses that the tables in the kernel have for them.
-    pub fn new(config: &Config, live: &TableSet) -> Self {
+    pub fn new(config: &Config, active: &TableSet) -> Self {
         let now = Instant::now();
         let ids: HashMap<u32, u32> =
-            live.services().map(|(_, service)| (service.index, service.id)).collect();
+            active.services().map(|(_, service)| (service.index, service.id)).collect();
         // By the address, too: the MAC address of a backend that has moved to another address is not known.
-        let remembered: HashMap<(BackendOwner, [u32; 4]), Mac> = live
+        let remembered: HashMap<(BackendOwner, [u32; 4]), Mac> = active
             .backends()
             .iter()
             .filter_map(|backend| {

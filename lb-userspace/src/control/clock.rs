@@ -93,8 +93,8 @@ impl Clock {
     }
 
     fn publish(&mut self, datapath: &Datapath, reading: Reading) {
-        datapath.live.set_offset_ns(reading.offset_ns);
-        datapath.live.set_confirmed_ns(reading.kernel_ns);
+        datapath.control_page.set_offset_ns(reading.offset_ns);
+        datapath.control_page.set_confirmed_ns(reading.kernel_ns);
         self.last = Some(Reading { confirmed_ns: reading.kernel_ns, ..reading });
     }
 
@@ -234,14 +234,14 @@ fn read(datapath: &Datapath) -> Result<Reading, DatapathError> {
     let tick_ns = nanoseconds(tick);
     let moment = moment().map_err(|errno| failed(format!("the system's clocks cannot be read: {errno}")))?;
     let kernel = datapath.read_clock()?;
-    if datapath.live.tick_ns() != tick_ns {
-        datapath.live.set_tick_ns(tick_ns);
+    if datapath.control_page.tick_ns() != tick_ns {
+        datapath.control_page.set_tick_ns(tick_ns);
     }
     Ok(Reading {
         kernel_ns: kernel.jiffies.wrapping_mul(tick_ns),
         wall_offset_ns: offset(moment, kernel, tick_ns),
-        offset_ns: datapath.live.offset_ns(),
-        confirmed_ns: datapath.live.confirmed_ns(),
+        offset_ns: datapath.control_page.offset_ns(),
+        confirmed_ns: datapath.control_page.confirmed_ns(),
     })
 }
 

@@ -37,8 +37,8 @@ pub fn options(config: &Config) -> Options {
     let services = &config.services;
     Options {
         sessions: config.sessions,
-        untracked: services.iter().any(|service| service.accept.bearer && !service.has_limits()),
-        tracked: services.iter().any(|service| service.accept.proof || service.has_limits()),
+        stateless: services.iter().any(|service| service.accept.bearer && !service.has_limits()),
+        stateful: services.iter().any(|service| service.accept.proof || service.has_limits()),
         nat_ports: config.ports_of_nat(),
         nat_ports_per_session: config.nat_ports_per_session,
         hmac_cost_ns: SECOND_NS / u64::from(config.hmac_budget).max(1),
@@ -196,8 +196,8 @@ mod tests {
             let text = FILE.replace("FORWARD", "l2").replace("ADDRESS", "10.0.0.11");
             let text = text.replace("port = 7777", &format!("port = 7777\n{lines}"));
             let config = Config::parse(std::path::Path::new("tollgate.toml"), &text).unwrap();
-            let Options { untracked, tracked, .. } = options(&config);
-            (untracked, tracked)
+            let Options { stateless, stateful, .. } = options(&config);
+            (stateless, stateful)
         };
         assert_eq!(caches(r#"accept = ["bearer"]"#), (true, false));
         assert_eq!(caches(r#"accept = ["proof"]"#), (false, true));

@@ -32,13 +32,13 @@ impl Indices {
         &mut self,
         id: u32,
         wanted: &BTreeSet<u32>,
-        live: &TableSet,
+        active: &TableSet,
         datapath: &mut Datapath,
     ) -> Result<Option<u32>, DatapathError> {
         if let Some(index) = self.services.of(&id) {
             return Ok(Some(index));
         }
-        let in_use: BTreeSet<u32> = live.services().map(|(_, service)| service.index).collect();
+        let in_use: BTreeSet<u32> = active.services().map(|(_, service)| service.index).collect();
         let Some(index) =
             self.services.free(|owner, index| !wanted.contains(owner) && !in_use.contains(&index))
         else {
@@ -58,13 +58,13 @@ impl Indices {
         &mut self,
         owner: BackendOwner,
         wanted: &BTreeSet<BackendOwner>,
-        live: &TableSet,
+        active: &TableSet,
         datapath: &mut Datapath,
     ) -> Result<Option<u32>, DatapathError> {
         if let Some(counter) = self.backends.of(&owner) {
             return Ok(Some(counter));
         }
-        let in_use: BTreeSet<u32> = live.backends().iter().map(|backend| backend.counter).collect();
+        let in_use: BTreeSet<u32> = active.backends().iter().map(|backend| backend.counter).collect();
         let Some(counter) =
             self.backends.free(|owner, counter| !wanted.contains(owner) && !in_use.contains(&counter))
         else {

@@ -159,7 +159,7 @@ impl Controller {
         }
         stored.remember()?;
         let keys = Keys::new(&config.services);
-        let backends = Backends::new(&config, &datapath.tables.live()?);
+        let backends = Backends::new(&config, &datapath.tables.active()?);
         let mut controller = Self {
             indices: Indices::read(&datapath)?,
             config,

@@ -34,8 +34,8 @@ impl Controller {
     /// # Errors
     /// If they do not fit or cannot be written; then the tables before stay active.
     pub(super) fn publish_tables(&mut self, outcome: &mut Outcome) -> Result<(), DatapathError> {
-        let live = self.datapath.tables.live()?;
-        let allocated = self.allocate(&live, outcome)?;
+        let active = self.datapath.tables.active()?;
+        let allocated = self.allocate(&active, outcome)?;
         // A Maglev table takes a millisecond to build: rebuild only if the input has changed.
         let filtered = self.attachments.filtered(&self.links);
         let macs =
@@ -52,11 +52,11 @@ impl Controller {
         // Devices must be in `egress` before a packet can be sent there; those of the active tables stay.
         let names = self.attachments.names();
         let attached = names.iter().filter_map(|name| self.interfaces.get(name));
-        let backends = built.set.backends().iter().chain(live.backends());
+        let backends = built.set.backends().iter().chain(active.backends());
         let egress = attached.map(|interface| interface.index).chain(backends.map(|backend| backend.ifindex));
         let refused = self.datapath.egress.sync(&egress.collect())?;
         outcome.errors.extend(refused.iter().map(ToString::to_string));
-        let differences = built.set.differences(&live);
+        let differences = built.set.differences(&active);
         if differences.is_empty() {
             return Ok(());
         }
@@ -66,19 +66,23 @@ impl Controller {
 
     /// Allocates an index for every service and a counter for every usable backend. Where all are in use by entries
     /// that are about to be removed, the allocation is tried again in the next round.
-    fn allocate(&mut self, live: &TableSet, outcome: &mut Outcome) -> Result<Vec<Allocated>, DatapathError> {
+    fn allocate(
+        &mut self,
+        active: &TableSet,
+        outcome: &mut Outcome,
+    ) -> Result<Vec<Allocated>, DatapathError> {
         let services: BTreeSet<u32> = self.config.services.iter().map(|service| service.id).collect();
         let backends: BTreeSet<BackendOwner> = self.backends.owners().collect();
         let mut allocated = Vec::new();
         for service in &self.config.services {
-            let index = self.indices.service(service.id, &services, live, &mut self.datapath)?;
+            let index = self.indices.service(service.id, &services, active, &mut self.datapath)?;
             let Some(index) = index else {
                 outcome.differences.push(format!("service {} waits for an index", service.name));
                 continue;
             };
             let mut usable = BTreeMap::new();
             for (owner, next_hop) in self.backends.up(service.id) {
-                let counter = self.indices.backend(owner, &backends, live, &mut self.datapath)?;
+                let counter = self.indices.backend(owner, &backends, active, &mut self.datapath)?;
                 let Some(counter) = counter else {
                     let name = &service.name;
                     outcome

@@ -18,7 +18,7 @@ pub struct Counters {
     backends: PerCpuArray<MapData, Counter>,
     scratch: PerCpuArray<MapData, Scratch>,
     sessions: HashMap<MapData, TokenKey, Session>,
-    tracked: HashMap<MapData, TokenKey, StatefulEntry>,
+    stateful: HashMap<MapData, TokenKey, StatefulEntry>,
     translations: HashMap<MapData, TranslationKey, Translation>,
     cpus: usize,
 }
@@ -27,9 +27,9 @@ pub struct Counters {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sessions {
     /// Token cache entries: BEARER tokens of services without limits.
-    pub untracked: u64,
+    pub stateless: u64,
     /// Stateful entries: PROOF tokens, and tokens of services with limits.
-    pub tracked: u64,
+    pub stateful: u64,
 }
 
 /// One reading of a counter map.
@@ -66,7 +66,7 @@ impl Totals {
 
 impl Counters {
     pub(super) fn new(
-        [counters, backends, scratch, sessions, tracked, translations]: [Map; 6],
+        [counters, backends, scratch, sessions, stateful, translations]: [Map; 6],
         cpus: usize,
     ) -> Result<Self, DatapathError> {
         let opened = |map| move |source| DatapathError::Map { map, action: "open it", source };
@@ -75,7 +75,7 @@ impl Counters {
             backends: backends.try_into().map_err(opened(BACKEND_COUNTERS))?,
             scratch: scratch.try_into().map_err(opened(SCRATCH))?,
             sessions: sessions.try_into().map_err(opened(SESSIONS))?,
-            tracked: tracked.try_into().map_err(opened(STATEFUL))?,
+            stateful: stateful.try_into().map_err(opened(STATEFUL))?,
             translations: translations.try_into().map_err(opened(TRANSLATIONS))?,
             cpus,
         })
@@ -113,8 +113,8 @@ impl Counters {
     /// If a map cannot be read.
     pub fn sessions(&self) -> Result<Sessions, DatapathError> {
         Ok(Sessions {
-            untracked: entries::<TokenKey, Session>(SESSIONS, self.sessions.map())?,
-            tracked: entries::<TokenKey, StatefulEntry>(STATEFUL, self.tracked.map())?,
+            stateless: entries::<TokenKey, Session>(SESSIONS, self.sessions.map())?,
+            stateful: entries::<TokenKey, StatefulEntry>(STATEFUL, self.stateful.map())?,
         })
     }
 
@@ -130,8 +130,8 @@ impl Counters {
     ///
     /// # Errors
     /// If the map cannot be read.
-    pub fn each_tracked(&self, each: impl FnMut(&TokenKey, &StatefulEntry)) -> Result<(), DatapathError> {
-        each_entry(STATEFUL, self.tracked.map(), each)
+    pub fn each_stateful(&self, each: impl FnMut(&TokenKey, &StatefulEntry)) -> Result<(), DatapathError> {
+        each_entry(STATEFUL, self.stateful.map(), each)
     }
 
     /// Number of translations, some of which may have timed out. Reads all of them.

@@ -11,15 +11,15 @@ use aya_log::EbpfLogger;
 use lb_common::{control::ClockReading, maps, nat::Ports};
 
 use super::{
-    Counters, DatapathError, Egress, KeySlots, LastCommit, LiveWords, Options, Owners, Pins, Revocations,
-    Tables, error::chain, layout,
+    Counters, DatapathError, Egress, KeySlots, LastCommit, MappedControlPage, Options, Owners, Pins,
+    Revocations, Tables, error::chain, layout,
 };
 
 /// The loaded programs and their maps.
 pub struct Datapath {
     ebpf: Ebpf,
     /// The control page: the clock, and the active bank of tables.
-    pub live: Arc<LiveWords>,
+    pub control_page: Arc<MappedControlPage>,
     /// Services, Maglev tables and backends.
     pub tables: Tables,
     /// The interfaces that frames may be redirected to.
@@ -91,10 +91,10 @@ impl Datapath {
             xdp(&mut ebpf, name)?.load().map_err(refused_program)?;
         }
         let mut take = |name| ebpf.take_map(name).ok_or(DatapathError::Missing { what: "map", name });
-        let Map::Array(live) = take(maps::CONTROL)? else {
+        let Map::Array(page) = take(maps::CONTROL)? else {
             return Err(DatapathError::Missing { what: "array", name: maps::CONTROL });
         };
-        let live = Arc::new(LiveWords::new(&live)?);
+        let control_page = Arc::new(MappedControlPage::new(&page)?);
         let tables = [
             take(maps::SERVICES)?,
             take(maps::MACS)?,
@@ -118,9 +118,9 @@ impl Datapath {
         let pinned = options.pins.as_ref().map_or(Ok(Vec::new()), open_pinned)?;
         Ok(Self {
             pinned,
-            tables: Tables::new(Arc::clone(&live), tables, options.grace)?,
-            revocations: Revocations::new(Arc::clone(&live), revocations)?,
-            live,
+            tables: Tables::new(Arc::clone(&control_page), tables, options.grace)?,
+            revocations: Revocations::new(Arc::clone(&control_page), revocations)?,
+            control_page,
             egress: Egress::new(egress, options.grace)?,
             key_slots: KeySlots::new(key_slots, options.grace)?,
             counters: Counters::new(counters, cpus)?,

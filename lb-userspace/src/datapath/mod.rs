@@ -6,6 +6,7 @@
 
 pub mod attach;
 mod batch;
+mod control_page;
 mod counters;
 pub mod decap;
 mod egress;
@@ -14,7 +15,6 @@ mod held;
 mod key_slots;
 mod last_commit;
 mod layout;
-mod live;
 mod load;
 mod options;
 mod own_map;
@@ -24,13 +24,13 @@ pub mod preflight;
 mod revocations;
 mod tables;
 
+pub use control_page::MappedControlPage;
 pub use counters::{Counters, Totals};
 pub use egress::Egress;
 pub use error::DatapathError;
 pub use held::{HeldLink, LinkTarget};
 pub use key_slots::{KeySlots, SlotValues};
 pub use last_commit::LastCommit;
-pub use live::LiveWords;
 pub use load::{Datapath, ProgramRuns, embedded_object};
 pub use options::Options;
 pub use owners::{BackendOwner, Owners};

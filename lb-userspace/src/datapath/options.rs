@@ -19,9 +19,9 @@ pub struct Options {
     /// Entries of each token cache, of the flows and of the translations.
     pub sessions: u32,
     /// Whether the token cache is needed.
-    pub untracked: bool,
+    pub stateless: bool,
     /// Whether stateful entries are needed.
-    pub tracked: bool,
+    pub stateful: bool,
     /// Cost of one HMAC verification in the budget of a CPU, nanoseconds.
     pub hmac_cost_ns: u64,
     /// How long entries that were active are not overwritten; zero in tests that run the program on packets of their
@@ -39,8 +39,8 @@ impl Options {
     /// The size of a map without a fixed size.
     pub(super) fn entries(&self, map: &str) -> Option<u32> {
         let is_needed = match map {
-            maps::SESSIONS => self.untracked,
-            maps::STATEFUL => self.tracked,
+            maps::SESSIONS => self.stateless,
+            maps::STATEFUL => self.stateful,
             maps::FLOWS => true,
             maps::TRANSLATIONS => self.nat_ports.is_some(),
             _ => return None,
@@ -54,8 +54,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             sessions: maps::SESSIONS_DEFAULT,
-            untracked: true,
-            tracked: true,
+            stateless: true,
+            stateful: true,
             hmac_cost_ns: SECOND_NS / maps::HMACS_PER_SECOND_DEFAULT,
             grace: GRACE,
             nat_ports: None,

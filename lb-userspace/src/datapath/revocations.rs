@@ -5,20 +5,20 @@ use std::{collections::BTreeMap, sync::Arc};
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError};
 use lb_common::{maps::REVOCATIONS, revocation::RevocationKey};
 
-use super::{DatapathError, LiveWords, batch};
+use super::{DatapathError, MappedControlPage, batch};
 
 /// The map of revocations, each with its end as Unix time in nanoseconds.
 pub struct Revocations {
-    live: Arc<LiveWords>,
+    control_page: Arc<MappedControlPage>,
     map: HashMap<MapData, RevocationKey, u64>,
 }
 
 impl Revocations {
-    pub(super) fn new(live: Arc<LiveWords>, map: Map) -> Result<Self, DatapathError> {
-        let revocations = Self { live, map: map.try_into().map_err(failed("open it"))? };
+    pub(super) fn new(control_page: Arc<MappedControlPage>, map: Map) -> Result<Self, DatapathError> {
+        let revocations = Self { control_page, map: map.try_into().map_err(failed("open it"))? };
         // An earlier daemon may have ended between adding and counting them, or the count was lost.
         if !revocations.all()?.is_empty() {
-            revocations.live.bump_revocations();
+            revocations.control_page.bump_revocations();
         }
         Ok(revocations)
     }
@@ -46,7 +46,7 @@ impl Revocations {
         entries: impl IntoIterator<Item = (RevocationKey, u64)>,
     ) -> Result<(), DatapathError> {
         let inserted = entries.into_iter().try_for_each(|(key, until)| self.map.insert(key, until, 0));
-        self.live.bump_revocations();
+        self.control_page.bump_revocations();
         inserted.map_err(failed("write it"))
     }
 

@@ -18,7 +18,7 @@ use lb_common::{
     service::{BUCKET_LEN, BUCKETS, FLAG_RATED, Service, ServiceBucket, ServiceEntry, ServiceKey},
 };
 
-use super::{DatapathError, LiveWords, batch};
+use super::{DatapathError, MappedControlPage, batch};
 
 /// How long a packet may use entries that it looked up before a change: far longer than any packet takes.
 pub const GRACE: Duration = Duration::from_millis(50);
@@ -57,7 +57,7 @@ pub struct TableSet {
 
 /// The maps of the tables.
 pub struct Tables {
-    live: Arc<LiveWords>,
+    control_page: Arc<MappedControlPage>,
     services: Array<MapData, ServiceBucket>,
     macs: Array<MapData, MacBucket>,
     rates: Array<MapData, RateTable>,
@@ -200,13 +200,13 @@ fn fill_macs(entries: &BTreeSet<MacEntry>, seed: u32) -> Option<Vec<MacBucket>> 
 
 impl Tables {
     pub(super) fn new(
-        live: Arc<LiveWords>,
+        control_page: Arc<MappedControlPage>,
         [services, macs, rates, maglev, backends, pinned]: [aya::maps::Map; 6],
         grace: Duration,
     ) -> Result<Self, DatapathError> {
         let opened = |map| move |source| DatapathError::Map { map, action: "open it", source };
         Ok(Self {
-            live,
+            control_page,
             services: services.try_into().map_err(opened(SERVICES))?,
             macs: macs.try_into().map_err(opened(MACS))?,
             rates: rates.try_into().map_err(opened(RATES))?,
@@ -223,8 +223,8 @@ impl Tables {
     ///
     /// # Errors
     /// If a map cannot be read.
-    pub fn live(&self) -> Result<TableSet, DatapathError> {
-        let TablesWord { bank, seed, .. } = self.live.tables();
+    pub fn active(&self) -> Result<TableSet, DatapathError> {
+        let TablesWord { bank, seed, .. } = self.control_page.tables();
         self.read(bank, seed)
     }
 
@@ -242,11 +242,11 @@ impl Tables {
         if !left.is_zero() {
             return Err(DatapathError::Grace(left));
         }
-        let TablesWord { bank, generation, .. } = self.live.tables();
+        let TablesWord { bank, generation, .. } = self.control_page.tables();
         let (bank, generation) = ((bank + 1) % BANKS, generation.wrapping_add(1));
-        self.live.set_begun(generation);
+        self.control_page.set_begun(generation);
         self.write(bank, set)?;
-        self.live.set_tables(TablesWord { bank, seed: set.seed, generation });
+        self.control_page.set_tables(TablesWord { bank, seed: set.seed, generation });
         self.flipped_at = Instant::now();
         Ok(())
     }

@@ -99,7 +99,7 @@ pub struct Program {
     datapath: Datapath,
     key_slots: Array<MapData, KeySlot>,
     sessions: HashMap<MapData, TokenKey, Session>,
-    tracked: HashMap<MapData, TokenKey, StatefulEntry>,
+    stateful: HashMap<MapData, TokenKey, StatefulEntry>,
     egress: DevMapHash<MapData>,
     counters: PerCpuArray<MapData, Counter>,
     fixture: Fixture,
@@ -142,7 +142,7 @@ impl Program {
         let mut program = Self {
             key_slots: Map::Array(map_of(&datapath, maps::KEY_SLOTS)?).try_into()?,
             sessions: Map::LruHashMap(map_of(&datapath, maps::SESSIONS)?).try_into()?,
-            tracked: Map::LruHashMap(map_of(&datapath, maps::STATEFUL)?).try_into()?,
+            stateful: Map::LruHashMap(map_of(&datapath, maps::STATEFUL)?).try_into()?,
             counters: Map::PerCpuArray(map_of(&datapath, maps::COUNTERS)?).try_into()?,
             egress: Map::DevMapHash(map_of(&datapath, maps::EGRESS)?).try_into()?,
             datapath,
@@ -166,7 +166,7 @@ impl Program {
     /// If a map cannot be written.
     pub fn enter(&mut self, fixture: &Fixture) -> Result<()> {
         let clock = |fixture: &Fixture| (fixture.now_ns, fixture.tick_ns, fixture.clock_age_ns);
-        if clock(&self.fixture) != clock(fixture) || self.datapath.live.offset_ns() == 0 {
+        if clock(&self.fixture) != clock(fixture) || self.datapath.control_page.offset_ns() == 0 {
             self.set_clock(fixture)?;
         }
         if self.fixture.keys != fixture.keys {
@@ -175,8 +175,8 @@ impl Program {
         if !self.fixture.same_tables(fixture) {
             self.publish(&TableSet::new(&fixture.snapshot())?)?;
         }
-        let generation = self.datapath.live.tables().generation;
-        self.datapath.live.set_begun(generation.wrapping_add(fixture.generations_begun));
+        let generation = self.datapath.control_page.tables().generation;
+        self.datapath.control_page.set_begun(generation.wrapping_add(fixture.generations_begun));
         if self.fixture.egress != fixture.egress {
             self.write_egress(&fixture.egress)?;
         }
@@ -204,7 +204,7 @@ impl Program {
 
     /// See [`Fixture::tick_ns`].
     fn set_clock(&self, fixture: &Fixture) -> Result<()> {
-        let live = &self.datapath.live;
+        let live = &self.datapath.control_page;
         let kernel_ns = self.jiffies()?.wrapping_mul(fixture.tick_ns);
         live.set_tick_ns(fixture.tick_ns);
         live.set_offset_ns(fixture.now_ns.wrapping_sub(kernel_ns));
@@ -227,8 +227,8 @@ impl Program {
     pub fn forget(&mut self) -> Result<()> {
         let there: Vec<TokenKey> = self.sessions.keys().collect::<Result<_, _>>()?;
         there.iter().try_for_each(|key| self.sessions.remove(key))?;
-        let there: Vec<TokenKey> = self.tracked.keys().collect::<Result<_, _>>()?;
-        Ok(there.iter().try_for_each(|key| self.tracked.remove(key))?)
+        let there: Vec<TokenKey> = self.stateful.keys().collect::<Result<_, _>>()?;
+        Ok(there.iter().try_for_each(|key| self.stateful.remove(key))?)
     }
 
     /// Resets it to the state after loading, except for its counters.
@@ -314,9 +314,9 @@ impl Program {
         let tick_ns =
             u64::try_from(Duration::from(clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?).as_nanos())?;
         let kernel_ns = self.datapath.read_clock()?.jiffies * tick_ns;
-        self.datapath.live.set_tick_ns(tick_ns);
-        self.datapath.live.set_offset_ns(unix_ns.wrapping_sub(kernel_ns));
-        self.datapath.live.set_confirmed_ns(kernel_ns);
+        self.datapath.control_page.set_tick_ns(tick_ns);
+        self.datapath.control_page.set_offset_ns(unix_ns.wrapping_sub(kernel_ns));
+        self.datapath.control_page.set_confirmed_ns(kernel_ns);
         Ok(kernel_ns)
     }
 
@@ -372,7 +372,7 @@ impl Program {
     /// If a cache cannot be read.
     pub fn remembered(&self) -> Result<usize> {
         let sessions = self.datapath.counters.sessions()?;
-        Ok(usize::try_from(sessions.untracked + sessions.tracked)?)
+        Ok(usize::try_from(sessions.stateless + sessions.stateful)?)
     }
 
     /// The cache of tokens without state of their own.
@@ -381,8 +381,8 @@ impl Program {
     }
 
     /// The cache of stateful tokens.
-    pub const fn tracked(&mut self) -> &mut HashMap<MapData, TokenKey, StatefulEntry> {
-        &mut self.tracked
+    pub const fn stateful(&mut self) -> &mut HashMap<MapData, TokenKey, StatefulEntry> {
+        &mut self.stateful
     }
 
     /// The translations of `forward = "nat"`.

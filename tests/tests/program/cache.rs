@@ -123,11 +123,11 @@ fn a_tracked_entry_of_other_claims_is_no_hit() -> Result<()> {
         let session = session_of(&token, SESSION);
         let mut other = StatefulEntry { session, ..StatefulEntry::default() };
         other.session.claims[word] ^= 1 << 63;
-        program.tracked().insert(TokenKey::of(&token), other, 0)?;
+        program.stateful().insert(TokenKey::of(&token), other, 0)?;
         let packet = Packet::with_proof(&proof, 1, TS);
         proof::forwarded("a proof", SESSION, &packet).check(&mut program)?;
         assert_eq!(program.hmacs()?, 1, "word {word}");
-        let entry = program.tracked().get(&TokenKey::of(&token), 0)?;
+        let entry = program.stateful().get(&TokenKey::of(&token), 0)?;
         assert_eq!(entry.session.claims, session.claims);
         proof::refused("again", &packet, Reason::Replay).check(&mut program)?;
     }

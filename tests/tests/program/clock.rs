@@ -84,7 +84,7 @@ fn a_daemon_that_is_gone() -> Result<()> {
     let mut program = Program::load()?;
     let kernel_ns = program.start_clock(unix_seconds()? * SECOND_NS)?;
     let gone_for = |program: &mut Program, seconds| {
-        program.datapath().live.set_confirmed_ns(kernel_ns - seconds * SECOND_NS);
+        program.datapath().control_page.set_confirmed_ns(kernel_ns - seconds * SECOND_NS);
     };
     let now = unix_seconds()?;
     gone_for(&mut program, 3600);

@@ -306,9 +306,9 @@ fn one_publication_for_each_packet() -> Result<()> {
     let refusing = with(ACCEPT_PROOF, ClassRate { class: 1, per_second: 1, burst: 1 });
     for family in Family::BOTH {
         program.enter(&admitting)?;
-        let first = program.datapath().live.tables();
+        let first = program.datapath().control_page.tables();
         program.enter(&refusing)?;
-        let second = program.datapath().live.tables();
+        let second = program.datapath().control_page.tables();
         ensure!(first.bank != second.bank);
         program.forget()?;
 
@@ -331,8 +331,8 @@ fn one_publication_for_each_packet() -> Result<()> {
             pin_to_cpu(*cpus.last().context("there is a CPU")?)?;
             let publish = || {
                 for _ in 0..1_000_000 {
-                    program.datapath().live.set_tables(first);
-                    program.datapath().live.set_tables(second);
+                    program.datapath().control_page.set_tables(first);
+                    program.datapath().control_page.set_tables(second);
                 }
                 let reasons = program.counts()?.since(&before).reasons;
                 // A slow machine may run whole batches between two publications.

@@ -27,12 +27,12 @@ case_groups! {
     generations: "Tables that change while a packet is handled" => both(|_| cases());
 }
 
-/// While a generation is written, [`ControlPage::begun`](lb_common::control::ControlPage::begun) names it: from before the first
-/// write, and until it counts.
+/// While a generation is written, [`ControlPage::begun`](lb_common::control::ControlPage::begun) names it: from before
+/// the first write, and until it counts.
 #[test]
 fn a_generation_is_announced_before_it_is_written() -> Result<()> {
     let mut program = Program::load_with(&small())?;
-    let live = Arc::clone(&program.datapath().live);
+    let live = Arc::clone(&program.datapath().control_page);
     let over = AtomicBool::new(false);
     let generations = 20;
     let fixtures =

@@ -29,7 +29,7 @@ case_groups! {
     /// One byte more than the MTU: the client gets an ICMP message.
     one_byte_more: "Packets that exceed the MTU" => answered_cases();
     clients_that_cannot_react: "Packets that exceed the MTU, from a client that cannot react" => silent_cases();
-    senders_that_are_not_one_host: "Packets that exceed the MTU, from an address that is not one host's" => sender_cases();
+    senders_that_are_not_one_host: "Packets that exceed the MTU, from an address of no single host" => sender_cases();
 }
 
 fn fixture(forward: u8, flags: u8, backend: Family) -> Fixture {

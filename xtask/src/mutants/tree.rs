@@ -21,8 +21,8 @@ pub struct Changed {
 }
 
 impl Tree {
-    /// Makes `to` the same as `from`, without what is built. A file that is the same already is not touched, so that cargo
-    /// builds only what has changed.
+    /// Makes `to` the same as `from`, without what is built. A file that is the same already is not touched, so that
+    /// cargo builds only what has changed.
     pub fn copy(from: &Path, to: &Path) -> Result<Self> {
         copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
         Ok(Self(to.to_owned()))

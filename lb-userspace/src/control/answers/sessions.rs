@@ -39,7 +39,7 @@ impl Answers<ListSessions> for Controller {
         };
         let counters = &self.datapath.counters;
         counters.each_session(|key, session| add(key, session, None))?;
-        counters.each_tracked(|key, tracked| add(key, &tracked.session, Some(&tracked.sources)))?;
+        counters.each_stateful(|key, stateful| add(key, &stateful.session, Some(&stateful.sources)))?;
         items.sort_by_key(|session: &SessionStatus| {
             (session.service_id, session.session_id, session.issued_at)
         });

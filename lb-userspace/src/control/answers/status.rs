@@ -53,8 +53,8 @@ impl Controller {
             errors: self.outcome.errors.clone(),
             store_revision: self.stored.revision(),
             store_connected: self.store_connected,
-            token_cache_entries: sessions.untracked,
-            stateful_entries: sessions.tracked,
+            token_cache_entries: sessions.stateless,
+            stateful_entries: sessions.stateful,
             token_cache_capacity: self.config.sessions,
             nat_translations: match self.config.ports_of_nat() {
                 Some(_) => Some(self.datapath.counters.translations()?),

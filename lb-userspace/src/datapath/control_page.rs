@@ -17,14 +17,14 @@ use super::DatapathError;
 
 /// The control page, [`ControlPage`]: each word is changed by one atomic store.
 #[derive(Debug)]
-pub struct LiveWords {
+pub struct MappedControlPage {
     words: NonNull<AtomicU64>,
 }
 
 // SAFETY: the mapping belongs to no thread, and all access goes through atomics.
-unsafe impl Send for LiveWords {}
+unsafe impl Send for MappedControlPage {}
 // SAFETY: as above.
-unsafe impl Sync for LiveWords {}
+unsafe impl Sync for MappedControlPage {}
 
 const WORDS: usize = size_of::<ControlPage>() / size_of::<u64>();
 const OFFSET: usize = std::mem::offset_of!(ControlPage, offset_ns) / size_of::<u64>();
@@ -34,7 +34,7 @@ const CONFIRMED: usize = std::mem::offset_of!(ControlPage, confirmed_ns) / size_
 const TABLES: usize = std::mem::offset_of!(ControlPage, tables) / size_of::<u64>();
 const BEGUN: usize = std::mem::offset_of!(ControlPage, begun) / size_of::<u64>();
 
-impl LiveWords {
+impl MappedControlPage {
     pub(super) fn new(map: &MapData) -> Result<Self, DatapathError> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let fd = map.fd().as_fd().as_raw_fd();
@@ -117,7 +117,7 @@ impl LiveWords {
     }
 }
 
-impl Drop for LiveWords {
+impl Drop for MappedControlPage {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and no reference into it outlives `self`.
         unsafe { libc::munmap(self.words.as_ptr().cast(), size_of::<ControlPage>()) };
