@@ -17,8 +17,9 @@ pub struct Mailboxes(());
 impl Mailboxes {
     /// For a program or a subprogram.
     ///
-    /// # Safety There is one in each function that the verifier looks at by itself, and the caller of a subprogram does
-    /// not use its own during the call.
+    /// # Safety
+    /// There is one in each function that the verifier looks at by itself, and the caller of a subprogram does not
+    /// use its own during the call.
     #[inline(always)]
     pub const unsafe fn new() -> Self {
         Self(())

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use lb_common::maps::{BACKENDS_MAX, KEY_SLOTS_MAX, SERVICES_MAX};
+use lb_common::{
+    forward::Families,
+    maps::{BACKENDS_MAX, KEY_SLOTS_MAX, SERVICES_MAX},
+};
 use toml::Spanned;
 
 use crate::keyring::slots_needed;
@@ -262,10 +265,13 @@ fn same_family(report: &mut Report<'_>, backend: &Spanned<IpAddr>, service: &Ser
             "`service.backend.address`: {} is {is}, and the service's address {address} is {wanted}",
             backend.get_ref()
         ),
-        hint: match (forward, wanted) {
-            (Forward::L2 | Forward::Nat, "IPv4") => {
-                "write its IPv4 address; only \"ipip\" and \"gue\" reach IPv6 backends of an IPv4 service"
-                    .to_owned()
+        hint: match (forward.families(), wanted) {
+            (Families::Same, "IPv4") => {
+                let names = |mode: Forward| format!("\"{}\"", mode.name());
+                let across =
+                    Forward::ALL.into_iter().filter(|mode| mode.families() == Families::SameOrIpv4InIpv6);
+                let across = across.map(names).collect::<Vec<_>>().join(" and ");
+                format!("write its IPv4 address; only {across} reach IPv6 backends of an IPv4 service")
             }
             _ => format!(
                 "write its IPv6 address: forward = \"{}\" does not send IPv6 to an IPv4 address",
