@@ -360,7 +360,7 @@ fn duplicates_are_shown_with_the_first() {
 fn a_name_may_not_be_the_default_name_of_another_backend() {
     let lines = refused(&WHOLE.replace("\"game-a\"", "\"10.0.0.12\""));
     assert_eq!(lines.len(), 1, "{lines:?}");
-    assert!(lines[0].contains("`service.backend.name` = \"10.0.0.12\" is on line 29 already"), "{lines:?}");
+    assert!(lines[0].contains("`service.backend.name` = \"10.0.0.12\" is already on line 29"), "{lines:?}");
 }
 
 #[test]
