@@ -4,8 +4,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 
 pub struct Wiping;
 
-// SAFETY: all memory is the system's, which keeps the promises; it is written to only after its owner gave it back.
-// `realloc` is the trait's own: it allocates, copies and gives back, so that no copy is left where a buffer was.
+// SAFETY: the system allocator provides all memory and satisfies the contract; memory is overwritten only after its
+// owner has freed it. `realloc` is the default of the trait: it allocates, copies and frees, so no copy is left in the
+// old buffer.
 unsafe impl GlobalAlloc for Wiping {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller promises.
@@ -18,7 +19,7 @@ unsafe impl GlobalAlloc for Wiping {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: `block` has so many bytes and is nobody's any more.
+        // SAFETY: `block` has this many bytes, and its owner has freed it.
         unsafe { libc::explicit_bzero(block.cast(), layout.size()) };
         // SAFETY: as the caller promises.
         unsafe { System.dealloc(block, layout) }

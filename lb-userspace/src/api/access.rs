@@ -125,7 +125,7 @@ fn peer_groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
     let mut groups = vec![0u32; 64];
     loop {
         let mut len = libc::socklen_t::try_from(size_of_val(groups.as_slice())).map_err(io::Error::other)?;
-        // SAFETY: the kernel writes at most `len` bytes to `groups`, which has so many, and the length to `len`.
+        // SAFETY: the kernel writes at most `len` bytes to `groups`, which has this many, and the length to `len`.
         let result = unsafe {
             libc::getsockopt(
                 stream.as_raw_fd(),

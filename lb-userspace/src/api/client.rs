@@ -32,7 +32,7 @@ pub enum ClientError {
     NoDaemon {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// This user has no access.

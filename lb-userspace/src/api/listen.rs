@@ -1,4 +1,4 @@
-//! Binds the control socket and the metrics port, while the daemon still has the rights to.
+//! Binds the control socket and the metrics port, while the daemon still has the privileges for it.
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -37,7 +37,7 @@ pub enum ServerError {
     Control {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The metrics port cannot be bound.
@@ -45,16 +45,16 @@ pub enum ServerError {
     Metrics {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// Binds the control socket; replaces the file of a daemon that has ended. With `for_everybody`, every user can
-/// connect and the daemon checks their access; without, only the user that binds it.
+/// Binds the control socket; replaces the file of a daemon that has ended. If `for_everybody` is set, every user can
+/// connect and the daemon checks their access; otherwise only the user that binds the socket can connect.
 ///
 /// # Errors
-/// If a daemon answers there, or the socket cannot be made.
+/// If a daemon is listening on it, or the socket cannot be created.
 pub fn control(path: &Path, for_everybody: bool) -> Result<UnixListener, ServerError> {
     let failed = |source| ServerError::Control { path: path.to_owned(), source };
     if let Some(directory) = path.parent() {

@@ -118,8 +118,8 @@ pub async fn metrics(listener: TcpListener, router: Router) {
         let (router, stopped) = (router.clone(), stopped.clone());
         let connection = tokio::spawn(async move { serve(stream, router, stopped).await });
         connections.push((sender, connection.abort_handle()));
-        // A request that arrived with its connection is answered before enough others can have the connection closed.
-        // Not after each connection, or those that wait to be accepted would wait for a page of metrics each.
+        // A request that arrived with its connection is answered before enough other connections arrive to have it
+        // closed. Not after each connection: otherwise waiting connections would be delayed by one metrics page each.
         accepted = (accepted + 1) % (METRICS / 2);
         if accepted == 0 {
             yield_now().await;

@@ -227,7 +227,8 @@ mod tests {
     const READERS: u32 = 10;
     const ADMINS: u32 = 20;
 
-    /// Sends a request as a member of a group. Whether it came to the loop, and the status and error of its answer.
+    /// Sends a request as a member of a group. Returns whether it reached the loop, and the status and error of its
+    /// answer.
     async fn ask(gid: u32, method: &Method, uri: &str, body: &str) -> (bool, StatusCode, String) {
         let group = |name: &str, gid| Some(Group { name: name.to_owned(), gid });
         let rules = Rules {
@@ -247,7 +248,7 @@ mod tests {
         let mut answer = std::pin::pin!(router.oneshot(request));
         let (asked, response) = tokio::select! {
             response = &mut answer => (false, response.unwrap()),
-            // Without an answer, which is an error of the daemon's.
+            // The request is dropped without an answer, which is an error of the daemon.
             Some(asked) = requests.recv() => { drop(asked); (true, answer.await.unwrap()) }
         };
         let status = response.status();

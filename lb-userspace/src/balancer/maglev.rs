@@ -1,8 +1,8 @@
 //! Maglev tables (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016, §3.4).
 //!
-//! Every backend has its own permutation of the table's positions and takes turns to claim the first that is free.
-//! The table follows from service, backend ids and weights alone, so every node makes the same one, and a backend
-//! that goes takes few sessions but its own with it.
+//! Every backend has its own permutation of the table's positions. The backends take turns: in its turn, a backend
+//! claims the first free position of its permutation. The table depends only on the service, the backend ids and the
+//! weights, so every node computes the same table. When a backend is removed, few sessions of other backends move.
 
 use lb_common::{
     balance::{MaglevTable, TABLE_LEN, TABLE_ROOM},
@@ -14,19 +14,20 @@ use lb_common::{
 pub struct Share {
     /// Id of the backend, which determines its positions in the table.
     pub backend_id: u16,
-    /// Share of the sessions, relative to the others; 0 for none.
+    /// Share of the sessions, relative to the weights of the other backends; 0: no sessions.
     pub weight: u32,
-    /// The entry of its positions; not 0.
+    /// Value that the table has at the backend's positions; not 0.
     pub entry: u16,
 }
 
 /// Not a secret: permutations must be the same on every node and in every version.
 const PERMUTATIONS: SipKey = SipKey::from_bytes(b"tollgate/maglev1");
 
-/// Turns are counted in fractions of this.
+/// A full turn, in the unit of `Claimant::turn`.
 const FULL_TURN: u64 = 1 << 32;
 
-/// The table of a service, in whatever order its backends come. All 0 where none has weight.
+/// Builds the table of a service. The order of the backends does not matter. All entries are 0 if no backend has
+/// weight.
 pub fn table(service_id: u32, shares: &[Share]) -> Box<MaglevTable> {
     let mut table: Box<MaglevTable> = Box::new([0; TABLE_ROOM]);
     let mut claimants = claimants(service_id, shares);
@@ -34,7 +35,8 @@ pub fn table(service_id: u32, shares: &[Share]) -> Box<MaglevTable> {
     let mut free = TABLE_LEN;
     while free > 0 {
         for claimant in &mut claimants {
-            // The heaviest has a turn in every round, half as heavy ones in every other: no loop over weights.
+            // In every round, the heaviest backend has a turn; a backend with half its weight has a turn in every other
+            // round. This needs no loop over weights.
             claimant.turn += FULL_TURN * u64::from(claimant.weight) / u64::from(heaviest);
             if claimant.turn < FULL_TURN || free == 0 {
                 continue;
@@ -53,9 +55,9 @@ pub fn table(service_id: u32, shares: &[Share]) -> Box<MaglevTable> {
 struct Claimant {
     entry: u16,
     weight: u32,
-    /// How much of a turn it has saved up.
+    /// Accumulated fraction of a turn.
     turn: u64,
-    /// The next position of its permutation.
+    /// Next position of its permutation.
     next: usize,
     skip: usize,
 }
@@ -69,7 +71,7 @@ impl Claimant {
     }
 }
 
-/// In the order of their ids, whatever order they were given in.
+/// Sorted by backend id, so that the order of the input does not matter.
 fn claimants(service_id: u32, shares: &[Share]) -> Vec<Claimant> {
     let mut shares: Vec<_> = shares.iter().filter(|share| share.weight > 0).collect();
     shares.sort_unstable_by_key(|share| share.backend_id);
@@ -81,7 +83,7 @@ fn claimants(service_id: u32, shares: &[Share]) -> Vec<Claimant> {
             weight: share.weight,
             turn: 0,
             next: hash(0) % TABLE_LEN,
-            // Any step but 0 goes through all positions: their number is a prime.
+            // The number of positions is a prime, so every step except 0 visits all of them.
             skip: 1 + hash(1) % (TABLE_LEN - 1),
         }
     };
@@ -101,7 +103,7 @@ mod tests {
         (0..).zip(weights).map(share).collect()
     }
 
-    /// How many positions hold each entry.
+    /// Number of positions of each entry.
     fn counts(table: &MaglevTable) -> BTreeMap<u16, usize> {
         let mut counts = BTreeMap::new();
         table[..TABLE_LEN].iter().for_each(|entry| *counts.entry(*entry).or_default() += 1);
@@ -167,7 +169,8 @@ mod tests {
             let gone = without.remove(backends / 2).entry;
             let moved = moved(&before, &table(42, &without), gone);
             let percent = 100.0 * moved as f64 / TABLE_LEN as f64;
-            // The paper's figure 12 shows a few percent at most for tables 100 times the backends; smaller tables more.
+            // Figure 12 of the paper shows a few percent at most for tables of 100 positions per backend; smaller
+            // tables deviate more.
             let most = if backends <= 100 { 4.0 } else { 7.0 };
             println!("{backends} backends, one removed: {percent:.2} % of all sessions moved without need");
             assert!(percent < most, "{backends} backends: {percent:.2} % of all sessions moved without need");
@@ -181,8 +184,8 @@ mod tests {
         assert!(same < TABLE_LEN / 5, "{same} positions are the same; a tenth is chance");
     }
 
-    /// Written down once: another table for the same backends would move every session on an upgrade, and nodes of
-    /// two versions would not agree.
+    /// The expected table is fixed: a different table for the same backends would move sessions on an upgrade, and
+    /// nodes of two versions would disagree.
     #[test]
     fn the_table_is_for_good() {
         let table = table(42, &shares(&[100, 50, 25]));
@@ -195,7 +198,7 @@ mod tests {
     const FIRST: [u16; 16] = [3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 1, 1, 3];
     const WHOLE: u64 = 17_626_663_774_219_699_456;
 
-    /// Not a benchmark: a table of the most backends must not hold up the daemon.
+    /// Not a benchmark: building the largest table must not block the daemon for long.
     #[test]
     fn the_largest_table_takes_no_time() {
         let all: Vec<_> =

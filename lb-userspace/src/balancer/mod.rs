@@ -1,4 +1,4 @@
-//! Maglev tables: which backend a session goes to.
+//! Maglev tables, which assign sessions to backends.
 
 mod maglev;
 

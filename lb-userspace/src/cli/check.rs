@@ -118,7 +118,7 @@ fn network(config: &Config) -> anyhow::Result<Vec<CheckResult>> {
             let others = checked.drivers.iter().chain(&checked.services).map(result_of);
             interfaces.chain(redirects).chain(others).collect()
         }
-        // Without bpffs, which has a check of its own, the owner of a program on an interface is unknown.
+        // Without bpffs, which has its own check, the owner of a program on an interface is unknown.
         Err(StartError::Datapath(_)) => Vec::new(),
         Err(error) => return Err(error.into()),
     })

@@ -68,7 +68,7 @@ async fn until_told(args: &Args) -> anyhow::Result<DecapReport> {
         }
     };
     let counts = decap.counts();
-    // Off, before anything is said or printed.
+    // Detached before any output.
     drop(decap);
     info!("{}: off {interface}; tunnels' packets go to the host as they come", ended?);
     let outcomes = counts?.into_iter().map(|(outcome, counter)| DecapCount {
@@ -80,7 +80,7 @@ async fn until_told(args: &Args) -> anyhow::Result<DecapReport> {
     Ok(DecapReport { interface: interface.to_owned(), mode, from, outcomes: outcomes.collect() })
 }
 
-/// The interface may have gone, or have another address; on a terminal, the counters in one line.
+/// Fails if the interface is gone, and follows a change of its address. On a terminal, shows the counters in one line.
 fn look(decap: &mut Decap, interface: &str, index: u32) -> anyhow::Result<()> {
     if if_nametoindex(interface) != Ok(index) {
         bail!("interface `{interface}` is gone, and the program with it; start again when it is back");

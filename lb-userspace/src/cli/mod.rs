@@ -1,4 +1,4 @@
-//! The command line: one file per command, which parses, asks the daemon, and prints.
+//! The command line: one file per command, which parses arguments, sends requests to the daemon, and prints answers.
 //!
 //! Exit status: 0 success, 1 failure, 2 usage error, 3 no daemon. Start at [`main`].
 

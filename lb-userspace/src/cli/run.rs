@@ -217,7 +217,7 @@ async fn announce(mut readiness: watch::Receiver<Readiness>, node: String) {
             }
             said = Some(found);
         }
-        // A loop that hangs does not report a change: look again after a while.
+        // A loop that hangs does not report a change: check again after a while.
         if let Ok(Err(_)) = timeout(LOOK_AGAIN, readiness.changed()).await {
             return;
         }

@@ -106,7 +106,7 @@ pub fn revocations(list: &[RevocationStatus]) -> Vec<String> {
     columns(&["SERVICE", "REVOKED", "WHICH", "UNTIL"], &list.iter().map(row).collect::<Vec<_>>())
 }
 
-/// What is no longer revoked; `token unrevoke` shows it, too.
+/// The revocations that were removed; `token unrevoke` shows them, too.
 pub fn no_longer(lifted: &[RevocationStatus]) -> Vec<String> {
     let line = |one: &RevocationStatus| {
         let (kind, of) = named(one);

@@ -131,7 +131,7 @@ fn limits(report: &mut Report<'_>, services: &[ServiceDraft]) {
     }
 }
 
-/// Refuses rotations that would need more key slots than there are.
+/// Refuses rotations that need more key slots than exist.
 fn slots(report: &mut Report<'_>, services: &[ServiceDraft]) {
     let durations = |service: &ServiceDraft| {
         Some((*service.max_ttl.as_ref()?.get_ref(), *service.key_rotation.as_ref()?.get_ref()))
@@ -200,7 +200,7 @@ fn backends(report: &mut Report<'_>, service: &ServiceDraft) {
     let all = &service.backends;
     let translates = service.forward.as_ref().is_some_and(|forward| *forward.get_ref() == Forward::Nat);
     unique(report, "service.backend.id", all.iter().filter_map(|backend| backend.id.as_ref()));
-    // A derived name may equal a given one; of equal derived names, the addresses are reported below.
+    // A derived name may equal a given name. If derived names are equal, the addresses are reported below.
     let derived = all.iter().filter(|backend| backend.name.given().is_none());
     let derived: BTreeMap<_, _> =
         derived.filter_map(|backend| backend.name.as_ref()).map(|name| (name.get_ref(), name)).collect();

@@ -96,7 +96,7 @@ pub struct Problem {
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// What was found.
+    /// The problem.
     pub message: String,
     /// How to fix it.
     pub hint: String,

@@ -56,7 +56,7 @@ pub enum StoreLocation {
     File(PathBuf),
 }
 
-/// The types of token a service takes; at least one.
+/// The types of token that a service accepts; at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accept {
     /// BEARER tokens.
@@ -68,14 +68,14 @@ pub struct Accept {
 /// Whether tokens must be bound to an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Bind {
-    /// They may be.
+    /// Tokens may be bound.
     #[default]
     Optional,
-    /// They must be.
+    /// Tokens must be bound.
     Required,
 }
 
-/// What becomes of refused datagrams.
+/// What happens to refused datagrams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// Dropped.

@@ -10,7 +10,7 @@ use toml::{
 
 use super::{Config, ConfigError, Invalid, Problem, Warning};
 
-/// The problems so far.
+/// The problems found so far.
 pub(super) struct Report<'i> {
     pub(super) text: &'i str,
     problems: Vec<Problem>,
@@ -108,7 +108,7 @@ pub(super) fn root<'i>(report: &mut Report<'i>) -> Option<DeTable<'i>> {
         };
         report.problem("", error.span().unwrap_or(0..0), wrong);
     }
-    // The fields that a broken file seems to have are guesses.
+    // The fields that the parser finds in a broken file are guesses.
     errors.is_empty().then(|| root.into_inner())
 }
 
@@ -151,7 +151,7 @@ impl<'t, 'i> Fields<'t, 'i> {
         }
     }
 
-    /// Reports that a required field is missing; `example` is a line that would be right.
+    /// Reports that a required field is missing; `example` is a valid line.
     pub(super) fn missing(&self, report: &mut Report<'_>, name: &str, example: &str) {
         let wrong = Wrong {
             message: format!("`{}` is missing", self.path(name)),

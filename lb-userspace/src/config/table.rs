@@ -1,7 +1,7 @@
-//! One row for each field of the file: name, type, reader, what holds without it, documentation.
+//! One row for each field of the file: name, type, reader, default and documentation.
 //!
-//! [`table!`] makes from the rows of a table its public struct, the draft that the checks look at, the code that reads
-//! one into the other, and [`FieldDoc`] for the documentation. A new field is one row.
+//! From the rows of a table, [`table!`] generates the public struct, the draft that is checked, the code that reads the
+//! draft and converts it to the struct, and [`FieldDoc`] for the documentation. A new field is one row.
 
 use std::{fmt, ops::Range};
 
@@ -9,23 +9,23 @@ use toml::{Spanned, de::DeValue};
 
 use super::read::{Fields, Reader, Report};
 
-/// What holds if a field is absent.
+/// The effect of an absent field.
 pub(super) enum Absent<T> {
-    /// It is an error; this line would be right.
+    /// An error; this line would be valid.
     Error(&'static str),
-    /// This string holds, read like one in the file.
+    /// The value is this string, read like one in the file.
     Text(&'static str),
-    /// This other TOML value holds, read like one in the file.
+    /// The value is this other TOML value, read like one in the file.
     Toml(&'static str),
-    /// This value, which the file cannot express; described for the documentation.
+    /// The value is this one, which the file cannot express; described for the documentation.
     Value(fn() -> T, &'static str),
-    /// A value that is found out after the table has been read; described for the documentation.
+    /// The value is computed after the table has been read; described for the documentation.
     Derived(&'static str),
 }
 
 /// A field as it was read, before the checks.
 pub(super) struct Field<T> {
-    /// `None` if it is wrong, which has been reported, or not derived yet.
+    /// `None` if the value is invalid, which has been reported, or not derived yet.
     value: Option<Spanned<T>>,
     is_given: bool,
 }
@@ -67,7 +67,7 @@ impl<T> Field<T> {
         self.value.as_ref().filter(|_| self.is_given)
     }
 
-    /// Sets a derived value, unless the field is given. `None`: there is none, which has been reported.
+    /// Sets a derived value, unless the field is given. `None`: the value cannot be derived, which has been reported.
     pub(super) fn derive(&mut self, span: Range<usize>, value: impl FnOnce() -> Option<T>) {
         if !self.is_given {
             self.value = value().map(|value| Spanned::new(span, value));
@@ -93,11 +93,11 @@ pub struct FieldDoc {
     pub name: &'static str,
     /// What it means, in Markdown; links are relative to `docs/`.
     pub meaning: &'static str,
-    /// What holds without it.
+    /// The effect of its absence.
     pub absent: AbsentDoc,
 }
 
-/// What holds without a field. Displays in Markdown.
+/// The effect of an absent field. Displays in Markdown.
 pub enum AbsentDoc {
     /// The field is required.
     Required,
@@ -164,7 +164,7 @@ macro_rules! table {
             }),+];
         }
 
-        /// The table with the places of its fields in the file.
+        /// The table with the positions of its fields in the file.
         pub(super) struct $Draft {
             pub(super) span: std::ops::Range<usize>,
             $(pub(super) $name: Field<$type>,)+
@@ -172,7 +172,7 @@ macro_rules! table {
         }
 
         impl $Draft {
-            /// Reads the table, and reports all that is wrong with single fields.
+            /// Reads the table, and reports all problems of single fields.
             pub(super) fn read(report: &mut Report<'_>, mut fields: Fields<'_, '_>) -> Self {
                 $(let $name =
                     Field::read(report, &mut fields, table!(@key $name $($key)?), $reader, &$absent);)+

@@ -60,7 +60,7 @@ fn refused(text: &str) -> Vec<String> {
     }
 }
 
-/// A configuration with one service, of which the lines in `change` replace those of the same field.
+/// A configuration with one service. The lines in `change` replace those of the same field.
 fn with(change: &str) -> String {
     let mut lines = vec![
         "interfaces = [\"eth0\"]",
@@ -172,7 +172,7 @@ fn what_is_absent_has_a_default() {
     assert!(!service.accept.bearer && service.accept.proof);
 }
 
-/// Each wrong line by itself: the place, and what the message says.
+/// Each wrong line by itself: the reported position and message.
 #[test]
 fn every_wrong_value_is_named() {
     let cases = [

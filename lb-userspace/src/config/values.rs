@@ -18,9 +18,9 @@ type Read<T> = Result<T, Wrong>;
 
 /// A longer lifetime would make a token a password.
 const MAX_TTL: std::ops::RangeInclusive<u64> = 1..=366 * 86_400;
-/// Below the least, the LRU's per-CPU free lists are larger than the map; above the most, it takes gigabytes.
+/// Below the minimum, the LRU's per-CPU free lists are larger than the map; above the maximum, the map takes gigabytes.
 const SESSIONS: std::ops::RangeInclusive<u64> = 256..=16_777_216;
-/// A CPU makes about 1.3 million HMACs a second: above the most, the budget is none.
+/// A CPU computes about 1.3 million HMACs per second: a budget above the maximum would limit nothing.
 const HMAC_BUDGET: std::ops::RangeInclusive<u64> = 1..=2_000_000;
 /// More would gain nothing: shares are rounded to a table of 16381 positions.
 const WEIGHT: std::ops::RangeInclusive<u64> = 1..=65_535;
@@ -139,7 +139,7 @@ pub(super) fn name(path: &str, value: &DeValue<'_>) -> Read<String> {
     Ok(name.to_owned())
 }
 
-/// The name of this host. `None`, reported, if a node cannot have it.
+/// The name of this host. `None` if it is not a valid node name, which is reported.
 pub(super) fn host_name(report: &mut Report<'_>) -> Option<String> {
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
     let read = name("node", &DeValue::String(host.as_str().into()));
@@ -164,7 +164,7 @@ pub(super) fn interfaces(path: &str, value: &DeValue<'_>) -> Read<Vec<String>> {
     let mut names = Vec::new();
     for element in elements.as_ref() {
         let name = text(path, element.get_ref(), "interfaces = [\"eth0\"]")?;
-        // The kernel's own rule: dev_valid_name in net/core/dev.c.
+        // The rule of the kernel: dev_valid_name in net/core/dev.c.
         let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
         if name.is_empty()
             || name.len() > INTERFACE_NAME_MAX
@@ -185,7 +185,7 @@ pub(super) fn interfaces(path: &str, value: &DeValue<'_>) -> Read<Vec<String>> {
     Ok(names)
 }
 
-/// As many as leave room for the interfaces' own in the program's table.
+/// Leaves room in the program's table for the interfaces' own addresses.
 const VIRTUAL_MACS_MAX: usize = 32;
 
 pub(super) fn virtual_macs(path: &str, value: &DeValue<'_>) -> Read<Vec<[u8; 6]>> {
@@ -317,7 +317,7 @@ pub(super) fn address(path: &str, value: &DeValue<'_>) -> Read<IpAddr> {
     wrong(format!("`{path}`: {address} {is}"), hint)
 }
 
-/// Why an address is not one that a host is reached at from elsewhere; `None` if it may be.
+/// Why hosts elsewhere cannot reach an address; `None` if they may.
 fn no_host(address: IpAddr) -> Option<&'static str> {
     match address {
         _ if address.is_unspecified() => Some("is no particular address"),
@@ -329,7 +329,7 @@ fn no_host(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Ports below are for services of the host itself.
+/// Lower ports are for services of the host itself.
 const NAT_PORT_MIN: u16 = 1024;
 
 pub(super) fn nat_ports(path: &str, value: &DeValue<'_>) -> Read<Ports> {
@@ -346,7 +346,7 @@ pub(super) fn nat_ports(path: &str, value: &DeValue<'_>) -> Read<Ports> {
         let hint = format!("begin at {NAT_PORT_MIN} or above");
         return wrong(format!("`{path}` = {given:?} has ports of system services"), hint);
     }
-    // So that the places where a client's port is looked for are as many ports.
+    // With fewer ports, the program's probes for a free port would repeat ports.
     if u32::from(ports.last.saturating_sub(ports.first)) + 1 < NAT_PORTS_MIN {
         let hint = format!("at least {NAT_PORTS_MIN}, and one for every client that a backend has at a time");
         return wrong(format!("`{path}` = {given:?} has too few ports"), hint);

@@ -19,20 +19,20 @@ use crate::{
 /// Number of revocations that are logged one by one; the others are counted.
 const LINES: usize = 100;
 
-/// Revocations of the kernel state that the store does not have.
+/// Revocations in the kernel state that the store lacks.
 #[derive(Default)]
 struct Revoked {
     /// Sessions and tokens, each until a unix second.
     named: Vec<(RevocationKey, u64)>,
     /// By service: tokens issued before this time are revoked.
     before: Vec<(u32, u32)>,
-    /// Keys that the store has as valid and that were stopped in the kernel.
+    /// Keys that are valid in the store but were stopped in the kernel.
     keys: Vec<KeyId>,
 }
 
-/// Adds to the store what the kernel state has revoked, and logs it, with what cannot be told. The kernel state must
-/// still be as it was found. The commit has a higher revision than the recorded one, also if nothing had
-/// to be added: no [`Acceptance`](super::lineage::Acceptance) accepts twice.
+/// Adds the revocations of the kernel state to the store. Logs them, and the keys whose revocation is unknown. The
+/// kernel state must be unchanged since the start. The commit has a higher revision than the recorded one, even if
+/// nothing had to be added, so no [`Acceptance`](super::lineage::Acceptance) accepts twice.
 pub(super) async fn accept(
     mismatch: &Mismatch,
     stored: &mut Stored,
@@ -42,7 +42,7 @@ pub(super) async fn accept(
     let slots = datapath.key_slots.all()?;
     let in_state = |state| {
         let slots = slots.iter().zip(0..).filter(move |(slot, _)| slot.state == state);
-        // Not the zeros of a slot that never had a key.
+        // Excludes the zeros of a slot that never had a key.
         let ids = slots.map(|(slot, number)| (KeyId(slot.key_id), number));
         ids.filter(|(id, number)| id.slot() == *number).map(|(id, _)| id).collect::<BTreeSet<_>>()
     };

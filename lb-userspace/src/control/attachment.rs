@@ -165,7 +165,7 @@ impl Attachments {
         let obsolete = self.take_over(datapath, interfaces, links)?;
         let mut new = Vec::new();
         for name in self.interfaces.clone() {
-            // Taken over: `interfaces` is older than that.
+            // Already taken over; `interfaces` was read before that.
             if interfaces.get(&name).is_some_and(|interface| self.held.contains_key(&interface.index)) {
                 continue;
             }
@@ -383,7 +383,7 @@ impl Attachments {
         now.chain(self.interfaces.iter().cloned()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// The interfaces that the program is missing on, as reasons.
+    /// The interfaces that lack the program, as reasons.
     pub fn missing(&self, interfaces: &Interfaces) -> Vec<String> {
         let missing = self.shown().filter(|name| self.mode_on(name, interfaces).is_none());
         missing.map(|name| format!("the program is not attached to interface {name}")).collect()

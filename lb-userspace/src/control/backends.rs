@@ -36,7 +36,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// Sets the route, which may be the same again.
+    /// Sets the route, which may be the same as before.
     fn set_route(&mut self, route: Option<Route>) {
         let Self { target, resolution, .. } = self;
         target.route = route;
@@ -75,7 +75,7 @@ impl Backends {
         let now = Instant::now();
         let ids: HashMap<u32, u32> =
             active.services().map(|(_, service)| (service.index, service.id)).collect();
-        // By the address, too: the MAC address of a backend that has moved to another address is not known.
+        // Matched by address, too: if a backend has moved to another address, its MAC address is unknown.
         let remembered: HashMap<(BackendOwner, [u32; 4]), Mac> = active
             .backends()
             .iter()
@@ -121,9 +121,9 @@ impl Backends {
         of_service.filter_map(|(owner, entry)| Some((*owner, entry.next_hop.as_ref()?)))
     }
 
-    /// Reads the neighbours, and the routes where they may have changed. With `ask`, has the kernel probe neighbours
-    /// that it is not sure of. `filtered` are the names of the interfaces that the program is attached to. Returns
-    /// the changes, and the routes that could not be read; everything else is up to date.
+    /// Reads the neighbours, and the routes that may have changed. With `ask`, makes the kernel probe neighbours whose
+    /// state is uncertain. `filtered` are the names of the interfaces that the program is attached to. Returns the
+    /// changes, and the errors of routes that could not be read; everything else is up to date.
     ///
     /// # Errors
     /// If the neighbours cannot be read; then all states stay as they were.
@@ -265,7 +265,7 @@ mod tests {
             let found = backend.next_hop.as_ref().map(|next_hop| next_hop.destination_mac[0]);
             assert_eq!((found, backend.state.name()), (mac, state), "{route:?}");
         }
-        // Not for ever.
+        // The last address expires.
         backend.set_route(by(4));
         backend.apply(BackendState::Up.into());
         let later = Instant::now() + Duration::from_secs(3);

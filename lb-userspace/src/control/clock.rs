@@ -286,7 +286,8 @@ mod tests {
     #[test]
     fn ticks_and_offset_are_unix_time() {
         let tick_ns = 4_000_000;
-        // The kernel starts jiffies shortly before 32 bits overflow; as 64 bits they are ticks since boot plus that.
+        // The kernel initialises jiffies shortly before the overflow of 32 bits. As 64 bits, they are ticks since boot
+        // plus this value.
         let reading = ClockReading { jiffies: 4_294_892_296 + 1000, monotonic_ns: 4_000_000_000 };
         let moment = Moment { realtime_ns: 1_800_000_004_001_000_000, monotonic_ns: 4_001_000_000 };
         let offset = offset(moment, reading, tick_ns);
@@ -296,8 +297,8 @@ mod tests {
         assert_eq!(a_second_later, 1_800_000_005_000_000_000);
     }
 
-    /// The offset by which a clock is right, and what jumps and publications come of a wall clock that is off by so
-    /// many seconds at each look.
+    /// Starts with the published offset `found`; the wall clock is off by `seconds` at each observation. Returns
+    /// whether each observation published an offset, the jumps, and the last published offset.
     fn followed(found: u64, seconds: &[f64]) -> (Vec<bool>, Jumps, u64) {
         let (mut detector, mut published) = (JumpDetector::default(), found);
         let looks = seconds.iter().map(|seconds| {
@@ -335,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_back_is_held_until_it_has_caught_up() {
-        // Back by an hour, nearer, farther, and right again.
+        // Set back by an hour, then nearer, farther, and right again.
         let (looks, jumps, published) =
             followed(RIGHT, &[0.0, -3600.0, -3600.0, -1800.0, -4000.0, -0.4, 0.0]);
         assert_eq!(looks, [true, false, false, false, false, true, true]);
@@ -354,8 +355,8 @@ mod tests {
 
     #[test]
     fn offsets_may_wrap() {
-        // Ticks since boot, and the five minutes that the kernel begins before the 32-bit overflow, can be more than
-        // unix time where the wall clock was never set.
+        // Ticks since boot, plus the five minutes by which the kernel starts before the 32-bit overflow, can exceed
+        // Unix time if the wall clock was never set.
         let (mut detector, published) = (JumpDetector::default(), u64::MAX - 3);
         assert_eq!(detector.observe(5, published), (Some(5), None));
         assert_eq!(detector.observe(SECOND_NS, 5), (Some(SECOND_NS), Some(SECOND_NS as i64 - 5)));

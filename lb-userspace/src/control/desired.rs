@@ -77,7 +77,7 @@ pub fn snapshot(config: &Config, allocated: &[Allocated]) -> Snapshot {
     snapshot
 }
 
-/// A backend and its next hop as the XDP program reads them.
+/// A backend and its next hop in the form that the XDP program reads.
 fn reached(config: &Config, forward: Forward, backend: &config::Backend, next_hop: &NextHop) -> Backend {
     let (tag_count, tags) = next_hop.tags.value();
     let prefix = config.tunnel_source(backend.address).filter(|_| forward.encapsulates());
@@ -104,7 +104,7 @@ fn key(service: &config::Service) -> ServiceKey {
     ServiceKey { address_be: address_be(service.address), port_be: service.port.to_be().into() }
 }
 
-/// The wire bytes of an address as they lie in memory, an IPv4 address v4-mapped.
+/// The wire bytes of an address as they are in memory; an IPv4 address is v4-mapped.
 pub fn address_be(address: IpAddr) -> [u32; 4] {
     let bytes = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
@@ -123,7 +123,7 @@ fn rates(service: &config::Service) -> Box<RateTable> {
     table
 }
 
-/// A service as the XDP program reads it.
+/// A service in the form that the XDP program reads.
 pub fn value(service: &config::Service, index: u32, revoked_before: u32) -> Service {
     let flag = |on, bit| if on { bit } else { 0 };
     Service {

@@ -18,7 +18,7 @@ pub enum StartError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The store is not the one that the kernel state was made from.
+    /// The store does not continue from the commit that the kernel state was made from.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
     /// The kernel has more revocations than the store can hold.

@@ -15,7 +15,7 @@ type Job = Box<dyn for<'c> FnOnce(&'c mut Controller) -> BoxFuture<'c, ()> + Sen
 /// A request that waits for the loop.
 pub struct Asked {
     job: Job,
-    /// The span that the request is done in: it tells the log who asked.
+    /// The span of the request, which identifies the caller in the log.
     span: Span,
 }
 
@@ -64,7 +64,7 @@ impl Handle {
         let (reply, answered) = oneshot::channel();
         let job: Job = Box::new(|controller| {
             let answer = answer(controller);
-            // A caller that has gone needs no answer.
+            // A caller that has disconnected needs no answer.
             Box::pin(async { drop(reply.send(answer.await)) })
         });
         let asked = Asked { job, span: Span::current() };
@@ -74,7 +74,7 @@ impl Handle {
 }
 
 impl Controller {
-    /// Does a request that has waited.
+    /// Carries out a request that has waited.
     pub(super) async fn serve(&mut self, Asked { job, span }: Asked) {
         job(self).instrument(span).await;
     }

@@ -138,7 +138,7 @@ mod tests {
     fn an_index_stays_its_owners_and_goes_on_only_when_none_is_left() {
         let mut assignment = Assignment::new([None, Some(7u32), None, Some(9)], 1);
         assert_eq!(assignment.of(&7), Some(1));
-        assert_eq!(assignment.free(|_, _| true), Some(2), "nobody's comes first, and 0 is never given");
+        assert_eq!(assignment.free(|_, _| true), Some(2), "an unused index is first, and 0 is never given");
         assignment.give(2, 8);
         assert_eq!(assignment.free(|_, _| false), None);
         assert_eq!(assignment.free(|owner, _| *owner == 9), Some(3));

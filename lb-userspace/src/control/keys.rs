@@ -30,7 +30,7 @@ pub enum KeysError {
     Random(getrandom::Error),
 }
 
-/// The keys in the kernel, against those of the store.
+/// The keys in the kernel, compared with those of the store.
 pub struct Keys {
     policies: Vec<KeyPolicy>,
     /// The desired key slots, of a revision of the store.
@@ -82,7 +82,7 @@ impl Keys {
         change(stored, |keyring, now, random| Ok(keyring.tick(now, &self.policies, random))).await
     }
 
-    /// Makes the key slots in the kernel those of the stored keyring; keys that should not verify are stopped first.
+    /// Makes the key slots in the kernel equal to the stored keyring. Keys that should not verify are stopped first.
     ///
     /// # Errors
     /// If the slots cannot be read. Failed writes are in the report.
@@ -170,7 +170,7 @@ mod tests {
         stored.state().keyring.signer(SERVICE).map(|key| key.id)
     }
 
-    /// The promise on which rotation rests, where the store and the kernel meet.
+    /// The invariant of key rotation, for the store and the kernel together.
     #[tokio::test]
     async fn a_key_signs_only_once_the_kernel_has_it() {
         let directory = tempfile::tempdir().unwrap();

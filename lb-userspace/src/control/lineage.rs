@@ -25,10 +25,10 @@ pub struct Mismatch {
     remembered: Commit,
 }
 
-/// The value of `--accept-store`, `FOUND:REMEMBERED:DIGEST`: the revision of the store, and the commit that the
-/// kernel remembers, by its revision and the first 4 bytes of its digest. It accepts once, because the commit that is
-/// remembered then has a higher revision. The digest distinguishes it from a commit of another history after the
-/// memory was lost.
+/// The value of `--accept-store`, `FOUND:REMEMBERED:DIGEST`: the revision of the store, and the commit that is recorded
+/// in the kernel, by its revision and the first 4 bytes of its digest. It accepts once, because the commit that is
+/// recorded afterwards has a higher revision. The digest distinguishes the recorded commit from one of another history,
+/// which is recorded if the first record was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acceptance {
     found: u64,
@@ -128,7 +128,7 @@ impl Mismatch {
 /// # Errors
 /// If the store does not continue from it.
 pub fn compare(store: &Path, found: &Commit, remembered: &Commit) -> Result<(), Mismatch> {
-    // Before a store has an ID it has its revisions and digests.
+    // A store without an ID is identified by its revisions and digests.
     let may_be_other = remembered.store != StoreId::NONE && remembered.store != found.store;
     let cause = if remembered.revision == 0 {
         return Ok(());
@@ -175,7 +175,7 @@ pub(super) fn verify(
     }
 }
 
-/// The newest commit that was recorded, in a map beside the pins; `None` if there is none.
+/// The newest commit that was recorded, in a map next to the pins; `None` if there is no such map or it is empty.
 fn remembered(pins: &Pins) -> Result<Option<Commit>, DatapathError> {
     match LastCommit::find(pins)? {
         Some(last) => last.read(),
@@ -214,7 +214,7 @@ mod tests {
     fn a_store_continues_from_what_was_remembered() {
         let (none, old) = (Commit::default(), StoreId::NONE);
         for (found, remembered, cause) in [
-            // No memory: whatever the store holds.
+            // Nothing is recorded: every store is accepted.
             (none, none, None),
             (commit(A, 7, 1), none, None),
             (commit(old, 7, 1), none, None),
@@ -230,9 +230,9 @@ mod tests {
             (commit(B, 7, 1), commit(A, 7, 1), Some(Cause::OtherStore)),
             (commit(B, 8, 1), commit(A, 7, 1), Some(Cause::OtherStore)),
             (none, commit(A, 7, 1), Some(Cause::Empty)),
-            // A version before format 4 wrote it: a copy from before it had an ID.
+            // Written by a version before format 4: a copy from before the store had an ID.
             (commit(old, 9, 1), commit(A, 7, 1), Some(Cause::OtherStore)),
-            // It had no ID when it was remembered.
+            // The store had no ID when its commit was recorded.
             (commit(old, 7, 1), commit(old, 7, 1), None),
             (commit(A, 8, 2), commit(old, 7, 1), None),
             (commit(old, 6, 1), commit(old, 7, 1), Some(Cause::RolledBack)),

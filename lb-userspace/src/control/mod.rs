@@ -205,7 +205,7 @@ impl Controller {
         Ok(controller)
     }
 
-    /// Probes all backends and gives them a moment to answer.
+    /// Probes all backends and waits a moment for their answers.
     async fn first_answers(&mut self) -> Result<(), NetworkError> {
         let deadline = Instant::now() + FIRST_ANSWERS;
         let mut ask = true;
@@ -222,7 +222,7 @@ impl Controller {
     }
 
     /// Writes keys, revocations and tables before the program is attached. A service without a key drops everything:
-    /// this is reported and tried again. A service that is missing in the tables passes everything: this is an error.
+    /// this is reported and retried. A service that is missing in the tables passes everything: this is an error.
     async fn fill(&mut self) -> Result<(), StartError> {
         tokio::time::sleep(self.datapath.tables.grace_left()).await;
         let mut outcome = Outcome::default();
@@ -290,8 +290,8 @@ impl Controller {
             outcome.errors.push(error.to_string());
         }
         self.sync_tables(&mut outcome);
-        // An interface whose MAC addresses are not in the tables drops all packets of services: tables that wait come
-        // first.
+        // An interface whose MAC addresses are not in the tables drops all packets of services, so pending tables are
+        // written first.
         if outcome.again_in.is_none() {
             outcome.errors.extend(self.attachments.repair(&mut self.datapath, &self.interfaces, &self.links));
         }
@@ -383,7 +383,7 @@ impl Controller {
         }
     }
 
-    /// Lets staged keys that the kernel has begin to sign.
+    /// Activates staged keys that the kernel has.
     async fn confirm_keys(&mut self) -> Result<(), KeysError> {
         for id in self.keys.confirm(&mut self.stored).await? {
             info!(key_id = id.0, "key is active");
@@ -414,7 +414,7 @@ impl Controller {
         let mut filtering = Vec::new();
         filtering.extend(self.clock.not_ready());
         filtering.extend(self.attachments.missing(&self.interfaces));
-        // A write that only waits is done within milliseconds.
+        // A write that was deferred is done within milliseconds.
         if self.outcome.again_in.is_none() {
             filtering.extend(self.outcome.differences.iter().map(|what| format!("not as desired: {what}")));
         }
@@ -455,7 +455,7 @@ pub fn detach(config: &Config) -> Result<Vec<String>, DatapathError> {
     Ok(interfaces)
 }
 
-/// What the loss of the content of a map means; `None` if it is written again from the store.
+/// The consequence of losing the content of a map; `None` if it is written again from the store.
 fn what_was_in(map: &str) -> Option<&'static str> {
     match map {
         maps::SESSIONS => Some("the HMAC of BEARER tokens without limits is verified once more"),

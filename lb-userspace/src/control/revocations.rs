@@ -8,7 +8,7 @@ use super::{Controller, Outcome, clock::unix_now};
 use crate::datapath::DatapathError;
 
 impl Controller {
-    /// Makes the kernel's revocations those that are stored and have not ended.
+    /// Makes the kernel's revocations equal to the stored ones that have not ended.
     pub(super) fn sync_revocations(&mut self, outcome: &mut Outcome) {
         let mut differences = Vec::new();
         if let Err(error) = self.follow_revocations(&mut differences) {
@@ -28,7 +28,7 @@ impl Controller {
             .collect();
         if !found.is_empty() {
             debug!("{} revocations have ended", found.len());
-            // First, so that there is room.
+            // Removed first, to free capacity for additions.
             kernel.remove(found.keys())?;
         }
         if !missing.is_empty() {

@@ -59,7 +59,7 @@ impl Stored {
     /// Records the commit of the state, if it is not recorded yet. A store without a commit changes nothing.
     ///
     /// # Errors
-    /// If the memory cannot be written. The next call tries again.
+    /// If the commit cannot be recorded. The next call tries again.
     pub fn remember(&mut self) -> Result<(), DatapathError> {
         if self.remembered != self.snapshot.commit {
             self.memory.remember(&self.snapshot.commit)?;
@@ -132,7 +132,7 @@ pub(super) mod tests {
     use super::*;
     use crate::store::{self, FileStore};
 
-    /// A memory in this process. For each commit that it is told: what the file holds at that moment.
+    /// A memory in this process. With each recorded commit, it keeps the commit that the file contained at that moment.
     #[derive(Clone, Default)]
     pub struct Told(Arc<Mutex<Vec<(Commit, Commit)>>>, PathBuf, Arc<Mutex<bool>>);
 
@@ -183,7 +183,7 @@ pub(super) mod tests {
         let commits = told.commits();
         assert_eq!(commits.iter().map(|commit| commit.revision).collect::<Vec<_>>(), [1, 2, 3]);
         for (told, on_disk) in told.0.lock().unwrap().iter() {
-            assert_eq!(told, on_disk, "what is remembered is on the disk by then");
+            assert_eq!(told, on_disk, "a recorded commit is already on the disk");
         }
     }
 

@@ -49,7 +49,7 @@ impl Controller {
             }
         };
         let built = self.built.insert(built);
-        // Devices must be in `egress` before a packet can be sent there; those of the active tables stay.
+        // Devices must be in `egress` before a packet can be redirected to them; those of the active tables stay.
         let names = self.attachments.names();
         let attached = names.iter().filter_map(|name| self.interfaces.get(name));
         let backends = built.set.backends().iter().chain(active.backends());

@@ -13,7 +13,7 @@ use lb_common::maps;
 
 use super::{Datapath, DatapathError, HeldLink, LastCommit, Pins, error::chain};
 
-/// The mode that a program is attached in.
+/// Mode in which a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Native: in the driver.
@@ -23,7 +23,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// As in the configuration.
+    /// Name in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -33,8 +33,8 @@ impl Mode {
 }
 
 impl Datapath {
-    /// Attaches the program to an interface without one, in the first of `modes` that its driver supports, and pins
-    /// the link.
+    /// Attaches the program to an interface that has none, in the first mode of `modes` that the driver supports, and
+    /// pins the link.
     ///
     /// # Errors
     /// If the kernel refuses, for example because another program is attached; then nothing has changed.
@@ -116,8 +116,8 @@ impl Datapath {
     }
 }
 
-/// Attaches a program to an interface that has none, in the first of `modes` that its driver can. The program is off
-/// again with the link.
+/// Attaches a program to an interface that has none, in the first mode of `modes` that the driver supports. The program
+/// is detached when the link is dropped.
 pub(super) fn attach_first(
     program: &mut Xdp,
     interface: &str,
@@ -147,7 +147,8 @@ fn attach_anew(
     };
     let id = program.attach_to_if_index(index, flags).map_err(|error| refusal(interface, &error))?;
     let link = program.take_link(id).map_err(|error| refusal(interface, &error))?;
-    // aya falls back to netlink where the kernel refuses a link; that would end with this process.
+    // If the kernel refuses a BPF link, aya attaches the program through netlink. That attachment would end with this
+    // process.
     link.try_into().map_err(|_: LinkError| {
         let cause = "the kernel attached the program without a BPF link, which cannot be pinned".to_owned();
         let hint = format!("`ip link set dev {interface} xdp off`, and use Linux 6.1 or later");
@@ -155,7 +156,7 @@ fn attach_anew(
     })
 }
 
-/// The name of a loaded program, if the kernel tells.
+/// Name of a loaded program, if the kernel reports it.
 pub fn program_name(id: u32) -> Option<String> {
     let info = loaded_programs().filter_map(Result::ok).find(|info| info.id() == id)?;
     info.name_as_str().map(str::to_owned)

@@ -1,4 +1,5 @@
-//! Many entries by one system call (BPF_MAP_LOOKUP_BATCH, Linux 5.6; per-CPU arrays 5.13), which aya has not.
+//! Reads many map entries with one system call (BPF_MAP_LOOKUP_BATCH, Linux 5.6; per-CPU arrays 5.13), which aya does
+//! not support.
 
 use std::{
     io,
@@ -13,7 +14,7 @@ use aya::{
 
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 
-/// `union bpf_attr` as batch commands read it.
+/// The fields of `union bpf_attr` that batch commands read.
 #[derive(Default)]
 #[repr(C)]
 struct BatchAttr {
@@ -27,8 +28,9 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Calls `each` with the entries of a map, `chunk` or fewer at a time. An entry of a per-CPU map has
-/// `values_per_entry` values, else 1. A hash map under change may show an entry twice or not at all.
+/// Calls `each` for every entry of a map; one system call reads at most `chunk` entries. An entry of a per-CPU map has
+/// `values_per_entry` values, an entry of any other map has one. If a hash map changes meanwhile, an entry may be
+/// reported twice or not at all.
 pub(super) fn lookup_all<K: Pod + Default, V: Pod + Default>(
     map: &MapData,
     values_per_entry: usize,
@@ -51,7 +53,7 @@ pub(super) fn lookup_all<K: Pod + Default, V: Pod + Default>(
             map_fd: map.fd().as_fd().as_raw_fd().cast_unsigned(),
             ..BatchAttr::default()
         };
-        // SAFETY: the kernel writes at most `count` keys of size_of::<K>() bytes and as many entries of
+        // SAFETY: the kernel writes at most `count` keys of size_of::<K>() bytes and the same number of entries of
         // values_per_entry * size_of::<V>() bytes, both multiples of 8 where per-CPU maps round up; the typed map
         // that owns `map` has checked both sizes. `position` has room for any batch position.
         let result =
@@ -66,7 +68,7 @@ pub(super) fn lookup_all<K: Pod + Default, V: Pod + Default>(
         let found = (attr.count as usize).min(chunk);
         each(&keys[..found], &values[..found * values_per_entry]);
         if ended {
-            // They may have been keys.
+            // The values may contain keys.
             wipe(&mut values);
             return Ok(());
         }
@@ -74,7 +76,7 @@ pub(super) fn lookup_all<K: Pod + Default, V: Pod + Default>(
     }
 }
 
-/// All values of an array, in order; of a per-CPU array all CPUs' values of each entry, one after the other.
+/// All values of an array, in order. For a per-CPU array, the values of all CPUs of one entry follow each other.
 pub(super) fn array<V: Pod + Default>(map: &MapData, values_per_entry: usize) -> Result<Vec<V>, MapError> {
     let entries = map.info()?.max_entries() as usize;
     let mut all = Vec::with_capacity(entries * values_per_entry);
@@ -82,10 +84,10 @@ pub(super) fn array<V: Pod + Default>(map: &MapData, values_per_entry: usize) ->
     Ok(all)
 }
 
-/// Overwrites values in a way that is not optimised away.
+/// Overwrites values with writes that the compiler does not remove.
 pub(super) fn wipe<V: Pod + Default>(values: &mut [V]) {
     for value in values {
-        // SAFETY: a valid place, by its unique reference; the value has no drop glue, for it is `Copy`.
+        // SAFETY: the unique reference is valid for writes; the value has no drop glue, because it is `Copy`.
         unsafe { std::ptr::write_volatile(value, V::default()) };
     }
     std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);

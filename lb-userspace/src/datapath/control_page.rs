@@ -55,7 +55,7 @@ impl MappedControlPage {
         self.words()[OFFSET].load(Ordering::Acquire)
     }
 
-    /// Sets that offset, which is the clock of all packets from now on.
+    /// Sets that offset, which applies to all packets from now on.
     pub fn set_offset_ns(&self, offset_ns: u64) {
         self.words()[OFFSET].store(offset_ns, Ordering::Release);
     }
@@ -80,8 +80,8 @@ impl MappedControlPage {
         self.words()[CONFIRMED].store(kernel_ns, Ordering::Release);
     }
 
-    /// Makes the program look up every session in the revocations again; call it after additions, before they are
-    /// reported.
+    /// Makes the program check every session against the revocations again. Call it after revocations were added,
+    /// before success is reported.
     pub(super) fn bump_revocations(&self) {
         let words = self.words();
         // 0 means that nothing was ever revoked; sessions store 32 bits.
@@ -94,13 +94,13 @@ impl MappedControlPage {
         Tables::from_word(self.words()[TABLES].load(Ordering::Acquire))
     }
 
-    /// Makes a bank of tables active. The daemon does this by [`Tables::publish`](super::Tables::publish),
-    /// once they are written.
+    /// Makes a bank of tables active. The daemon does this with [`Tables::publish`](super::Tables::publish), once the
+    /// bank is written.
     pub fn set_tables(&self, tables: Tables) {
         self.words()[TABLES].store(tables.to_word(), Ordering::Release);
     }
 
-    /// The generation of tables whose writing began last: see [`ControlPage::begun`].
+    /// The last generation of tables that the daemon began to write: see [`ControlPage::begun`].
     pub fn begun(&self) -> u32 {
         self.words()[BEGUN].load(Ordering::SeqCst) as u32
     }
@@ -111,15 +111,15 @@ impl MappedControlPage {
     }
 
     fn words(&self) -> &[AtomicU64; WORDS] {
-        // SAFETY: mapped for as long as `self` lives, page-aligned, zeroed by the kernel, and others change it by
-        // atomic stores alone.
+        // SAFETY: the memory is mapped as long as `self` lives, page-aligned and zeroed by the kernel, and other code
+        // changes it only by atomic stores.
         unsafe { self.words.cast().as_ref() }
     }
 }
 
 impl Drop for MappedControlPage {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and no reference into it outlives `self`.
+        // SAFETY: `self` owns the mapping, and no reference into it outlives `self`.
         unsafe { libc::munmap(self.words.as_ptr().cast(), size_of::<ControlPage>()) };
     }
 }

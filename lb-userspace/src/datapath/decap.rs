@@ -107,7 +107,7 @@ impl Decap {
         Ok(mode)
     }
 
-    /// The program, to be run on packets.
+    /// The program, for test runs.
     ///
     /// # Errors
     /// If the object has none.

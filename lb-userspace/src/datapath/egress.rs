@@ -19,7 +19,7 @@ use super::DatapathError;
 pub struct Egress {
     devices: DevMapHash<MapData>,
     grace: Duration,
-    /// Since when the interfaces in the map are unused, if they are.
+    /// Interfaces in the map that are no longer wanted, and since when.
     unwanted: BTreeMap<u32, Instant>,
 }
 
@@ -30,11 +30,11 @@ impl Egress {
         Ok(Self { devices, grace, unwanted: BTreeMap::new() })
     }
 
-    /// Adds these interfaces, by index, and removes those that have been unused for a while, because a packet may
-    /// still be sent to them. Returns the interfaces that cannot be added, as errors.
+    /// Adds these interfaces, by index. Removes interfaces that have been unused for a while: until then, a packet may
+    /// still be redirected to them. Returns the errors of interfaces that cannot be added.
     ///
     /// # Errors
-    /// If the map cannot be read, or a device not be removed.
+    /// If the map cannot be read, or an interface cannot be removed.
     pub fn sync(&mut self, wanted: &BTreeSet<u32>) -> Result<Vec<DatapathError>, DatapathError> {
         let failed = |action, source| DatapathError::Map { map: EGRESS, action, source };
         let there: BTreeSet<u32> =

@@ -10,10 +10,10 @@ pub enum DatapathError {
     /// Built without a BPF object.
     #[error("this tollgate was built without its XDP program; build it with `cargo xtask build`")]
     NoObject,
-    /// aya does not read the object.
+    /// aya cannot parse the object.
     #[error("the XDP program cannot be read: {0}; build it anew with `cargo xtask build`")]
     Object(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A map or program that is not in the object.
+    /// The object lacks a map or program.
     #[error("the XDP program has no {what} `{name}`; build it anew with `cargo xtask build`")]
     Missing {
         /// Map or program.
@@ -37,9 +37,9 @@ pub enum DatapathError {
     Layout {
         /// The pin.
         path: PathBuf,
-        /// What differs, as found.
+        /// The differing properties of the pinned map.
         found: String,
-        /// What it should be.
+        /// The required values of these properties.
         wanted: String,
     },
     /// A pin or directory on bpffs cannot be created, read or removed.
@@ -92,13 +92,13 @@ pub enum DatapathError {
         slot: u32,
         /// The key in it.
         held: u32,
-        /// The key that was to be put in.
+        /// The key to install.
         wanted: u32,
     },
     /// The maps are too small.
     #[error("{wanted} {what} do not fit, the capacity is {capacity}")]
     Full {
-        /// What the entries are.
+        /// Kind of the entries.
         what: &'static str,
         /// Number of entries.
         wanted: usize,

@@ -69,8 +69,8 @@ impl HeldLink {
         // SAFETY: the attributes are those of BPF_OBJ_GET_INFO_BY_FD; the kernel writes at most `info_len` bytes to
         // `info`, which outlives the call.
         unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
-        // SAFETY: an integer at every value; of a link that is not of XDP it means something else, and none is pinned
-        // here.
+        // SAFETY: every value is a valid integer. The field has another meaning for links of other types, but only XDP
+        // links are pinned here.
         let index = unsafe { info.__bindgen_anon_1.xdp.ifindex };
         Ok(LinkTarget { program_id: info.prog_id, index: Some(index).filter(|index| *index != 0) })
     }
@@ -84,9 +84,9 @@ fn empty_attr() -> bpf_attr {
 /// bpf(2).
 ///
 /// # Safety
-/// The attributes are those of the command, and what they point to is valid for the call.
+/// The attributes belong to the command, and their pointers are valid for the duration of the call.
 unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
-    // SAFETY: by the caller's promise; the size is that of the attributes.
+    // SAFETY: guaranteed by the caller; the size is that of the attributes.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_int, attr, size_of::<bpf_attr>()) };
     match RawFd::try_from(result) {
         Ok(value) if value >= 0 => Ok(value),

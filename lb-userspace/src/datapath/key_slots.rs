@@ -19,7 +19,7 @@ use lb_common::{
 
 use super::{DatapathError, batch};
 
-/// The values of the slots: a map of the kernel, or in tests one that checks each write.
+/// The values of the slots. The kernel map implements it, and in tests an array that checks each write.
 pub trait SlotArray {
     /// The value of a slot.
     ///
@@ -49,7 +49,7 @@ pub struct KeySlots<A = Array<MapData, KeySlot>> {
     map: A,
     grace: Duration,
     opened_at: Instant,
-    /// The slots this process has stopped.
+    /// Slots that this process has stopped, and when.
     stopped_at: HashMap<u32, Instant>,
 }
 
@@ -108,10 +108,11 @@ impl<A: SlotArray> KeySlots<A> {
         Self { map, grace, opened_at: Instant::now(), stopped_at: HashMap::new() }
     }
 
-    /// Makes a key verify; changes its lifetime if it verifies already. `key.state` is ignored.
+    /// Installs a key that verifies. If the key already verifies, changes its lifetime. `key.state` is ignored.
     ///
     /// # Errors
-    /// `SlotInUse` if another key verifies there, `Grace` if one did a moment ago, or if the map cannot be written.
+    /// `SlotInUse` if another key verifies in the slot, `Grace` if another key verified there a moment ago, or if the
+    /// map cannot be written.
     pub fn install(&mut self, key: &KeySlot) -> Result<(), DatapathError> {
         let slot = KeyId(key.key_id).slot();
         let wanted = KeySlot { state: STATE_VERIFY, ..*key };
@@ -138,7 +139,7 @@ impl<A: SlotArray> KeySlots<A> {
         self.set(slot, &wanted)
     }
 
-    /// Makes a slot verify nothing, from the next packet on.
+    /// Stops a slot from verifying, from the next packet on.
     ///
     /// # Errors
     /// If the map cannot be read or written.
@@ -170,8 +171,8 @@ mod tests {
 
     const GRACE: Duration = Duration::from_millis(40);
 
-    /// Slots that take no write which a packet could see half of. A write is not atomic, so that two values that
-    /// differ in more than a word are safe only where neither verifies.
+    /// Slots that reject writes that a packet could see half done. A write is not atomic, so two values that differ
+    /// in more than one word may replace each other only if neither verifies.
     #[derive(Default)]
     struct Strict {
         slots: HashMap<u32, KeySlot>,
@@ -213,7 +214,7 @@ mod tests {
         }
     }
 
-    /// How long a key of slot 5 has to wait.
+    /// How long a key of slot 5 must wait.
     fn waits(slots: &mut KeySlots<Strict>, key: &KeySlot) -> Option<Duration> {
         match slots.install(key) {
             Ok(()) => None,
@@ -264,7 +265,7 @@ mod tests {
         assert!(!slots.stopped_at.contains_key(&6), "a slot that is off was not stopped");
     }
 
-    /// It may have been stopped by the process before this one, a moment ago.
+    /// The previous process may have stopped the slot a moment ago.
     #[test]
     fn a_slot_found_off_waits_for_its_grace() {
         let mut map = Strict::default();

@@ -1,5 +1,5 @@
-//! Records the newest commit of the store that a daemon has read or written, pinned beside the kernel state that was
-//! made from it.
+//! Records the newest commit of the store that a daemon has read or written. The record is pinned next to the kernel
+//! state that was made from this store.
 
 use aya::maps::{Array, IterableMap as _, MapData, MapError};
 
@@ -10,13 +10,14 @@ use crate::store::Commit;
 pub struct LastCommit(Array<MapData, [u8; Commit::LEN]>);
 
 impl LastCommit {
-    /// The map's name, and its pin's.
+    /// Name of the map and of its pin.
     pub const NAME: &str = "last_commit";
 
-    /// The pinned map, or a new one, which is then pinned. Without pins, one for this process alone.
+    /// Opens the pinned map, or creates and pins a new one. Without pins, creates a map that is private to this
+    /// process.
     ///
     /// # Errors
-    /// If it cannot be made, or something else is pinned by its name.
+    /// If it cannot be created, or another object is pinned by its name.
     pub fn open(pins: Option<&Pins>) -> Result<Self, DatapathError> {
         own_map::open(pins, Self::NAME, 1).map(Self)
     }
@@ -24,7 +25,7 @@ impl LastCommit {
     /// The pinned map; `None` if there is none.
     ///
     /// # Errors
-    /// If this process may not open it, or something else is pinned by its name.
+    /// If this process may not open it, or another object is pinned by its name.
     pub fn find(pins: &Pins) -> Result<Option<Self>, DatapathError> {
         Ok(own_map::find(pins, Self::NAME, 1)?.map(Self))
     }

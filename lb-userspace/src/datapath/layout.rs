@@ -7,7 +7,7 @@ use lb_common::maps;
 
 use super::{DatapathError, Options, Pins, error::chain, options::LEAST_ENTRIES};
 
-/// The properties that must be equal for a pinned map to be reused.
+/// Properties that must be equal for a pinned map to be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     kind: u32,
@@ -18,7 +18,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// The layout of each map of the object, by name, with these options.
+    /// The layout of each map of the object, by name, for a load with these options.
     pub(super) fn of_object(
         object: &[u8],
         options: &Options,
@@ -60,10 +60,10 @@ impl Layout {
 }
 
 /// Compares each pinned map with the object. A token cache, flows or translations of another size are unpinned, so
-/// that loading creates them anew: each token costs one more HMAC verification, and the next datagrams of clients
-/// create flows and translations again. Returns the maps that start empty although others of the same pins do not.
+/// that loading creates them again: each token costs one more HMAC verification, and the next datagrams of clients
+/// create flows and translations again. Returns the maps that start empty although other pinned maps do not.
 ///
-/// Without the pin of `control`, which counts revocations, the token caches are created anew, too.
+/// Without the pin of `control`, which counts revocations, the token caches are created again, too.
 ///
 /// # Errors
 /// For any other difference, before anything has changed.
@@ -115,7 +115,7 @@ pub(super) fn reconcile(
 }
 
 impl Layout {
-    /// The fields in which it differs from another.
+    /// The fields that differ from those of `other`.
     fn beside(&self, other: &Self) -> String {
         let fields = [
             ("type", self.kind, other.kind),

@@ -34,7 +34,7 @@ pub struct Datapath {
     pub owners: Owners,
     /// The newest commit of the store.
     pub last_commit: LastCommit,
-    /// Maps that start empty although others of the same pins do not: their size has changed, or their pin is missing.
+    /// Maps that start empty although other pinned maps do not: their size has changed, or their pin is missing.
     pub made_anew: Vec<&'static str>,
     /// The pinned maps, to restore their pins.
     pub(super) pinned: Vec<(&'static str, MapData)>,
@@ -127,7 +127,7 @@ impl Datapath {
             owners: Owners::open(options.pins.as_ref())?,
             last_commit: LastCommit::open(options.pins.as_ref())?,
             made_anew,
-            // An object without log calls has no map for them.
+            // An object without log calls has no log map.
             logger: EbpfLogger::init(&mut ebpf).ok(),
             ebpf,
         })
@@ -155,7 +155,7 @@ impl Datapath {
         Ok(info.id())
     }
 
-    /// How often the filtering program ran; `None` while the kernel does not count it.
+    /// Number and total time of the filtering program's runs; `None` if the kernel does not count them.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -197,7 +197,7 @@ impl Datapath {
     }
 }
 
-/// Values that an entry of a per-CPU map has.
+/// Number of values of an entry of a per-CPU map.
 pub(super) fn cpus() -> Result<usize, DatapathError> {
     aya::util::nr_cpus().map_err(|(path, error)| DatapathError::Refused {
         cause: format!("{path}: {error}"),

@@ -10,7 +10,7 @@ use lb_common::{
 
 use super::{GRACE, Pins};
 
-/// The smallest size that an LRU map works with, for maps that are not needed.
+/// The smallest size of a working LRU map, for maps that are not needed.
 pub(super) const LEAST_ENTRIES: u32 = 256;
 
 /// Options of a load.
@@ -24,12 +24,12 @@ pub struct Options {
     pub stateful: bool,
     /// Cost of one HMAC verification in the budget of a CPU, nanoseconds.
     pub hmac_cost_ns: u64,
-    /// How long entries that were active are not overwritten; zero in tests that run the program on packets of their
-    /// own.
+    /// Time for which entries that were active are not overwritten. Zero in tests, where no other packets are in
+    /// flight.
     pub grace: Duration,
     /// The ports of `forward = "nat"`; `None` if no service uses it.
     pub nat_ports: Option<Ports>,
-    /// Translations that a session holds towards one backend, at most.
+    /// Maximum translations of a session towards one backend.
     pub nat_ports_per_session: u32,
     /// Where the maps are pinned; `None` for maps private to this process.
     pub pins: Option<Pins>,

@@ -9,7 +9,7 @@ use super::{DatapathError, Pins, batch, own_map};
 const SERVICE_OWNERS: &str = "service_owners";
 const BACKEND_OWNERS: &str = "backend_owners";
 
-/// The service of each index, and the backend of each counter; 0 if never used.
+/// The service of each index, and the backend of each counter; 0 if the index or counter was never used.
 pub struct Owners {
     services: Array<MapData, u32>,
     backends: Array<MapData, u64>,
@@ -38,7 +38,7 @@ impl BackendOwner {
 }
 
 impl Owners {
-    /// The maps that they are in.
+    /// The maps that hold the owners.
     pub(super) fn maps(&self) -> [(&'static str, &MapData); 2] {
         [(SERVICE_OWNERS, self.services.map()), (BACKEND_OWNERS, self.backends.map())]
     }

@@ -1,4 +1,5 @@
-//! The pins in `<bpffs>/v<ABI>/`, by which program and maps outlive the daemon. Only the user of the daemon has access.
+//! The pins in `<bpffs>/v<ABI>/`, which keep program and maps in the kernel when the daemon ends. Only the daemon's
+//! user has access.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -52,8 +53,8 @@ pub struct Lost {
 /// A mount of this process's mount namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Mount {
-    /// Whether it follows a mount of another namespace (`master:`), as in a systemd unit with a mount namespace of
-    /// its own.
+    /// Whether it is a slave of another namespace's mount (`master:`), as in a systemd unit that has its own mount
+    /// namespace.
     is_slave: bool,
 }
 
@@ -67,7 +68,7 @@ pub struct LinkPin {
 }
 
 impl Pins {
-    /// The pins below the configured directory, which need not exist yet.
+    /// The pins below the configured directory. The directory may not exist yet.
     ///
     /// # Errors
     /// If it would not be on a BPF file system.
@@ -95,7 +96,7 @@ impl Pins {
     pub fn lock(&self) -> Result<PinLock, DatapathError> {
         self.make()?;
         let failed = |action, source| self.failed(action, source);
-        // Not through a symbolic link: the files of another directory would be removed as pins.
+        // Symbolic links are not followed: otherwise the files of another directory would be removed as pins.
         let directory = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
@@ -126,8 +127,8 @@ impl Pins {
 
     /// Why the next daemon will not find the directory of `lock`; `None` if it will.
     ///
-    /// An unmounted BPF file system exists as long as a descriptor in it is open: its pins keep nothing attached
-    /// after this process has ended.
+    /// An unmounted BPF file system exists as long as a descriptor in it is open. Once this process has ended, its pins
+    /// keep nothing attached.
     pub fn lost(&self, lock: &PinLock) -> Option<Lost> {
         let name = self.name.display();
         // A process with the pins as working directory cannot open them by name.
@@ -141,7 +142,7 @@ impl Pins {
             return lost(format!("{name} was removed"));
         }
         let Some(mount) = mount else { return lost(format!("the BPF file system of {name} was unmounted")) };
-        // The mount in this namespace stays when that of the host is unmounted, until this process ends
+        // If the host's file system is unmounted, the mount in this namespace persists until this process ends
         // (mount_namespaces(7)).
         if !mount.is_slave && lock.mount.is_some_and(|before| before.is_slave) {
             let cause = format!("the BPF file system of {name} was unmounted in the host's mount namespace");
@@ -190,8 +191,8 @@ impl Pins {
         self.directory.join(name)
     }
 
-    /// The pin of an interface's link. Interface names hold neither `/` nor `:`, and names on a BPF file system no `.`
-    /// (`bpf_lookup`).
+    /// The pin of an interface's link. An interface name contains neither `/` nor `:`, and a name on a BPF file system
+    /// contains no `.` (`bpf_lookup`).
     pub fn link(&self, index: u32, interface: &str) -> PathBuf {
         self.directory.join(format!("{LINK}{index}-{}", interface.replace('.', ":")))
     }
@@ -279,8 +280,8 @@ fn require_bpffs(base: &Path) -> Result<(), DatapathError> {
     if on_bpffs { Ok(()) } else { Err(DatapathError::NotBpffs { path: base.to_owned() }) }
 }
 
-/// The mount of an open directory, if it is (still) one of this process's mount namespace: proc_pid_fdinfo(5) and
-/// proc_pid_mountinfo(5).
+/// The mount of an open directory; `None` if it is not, or no longer, a mount of this process's mount namespace:
+/// proc_pid_fdinfo(5) and proc_pid_mountinfo(5).
 fn mount_of(directory: &File) -> io::Result<Option<Mount>> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", directory.as_raw_fd()))?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
@@ -291,7 +292,7 @@ fn mount_of(directory: &File) -> io::Result<Option<Mount>> {
         if fields.next() != Some(id) {
             return None;
         }
-        // Five more fields, then optional ones up to a dash.
+        // Five more fields, then optional fields up to a dash.
         let is_slave =
             fields.skip(5).take_while(|field| *field != "-").any(|field| field.starts_with("master:"));
         Some(Mount { is_slave })

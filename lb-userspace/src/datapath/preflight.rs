@@ -22,18 +22,18 @@ const OLDEST_KERNEL: KernelVersion = KernelVersion::new(6, 1, 0);
 const DESCRIPTORS_OF_A_COMMAND: u64 = 32;
 /// File descriptors of a daemon that serves one client at a time: maps, programs, netlink, the store, listeners.
 const DESCRIPTORS_OF_THE_DAEMON: u64 = 128;
-/// The same, with as many connections as the daemon accepts.
+/// File descriptors of a daemon with the maximum number of connections.
 const DESCRIPTORS_OF_A_BUSY_DAEMON: u64 = 512;
 const MORE_DESCRIPTORS: &str = "raise it: `ulimit -n 1024`, or `LimitNOFILE=1024` in the systemd unit";
 
 /// One check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What was checked.
+    /// The subject of the check.
     pub name: Cow<'static, str>,
     /// The result.
     pub verdict: Verdict,
-    /// What was found.
+    /// The finding.
     pub found: String,
     /// What to do about it, unless the result is ok.
     pub hint: Cow<'static, str>,
@@ -59,7 +59,7 @@ pub fn raise_memlock_limit() {
 /// Raises the limit of open files to the hard limit.
 ///
 /// # Errors
-/// If that is fewer than any command needs: with what to do about it.
+/// If the hard limit is lower than any command needs; the error says what to do.
 pub fn raise_descriptor_limit() -> Result<(), String> {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return Ok(()) };
     if soft < hard {
@@ -138,7 +138,7 @@ fn btf() -> Check {
 
 fn jit() -> Check {
     const MEND: &str = "`sysctl net.core.bpf_jit_enable=1`: interpreted, the program is many times slower";
-    // Absent if the kernel always uses the JIT.
+    // The file is absent if the kernel always uses the JIT.
     let setting = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_else(|_| "1".into());
     let off = setting.trim() == "0";
     let verdict = if off { Verdict::Warning } else { Verdict::Ok };
@@ -157,7 +157,8 @@ fn pinning(bpffs: &Path) -> Check {
 }
 
 fn memory(options: &Options) -> Check {
-    // An entry of an LRU hash: 48 bytes of the kernel's, key and value as multiples of 8; and a bucket of 16.
+    // An entry of an LRU hash: 48 bytes of kernel data, key and value rounded up to multiples of 8, and a bucket of 16
+    // bytes.
     let caches: u64 = [
         (maps::SESSIONS, 48 + 16 + size_of::<Session>() + 16),
         (maps::STATEFUL, 48 + 16 + size_of::<StatefulEntry>() + 16),

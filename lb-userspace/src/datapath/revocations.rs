@@ -16,7 +16,7 @@ pub struct Revocations {
 impl Revocations {
     pub(super) fn new(control_page: Arc<MappedControlPage>, map: Map) -> Result<Self, DatapathError> {
         let revocations = Self { control_page, map: map.try_into().map_err(failed("open it"))? };
-        // An earlier daemon may have ended between adding and counting them, or the count was lost.
+        // An earlier daemon may have ended between adding and counting revocations, or the count was lost.
         if !revocations.all()?.is_empty() {
             revocations.control_page.bump_revocations();
         }
@@ -36,8 +36,8 @@ impl Revocations {
         Ok(all)
     }
 
-    /// Adds revocations, or changes their ends. When it returns, also with an error, the next packet of each
-    /// revocation that was written is refused, also if its token is cached.
+    /// Adds revocations, or changes their ends. When it returns, even with an error, the next packet of each written
+    /// revocation is refused, even if its token is cached.
     ///
     /// # Errors
     /// If the map cannot be written, for example because it is full.

@@ -1,5 +1,5 @@
-//! Services, MAC addresses, rates, Maglev tables and backends. They are written as a whole into the inactive bank,
-//! which is then made active by one store. Reads are of the active bank.
+//! Services, MAC addresses, rates, Maglev tables and backends. All of them are written into the inactive bank; one
+//! store then makes this bank active. Reads use the active bank.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +23,7 @@ use super::{DatapathError, MappedControlPage, batch};
 /// How long a packet may use entries that it looked up before a change: far longer than any packet takes.
 pub const GRACE: Duration = Duration::from_millis(50);
 
-/// Number of seeds that are tried for a service table; one of the first few works for any number of services.
+/// Number of seeds to try for a service table. One of the first few works for any number of services.
 const SEEDS: u32 = 1 << 16;
 
 /// The desired content of the tables.
@@ -47,7 +47,7 @@ pub struct TableSet {
     seed: u32,
     buckets: Vec<ServiceBucket>,
     macs: Vec<MacBucket>,
-    /// Rates of each service that has some.
+    /// Rates of each rated service.
     rates: BTreeMap<u32, Box<RateTable>>,
     maglev: BTreeMap<u32, Box<MaglevTable>>,
     backends: Vec<Backend>,
@@ -118,7 +118,7 @@ impl TableSet {
         &self.backends
     }
 
-    /// The differences to another set, a line each.
+    /// The differences from another set, one per line.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let mut found = Vec::new();
         if (self.seed, &self.buckets) != (other.seed, &other.buckets) {
@@ -228,7 +228,7 @@ impl Tables {
         self.read(bank, seed)
     }
 
-    /// How long until [`Tables::publish`] may write.
+    /// Time until [`Tables::publish`] may write.
     pub fn grace_left(&self) -> Duration {
         self.grace.saturating_sub(self.flipped_at.elapsed())
     }
@@ -236,7 +236,7 @@ impl Tables {
     /// Writes the inactive bank, then makes it active. If a write fails, the active bank is unchanged.
     ///
     /// # Errors
-    /// `Grace` if called too early, or if a map cannot be written.
+    /// `Grace` if called too early; also if a map cannot be written.
     pub fn publish(&mut self, set: &TableSet) -> Result<(), DatapathError> {
         let left = self.grace_left();
         if !left.is_zero() {
@@ -399,8 +399,8 @@ mod tests {
         }
     }
 
-    /// Whatever addresses containers and virtual machines choose for their devices: by chance, or so that their
-    /// hashes agree.
+    /// MAC addresses that containers and virtual machines choose for their devices, at random or so that their hashes
+    /// collide.
     #[test]
     fn mac_addresses_that_nobody_chose_for_this_table_fit() {
         let set_of = |macs: BTreeSet<MacEntry>| TableSet::new(&Snapshot { macs, ..Snapshot::default() });
@@ -437,7 +437,7 @@ mod tests {
         let other = TableSet::new(&Snapshot {
             services: vec![rated],
             macs: [MacEntry { mac: Mac::new([2, 0, 0, 0, 0, 1]), ifindex: 2, passes: 0, generic: 0 }].into(),
-            // The index of a service that has no rates.
+            // The index of a service without rates.
             rates: [(1, Box::new([Rate::new(1, 1); CLASSES])), (2, unlimited())].into(),
             backends: vec![Backend { service_index: 1, backend_id: 4, ..Backend::default() }],
             maglev: [(1, Box::new([1; TABLE_ROOM]))].into(),

@@ -4,7 +4,7 @@ use lb_common::{keyslot::KeyId, maps::KEY_SLOTS_MAX};
 
 use super::{KeyState, slots::REST};
 
-/// Why a keyring refused a change. It is unchanged.
+/// Why a keyring refused a change. The keyring is then unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyringError {
     /// No key has this id.
@@ -15,17 +15,17 @@ pub enum KeyringError {
     NotStaged {
         /// The key.
         id: KeyId,
-        /// What it is.
+        /// Its state.
         state: KeyState,
     },
     /// No slot is free.
     #[error("all {KEY_SLOTS_MAX} key slots are in use{}; revoke retiring keys that are not needed (`tollgate keys \
              list`, `tollgate keys revoke`), rotate less often, or lower `max_ttl`", next_free(*next_free_at))]
     SlotsFull {
-        /// The unix second at which the first is free by itself.
+        /// Unix second at which the first slot becomes free, even if no key is revoked.
         next_free_at: Option<u64>,
     },
-    /// The service holds as many slots as it may.
+    /// The service holds as many slots as its quota permits.
     #[error("service {service_id} holds {held} key slots, and its quota is {quota}, one of which only replaces a \
              revoked key or takes an imported one{}; revoke its retiring keys that are not needed (`tollgate keys \
              list`, `tollgate keys revoke`: a slot is free {REST} s later), rotate less often, or lower `max_ttl`",
@@ -35,15 +35,15 @@ pub enum KeyringError {
         service_id: u32,
         /// The slots that it holds.
         held: usize,
-        /// The slots that it may hold.
+        /// The quota: the number of slots that it may hold.
         quota: u64,
-        /// The unix second at which the first of them is free by itself.
+        /// Unix second at which the first of them becomes free, even if no key is revoked.
         next_free_at: Option<u64>,
     },
     /// A keyset of another service.
     #[error("the keyset belongs to service {found}, not to {expected}; import it for that service")]
     OtherService {
-        /// The service asked for.
+        /// The expected service.
         expected: u32,
         /// The service of the keyset.
         found: u32,
@@ -51,7 +51,7 @@ pub enum KeyringError {
     /// No key has the id 0.
     #[error("the keyset has a key with id 0, which is invalid; export it again")]
     KeyIdZero,
-    /// Later than any token can be.
+    /// The key ends later than the times of a token can express.
     #[error("the keyset's key {} lives until unix second {until}, and tokens have 32 bits for their times; export it \
              again", id.0)]
     TooLate {
@@ -60,17 +60,17 @@ pub enum KeyringError {
         /// Its end.
         until: u64,
     },
-    /// It may be revoked the one time and sign the other.
+    /// The two entries may contradict each other: one revoked, the other active.
     #[error("the keyset has key {} twice; export it again", .0.0)]
     Twice(KeyId),
-    /// One id, two keys.
+    /// The id belongs to two different keys.
     #[error("key {} is known here with another secret or for another service; rotate on the node that exported \
              it, revoke its key there, and export again", id.0)]
     Conflict {
         /// The id.
         id: KeyId,
     },
-    /// Another key is in the slot of an imported one.
+    /// The slot of an imported key contains another key.
     #[error("key {} needs slot {}, which key {} occupies; replace that key (`tollgate keys rotate`), or rotate on the \
              node that exported the keyset, and export again", id.0, id.slot(), by.0)]
     SlotTaken {
@@ -79,15 +79,15 @@ pub enum KeyringError {
         /// The key in its slot.
         by: KeyId,
     },
-    /// The slot of an imported key has no key, but has had one until a moment ago.
+    /// The slot of an imported key is empty, but contained a key until a moment ago.
     #[error("key {} needs slot {}, which rests until unix second {until}; import again then", id.0, id.slot())]
     SlotRests {
         /// The imported key.
         id: KeyId,
-        /// When it may take the slot.
+        /// When the slot may take the key.
         until: u64,
     },
-    /// The slot of an imported key has seen later keys.
+    /// The slot of an imported key has already had later keys.
     #[error("key {} is older than the last key of its slot here, and ids are never reused; export again", id.0)]
     Outdated {
         /// The imported key.

@@ -3,30 +3,30 @@
 //! ```text
 //!            event                        from        to
 //!  tick      no key signs, none staged    -           staged
-//!  tick      key_rotation is over         -           staged     beside the active key
-//!  rotate    an operator asks             -           staged     joins a rotation under way
-//!  confirm   the kernel has it, all over  staged      active     from now on it signs
-//!                                         active      retiring   the one before: verifies, signs no more
-//!  tick      its last token has expired   retiring    gone       the slot rests, then takes a new generation
-//!  revoke    at once                      any         revoked    listed until its last token has expired,
+//!  tick      key_rotation has elapsed     -           staged     while another key is active
+//!  rotate    requested by an operator     -           staged     joins a rotation in progress
+//!  confirm   every kernel has the key     staged      active     signs from now on
+//!                                         active      retiring   the previous key: verifies, no longer signs
+//!  tick      its last token has expired   retiring    removed    the slot rests, then takes a new generation
+//!  revoke    immediately                  any         revoked    listed until its last token has expired,
 //!                                                                or until its slot is needed
-//!  import    a key of another node        -           retiring   verifies; staged if nothing signs here
+//!  import    a key of another node        -           retiring   verifies; staged if no key signs here
 //! ```
 //!
-//! # How long a key lives
+//! # Lifetime of a key
 //!
 //! No key signs before every kernel has it, and no key ends before its last token has expired. An issuer that exports a
-//! keyset may sign with its active key until `sign_until`: the time of the export plus
-//! `key_rotation` (a day where rotation is by hand). That promise is kept with the key. So a key that a rotation
-//! replaces verifies until `not_after` = the last `sign_until` promised, or the moment of the rotation if that is
-//! later, + `max_ttl` + twice the clock skew. A key that was never exported ends `max_ttl` after its rotation.
+//! keyset may sign with its active key until `sign_until`: the time of the export plus `key_rotation` (a day if
+//! rotation is manual). This promise is stored with the key. A key that was replaced by a rotation verifies until
+//! `not_after`. This is the later of the last promised `sign_until` and the time of the rotation, plus `max_ttl`, plus
+//! twice the clock skew. A key that was never exported ends `max_ttl` after its rotation.
 //!
-//! An issuer that exports again before `sign_until` and signs with the key that is `active` then never has a token
-//! invalidated by a rotation. Only `revoke` invalidates tokens, immediately and permanently.
+//! If an issuer exports again before `sign_until`, and signs with the key that is then `active`, no rotation ever
+//! invalidates one of its tokens. Only `revoke` invalidates tokens, immediately and permanently.
 //!
-//! Raising `max_ttl` while an issuer may still sign with a retiring key extends that key; lowering it shortens no
-//! key. Keys of a service that is removed from the configuration stay unchanged, without rotation, and are used again
-//! when the service is added again.
+//! If `max_ttl` is raised while an issuer may still sign with a retiring key, that key is extended. Lowering `max_ttl`
+//! shortens no key. Keys of a service that is removed from the configuration stay unchanged, are not rotated, and are
+//! used again when the service is added again.
 
 mod error;
 mod slots;
@@ -48,13 +48,13 @@ use slots::Slots;
 pub use slots::{QUOTA_MAX, slots_needed};
 pub use transfer::{ExportedKey, Imported, Keyset, Skipped};
 
-/// Fills a buffer with random bytes; an argument, so that tests are repeatable.
+/// Fills a buffer with random bytes. It is an argument so that tests are reproducible.
 pub type Random<'a> = &'a mut dyn FnMut(&mut [u8]);
 
-/// An issuer's clock may be late by the skew, and the program forgives the skew once more.
+/// An issuer's clock may be late by the skew, and the program tolerates the skew once more.
 const LATE: u64 = 2 * SKEW_NS / SECOND_NS;
 
-/// How long an export may be signed with where nothing rotates by itself.
+/// How long an issuer may sign with an exported key if rotation is manual.
 const HORIZON_BY_HAND: Duration = Duration::from_hours(24);
 
 /// The settings of a service that its keys depend on.
@@ -62,29 +62,29 @@ const HORIZON_BY_HAND: Duration = Duration::from_hours(24);
 pub struct KeySettings {
     /// The service.
     pub service_id: u32,
-    /// The longest its tokens may live.
+    /// Longest lifetime of its tokens.
     pub max_ttl: Duration,
-    /// How often its key is replaced; `None`: by hand only.
+    /// Interval of key rotation; `None`: manual rotation.
     pub rotation: Option<Duration>,
 }
 
-/// How the keys of a service are kept.
+/// Policy for the keys of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyPolicy {
     /// The service.
     pub service_id: u32,
-    /// The longest its tokens may live, seconds.
+    /// Longest lifetime of its tokens, seconds.
     pub max_ttl: u64,
-    /// How often its key is replaced, seconds; `None`: by hand.
+    /// Interval of key rotation, seconds; `None`: manual rotation.
     pub rotation: Option<u64>,
     /// The key slots that the service may hold at once.
     pub quota: u64,
 }
 
 impl KeyPolicy {
-    /// The policies of all configured services. Each quota is the number of slots that the rotation of the service
-    /// needs and an equal share of the rest, up to [`QUOTA_MAX`]. The quotas of all services fit into the table, so
-    /// no service can keep another from rotating.
+    /// The policies of all configured services. The quota of a service is the number of slots that its rotation needs
+    /// plus an equal share of the remaining slots, up to [`QUOTA_MAX`]. The quotas of all services fit into the table,
+    /// so no service can keep another from rotating.
     pub fn of(services: impl IntoIterator<Item = KeySettings>) -> Vec<Self> {
         let of_one = |service: KeySettings| Self {
             service_id: service.service_id,
@@ -101,7 +101,7 @@ impl KeyPolicy {
         policies
     }
 
-    /// How long an exported key may be signed with, seconds.
+    /// How long an issuer may sign with an exported key, seconds.
     fn horizon(&self) -> u64 {
         self.rotation.unwrap_or(HORIZON_BY_HAND.as_secs())
     }
@@ -123,7 +123,7 @@ pub enum KeyState {
 }
 
 impl KeyState {
-    /// As in lists and metrics.
+    /// Name in lists and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Staged => "staged",
@@ -144,25 +144,25 @@ impl fmt::Display for KeyState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Key {
-    /// Its id, never another's.
+    /// Its id, which is never reused.
     #[serde(rename = "key_id", with = "stored::number")]
     pub id: KeyId,
     /// The service it belongs to.
     pub service_id: u32,
-    /// What it may do.
+    /// Its state.
     pub state: KeyState,
     /// The secret.
     #[serde(with = "stored::hex_master")]
     pub master: MasterKey,
-    /// When it was made or imported.
+    /// When it was generated or imported.
     pub created_at: u64,
     /// When it began to sign here.
     pub activated_at: Option<u64>,
     /// The latest time until which an issuer may sign with it; 0 if it was never exported.
     pub sign_until: u64,
-    /// From when on it verifies nothing; `None` while it is staged or active.
+    /// When it stops verifying; `None` while it is staged or active.
     pub not_after: Option<u64>,
-    /// The longest a token of it can live: the highest `max_ttl` of its signing time.
+    /// The longest lifetime of its tokens: the highest `max_ttl` while it signed.
     pub max_ttl: u64,
     /// Whether it was imported from another node.
     pub imported: bool,
@@ -174,7 +174,7 @@ impl Key {
         !matches!(self.state, KeyState::Revoked)
     }
 
-    /// What belongs into its slot of the kernel.
+    /// The content of its slot in the kernel.
     pub fn to_slot(&self) -> KeySlot {
         let DerivedKeys { full, fast, seal, proof } = &DerivedKeys::derive(&self.master, self.id);
         KeySlot {
@@ -191,12 +191,12 @@ impl Key {
         }
     }
 
-    /// When the last token of what was promised so far has expired.
+    /// When the last token that the promises so far permit has expired.
     const fn last_token_ends(&self) -> u64 {
         self.sign_until.saturating_add(self.max_ttl).saturating_add(LATE)
     }
 
-    /// Signs no more from `now` on.
+    /// Makes the key stop signing at `now`.
     fn retire(&mut self, now: u64) {
         self.state = KeyState::Retiring;
         self.sign_until = self.sign_until.max(now);
@@ -207,21 +207,21 @@ impl Key {
 /// What `Keyring::tick` did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A key was made: install it, then `confirm_installed`.
+    /// A key was generated: install it, then call `confirm_installed`.
     Staged {
         /// Id of the service.
         service_id: u32,
         /// Id of the key.
         key_id: KeyId,
     },
-    /// The last token of a key has expired, and the key is gone.
+    /// The last token of a key has expired, and the key was removed.
     Ended {
         /// Id of the service.
         service_id: u32,
         /// Id of the key.
         key_id: KeyId,
     },
-    /// A key could not be made; report this until it can.
+    /// A key could not be generated; report this until it can.
     Blocked {
         /// Id of the service.
         service_id: u32,
@@ -237,7 +237,7 @@ pub struct Rotation {
     pub staged: KeyId,
     /// The key that signs until then.
     pub active: Option<KeyId>,
-    /// Whether the rotation had begun before.
+    /// Whether the rotation was already in progress.
     pub joined: bool,
 }
 
@@ -295,9 +295,9 @@ impl Keyring {
         self.keys().filter(|key| key.verifies())
     }
 
-    /// Makes first keys, starts due rotations and ends keys. Call it at start and when the configuration changes,
+    /// Generates first keys, starts due rotations and ends keys. Call it at start and when the configuration changes,
     /// before services reach the kernel, after `revoke` and `import`, and at `next_deadline`. Store the keyring if it
-    /// has changed, also without events.
+    /// has changed, even without events.
     pub fn tick(&mut self, now: u64, policies: &[KeyPolicy], random: Random<'_>) -> Vec<Event> {
         for policy in policies {
             self.follow_max_ttl(now, policy);
@@ -319,7 +319,7 @@ impl Keyring {
         events
     }
 
-    /// When `tick` will next have something to do.
+    /// When `tick` next has something to do.
     pub fn next_deadline(&self, policies: &[KeyPolicy]) -> Option<u64> {
         let ends = self.keys().filter_map(leaves_at);
         let rotations = policies.iter().filter(|policy| self.staged(policy.service_id).is_none());
@@ -347,7 +347,7 @@ impl Keyring {
     /// if the key is active already.
     ///
     /// # Errors
-    /// If there is no such key, or it may not sign any more.
+    /// If there is no such key, or it may no longer sign.
     pub fn confirm_installed(&mut self, id: KeyId, now: u64) -> Result<Option<Activation>, KeyringError> {
         let key = self.keys.get(&id).ok_or(KeyringError::NoSuchKey(id))?;
         match key.state {
@@ -452,7 +452,7 @@ fn leaves_at(key: &Key) -> Option<u64> {
     match key.state {
         KeyState::Staged | KeyState::Active => None,
         KeyState::Retiring => key.not_after,
-        // Its last token has expired then, so the key need not be listed any more.
+        // Its last token has expired by then, so the key need not be listed any more.
         KeyState::Revoked => key.not_after.map(|end| end.max(key.last_token_ends())),
     }
 }

@@ -1,9 +1,9 @@
 //! Chooses the slot and generation of a new key.
 //!
-//! A slot takes its next key only after the previous one has verified nothing for a while, and only with a higher
-//! generation: the last key of every slot is recorded permanently, so no id is ever reused. A slot that never had
-//! a key is chosen at random and begins with a random generation: keys of nodes that start without each other, and
-//! of a node that lost its store, then rarely share an id, and keysets can be imported both ways.
+//! A slot takes its next key only after the previous key has not verified for a while, and only with a higher
+//! generation. The last key of every slot is recorded permanently, so no id is ever reused. A slot that never had a key
+//! is chosen at random and starts with a random generation. Keys of nodes that start independently, and of a node that
+//! lost its store, then rarely share an id, and keysets can be imported in both directions.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -17,15 +17,15 @@ use sha2::{Digest, Sha256};
 
 use super::{Key, KeyPolicy, KeyState, Keyring, KeyringError, LATE, Random};
 
-/// How long a slot rests after its key has ended, until the last node has switched the key off.
+/// How long a slot rests after its key has ended. By then, the last node has switched the key off.
 pub(super) const REST: u64 = 60;
-/// The most slots that a service may hold unless its rotation needs more: an operator who rotates every minute for an
+/// Maximum number of slots of a service, unless its rotation needs more. An operator who rotates every minute for an
 /// hour stays below it.
 pub const QUOTA_MAX: u64 = 64;
-/// The slots of a service that its automatic rotation does not account for: the staged key, the active key, the two
-/// rotations for which a key that was exported is kept, and the slot that only replaces a revoked key.
+/// Slots of a service in addition to those of its automatic rotation: the staged key, the active key, the two rotations
+/// for which an exported key is kept, and the slot that only replaces a revoked key.
 const QUOTA_MIN: u64 = 5;
-/// First generations are 1 to this: few enough to leave a slot nearly all of its generations.
+/// First generations are 1 to this value, which leaves a slot nearly all of its generations.
 const FIRST_GENERATION_MAX: u32 = 0xffff;
 
 /// The last key of a slot.
@@ -33,19 +33,19 @@ const FIRST_GENERATION_MAX: u32 = 0xffff;
 #[serde(deny_unknown_fields)]
 pub(super) struct Used {
     pub(super) generation: u32,
-    /// The start of the hash of the master key: tells the key from another of the same id.
+    /// Start of the hash of the master key. It distinguishes the key from another key with the same id.
     #[serde(with = "hex::serde")]
     pub(super) fingerprint: [u8; 8],
     pub(super) revoked: bool,
-    /// When it may take another key; without meaning while a key is in it.
+    /// When the slot may take another key; unused while a key is in it.
     pub(super) free_at: u64,
-    /// The service of that key; 0: an older version wrote it, which did not record the service.
+    /// The service of that key; 0 if an older version wrote the entry, which did not record the service.
     #[serde(default)]
     pub(super) service_id: u32,
 }
 
-/// The key slots that the rotation of a service holds at once: a key that was exported just before its rotation is
-/// kept for two rotations, the life of a token and the clock skew, and its slot rests after that.
+/// Number of key slots that the rotation of a service holds at once. A key that was exported just before its rotation
+/// is kept for two rotations, the lifetime of a token and the clock skew. Then its slot rests.
 pub fn slots_needed(max_ttl: Duration, rotation: Option<Duration>) -> u64 {
     let kept = max_ttl.as_secs() + LATE + REST;
     QUOTA_MIN + rotation.map_or(0, |rotation| kept / rotation.as_secs().max(1))
@@ -71,7 +71,7 @@ impl Slots {
         self.0.insert(key.id.slot(), used);
     }
 
-    /// Records the service of a key's slot, which older versions did not.
+    /// Records the service of a key's slot. Older versions did not record it.
     pub(super) fn assign(&mut self, id: KeyId, service_id: u32) {
         if let Some(used) = self.0.get_mut(&id.slot()) {
             used.service_id = service_id;
@@ -97,22 +97,23 @@ pub(super) fn fingerprint(master: &MasterKey) -> [u8; 8] {
 }
 
 impl Keyring {
-    /// The id of a new key: of a slot that never had one, else of the one that is free for longest, else of one whose
-    /// revoked key is still listed.
+    /// Chooses the id of a new key. Its slot is one that never had a key; otherwise the one that has been free for
+    /// longest; otherwise one whose revoked key is still listed.
     pub(super) fn allocate(
         &mut self,
         policy: &KeyPolicy,
         now: u64,
         random: Random<'_>,
     ) -> Result<KeyId, KeyringError> {
-        // One slot is kept for the key that replaces a revoked one: a service at its quota can sign again at once.
+        // One slot is reserved for the key that replaces a revoked key, so that a service at its quota can sign again
+        // immediately.
         let kept = u64::from(self.signer(policy.service_id).is_some());
         self.check_quota(policy, kept, now)?;
         if let Some(id) = self.fresh(random) {
             return Ok(id);
         }
         let revoked = |id: KeyId| self.keys.get(&id).filter(|key| key.state == KeyState::Revoked);
-        // Free slots come before those of revoked keys, each by the time since when they are free.
+        // Free slots come before slots of revoked keys. Both are ordered by the time since which they are free.
         let candidates = self.slots.0.iter().filter(|(_, used)| used.generation < GENERATION_MAX);
         let free = candidates.filter_map(|(slot, used)| {
             let id = KeyId::new(*slot, used.generation)?;
@@ -144,7 +145,7 @@ impl Keyring {
         KeyId::new(slot, 1 + draw() % FIRST_GENERATION_MAX)
     }
 
-    /// Refuses a key to a service that holds all slots of its quota but those that are `kept`.
+    /// Refuses a key to a service that holds all slots of its quota except those that are `kept`.
     pub(super) fn check_quota(&self, policy: &KeyPolicy, kept: u64, now: u64) -> Result<(), KeyringError> {
         let service_id = policy.service_id;
         let own = |used: &Used| used.service_id == service_id;
@@ -157,13 +158,13 @@ impl Keyring {
         Err(KeyringError::QuotaUsed { service_id, held, quota: policy.quota, next_free_at })
     }
 
-    /// When the first of these slots will be free by itself.
+    /// When the first of these slots becomes free, even if no key is revoked.
     fn next_free_at(&self, now: u64, of: impl Fn(&Used) -> bool) -> Option<u64> {
         let usable = self.taken().filter(|(used, _)| used.generation < GENERATION_MAX && of(used));
         usable.filter_map(|(_, free_at)| free_at).filter(|at| *at > now).min()
     }
 
-    /// Every slot that ever had a key, and when it is free; `None`: its key has no end yet.
+    /// All slots that ever had a key, and when each is free; `None` if its key has no end yet.
     fn taken(&self) -> impl Iterator<Item = (&Used, Option<u64>)> {
         self.slots.0.iter().filter_map(|(slot, used)| {
             let id = KeyId::new(*slot, used.generation)?;

@@ -1,4 +1,5 @@
-//! The keyring as it is stored. What is read back is checked: a keyring in memory always holds its promises.
+//! The stored form of the keyring. It is checked when it is read, so a keyring in memory always satisfies its
+//! invariants.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +24,7 @@ impl From<Keyring> for Stored {
     }
 }
 
-/// What is stored is no keyring.
+/// Why the stored data is not a keyring.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Contradiction {
     #[error("slot {0} or its generation is out of range")]
@@ -74,7 +75,7 @@ impl TryFrom<Stored> for Keyring {
     }
 }
 
-/// Key ids as the numbers they are.
+/// Serializes key ids as numbers.
 pub(super) mod number {
     use lb_common::keyslot::KeyId;
     use serde::{Deserialize, Deserializer, Serializer};
@@ -88,7 +89,7 @@ pub(super) mod number {
     }
 }
 
-/// Master keys in hex, without a copy left in memory.
+/// Serializes master keys in hex, and leaves no copy in memory.
 pub(super) mod hex_master {
     use lb_common::token::keys::MasterKey;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
@@ -101,7 +102,7 @@ pub(super) mod hex_master {
     pub(in crate::keyring) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<MasterKey, D::Error> {
         let text = Zeroizing::new(String::deserialize(from)?);
         let mut bytes = Zeroizing::new([0; 32]);
-        // The error must not repeat what may be most of a secret.
+        // The error must not repeat the input, which may be most of a secret.
         hex::decode_to_slice(text.as_bytes(), &mut *bytes)
             .map_err(|_| D::Error::custom("a master key is 64 hexadecimal digits"))?;
         Ok(MasterKey::from_bytes(*bytes))

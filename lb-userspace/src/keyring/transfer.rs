@@ -1,4 +1,4 @@
-//! Keysets: what issuers sign with, and what another node verifies with.
+//! Keysets, with which issuers sign and other nodes verify.
 
 use std::collections::BTreeSet;
 
@@ -39,21 +39,21 @@ pub struct ExportedKey {
     pub sign_until: u64,
 }
 
-/// What an import did.
+/// The result of an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Imported {
-    /// Keys that are new here: install them.
+    /// Keys that were unknown here: install them.
     pub added: Vec<KeyId>,
-    /// Keys that were here; they may live longer now.
+    /// Keys that were already known; their lifetimes may be extended.
     pub known: Vec<KeyId>,
-    /// Keys that were left out.
+    /// Keys that were not imported.
     pub skipped: Vec<(KeyId, Skipped)>,
 }
 
-/// Why an import left a key out.
+/// Why a key was not imported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skipped {
-    /// It was revoked, here or there.
+    /// It was revoked, here or on the exporting node.
     Revoked,
     /// Its last token has expired.
     Ended,
@@ -61,7 +61,7 @@ pub enum Skipped {
 
 impl Keyring {
     /// The keys of a service, for an issuer or another node. It promises the issuer that it may sign until
-    /// `sign_until`: the keyring must be stored before anybody sees the keyset.
+    /// `sign_until`, so the keyring must be stored before the keyset leaves this node.
     pub fn export(&mut self, service: &str, policy: &KeyPolicy, now: u64) -> Keyset {
         let horizon = now.saturating_add(policy.horizon());
         let keys = self.keys.values_mut().filter(|key| key.service_id == policy.service_id && key.verifies());
@@ -70,7 +70,7 @@ impl Keyring {
             if key.state == KeyState::Active {
                 key.sign_until = key.sign_until.max(horizon);
             }
-            // A staged key that becomes active and is replaced at once would still verify for so long.
+            // A staged key that becomes active and is replaced immediately would still verify for this long.
             let at_least = key.last_token_ends().max(now.saturating_add(key.max_ttl).saturating_add(LATE));
             ExportedKey {
                 key_id: key.id.0,
@@ -83,12 +83,12 @@ impl Keyring {
         Keyset { service: service.to_owned(), service_id: policy.service_id, keys: keys.collect() }
     }
 
-    /// Takes over the keys of another node, or of an earlier store: they verify here. Where the service has no key
-    /// that signs or is about to, the active one of the keyset is staged to become it. The same keyset twice changes
-    /// nothing; a later one of the same node lets the keys live longer.
+    /// Imports the keys of another node, or of an earlier store: this node then verifies with them. If the service has
+    /// neither an active nor a staged key, the active key of the keyset is staged. Importing the same keyset twice
+    /// changes nothing; a later keyset of the same node extends the lifetimes of keys.
     ///
     /// # Errors
-    /// If a key cannot be taken over. Then none is.
+    /// If a key cannot be imported. Then no key is imported.
     pub fn import(
         &mut self,
         keyset: &Keyset,
@@ -194,7 +194,7 @@ impl Keyring {
         Ok(())
     }
 
-    /// Makes room for a key in the slot of its id. True if that very key was revoked here before.
+    /// Makes the slot of a key's id available for it. Returns true if this key was revoked here before.
     fn seen_revoked(&mut self, key: &Key, now: u64) -> Result<bool, KeyringError> {
         let id = key.id;
         let Some(used) = self.slots.get(id) else { return Ok(false) };

@@ -47,7 +47,7 @@ pub enum NetworkError {
         /// The error of the kernel.
         source: Error,
     },
-    /// A route with a nexthop object whose next hops the kernel does not show.
+    /// The route uses a nexthop object, and the kernel does not show its next hops.
     #[error(
         "the route to {to} uses nexthop object {id}, and net.ipv4.nexthop_compat_mode = 0 hides its next hops; \
          `sysctl net.ipv4.nexthop_compat_mode=1`, or give {to} a route with `via`"
@@ -67,25 +67,25 @@ pub struct Network {
     changes: Arc<Changes>,
 }
 
-/// Changes since the last look.
+/// Changes since the last check.
 #[derive(Debug, Default)]
 struct Changes {
     /// Woken by every change.
     any: Notify,
     /// Whether anything but a neighbour has changed.
     routes: AtomicBool,
-    /// The neighbours whose changes count.
+    /// The neighbours whose changes are reported.
     watched: Mutex<BTreeSet<IpAddr>>,
 }
 
 type Events = BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>;
 
 impl Network {
-    /// Connects, inside a tokio runtime, and listens for changes: of interfaces, addresses, rules and routes, and of
-    /// the neighbours that [`Network::watch`] names.
+    /// Connects, inside a tokio runtime, and listens for changes of interfaces, addresses, rules, routes, and the
+    /// neighbours set by [`Network::watch`].
     ///
     /// # Errors
-    /// If the kernel has no netlink for this process.
+    /// If the kernel provides no netlink for this process.
     pub fn connect() -> Result<Self, NetworkError> {
         // Two sockets: an overrun of the one for changes loses no answer on the other.
         let (connection, handle, _) = new_connection().map_err(NetworkError::Socket)?;
@@ -95,7 +95,7 @@ impl Network {
         Ok(Self { handle, changes })
     }
 
-    /// Sets the neighbours whose changes count.
+    /// Sets the neighbours whose changes are reported.
     pub fn watch(&self, addresses: BTreeSet<IpAddr>) {
         *self.changes.watched.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
@@ -105,7 +105,7 @@ impl Network {
         self.changes.any.notified().await;
     }
 
-    /// Whether more than neighbours has changed since the last call; true the first time.
+    /// Whether anything except neighbours has changed since the last call; true the first time.
     pub fn take_routes_changed(&self) -> bool {
         self.changes.routes.swap(false, Ordering::Relaxed)
     }
@@ -118,7 +118,7 @@ impl Network {
     /// All interfaces: by name, and as a stack.
     ///
     /// # Errors
-    /// If the kernel cannot be asked.
+    /// If the kernel cannot be queried.
     pub async fn interfaces(&self) -> Result<(Interfaces, Links), NetworkError> {
         let failed = |source| NetworkError::Request { what: "interfaces", source };
         let messages: Vec<_> = self.handle.link().get().execute().try_collect().await.map_err(failed)?;
@@ -140,7 +140,7 @@ impl Network {
     /// The addresses of all interfaces.
     ///
     /// # Errors
-    /// If the kernel cannot be asked.
+    /// If the kernel cannot be queried.
     pub(super) async fn addresses(&self) -> Result<Vec<Address>, NetworkError> {
         let failed = |source| NetworkError::Request { what: "addresses", source };
         let messages: Vec<_> = self.handle.address().get().execute().try_collect().await.map_err(failed)?;
@@ -154,7 +154,7 @@ impl Network {
     /// routing tables alone (`fib_result_prefsrc`, `ip6_route_get_saddr`), and only that is taken from such an answer.
     ///
     /// # Errors
-    /// If the kernel cannot be asked, or does not show the route's next hops.
+    /// If the kernel cannot be queried, or does not show the route's next hops.
     pub async fn route(&self, to: IpAddr) -> Result<Option<Route>, NetworkError> {
         let Some(entry) = self.get_route(to, RouteFlags::FibMatch, None).await? else { return Ok(None) };
         let found = netlink::route(&entry, to);
@@ -203,7 +203,7 @@ impl Network {
     /// All neighbours of both families.
     ///
     /// # Errors
-    /// If the kernel cannot be asked.
+    /// If the kernel cannot be queried.
     pub async fn neighbours(&self) -> Result<Neighbours, NetworkError> {
         let failed = |source| NetworkError::Request { what: "neighbours", source };
         let mut entries = self.handle.neighbours().get().execute();
@@ -216,8 +216,8 @@ impl Network {
         Ok(found)
     }
 
-    /// Uses a neighbour entry, as sending to it would: the kernel resolves the MAC address if it is unknown, and
-    /// confirms it if it is old.
+    /// Uses a neighbour entry like a packet that is sent to it: the kernel resolves the MAC address if it is unknown,
+    /// and confirms it if it is old.
     ///
     /// # Errors
     /// If the kernel refuses.

@@ -12,7 +12,7 @@ use crate::{
 const NETLINK_GENERIC: isize = 16;
 /// `struct genlmsghdr`: command, version, two reserved bytes.
 const HEADER_LEN: usize = 4;
-/// The family that resolves the ids of others (linux/genetlink.h).
+/// The family that resolves the ids of other families (linux/genetlink.h).
 const GENL_ID_CTRL: u16 = 0x10;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
@@ -38,7 +38,7 @@ pub struct Driver {
 /// Reads the features of the driver of an interface; `None` if this kernel does not report them.
 ///
 /// # Errors
-/// If the kernel cannot be asked, or has no such interface.
+/// If the kernel cannot be queried, or has no such interface.
 pub fn driver(index: u32) -> io::Result<Option<Driver>> {
     let Some(family) = netdev_family()? else { return Ok(None) };
     let wanted = attribute(NETDEV_A_DEV_IFINDEX, &index.to_ne_bytes());

@@ -21,7 +21,7 @@ use crate::{
     protocol::Verdict,
 };
 
-/// How many names and addresses a warning lists.
+/// Number of names and addresses that a warning lists.
 const SHOWN: usize = 3;
 
 /// This host at one moment.
@@ -43,7 +43,7 @@ struct Host<'a> {
 /// Warnings about the services, where the interfaces of these names are filtered.
 ///
 /// # Errors
-/// If the kernel cannot be asked for addresses.
+/// If the kernel cannot be queried for addresses.
 pub async fn warnings(
     services: &[Service],
     filtered: &[String],
@@ -71,7 +71,7 @@ pub async fn warnings(
     Ok(host.warnings())
 }
 
-/// The kernel uses the greater one of the host's and the interface's (IN_DEV_ARP_IGNORE, linux/inetdevice.h).
+/// The kernel uses the greater value of the host's and the interface's setting (IN_DEV_ARP_IGNORE, linux/inetdevice.h).
 fn arp_ignore(interface: &str) -> u32 {
     let of = |name: &str| {
         let text = fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/arp_ignore"));
@@ -91,8 +91,8 @@ impl Host<'_> {
         self.services.iter().flat_map(of).flatten().collect()
     }
 
-    /// Whether frames for the service's address come here by themselves: whether this host answers ARP or neighbour
-    /// discovery for it where the filter is.
+    /// Checks whether frames for the service's address arrive without further configuration: whether this host answers
+    /// ARP or neighbour discovery for the address on a filtered interface.
     fn address(&self, service: &Service) -> Option<Check> {
         let address = service.address;
         let on: Vec<_> = self.addresses.iter().filter(|found| found.address == address).collect();
@@ -132,8 +132,9 @@ impl Host<'_> {
         Some(warning(service, found, hint))
     }
 
-    /// Interfaces that take packets for the service and have no filter: the kernel delivers them whichever interface
-    /// has the address. Those of a service that is forwarded matter only where the address is on such an interface.
+    /// Interfaces that receive packets for the service and have no filter. For a local service, these are all such
+    /// interfaces: the kernel delivers packets whichever interface has the address. For a forwarded service, they
+    /// matter only if the address is on such an interface.
     fn other_interfaces(&self, service: &Service) -> Option<Check> {
         let Service { address, forward, .. } = service;
         let is_local = *forward == Forward::Local;
@@ -272,7 +273,7 @@ impl Host<'_> {
         self.links.iter().filter(takes_packets)
     }
 
-    /// Those of them to which frames come from a filtered interface.
+    /// The `entries` that receive frames from a filtered interface.
     fn behind_the_filter(&self) -> Vec<&Link> {
         let above = |index: &u32| self.links.all_uppers(*index).into_iter().chain([*index]);
         let above: BTreeSet<u32> = self.filtered.iter().flat_map(above).collect();
@@ -305,7 +306,7 @@ fn warning(service: &Service, found: String, hint: String) -> Check {
     Check { name, verdict: Verdict::Warning, found, hint: hint.into() }
 }
 
-/// The first of them, and how many more there are.
+/// The first names, and the number of the others.
 fn some(names: &[String]) -> String {
     match names.len().saturating_sub(SHOWN) {
         0 => names.join(", "),

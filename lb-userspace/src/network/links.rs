@@ -81,8 +81,8 @@ impl Link {
         Some(link).filter(|link| !link.name.is_empty())
     }
 
-    /// The interface below that hands this one its frames. IFLA_LINK says so for these kinds only: of a veth it is the
-    /// peer, of a tunnel the underlay, whose packets are other packets.
+    /// The interface below that passes its frames to this one. IFLA_LINK names it only for these kinds: for a veth it
+    /// is the peer, for a tunnel the underlay, which carries other packets.
     pub fn parent(&self) -> Option<u32> {
         let stacks = matches!(
             self.kind,
@@ -94,7 +94,7 @@ impl Link {
         self.link.filter(|_| stacks && self.link_netnsid.is_none())
     }
 
-    /// What it is to one directly below it.
+    /// Its relation to an interface directly below it.
     fn relation_to(&self, lower: &Self) -> String {
         let kind = self.kind.as_ref().map_or_else(|| "master".to_owned(), ToString::to_string);
         match lower.master == Some(self.index) {

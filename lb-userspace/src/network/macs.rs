@@ -82,7 +82,7 @@ impl<'a> View<'a> {
             accepted.macs.extend(receives.address);
             match self.master(reached).and_then(|master| master.receives.switch) {
                 Some(_) => accepted.switched = true,
-                // Those of a port of a bridge are addresses behind other ports (`br_fdb_sync_static`).
+                // The secondary addresses of a bridge port are addresses behind other ports (`br_fdb_sync_static`).
                 None => accepted.macs.extend(&receives.secondary),
             }
         }
@@ -205,7 +205,7 @@ mod tests {
             ("br-int", interface(4, switch(Switch::OpenVswitch))),
         ];
         assert_eq!(found(&open_vswitch, &[]), (vec![1, 3, 4], true));
-        // A bridge itself switches before its frames come to the program.
+        // A bridge switches frames before the program on its own interface sees them.
         let bridge = [("eth0", interface(3, switch(Switch::Bridge))), ("tap0", interface(2, in_master(3)))];
         assert_eq!(found(&bridge, &[]), (vec![3], false));
     }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::types::{Mac, Neighbour};
 
-/// How long the last MAC address stays in use after the kernel has dropped the neighbour entry: entries are collected
-/// when the table is full, and resolving takes up to three seconds.
+/// How long the last MAC address stays in use after the kernel has removed the neighbour entry. The kernel removes
+/// entries when the table is full, and resolving an address takes up to three seconds.
 pub const KEPT: Duration = Duration::from_secs(5);
 
 /// How long a first resolution may take before the neighbour counts as gone.
@@ -38,7 +38,7 @@ pub enum Resolution {
 }
 
 impl Resolution {
-    /// The MAC address of a backend in the active tables, whose neighbour entry may be gone.
+    /// The MAC address of a backend in the active tables. Its neighbour entry may be gone.
     pub const fn remembered(mac: Mac, now: Instant) -> Self {
         Self::Forgotten { mac, since: now }
     }
@@ -84,11 +84,11 @@ mod tests {
             (0, None, None),
             (1, Some(Neighbour::Asking), None),
             (2, Some(known(ONE)), Some(ONE)),
-            // Collected by the kernel, and asked for again.
+            // Removed by the kernel, and probed again.
             (10, None, Some(ONE)),
             (11, Some(Neighbour::Asking), Some(ONE)),
             (12, Some(known(OTHER)), Some(OTHER)),
-            // It does not answer, and that is said once only.
+            // It does not answer, which is reported only once.
             (20, Some(Neighbour::Failed), None),
             (21, Some(Neighbour::Asking), None),
             (22, None, None),

@@ -73,7 +73,8 @@ pub(super) fn interface(link: &LinkMessage) -> Option<(String, Interface)> {
     Some((name?, interface))
 }
 
-/// The kinds that are given frames of the interface at their `IFLA_LINK` (for others, as veth, that is something else).
+/// The kinds that receive frames of the interface at their `IFLA_LINK`. For other kinds, such as veth, it has another
+/// meaning.
 const fn takes_frames_of_another(kind: &InfoKind) -> bool {
     matches!(
         kind,
@@ -94,8 +95,8 @@ fn switch(kind: &InfoKind) -> Option<Switch> {
     }
 }
 
-/// An individual address of an interface besides its own, by the interface: one of `netdev->uc`, which the kernel
-/// lists as forwarding entries of the interface itself (`ndo_dflt_fdb_dump`). Those of tunnels have a remote address.
+/// A secondary unicast address of an interface (`netdev->uc`), with the index of the interface. The kernel lists it as
+/// a forwarding entry of the interface itself (`ndo_dflt_fdb_dump`). Entries of tunnels have a remote address.
 pub(super) fn secondary(message: &NeighbourMessage) -> Option<(u32, Mac)> {
     let mut mac: Option<Mac> = None;
     for attribute in &message.attributes {
@@ -146,7 +147,7 @@ struct NextHop {
     link_down: bool,
 }
 
-/// The route to an address in the answer to a request with RTM_F_FIB_MATCH; `None` for one that leads nowhere.
+/// The route to an address in the answer to a request with RTM_F_FIB_MATCH; `None` for a route that leads nowhere.
 ///
 /// # Errors
 /// With the id of a nexthop object whose next hops are not in the message.
@@ -194,7 +195,7 @@ impl NextHop {
     }
 }
 
-/// `None` for one that the kernel does not use, as its interface is down.
+/// `None` for a next hop that the kernel does not use because its interface is down.
 fn next_hop(message: &RouteNextHop) -> Option<NextHop> {
     if message.flags.contains(RouteNextHopFlags::Dead) {
         return None;
@@ -209,10 +210,10 @@ fn next_hop(message: &RouteNextHop) -> Option<NextHop> {
     Some(hop)
 }
 
-/// One of several next hops, always the same for an address: by weighted rendezvous hashing, so that a next hop that
-/// goes moves only the addresses that it had. Those with a link come first.
+/// Chooses one of several next hops by weighted rendezvous hashing. The choice is always the same for an address, and
+/// when a next hop is removed, only its own addresses move. Next hops with a link come first.
 fn choose(hops: Vec<NextHop>, to: IpAddr) -> Option<NextHop> {
-    /// Not a secret: the choice is to be the same after a restart.
+    /// Not a secret: the choice must be the same after a restart.
     const KEY: SipKey = SipKey::from_bytes(b"tollgate/nexthop");
     let bytes = |address: IpAddr| match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
@@ -221,7 +222,7 @@ fn choose(hops: Vec<NextHop>, to: IpAddr) -> Option<NextHop> {
     let score = |hop: &NextHop| {
         let gateway = hop.gateway.map_or([0; 16], bytes);
         let hash = siphash24(KEY, &[&bytes(to)[..], &gateway, &hop.index.to_be_bytes()].concat());
-        // Between 0 and 1, neither of them.
+        // Strictly between 0 and 1.
         let uniform = ((hash >> 12) as f64 + 0.5) / (1_u64 << 52) as f64;
         f64::from(hop.weight) / -uniform.ln()
     };
@@ -231,7 +232,7 @@ fn choose(hops: Vec<NextHop>, to: IpAddr) -> Option<NextHop> {
 }
 
 /// The interface and the source address in the answer to a request without RTM_F_FIB_MATCH. Its gateway and MTU may
-/// be of an exception, and are not for use.
+/// come from an exception and must not be used.
 pub(super) fn source(message: &RouteMessage) -> Option<(u32, Option<IpAddr>)> {
     let mut index = None;
     let mut source = None;
@@ -341,7 +342,7 @@ mod tests {
             ..Receives::default()
         };
         assert_eq!(found, wanted);
-        // What a veth has there is its other end.
+        // IFLA_LINK of a veth is its peer.
         assert_eq!(of(InfoKind::Veth), Receives { below: None, ..wanted.clone() });
         let foreign = [&above[..], &of_kind(InfoKind::MacVlan), &[LinkAttribute::LinkNetNsId(1)]].concat();
         assert_eq!(receives(&foreign), Receives { below: None, ..wanted });
@@ -436,7 +437,7 @@ mod tests {
         assert_eq!(spread, of(&[two.clone(), one.clone()]), "in any order");
         let first = spread.iter().filter(|hop| **hop == Some(1)).count();
         assert!((40..=90).contains(&first), "a quarter of 256, not {first}");
-        // A third one takes from both, and gives nothing to either.
+        // A third next hop takes addresses from both, and moves none from one to the other.
         let third = of(&[one.clone(), two.clone(), hop(3, 1, none)]);
         assert!(spread.iter().zip(&third).all(|(before, after)| after == before || *after == Some(3)));
         for unusable in [RouteNextHopFlags::Dead, RouteNextHopFlags::Linkdown] {

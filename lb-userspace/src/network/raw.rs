@@ -17,8 +17,8 @@ use rtnetlink::{
 const MESSAGE_HEADER_LEN: usize = 16;
 const ATTRIBUTE_HEADER_LEN: usize = 4;
 
-/// How long to wait for each message of an answer. The kernel answers while a request is being sent: a message that
-/// is not there by then is lost.
+/// How long to wait for each message of an answer. The kernel answers while a request is being sent, so a message that
+/// has not arrived by then is lost.
 const PATIENCE: TimeVal = TimeVal::new(1, 0);
 
 /// Whether a request is for one object or for all of a kind.
@@ -125,7 +125,7 @@ mod tests {
     fn waiting_for_an_answer_ends() {
         let socket = connect(libc::NETLINK_GENERIC as isize).unwrap();
         let (done, is_done) = std::sync::mpsc::channel();
-        // Not joined: it may wait for ever.
+        // Not joined, because it may block forever.
         std::thread::spawn(move || done.send(receive(&socket)));
         let received = is_done.recv_timeout(std::time::Duration::from_secs(10)).expect("it still waits");
         assert_eq!(received.unwrap_err().kind(), io::ErrorKind::TimedOut);

@@ -66,7 +66,7 @@ impl BackendState {
 }
 
 impl fmt::Display for BackendState {
-    /// The reason, and what to look at.
+    /// The reason, and a hint.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Up => f.write_str("up"),

@@ -43,7 +43,7 @@ pub fn accepted(names: &[String], links: &Links) -> Vec<Redirects> {
 }
 
 /// The settings by which an interface accepts redirects: IN_DEV_RX_REDIRECTS (linux/inetdevice.h) for IPv4,
-/// `rt6_do_redirect` for IPv6. `secure_redirects` keeps none out while `shared_media` is on, as it is by default.
+/// `rt6_do_redirect` for IPv6. `secure_redirects` rejects none while `shared_media` is on, which is the default.
 fn of_interface(name: &str, setting: impl Fn(&str) -> bool) -> Vec<String> {
     let v4 = |of: &str, field: &str| setting(&format!("ipv4/conf/{of}/{field}"));
     let v6 = |field: &str| setting(&format!("ipv6/conf/{name}/{field}"));

@@ -385,7 +385,7 @@ mod tests {
     fn frames_leave_below_the_vlans_with_their_tags() {
         let (outer, inner) = (tag(0x88a8, 10), tag(0x8100, 20));
         for (filtered, index, interface, tags, mtu) in [
-            // This host has VLANs there: what bears no tag is to get none.
+            // This host has VLANs there: untagged frames must stay untagged.
             ("eth0", 2, "eth0", Tags::Set(vec![]), 1500),
             ("eth0", 3, "eth1", Tags::Kept, 1500),
             ("eth0", 4, "eth0", Tags::Set(vec![outer]), 1400),

@@ -32,7 +32,7 @@ pub(super) struct UdpSocket {
 /// The unconnected UDP sockets on a port, of both families.
 ///
 /// # Errors
-/// If the kernel cannot be asked, as one without its module `udp_diag`.
+/// If the kernel cannot be queried, for example because it lacks the module `udp_diag`.
 pub(super) fn on_port(port: u16) -> io::Result<Vec<UdpSocket>> {
     let mut sockets = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {

@@ -57,9 +57,9 @@ pub struct Receives {
 /// A switch inside the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Switch {
-    /// A bridge: the host's frames come out of its own interface.
+    /// A bridge: frames for the host arrive on the bridge's own interface.
     Bridge,
-    /// An interface of Open vSwitch: the host's frames come out of any of this kind.
+    /// An interface of Open vSwitch: frames for the host may arrive on any interface of this kind.
     OpenVswitch,
 }
 

@@ -1,7 +1,7 @@
-//! Integers in JSON: many readers have only 53 bits for them.
+//! 64-bit integers in JSON: many parsers are exact only up to 53 bits.
 
-/// Counters: an integer up to 2^53 is a number, a larger one a string, because JavaScript and jq would round it. Both
-/// forms are accepted.
+/// Counters. An integer up to 2^53 is a number. A larger one is a string, because JavaScript and jq would round it.
+/// Both forms are accepted.
 pub mod big {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -14,18 +14,18 @@ pub mod big {
         Text(String),
     }
 
-    /// A number, or above 2^53 a string.
+    /// Serializes a number, or a string above 2^53.
     ///
     /// # Errors
-    /// As the serializer's.
+    /// The errors of the serializer.
     pub fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
         if *value > EXACT { super::text::serialize(value, to) } else { to.serialize_u64(*value) }
     }
 
-    /// Either form.
+    /// Accepts both forms.
     ///
     /// # Errors
-    /// For anything else.
+    /// If the value is neither.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
         match Either::deserialize(from)? {
             Either::Number(value) => Ok(value),
@@ -53,22 +53,22 @@ pub mod big {
     }
 }
 
-/// 64-bit ids: always strings, so that a reader never meets a change of type.
+/// 64-bit ids. They are always strings, so that their type never changes.
 pub mod text {
     use serde::{Deserializer, Serializer};
 
-    /// A string.
+    /// Serializes a string.
     ///
     /// # Errors
-    /// As the serializer's.
+    /// The errors of the serializer.
     pub fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(value)
     }
 
-    /// A string or a number.
+    /// Accepts a string or a number.
     ///
     /// # Errors
-    /// For anything else.
+    /// If the value is neither.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
         super::big::deserialize(from)
     }

@@ -1,5 +1,5 @@
 //! Revocations: of sessions and tokens, each until the last token has expired, and of all tokens of a service issued
-//! before a time. A pure state: time is an argument, Unix time in seconds.
+//! before a time. A pure state machine: time is an argument, Unix time in seconds.
 
 mod stored;
 
@@ -12,16 +12,16 @@ use lb_common::{
 };
 use serde::{Deserialize, Serialize};
 
-/// By how much the clocks of issuers and balancers may differ, seconds.
+/// Maximum difference between the clocks of issuers and balancers, seconds.
 pub const SKEW: u64 = SKEW_NS / SECOND_NS;
 
 /// The revocations.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "stored::Stored", into = "stored::Stored")]
 pub struct Revocations {
-    /// The end of each revocation. Those that have ended are removed when capacity is needed.
+    /// The end of each revocation. Revocations that have ended are removed when capacity is needed.
     named: BTreeMap<RevocationKey, u64>,
-    /// By service: its tokens issued before this time are revoked.
+    /// Per service: its tokens issued before this time are revoked.
     before: BTreeMap<u32, u32>,
 }
 
@@ -39,18 +39,18 @@ pub enum RevocationError {
         held: usize,
         /// Revocations to add.
         wanted: usize,
-        /// Unix second.
+        /// Unix second at which the first revocation ends.
         first_ends: u64,
     },
-    /// New tokens would be refused, too.
+    /// The time is in the future: new tokens would be refused, too.
     #[error(
         "{} is in the future: tokens issued until then would be refused; use a time before {}",
         date(*at), date(*now)
     )]
     Future {
-        /// As asked for, unix second.
+        /// Requested time, unix second.
         at: u64,
-        /// Unix second.
+        /// Current time, unix second.
         now: u64,
     },
     /// There is no such revocation.
@@ -60,7 +60,7 @@ pub enum RevocationError {
         kind_name(.0), name_of(.0)
     )]
     NotRevoked(RevocationKey),
-    /// The revocation would end at once.
+    /// The revocation would end immediately.
     #[error("a revocation must last a second or longer")]
     NoTime,
 }
@@ -81,7 +81,8 @@ impl Revocations {
         self.before.get(&service_id).copied().unwrap_or(0)
     }
 
-    /// Revokes sessions or tokens until a time, all or none. A longer revocation stays. Returns the end of each.
+    /// Revokes sessions or tokens until a time; either all or none. A longer existing revocation is kept. Returns the
+    /// end of each.
     ///
     /// # Errors
     /// `Full` if they do not all fit, `NoTime` if the time has passed.
@@ -100,7 +101,7 @@ impl Revocations {
         Ok(keys.iter().map(|key| (*key, self.named[key])).collect())
     }
 
-    /// Revokes sessions or tokens, each until a time of its own, all or none. A longer revocation stays.
+    /// Revokes sessions or tokens, each until its own time; either all or none. A longer existing revocation is kept.
     ///
     /// # Errors
     /// `Full` if they do not all fit.
@@ -126,10 +127,10 @@ impl Revocations {
         Ok(())
     }
 
-    /// Removes revocations, all or none. Returns the end of each.
+    /// Removes revocations, either all or none. Returns the end of each.
     ///
     /// # Errors
-    /// `NotRevoked` if one of them is not.
+    /// `NotRevoked` if one of them does not exist.
     pub fn unrevoke(
         &mut self,
         keys: &[RevocationKey],
@@ -143,10 +144,11 @@ impl Revocations {
         Ok(lifted)
     }
 
-    /// Revokes all tokens of a service issued before a time. A later time set before stays. Returns the time in force.
+    /// Revokes all tokens of a service issued before a time. A later time that was set before is kept. Returns the time
+    /// in force.
     ///
     /// # Errors
-    /// `Future` if the time is later than clocks of issuers may be.
+    /// `Future` if the time is later than the clocks of issuers can be.
     pub fn revoke_before(&mut self, service_id: u32, at: u64, now: u64) -> Result<u32, RevocationError> {
         let Some(second) = u32::try_from(at).ok().filter(|_| at <= now.saturating_add(SKEW)) else {
             return Err(RevocationError::Future { at, now });
@@ -157,7 +159,7 @@ impl Revocations {
     }
 }
 
-/// How long a session must be revoked until its last token has expired.
+/// How long a session must be revoked until its last token has expired, seconds.
 pub const fn lifetime(max_ttl: u64) -> u64 {
     max_ttl.saturating_add(2 * SKEW)
 }
@@ -167,7 +169,7 @@ pub const fn kind_name(key: &RevocationKey) -> &'static str {
     if key.kind == REVOKED_SESSION { "session" } else { "token" }
 }
 
-/// The id of a revocation as in commands: session id, or nonce of a token.
+/// The id of a revocation as in commands: a session id, or the nonce of a token.
 pub fn name_of(key: &RevocationKey) -> String {
     if key.kind == REVOKED_SESSION { key.of.to_string() } else { hex::encode(key.of.to_le_bytes()) }
 }

@@ -32,7 +32,7 @@ fn a_revocation_ends_when_it_should_and_not_before() {
     assert_eq!(revocations.until(&session(7), NOW + 99), Some(NOW + 100));
     assert_eq!(revocations.until(&session(7), NOW + 100), None);
     assert_eq!(revocations.until(&session(8), NOW), None);
-    // Shorter takes nothing back.
+    // A shorter revocation does not shorten an existing one.
     assert_eq!(revocations.revoke(&[session(7)], NOW + 10, NOW).unwrap(), [(session(7), NOW + 100)]);
     assert_eq!(revocations.revoke(&[session(7)], NOW + 200, NOW).unwrap(), [(session(7), NOW + 200)]);
     assert_eq!(revocations.in_force(NOW + 150).collect::<Vec<_>>(), [(session(7), NOW + 200)]);
@@ -46,7 +46,7 @@ fn what_is_kept_has_ends_of_its_own() {
     revocations.keep([(session(7), NOW + 200), (session(8), NOW + 50), (token(9), NOW + 10)], NOW).unwrap();
     let expected = [(session(7), NOW + 200), (session(8), NOW + 100), (token(9), NOW + 10)];
     assert_eq!(revocations.in_force(NOW).collect::<Vec<_>>(), expected);
-    // All or none, and room is what is in force.
+    // Either all or none. Only revocations in force use capacity.
     let mut full = full();
     let before = full.clone();
     let error = full.keep([(session(0), NOW + 200), (token(9), NOW + 50)], NOW).unwrap_err();
@@ -89,9 +89,9 @@ fn a_full_list_says_so_and_forgets_nothing() {
     let said = expected.to_string();
     assert!(said.contains("NOT revoked") && said.contains("2023-11-14T22:15:00Z"), "{said}");
     assert_eq!(revocations, before);
-    // One that is there already needs no room.
+    // A revocation that exists needs no capacity.
     revocations.revoke(&[session(1)], NOW + 500, NOW + 50).unwrap();
-    // And what has ended makes room.
+    // Revocations that have ended free capacity.
     revocations.revoke(&[token(1), token(2)], NOW + 500, NOW + 100).unwrap();
     assert_eq!(revocations.in_force(NOW + 100).count(), 3);
     assert_eq!(revocations.named.len(), 3);
@@ -130,8 +130,8 @@ fn what_is_stored_is_checked() {
 }
 
 proptest! {
-    /// Whatever comes in whatever order: each is revoked as long as anybody has asked for, and not for longer, and so
-    /// it is after a restart.
+    /// After any sequence of requests and restarts, each session or token is revoked exactly until the latest end that
+    /// was requested.
     #[test]
     fn nothing_ends_early_or_late(
         steps in proptest::collection::vec((0..2u64, 0..4u64, 0..40u64, 0..20u64, any::<bool>()), 1..80)

@@ -1,10 +1,10 @@
-//! Three capabilities, and no others.
+//! Limits the daemon to three capabilities.
 
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 
 use super::{SandboxError, refused};
 
-/// For maps and programs; pointer arithmetic in the verifier; links, devices and neighbours.
+/// For maps and programs; for pointer arithmetic in the verifier; for links, devices and neighbours.
 const NEEDED: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_NET_ADMIN];
 
 /// Limits the bounding set, so that no program that this process executes gets other capabilities. Without

@@ -90,7 +90,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_unlinkat,
     libc::SYS_renameat2,
     libc::SYS_umask,
-    // Sockets that are there, and netlink's.
+    // Existing sockets, and netlink sockets.
     libc::SYS_bind,
     libc::SYS_listen,
     libc::SYS_accept4,
@@ -109,7 +109,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_bpf,
 ];
 
-/// Those that newer architectures have not, and libraries on older ones still call.
+/// System calls that newer architectures lack, and that libraries on older architectures still use.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_BESIDE: &[libc::c_long] = &[
     libc::SYS_access,
@@ -133,7 +133,7 @@ const ALLOWED_BESIDE: &[libc::c_long] = &[libc::SYS_renameat];
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const ALLOWED_BESIDE: &[libc::c_long] = &[];
 
-/// Filters the calls of this thread and of all that it makes.
+/// Filters the calls of this thread and of all threads that it creates.
 pub(super) fn apply() -> Result<(), SandboxError> {
     let failed = |cause: String| refused("filter system calls", cause, NEEDS_KERNEL);
     for filter in [without_clone3(), allowed()] {
@@ -146,8 +146,8 @@ pub(super) fn apply() -> Result<(), SandboxError> {
 
 type Filter = Result<SeccompFilter, seccompiler::BackendError>;
 
-/// clone3(2) has its flags in memory, where a filter cannot see them: as if the kernel had it not, so that the C
-/// library makes its threads by clone(2).
+/// clone3(2) passes its flags in memory, which a filter cannot read. The filter makes it fail as on a kernel without
+/// clone3, so that the C library creates threads with clone(2).
 fn without_clone3() -> Filter {
     let calls = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     SeccompFilter::new(
@@ -161,19 +161,19 @@ fn without_clone3() -> Filter {
 fn allowed() -> Filter {
     let mut calls: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().chain(ALLOWED_BESIDE).map(|call| (*call, Vec::new())).collect();
-    // The filter above answers it.
+    // The filter above handles it.
     calls.insert(libc::SYS_clone3, Vec::new());
-    // Threads, but no processes.
+    // Threads may be created, but no processes.
     let thread = libc::CLONE_THREAD as u64;
     calls.insert(libc::SYS_clone, vec![one(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
-    // No memory with new code in it.
+    // No executable memory mappings.
     let executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         calls.insert(call, vec![one(2, executable.clone(), 0)?]);
     }
     calls.insert(libc::SYS_ioctl, any_of(1, &[libc::FIONBIO, libc::FIOCLEX])?);
     calls.insert(libc::SYS_prctl, any_of(0, &[libc::PR_SET_NAME as u64])?);
-    // No sockets to others: those that are served are open already.
+    // No other sockets: those that the daemon serves are already open.
     let families = [libc::AF_NETLINK, libc::AF_UNIX].map(|family| family as u64);
     calls.insert(libc::SYS_socket, any_of(0, &families)?);
     SeccompFilter::new(calls, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow, architecture()?)
@@ -195,7 +195,7 @@ fn one(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, 
 mod tests {
     use super::*;
 
-    /// In a thread of its own: the filter stays with it.
+    /// Runs in its own thread, because the filter cannot be removed.
     #[test]
     fn what_is_not_allowed_fails_and_the_rest_works() {
         std::thread::spawn(|| {
@@ -208,7 +208,7 @@ mod tests {
             assert!(refused(std::net::UdpSocket::bind("127.0.0.1:0").unwrap_err()));
             assert!(refused(std::os::unix::fs::chroot("/").unwrap_err()));
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            // SAFETY: a new mapping at an address of the kernel's choice, which nobody uses.
+            // SAFETY: a new mapping at an address that the kernel chooses; no other code uses it.
             let map =
                 |protection| unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
             assert_ne!(map(libc::PROT_READ | libc::PROT_WRITE), libc::MAP_FAILED);

@@ -41,7 +41,7 @@ pub enum SandboxError {
         /// The user of this process.
         user: u32,
     },
-    /// A file to hand over belongs neither to root nor to the user.
+    /// A file to hand over is owned neither by root nor by the user.
     #[error("{} belongs to user {owner}, not to root or {name}; check its content, then `chown -R root {}`",
             path.display(), path.display())]
     Foreign {
@@ -61,7 +61,7 @@ pub enum SandboxError {
         /// Its permissions.
         mode: u32,
     },
-    /// A link may point to a file of another user.
+    /// The file may be a link to a file of another user.
     #[error("{} is not a regular file with one link, and is not handed to another user; move it away", path.display())]
     Strange {
         /// The file.
@@ -94,13 +94,13 @@ pub enum SandboxError {
 /// # Errors
 /// If the kernel refuses.
 pub fn hide_memory() -> Result<(), SandboxError> {
-    // The limit alone does not stop a core dump that goes to a program (core(5)), but the flag does.
+    // The limit alone does not prevent a core dump to a program (core(5)), but the flag does.
     setrlimit(Resource::RLIMIT_CORE, 0, 0)
         .and_then(|()| prctl::set_dumpable(false))
         .map_err(|errno| refused("keep memory out of core dumps", errno, "this should not happen: report it"))
 }
 
-/// Applies all restrictions permanently; switches to `account` first, if there is one. Files stay open.
+/// Applies all restrictions permanently. Switches to `account` first, if there is one. Open files stay open.
 ///
 /// # Errors
 /// If a restriction cannot be applied; the process must end then.
@@ -110,7 +110,7 @@ pub fn enter(account: Option<&Account>) -> Result<(), SandboxError> {
         account.assume()?;
     }
     capabilities::keep_needed()?;
-    // Another user's memory can be dumped again.
+    // Switching to another user makes the memory dumpable again.
     hide_memory()?;
     prctl::set_no_new_privs().map_err(|errno| refused("forgo new privileges", errno, NEEDS_KERNEL))?;
     filter::apply()

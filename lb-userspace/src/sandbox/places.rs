@@ -1,8 +1,8 @@
-//! Hands the store and the pins over from root to the user of the daemon.
+//! Changes the owner of the store and of the pins from root to the user of the daemon.
 //!
-//! Only files in a directory of root are handed over, and the directory comes last: nothing in a directory of the
-//! user is changed. So a link that a compromised daemon leaves there cannot make the next start hand over other
-//! files.
+//! Only files in a directory of root are changed, and the directory itself is changed last: nothing in a directory of
+//! the user is changed. So a link that a compromised daemon leaves in its directory cannot make the next start change
+//! the owner of other files.
 
 use std::{
     fs::{DirBuilder, File, Metadata, OpenOptions},
@@ -24,8 +24,8 @@ use crate::{
     datapath::Pins,
 };
 
-/// Creates the store and the directory of the pins if they are missing, and hands them to `account`. The directory of
-/// the pins becomes the working directory, because its path may be accessible to root only, as `/sys/fs/bpf` is on
+/// Creates the store and the directory of the pins if they are missing, and makes `account` their owner. The directory
+/// of the pins becomes the working directory, because its path may be accessible to root only, as `/sys/fs/bpf` is on
 /// Debian.
 ///
 /// # Errors
@@ -36,7 +36,7 @@ pub fn hand_over(config: &Config, account: &Account) -> Result<(), SandboxError>
 
     let pins = Pins::directory_below(&config.bpffs);
     make(&pins)?;
-    // The owner of the parent directory could replace this one.
+    // The owner of the parent directory could replace this directory.
     let above = open(&config.bpffs)?;
     let metadata = above.metadata().map_err(|source| io_error("read the owner of", &config.bpffs, source))?;
     not_others(&config.bpffs, &metadata, Uid::from_raw(0), account)?;
@@ -44,7 +44,7 @@ pub fn hand_over(config: &Config, account: &Account) -> Result<(), SandboxError>
     fchdir(&directory).map_err(|errno| io_error("change the working directory to", &pins, errno))
 }
 
-/// Hands the control socket to `account`.
+/// Makes `account` the owner of the control socket.
 ///
 /// # Errors
 /// If another user could have replaced it.
@@ -60,7 +60,7 @@ pub fn give_socket(path: &Path, account: &Account) -> Result<(), SandboxError> {
         .map_err(|errno| io_error("change the owner of", path, errno))
 }
 
-/// Hands a directory and its files to the account.
+/// Makes the account the owner of a directory and of its files.
 fn give(path: &Path, account: &Account) -> Result<File, SandboxError> {
     make(path)?;
     let directory = open(path)?;
@@ -122,7 +122,7 @@ fn not_others(path: &Path, found: &Metadata, owner: Uid, account: &Account) -> R
     Ok(())
 }
 
-/// Checks that a file belongs to root, or was handed over before a crash, and has one link.
+/// Checks that a file is owned by root, or was handed over before a crash, and has only one link.
 fn plain(path: &Path, found: &FileStat, account: &Account) -> Result<(), SandboxError> {
     let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
     if kind != SFlag::S_IFREG || found.st_nlink != 1 {

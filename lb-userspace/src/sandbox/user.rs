@@ -25,7 +25,7 @@ impl Account {
     /// The user called `name`; `None` if this process already runs as that user.
     ///
     /// # Errors
-    /// If there is no such user, or this process cannot become it.
+    /// If there is no such user, or this process cannot switch to it.
     pub fn find(name: &str) -> Result<Option<Self>, SandboxError> {
         let failed = |cause| refused("look the user up", cause, "see `getent passwd`");
         let user = User::from_name(name)

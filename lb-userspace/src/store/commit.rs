@@ -1,11 +1,11 @@
-//! What a commit is recognised by: its store, its revision, its content.
+//! Identifies a commit by its store, its revision and its content.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A random number that a store gets with its first commit and keeps. Zero: the store has none, because nothing was
-/// ever committed to it, or only by a version that wrote format 3 or an older one.
+/// A random number that a store gets with its first commit and keeps. Zero if the store has no id: nothing was ever
+/// committed to it, or only a version that wrote format 3 or older did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StoreId(#[serde(with = "hex::serde")] pub [u8; 16]);
@@ -26,17 +26,17 @@ impl fmt::Display for StoreId {
 pub struct Commit {
     /// The store.
     pub store: StoreId,
-    /// Grows with every commit; 0 before the first.
+    /// Increases with every commit; 0 before the first commit.
     pub revision: u64,
     /// The first half of the SHA-256 of the file's content.
     pub digest: [u8; 16],
 }
 
 impl Commit {
-    /// Bytes of [`Commit::to_bytes`].
+    /// Length of [`Commit::to_bytes`], bytes.
     pub const LEN: usize = 40;
 
-    /// As it is kept outside the store.
+    /// Encodes it for use outside the store.
     pub fn to_bytes(self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[..16].copy_from_slice(&self.store.0);
@@ -45,7 +45,7 @@ impl Commit {
         bytes
     }
 
-    /// The reverse of [`Commit::to_bytes`].
+    /// Decodes [`Commit::to_bytes`].
     pub fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
         let part = |at: usize| <[u8; 16]>::try_from(&bytes[at..at + 16]).expect("sixteen bytes");
         let revision = u64::from_ne_bytes(bytes[16..24].try_into().expect("eight bytes"));

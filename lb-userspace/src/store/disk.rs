@@ -16,7 +16,8 @@ use zeroize::Zeroizing;
 
 use super::{Commit, Snapshot, State, StoreError, StoreId};
 
-/// Written by this version, which also reads 1 (no revocations), 2 (no service of a key slot) and 3 (no store id).
+/// The format that this version writes. It also reads 1 (no revocations), 2 (no service of a key slot) and 3 (no store
+/// id).
 pub(super) const FORMAT: u32 = 4;
 
 #[derive(Deserialize)]
@@ -49,14 +50,14 @@ struct ContentRef<'a> {
     state: &'a State,
 }
 
-/// Why bytes are no state.
+/// Why bytes are not a valid state.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unsound {
     Damaged(String),
     Newer(u32),
 }
 
-/// The bytes of the file, and the commit that they are.
+/// Encodes a state: the commit, and the bytes of the file.
 pub(super) fn encode(store_id: StoreId, revision: u64, state: &State) -> (Commit, Zeroizing<Vec<u8>>) {
     let content = ContentRef { store_id, revision, state };
     let content =
@@ -97,8 +98,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Snapshot, Unsound> {
     Ok(Snapshot { commit, state: Arc::new(state) })
 }
 
-/// The system calls that a commit depends on. A test records them, to reconstruct what a power failure after each of
-/// them may leave, or lets one of them fail.
+/// The system calls that a commit depends on. A test records them to reconstruct the possible states after a power
+/// failure, or makes one of them fail.
 pub(super) trait Disk: Send + Sync {
     /// Creates a file that only its owner can read, with these bytes.
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -121,14 +122,14 @@ pub(super) struct HostDisk;
 
 impl Disk for HostDisk {}
 
-/// Makes the directory, or checks that it can hold secrets.
+/// Creates the directory, or checks that it can hold secrets.
 pub(super) fn directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
     let missing: Vec<_> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
     match fs::DirBuilder::new().recursive(true).mode(0o700).create(path) {
         Ok(()) => {}
         Err(source) => return Err(io_error("make", path, source)),
     }
-    // The entry of a new directory survives a power failure only once the directory above it is synced, too.
+    // The entry of a new directory survives a power failure only once its parent directory is synced, too.
     for parent in missing.iter().filter_map(|made| made.parent()) {
         sync(disk, parent)?;
     }
@@ -139,19 +140,20 @@ pub(super) fn directory(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> 
         return Err(StoreError::Writable { path: path.to_owned(), mode });
     }
     if mode != 0o700 {
-        // As a service manager makes it, say. The files in it have never been readable.
+        // For example, a service manager made the directory with wider permissions. The files in it were never readable
+        // for others.
         let restricted = fs::set_permissions(path, Permissions::from_mode(0o700));
         restricted.map_err(|source| io_error("restrict the permissions of", path, source))?;
     }
     Ok(())
 }
 
-/// Who may own a file that is read.
+/// The permitted owners of a file that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
     /// This process's user.
     User,
-    /// Anyone if this is root, who only reports what is there.
+    /// Any user if this process runs as root, which only reports the content.
     AnyIfRoot,
 }
 
@@ -170,7 +172,7 @@ pub(super) fn read_secret(path: &Path, owner: Owner) -> Result<Option<Zeroizing<
     if mode & 0o077 != 0 {
         return Err(StoreError::Readable { path: path.to_owned(), mode });
     }
-    // Room for all of it at once: a vector that grows leaves copies behind.
+    // Full capacity from the start: a vector that grows leaves copies of the secrets behind.
     let len = usize::try_from(metadata.len()).unwrap_or(0);
     let mut bytes = Zeroizing::new(Vec::with_capacity(len + 1));
     io::Read::read_to_end(&mut file, &mut bytes).map_err(|source| io_error("read", path, source))?;
@@ -182,17 +184,17 @@ pub(super) fn owned(path: &Path, owner: u32) -> Result<(), StoreError> {
     if owner == user { Ok(()) } else { Err(StoreError::Foreign { path: path.to_owned(), owner, user }) }
 }
 
-/// Replaces a file as a whole: after a crash, or an error, there is either the old one or the new one.
+/// Replaces the whole content of a file: after a crash or an error, the file has either the old content or the new one.
 pub(super) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let temporary = temporary(path);
     remove_leftover(path)?;
     let replaced = disk
         .write(&temporary, bytes)
-        // Before the rename: else a crash may leave the new name with none of the bytes.
+        // Must come before the rename: otherwise a crash may leave the new name without the bytes.
         .and_then(|()| disk.sync(&temporary))
         .and_then(|()| disk.rename(&temporary, path));
     if let Err(source) = replaced {
-        // The error to tell is the first one; what is left over is removed at the next start at the latest.
+        // The first error is reported. A remaining temporary file is removed at the next start at the latest.
         let _ = fs::remove_file(&temporary);
         return Err(io_error("write", path, source));
     }
@@ -205,7 +207,7 @@ fn sync(disk: &dyn Disk, directory: &Path) -> Result<(), StoreError> {
     disk.sync(directory).map_err(|source| io_error("sync", directory, source))
 }
 
-/// Removes what a crash has left of a replacement.
+/// Removes the temporary file that a crash has left.
 pub(super) fn remove_leftover(path: &Path) -> Result<(), StoreError> {
     let temporary = temporary(path);
     match fs::remove_file(&temporary) {

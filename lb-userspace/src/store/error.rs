@@ -10,12 +10,12 @@ use super::disk::FORMAT;
 /// Why a store could not be opened or written. Its content is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another commit came first.
+    /// Another commit was made first.
     #[error("the store is at revision {found}, not {expected}: another process changed it; try again")]
     Conflict {
-        /// What the commit was based on.
+        /// The revision that the commit was based on.
         expected: u64,
-        /// What is newest.
+        /// The newest revision.
         found: u64,
     },
     /// There are no more revisions.
@@ -23,10 +23,10 @@ pub enum StoreError {
         "the store is at the last possible revision, which Tollgate cannot have written; restore a copy of the store"
     )]
     LastRevision,
-    /// The system gave no random bytes for the ID of a new store.
+    /// The system provided no random bytes for the id of a new store.
     #[error("the system gives no random bytes: {0}")]
     Random(getrandom::Error),
-    /// Another process has the store.
+    /// Another process uses the store.
     #[error(
         "{} is in use by {}; stop that daemon, or give this one another `store`",
         directory.display(),
@@ -35,7 +35,7 @@ pub enum StoreError {
     InUse {
         /// The store.
         directory: PathBuf,
-        /// The process that has it.
+        /// The process that uses it.
         pid: Option<u32>,
     },
     /// The file is damaged.
@@ -43,9 +43,9 @@ pub enum StoreError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The damage.
         what: String,
-        /// The revision of the previous copy, if that is sound.
+        /// The revision of the previous copy, if the copy is valid.
         previous: Option<u64>,
     },
     /// The state is missing, but its previous copy exists.
@@ -53,10 +53,10 @@ pub enum StoreError {
     Missing {
         /// The file.
         path: PathBuf,
-        /// The revision of the previous copy, if that is sound.
+        /// The revision of the previous copy, if the copy is valid.
         previous: Option<u64>,
     },
-    /// A later version wrote it.
+    /// A later version wrote the file.
     #[error("{} has format {found}, and this version knows {FORMAT}; run the version that wrote it, or a newer one",
             path.display())]
     Newer {
@@ -113,7 +113,8 @@ pub enum StoreError {
     },
 }
 
-/// The store does not know what the kernel remembers, so it cannot name the option's value.
+/// The store does not know the commit that is recorded in the kernel, so this hint cannot contain the value of the
+/// option.
 const START: &str =
     "start the daemon; if it refuses the store, its error names the `--accept-store` option that accepts it";
 

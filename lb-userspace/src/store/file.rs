@@ -33,7 +33,7 @@ impl FileStore {
     /// Opens the store in `directory`, or creates it.
     ///
     /// # Errors
-    /// If another process has it, it cannot be read, or other users can change it. Nothing has changed then.
+    /// If another process uses it, it cannot be read, or other users can change it. Then nothing has changed.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         Self::open_on(Box::new(HostDisk), directory)
     }
@@ -53,7 +53,7 @@ impl FileStore {
 }
 
 impl FileStore {
-    /// What is in the store of `directory`; see [`super::inspect`].
+    /// The state in the store of `directory`; see [`super::inspect`].
     pub(super) fn inspect(directory: &Path) -> Result<Snapshot, StoreError> {
         let (state, previous) = files(directory);
         read(&state, &previous, Owner::AnyIfRoot)
@@ -100,7 +100,7 @@ impl Inner {
         Ok(next)
     }
 
-    /// Keeps a copy of the file that is about to be replaced; fails if it is not what this process has written.
+    /// Keeps a copy of the file before it is replaced. Fails if the content is not what this process has written.
     fn keep_previous(&self, revision: u64) -> Result<(), StoreError> {
         let changed = || StoreError::Changed { path: self.state.clone() };
         match disk::read_secret(&self.state, Owner::User)? {
@@ -145,7 +145,7 @@ fn lock(directory: &Path) -> Result<File, StoreError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
-        // Not through a symbolic link, because the target would be written to.
+        // Symbolic links are not followed, because the target would be written to.
         .custom_flags(libc::O_NOFOLLOW)
         .open(&path);
     let mut file = opened.map_err(|source| io_error("open", &path, source))?;
@@ -153,13 +153,13 @@ fn lock(directory: &Path) -> Result<File, StoreError> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
-            // Without a number the message says "another process".
+            // Without a number, the message says "another process".
             let _ = file.read_to_string(&mut pid);
             return Err(StoreError::InUse { directory: directory.to_owned(), pid: pid.trim().parse().ok() });
         }
         Err(TryLockError::Error(source)) => return Err(io_error("lock", &path, source)),
     }
-    // For the message above alone: a full disk must not keep the daemon from starting.
+    // Only the message above uses it, so a full disk must not prevent the daemon from starting.
     let _ =
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(file)
@@ -175,7 +175,7 @@ fn refusal(state: &Path, previous: &Path, owner: Owner, unsound: Unsound) -> Sto
     }
 }
 
-/// The revision of the previous copy, if it is sound.
+/// The revision of the previous copy, if the copy is valid.
 fn sound_revision(previous: &Path, owner: Owner) -> Option<u64> {
     let bytes = disk::read_secret(previous, owner).ok().flatten()?;
     Some(disk::decode(&bytes).ok()?.commit.revision)

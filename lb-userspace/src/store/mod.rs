@@ -1,5 +1,5 @@
-//! The store of the desired state. One trait for all stores: a snapshot, a watch, and a commit that only succeeds if
-//! no other commit came in between.
+//! The store of the desired state. One trait for all stores: a snapshot, a watch, and a commit that succeeds only if no
+//! other commit was made in between.
 
 mod commit;
 mod disk;
@@ -37,7 +37,7 @@ pub struct Snapshot {
     pub state: Arc<State>,
 }
 
-/// The answer of a store.
+/// The result of a store operation.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// A store of the desired state.
@@ -45,13 +45,13 @@ pub trait Store: Send + Sync {
     /// The newest state.
     fn snapshot(&self) -> StoreFuture<'_, Snapshot>;
 
-    /// The newest state, as it changes. A reader may skip states: each one is complete.
+    /// The newest state and its changes. A reader may skip states, because each state is complete.
     fn watch(&self) -> watch::Receiver<Snapshot>;
 
-    /// Commits `state` durably, if `expected` is still the newest revision.
+    /// Commits `state` durably if `expected` is still the newest revision.
     ///
-    /// Fails with `StoreError::Conflict` if it is not: then take a new snapshot, compute the change again and commit
-    /// that. After any error the state is as it was before.
+    /// Otherwise it fails with `StoreError::Conflict`: take a new snapshot, compute the change again and commit that.
+    /// After any error the state is unchanged.
     fn commit(&self, expected: u64, state: State) -> StoreFuture<'_, Snapshot> {
         self.commit_above(expected, 0, state)
     }
@@ -63,7 +63,7 @@ pub trait Store: Send + Sync {
 /// Opens the store of a configuration.
 ///
 /// # Errors
-/// If it is in use, damaged, too new or not to be trusted. Nothing has changed then.
+/// If it is in use, damaged, of a newer format, or accessible to other users. Then nothing has changed.
 pub fn open(location: &StoreLocation) -> Result<Arc<dyn Store>, StoreError> {
     match location {
         StoreLocation::File(directory) => Ok(Arc::new(FileStore::open(directory)?)),

@@ -15,7 +15,7 @@ use crate::keyring::{KeyPolicy, Keyring};
 
 const POLICY: KeyPolicy = KeyPolicy { service_id: 42, max_ttl: 3600, rotation: None, quota: 64 };
 
-/// A directory for a store, and what is to go into it.
+/// A directory for a store.
 struct Place(TempDir);
 
 impl Place {
@@ -39,7 +39,7 @@ impl Place {
         FileStore::open(&self.directory()).err().expect("refused")
     }
 
-    /// A store of two revisions, closed.
+    /// A closed store with two revisions.
     fn with_two_revisions() -> Self {
         let place = Self::new();
         let store = place.open();
@@ -149,7 +149,7 @@ fn secrets_are_for_the_owner_alone() {
     }
     fs::set_permissions(place.directory(), Permissions::from_mode(0o755)).unwrap();
     drop(place.open());
-    assert_eq!(mode(place.directory()), 0o700, "mended: nobody could read the files in it");
+    assert_eq!(mode(place.directory()), 0o700, "restricted: no other user could read the files");
     fs::set_permissions(place.directory(), Permissions::from_mode(0o770)).unwrap();
     let error = place.refused().to_string();
     assert!(error.contains("can be changed by other users (mode 770); `chmod 700 /"), "{error}");
@@ -163,7 +163,7 @@ fn secrets_are_for_the_owner_alone() {
     assert_eq!(mode(place.file("state.json")), 0o644);
 }
 
-/// Whoever could put a link there would have root write into what it leads to.
+/// A user who can create a link there could make root write to the link's target.
 #[test]
 fn a_lock_is_no_link() {
     let place = Place::with_two_revisions();
@@ -210,7 +210,7 @@ fn a_lock_is_held_across_processes_and_ends_with_its_process() {
     assert_eq!(snapshot(&place.open()).commit.revision, 2);
 }
 
-/// Whatever a crash, a disk or an editor leaves of the file: the state, or an error, and never an empty store.
+/// However a crash, a disk or an editor truncates the file, reading yields the state or an error, never an empty store.
 #[test]
 fn a_truncated_file_is_never_taken_for_another_state() {
     let place = Place::with_two_revisions();
@@ -232,7 +232,7 @@ fn a_truncated_file_is_never_taken_for_another_state() {
         assert_eq!(fs::read(place.file("state.json.prev")).unwrap(), previous);
     }
     fs::copy(place.file("state.json.prev"), place.file("state.json")).unwrap();
-    assert_eq!(snapshot(&place.open()).commit.revision, 1, "the way back that the error names");
+    assert_eq!(snapshot(&place.open()).commit.revision, 1, "the recovery that the error names");
 }
 
 #[test]
@@ -244,7 +244,8 @@ fn every_flipped_byte_is_noticed() {
             let mut flipped = whole.to_vec();
             flipped[at] ^= 1 << bit;
             let decoded = disk::decode(&flipped);
-            // The case of a letter in an escape or of white space cannot matter; the content cannot differ.
+            // A flipped bit may change the case of a letter in an escape, or white space, without effect. The content
+            // cannot differ.
             assert!(decoded.as_ref().is_err() || decoded.as_ref() == Ok(&sound), "byte {at} bit {bit}");
         }
     }
@@ -259,7 +260,7 @@ fn what_a_crash_leaves_is_the_old_state() {
         assert_eq!(snapshot(&place.open()), before);
         assert!(!place.file(leftover).exists(), "{leftover} is removed");
     }
-    // Between the two renames of a commit: the copy is the state itself.
+    // A crash between the two renames of a commit: the copy equals the state.
     fs::copy(place.file("state.json"), place.file("state.json.prev")).unwrap();
     let store = place.open();
     assert_eq!(commit(&store, 2, state(3)).unwrap().commit.revision, 3);
@@ -282,7 +283,7 @@ fn a_failed_commit_changes_nothing_and_can_be_repeated() {
     let place = Place::with_two_revisions();
     let store = place.open();
     let before = snapshot(&store);
-    // A directory in the place of the temporary file: not even root can write over it.
+    // A directory with the name of the temporary file: not even root can overwrite it.
     fs::create_dir(place.file("state.json.tmp")).unwrap();
     let error = commit(&store, 2, state(3)).unwrap_err();
     assert!(matches!(error, StoreError::Io { .. }), "{error}");
@@ -336,7 +337,7 @@ fn commits_are_told_apart() {
     let (first, second) = commits(&place);
     assert_eq!(first.store, second.store, "an ID is kept");
     assert_ne!(first.store, commits(&other).0.store, "and is of one store alone");
-    // Back to the first revision, then on with another state.
+    // Restores the first revision, then commits another state.
     fs::copy(place.file("state.json.prev"), place.file("state.json")).unwrap();
     let fork = commit(&place.open(), 1, state(3)).unwrap().commit;
     assert_eq!((fork.store, fork.revision), (second.store, second.revision));

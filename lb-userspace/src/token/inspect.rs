@@ -73,7 +73,7 @@ fn fields(header: &Header) -> HeaderFields {
     }
 }
 
-/// The checks from the key on; returns the claims that the key opens.
+/// The checks from the key on. Returns the claims, if the key opens them.
 fn check(
     header: &Header,
     request: &InspectToken,
@@ -97,7 +97,7 @@ fn check(
         backend_id: claims.backend_id,
     });
     let service = services.iter().find(|service| service.id == key.service_id).copied();
-    // Without the service, its rules allow everything.
+    // Without a known service, the rules allow everything.
     let rules = service.unwrap_or(Service {
         id: key.service_id,
         max_ttl: u32::MAX,
@@ -167,7 +167,7 @@ fn revoked(
     steps.check("revocation", if revoked { Err(Reason::Revoked) } else { Ok(()) });
 }
 
-/// The checks so far.
+/// The results of the checks so far.
 #[derive(Default)]
 struct Steps {
     steps: Vec<Step>,
@@ -176,7 +176,7 @@ struct Steps {
 }
 
 impl Steps {
-    /// Adds a check, unless one before it has failed. Whether it passed.
+    /// Adds a check, unless an earlier check has failed. Returns whether it passed.
     fn check(&mut self, check: &str, result: Result<(), Reason>) -> bool {
         if self.refused.is_some() {
             return result.is_ok();

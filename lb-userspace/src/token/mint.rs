@@ -12,10 +12,10 @@ use crate::{
     protocol::{MintToken, Minted, TokenKind},
 };
 
-/// Checks a request against its service: no token is minted that would be dropped.
+/// Checks a request against its service, so that no token is minted that would be dropped.
 ///
 /// # Errors
-/// With why it would be.
+/// Why the token would be dropped.
 pub fn allowed(request: &MintToken, service: &config::Service) -> Result<(), TokenError> {
     let max_ttl = service.max_ttl.as_secs();
     if request.ttl > max_ttl {
@@ -43,7 +43,7 @@ pub fn allowed(request: &MintToken, service: &config::Service) -> Result<(), Tok
 /// Mints a token at unix second `now`.
 ///
 /// # Errors
-/// If it cannot be expressed.
+/// If a token cannot express it.
 pub fn mint(request: &MintToken, key: &KnownKey, now: u64) -> Result<Minted, TokenError> {
     if request.ttl == 0 {
         return Err(TokenError::NoTime);

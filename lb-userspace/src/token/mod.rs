@@ -1,4 +1,4 @@
-//! Mints tokens, and inspects them.
+//! Mints and inspects tokens.
 
 mod inspect;
 mod mint;
@@ -22,48 +22,48 @@ use crate::keyring::{ExportedKey, Key, KeyState};
 /// Why a token cannot be minted, inspected or revoked.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// It would be dropped as `lifetime`.
+    /// The token would be dropped as `lifetime`.
     #[error(
         "a ttl of {ttl} s is more than {max_ttl} s, the service's max_ttl: it would be dropped as `lifetime`"
     )]
     Ttl {
-        /// As asked for.
+        /// Requested lifetime.
         ttl: u64,
-        /// As the service allows.
+        /// Maximum lifetime of the service.
         max_ttl: u64,
     },
-    /// It would be over before its first packet.
+    /// The token would expire before its first packet.
     #[error("a token must be valid for a second or longer; use a longer --ttl")]
     NoTime,
-    /// It would be dropped as `bad_fast_tag`, wherever its client sends from.
+    /// The token would be dropped as `bad_fast_tag`, because no client sends from this port.
     #[error(
         "no client sends from port 0; bind to the port that the client sends from, or leave --bind-port out"
     )]
     PortZero,
-    /// It would be dropped as `policy`.
+    /// The token would be dropped as `policy`, because it is not bound.
     #[error("the service requires tokens bound to an address (bind = \"required\"); add --bind ADDR")]
     Unbound,
-    /// It would be dropped as `bad_fast_tag`.
+    /// The token would be dropped as `bad_fast_tag`, because no client has an address of this family.
     #[error("--bind {address}: clients of the service have {family} addresses; bind to one of those")]
     OtherFamily {
-        /// What it was to be bound to.
+        /// The requested address.
         address: std::net::IpAddr,
-        /// Of the service.
+        /// Family of the service.
         family: &'static str,
     },
-    /// It would be dropped as `policy`, too.
+    /// The token would be dropped as `policy`, because the service does not accept its type.
     #[error("the service does not accept {0} tokens; see `accept` in its configuration")]
     NotAccepted(&'static str),
-    /// It would be dropped as `no_backend`.
+    /// The token would be dropped as `no_backend`.
     #[error("the service has no backend {0}; see `tollgate backends list`")]
     NoSuchBackend(u16),
     /// The prefix is too long or too short.
     #[error(transparent)]
     Prefix(#[from] PrefixLength),
-    /// No prefix without an address.
+    /// A prefix length without an address.
     #[error("a prefix length needs an address: --bind ADDR/LEN")]
     LengthWithoutAddress,
-    /// The system gave no random bytes.
+    /// The system provided no random bytes.
     #[error("the system gives no random bytes: {0}")]
     Random(getrandom::Error),
     /// The clock is past 2106 or before 1970.
@@ -77,7 +77,7 @@ pub enum TokenError {
     /// The token is not hexadecimal.
     #[error("a token is {digits} hexadecimal digits: {0}", digits = 2 * header::LEN)]
     Hex(#[from] hex::FromHexError),
-    /// No token, or none of this version.
+    /// Not a token, or a token of another version.
     #[error("not a token: it would be dropped as `{}`", .0.name())]
     NoToken(Reason),
     /// The key of the token is unknown.
@@ -103,7 +103,7 @@ pub enum TokenError {
              issued: it is refused as `lifetime`, and there is nothing to revoke"
     )]
     NeverValid {
-        /// As the service allows.
+        /// Maximum lifetime of the service.
         max_ttl: u64,
     },
     /// The token is damaged.

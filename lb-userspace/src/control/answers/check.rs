@@ -33,7 +33,7 @@ pub struct Checked {
 /// which packets would bypass it.
 ///
 /// # Errors
-/// If the kernel cannot be asked.
+/// If the kernel cannot be queried.
 pub async fn check_host(config: &Config) -> Result<Checked, StartError> {
     let attachments = Attachments::new(config, Pins::new(&config.bpffs)?);
     let network = Network::connect()?;
@@ -73,7 +73,7 @@ async fn towards_backends(
 ) -> Vec<Check> {
     let mut leaving = BTreeSet::new();
     for backend in config.services.iter().flat_map(|service| &service.backends) {
-        // A backend without a route has a state of its own (`no-route`).
+        // A backend without a route has its own state (`no-route`).
         if let Ok(Some(route)) = network.route(backend.address).await
             && !route.local
         {
@@ -101,9 +101,9 @@ async fn towards_backends(
         .collect()
 }
 
-/// The interface whose driver sends the frames of a VLAN's interface.
+/// The interface whose driver sends the frames of a VLAN interface.
 fn card_of(index: u32, interfaces: &Interfaces) -> u32 {
     let below = |index: u32| interfaces.values().find(|one| one.index == index)?.vlan.map(|vlan| vlan.below);
-    // VLANs do not stack in a circle; two tags are all that are sent.
+    // VLANs do not form a cycle, and at most two tags are sent.
     std::iter::successors(Some(index), |index| below(*index)).take(3).last().unwrap_or(index)
 }

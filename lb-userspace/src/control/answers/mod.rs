@@ -39,7 +39,7 @@ impl Controller {
         })
     }
 
-    /// A service's name, or its number where the configuration has none of it.
+    /// Name of a service, or its id if the configuration has no such service.
     pub(super) fn service_name(&self, id: u32) -> String {
         let service = self.config.services.iter().find(|service| service.id == id);
         service.map_or_else(|| id.to_string(), |service| service.name.clone())

@@ -22,7 +22,7 @@ use crate::{
 };
 
 impl Answers<ListRevocations> for Controller {
-    /// What is revoked by name, of one service or all.
+    /// Revocations by name, of one service or all.
     async fn answer(&mut self, request: ListRevocations) -> Result<List<RevocationStatus>, RequestError> {
         let only = request
             .service
@@ -80,11 +80,11 @@ impl Answers<UnrevokeToken> for Controller {
 }
 
 impl Answers<RevokeBefore> for Controller {
-    /// Everything that a service has issued before a moment; without one, until now.
+    /// Revokes all tokens that a service issued before a time; by default, until now.
     async fn answer(&mut self, request: RevokeBefore) -> Result<RevokedBefore, RequestError> {
         let service = self.service(&request.service)?;
         let (service_id, service) = (service.id, service.name.clone());
-        // By the program clock if that is ahead, to include the tokens issued by it.
+        // The program clock is used if it is ahead, to include the tokens issued by it.
         let at = request.at.unwrap_or_else(|| self.clock.latest() + 1);
         let revoked_before = self.revoke_all_before(&[service_id], at).await?;
         warn!(service, revoked_before, "tokens issued before are revoked");

@@ -12,7 +12,7 @@ use crate::{
     protocol::{List, ListSessions, SessionStatus, TokenKind},
 };
 
-/// The longest list: the loop does nothing else while it is made.
+/// The longest list: the loop does nothing else while it builds one.
 const LISTED_MAX: usize = 10_000;
 
 impl Answers<ListSessions> for Controller {
@@ -48,8 +48,8 @@ impl Answers<ListSessions> for Controller {
 }
 
 impl Controller {
-    /// Whether an entry is left over in a cache that tokens of its service and type were in before the limits of the
-    /// service changed.
+    /// Whether an entry is stale: tokens of its service and type no longer use its cache, because the limits of the
+    /// service have changed.
     fn has_left(&self, header: &Header, service_id: u32, is_tracked: bool) -> bool {
         let service = self.config.services.iter().find(|service| service.id == service_id);
         service.is_some_and(|service| is_tracked != (header.kind() == Kind::Proof || service.has_limits()))

@@ -68,7 +68,7 @@ fn rotation_by_time_begins_when_it_is_due() {
     assert_eq!(keyring.signer(42).unwrap().id, second);
 }
 
-/// The rule of the module's documentation: what an export promised is kept.
+/// The rule of the module's documentation: the promise of an export is kept.
 #[test]
 fn an_export_may_be_signed_with_until_it_said() {
     for (policy, horizon) in
@@ -119,7 +119,7 @@ fn a_higher_max_ttl_reaches_keys_that_may_still_sign() {
     assert_eq!(
         keyring.key(first).unwrap().not_after,
         Some(sign_until + 36_000 + LATE),
-        "nobody signs any more"
+        "no issuer may sign with it any more"
     );
 }
 
@@ -169,7 +169,7 @@ fn a_clock_that_jumps_back_shortens_nothing() {
     assert_eq!(keyring.key(first).unwrap().not_after, Some(START + POLICY.max_ttl + LATE));
 }
 
-/// The last token that an issuer with a late clock can make passes the program's own check until it expires.
+/// The last token that an issuer with a late clock can sign passes the program's check until it expires.
 #[test]
 fn the_last_token_of_a_key_is_valid_to_its_end() {
     let (mut keyring, first, mut random) = started();
@@ -242,27 +242,27 @@ fn nothing_prints_a_secret() {
     assert!(stored(&keyring).contains(&secret), "but it is stored");
 }
 
-/// The promise on which rotation rests: until every kernel has a key, nobody signs with it.
+/// The invariant of rotation: no issuer signs with a key before every kernel has it.
 #[test]
 fn a_staged_key_never_signs() {
     let mut random = random(3);
     let mut keyring = Keyring::default();
     keyring.tick(START, &[POLICY], &mut random);
     let staged = keyring.staged(42).unwrap().id;
-    // Neither time nor anything else that is asked of the keyring confirms it.
+    // Neither time nor any other call confirms it.
     for now in [START, START + DAY, START + 10 * DAY] {
         assert_eq!(keyring.tick(now, &[POLICY], &mut random), []);
         assert!(keyring.rotate(&POLICY, now, &mut random).unwrap().joined);
         assert_eq!(keyring.signer(42), None);
         let exported = keyring.export("game", &POLICY, now);
         assert_eq!(exported.keys.iter().map(|key| key.state).collect::<Vec<_>>(), [KeyState::Staged]);
-        assert_eq!(exported.keys[0].sign_until, 0, "nobody is told that it may be signed with");
+        assert_eq!(exported.keys[0].sign_until, 0, "no issuer is permitted to sign with it");
         keyring = restored(&stored(&keyring)).unwrap();
     }
     keyring.confirm_installed(staged, START).unwrap();
     assert_eq!(keyring.signer(42).unwrap().id, staged);
 
-    // Beside a key that signs, that one signs on.
+    // If a key is active, it continues to sign.
     let next = keyring.rotate(&POLICY, START, &mut random).unwrap().staged;
     keyring.tick(START + DAY, &[POLICY], &mut random);
     assert_eq!(keyring.signer(42).unwrap().id, staged);

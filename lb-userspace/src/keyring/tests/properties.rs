@@ -1,4 +1,4 @@
-//! Two nodes, two services, an issuer with old keysets, and whatever may happen in any order.
+//! Two nodes, two services, an issuer with old keysets, and random operations in any order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,9 +43,9 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Debug)]
 struct Token {
     key: KeyId,
-    /// The program forgives the skew once more.
+    /// Includes the skew that the program tolerates.
     verifies_until: u64,
-    /// The nodes that must take it.
+    /// The nodes that must accept it.
     nodes: BTreeSet<usize>,
 }
 
@@ -57,10 +57,10 @@ struct World {
     policies: [KeyPolicy; 2],
     configured: [bool; 2],
     random: Box<Fill>,
-    /// With the nodes that know it, by key.
+    /// Each keyset with the nodes that know its keys, by key.
     keysets: Vec<(Keyset, BTreeMap<u32, BTreeSet<usize>>)>,
     tokens: Vec<Token>,
-    /// By node: every key ever, and when each slot verified last.
+    /// By node: every key that ever existed, and when each slot last verified.
     ever: [BTreeMap<KeyId, MasterKey>; 2],
     verified: [BTreeMap<u32, (KeyId, u64)>; 2],
     revoked: BTreeSet<(usize, KeyId)>,
@@ -83,7 +83,7 @@ impl World {
     }
 
     fn sign(&mut self, key: KeyId, policy: usize, nodes: BTreeSet<usize>) {
-        // An issuer's clock may be late by the skew: it believes that it is earlier, and so is the expiry.
+        // An issuer's clock may be late by the skew. Then it issues the token earlier, and the token expires earlier.
         let verifies_until = self.now + self.policies[policy].max_ttl + LATE / 2;
         self.tokens.push(Token { key, verifies_until, nodes });
     }
@@ -164,7 +164,7 @@ impl World {
         }
     }
 
-    /// What the daemon does after everything that happens.
+    /// The daemon's reaction to each operation.
     fn tick(&mut self) {
         let configured = self.policies.iter().zip(self.configured).filter(|(_, configured)| *configured);
         let policies: Vec<_> = configured.map(|(policy, _)| *policy).collect();
@@ -175,7 +175,7 @@ impl World {
             assert!(node.next_deadline(&policies).is_none_or(|deadline| deadline > self.now));
             for policy in &policies {
                 let id = policy.service_id;
-                assert!(node.signer(id).or(node.staged(id)).is_some(), "somebody signs, or is about to");
+                assert!(node.signer(id).or(node.staged(id)).is_some(), "a key is active or staged");
             }
         }
     }

@@ -90,7 +90,7 @@ fn a_slot_rests_before_it_is_used_again() {
     assert_eq!(id, KeyId::new(7, 10).unwrap());
 }
 
-/// Other nodes may verify with a key for a moment after this one has forgotten it.
+/// Other nodes may still verify with a key for a moment after this node has removed it.
 #[test]
 fn the_slot_of_a_key_that_ended_rests_before_it_is_used_again() {
     let mut keyring = full(|slot| slot == 7, |slot| used(if slot == 7 { 9 } else { GENERATION_MAX }, 0));
@@ -167,7 +167,7 @@ fn a_service_at_its_quota_leaves_the_rest_to_others() {
         assert!(!keyring.rotate(policy, START + rotations, &mut random).unwrap().joined);
     }
 
-    // A key that is revoked is replaced at once, and its slot is free after its rest.
+    // A revoked key is replaced immediately, and its slot is free after its rest.
     let now = START + rotations;
     let signer = keyring.signer(255).unwrap().id;
     assert!(!keyring.revoke(signer, now).unwrap().signer_left);
@@ -182,7 +182,7 @@ fn a_service_at_its_quota_leaves_the_rest_to_others() {
     assert!(error.to_string().contains("the first is free at"), "{error}");
     keyring.rotate(&looping, now + REST, &mut random).unwrap();
 
-    // Slots that rest after their keys have ended count, also for a daemon that has just started.
+    // Slots that rest after their keys have ended count, even for a daemon that has just started.
     let end = free_at - REST + 20;
     keyring.tick(end, &[], &mut random);
     let mut keyring = restored(&stored(&keyring)).unwrap();
@@ -201,7 +201,7 @@ fn a_service_at_its_quota_leaves_the_rest_to_others() {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
 
-    /// Whatever some services do with their keys, another one rotates.
+    /// A service can rotate regardless of what other services do with their keys.
     #[test]
     fn nobody_keeps_a_service_from_rotating(
         seed: u64,

@@ -92,7 +92,7 @@ fn what_was_revoked_stays_revoked() {
     keyring.revoke(id, START).unwrap();
     let skipped = vec![(id, Skipped::Revoked)];
     assert_eq!(keyring.import(&keyset, &POLICY, START).unwrap().skipped, skipped);
-    // No longer listed, and remembered by its slot.
+    // No longer listed, but recorded by its slot.
     keyring.tick(START + DAY + 2 * 3600, &[], &mut random);
     assert_eq!(state(&keyring, id), None);
     let mut long_lived = keyset.clone();
@@ -125,7 +125,7 @@ fn what_has_ended_is_left_out_and_may_come_back_while_it_lives_elsewhere() {
     );
 }
 
-/// Each refusal leaves the keyring as it was, also where an earlier key of the keyset would have been taken.
+/// A refusal leaves the keyring unchanged, even if an earlier key of the keyset could have been imported.
 #[test]
 fn conflicts_are_refused_whole() {
     let (mut source, id, mut random) = started();

@@ -1,6 +1,6 @@
-//! What a power failure may leave of a store. POSIX promises the bytes of a file only once the file is synced, and
-//! its name only once the directory is (fsync(2), NOTES): the system calls of real commits are recorded, and from
-//! each prefix of them every state that such a disk may be in is built and opened.
+//! The possible states of a store after a power failure. POSIX guarantees the bytes of a file only once the file is
+//! synced, and its name only once the directory is synced (fsync(2), NOTES). The tests record the system calls of real
+//! commits. For each prefix of these calls, they build and open every state that such a disk may have.
 
 use std::{
     collections::BTreeMap,
@@ -20,11 +20,11 @@ enum Call {
     Write(PathBuf, Vec<u8>),
     Sync(PathBuf),
     Rename(PathBuf, PathBuf),
-    /// The store has said that this revision is committed.
+    /// The store has reported that this revision is committed.
     Committed(u64),
 }
 
-/// The host's disk, with all calls written down. Those whose turn is in `failing` fail, and do nothing.
+/// The host's disk, which records all calls. The calls whose numbers are in `failing` fail without effect.
 #[derive(Clone, Default)]
 struct Recorder {
     calls: Arc<Mutex<Vec<Call>>>,
@@ -64,14 +64,14 @@ impl Disk for Recorder {
     }
 }
 
-/// A file of a disk whose power may fail.
+/// A file of a disk that can lose power.
 #[derive(Default)]
 struct Inode {
     bytes: Vec<u8>,
     synced: bool,
 }
 
-/// A disk whose power may fail: the entries of its directory as of the last sync, then after each change since.
+/// A disk that can lose power: the entries of its directory as of the last sync, then after each change since.
 struct Fragile {
     inodes: Vec<Inode>,
     entries: Vec<BTreeMap<PathBuf, usize>>,
@@ -101,7 +101,7 @@ impl Fragile {
         disk
     }
 
-    /// Each set of files that a power failure may leave now: of bytes that are not synced there are all, half or none.
+    /// Each set of files that may exist after a power failure now: of unsynced bytes, all, half or none remain.
     fn remains(&self) -> Vec<BTreeMap<PathBuf, Vec<u8>>> {
         let with = |kept: usize| {
             self.entries.iter().map(move |entries| {
@@ -117,7 +117,7 @@ impl Fragile {
     }
 }
 
-/// All calls of a new store's first commits.
+/// All calls of the first commits of a new store.
 fn recorded(place: &Place, commits: u8) -> Vec<Call> {
     let recorder = Recorder::default();
     fs::create_dir(place.directory()).unwrap();
@@ -129,7 +129,7 @@ fn recorded(place: &Place, commits: u8) -> Vec<Call> {
     recorder.calls()
 }
 
-/// Opens what is left: a committed state is there, or the one that was being committed.
+/// Opens the remaining files: they contain a committed state, or the one that was being committed.
 #[test]
 fn a_power_failure_at_any_moment_loses_no_commit() {
     let place = Place::new();
@@ -163,7 +163,7 @@ fn a_power_failure_at_any_moment_loses_no_commit() {
                 state(found.commit.revision as u8)
             };
             assert_eq!(*found.state, wanted);
-            // And the store can be written again.
+            // The store is writable again.
             assert_eq!(
                 commit(&store, found.commit.revision, state(9)).unwrap().commit.revision,
                 found.commit.revision + 1
@@ -174,7 +174,7 @@ fn a_power_failure_at_any_moment_loses_no_commit() {
     assert!(opened > 3 * calls.len(), "{opened}");
 }
 
-/// The test above can fail: a disk that promises nothing loses commits, and half a file is no state.
+/// The test above can fail: a disk without guarantees loses commits, and half a file is not a valid state.
 #[test]
 fn a_power_failure_loses_what_is_not_synced() {
     let place = Place::new();
@@ -192,7 +192,7 @@ fn a_power_failure_loses_what_is_not_synced() {
     assert!(remains(&|path| path != place.directory()).iter().any(|files| !has_all(files)));
 }
 
-/// The entry of a new store's directory is lost as well if the directory above it is not synced.
+/// If the directory above a new store is not synced, the entry of the store is lost, too.
 #[test]
 fn the_directories_above_a_new_store_are_synced() {
     let place = Place::new();
@@ -208,7 +208,7 @@ fn the_directories_above_a_new_store_are_synced() {
     assert_eq!(recorder.calls().len(), 3, "nothing is made the second time");
 }
 
-/// A disk that fails, at each call in turn: the commit says so, and a restart finds the state before it or the new one.
+/// Each call fails in turn: the commit reports the error, and a restart finds the previous state or the new one.
 #[test]
 fn a_call_that_fails_is_reported() {
     let mut failed = 0;
@@ -242,13 +242,13 @@ fn a_call_that_fails_is_reported() {
     assert_eq!(failed, 8, "two files, each written, synced and renamed, then their directory synced");
 }
 
-/// The next thing to try follows from what the system said.
+/// The hint follows from the error of the system.
 #[test]
 fn an_error_of_the_disk_says_what_to_try() {
     struct Failing(i32);
     impl Disk for Failing {
         fn write(&self, path: &Path, _: &[u8]) -> io::Result<()> {
-            // In the middle.
+            // Fails in the middle of the write.
             HostDisk.write(path, b"{\"format\":1,\"sha")?;
             Err(io::Error::from_raw_os_error(self.0))
         }
