@@ -1,5 +1,5 @@
-//! The shared code of Tollgate's tests: packets and what the program must do with them, hosts to test the daemon on,
-//! and the programs that people run.
+//! The shared code of Tollgate's tests: packets and the required outcome of each, hosts to test the daemon on, and the
+//! programs that people run.
 
 pub mod fuzz;
 pub mod model;

@@ -1,4 +1,4 @@
-//! Replays the fuzzer's corpus: an input that once violated an invariant never does so again.
+//! Replays the fuzzer's corpus, so that an input that once violated an invariant never does so again.
 
 use std::{fs, path::PathBuf};
 

@@ -1,4 +1,4 @@
-//! The Markdown pages fit the tree: relative links lead to a file and a heading, and ARCHITECTURE.md names every
+//! Checks the Markdown pages: relative links lead to an existing file and heading, and ARCHITECTURE.md names every
 //! folder and every top-level source file of the workspace members. Lines of pages and sources are not too long.
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 /// The members of the workspace.
 const MEMBERS: [&str; 5] = ["lb-common", "lb-ebpf", "lb-userspace", "tests", "xtask"];
 
-/// Folders of a member whose Rust files are named one by one; of all others, the folder is enough.
+/// Folders of a member whose Rust files are named one by one; of all other folders, only the folder is named.
 const TOP_LEVEL: [&str; 5] = ["", "src", "src/bin", "tests", "benches"];
 
 #[test]
@@ -49,7 +49,7 @@ fn architecture_names_every_folder_and_top_level_file() {
     );
 }
 
-/// The other direction: after a rename, the former name is not left on the page.
+/// The other direction: after a rename, the page does not contain the former name.
 #[test]
 fn architecture_names_nothing_that_is_gone() {
     let page = read(&root().join("ARCHITECTURE.md"));
@@ -107,14 +107,14 @@ fn everything(folder: &Path) -> Vec<String> {
     found
 }
 
-/// What the section of a member must name: its folders, with a slash at the end, and its top-level Rust files. `src`
-/// and `tests` themselves are implied by their content.
+/// The paths that the section of a member must name: its folders, with a slash at the end, and its top-level Rust
+/// files. `src` and `tests` themselves are implied by their content.
 fn paths(member: &Path) -> BTreeSet<String> {
     let mut paths = BTreeSet::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
         let name = folder.to_str().expect("UTF-8").to_owned();
-        // Each input of the corpus is a file of its own folder.
+        // The folder of the corpus stands for the folders and inputs in it.
         if name == "fuzz/corpus" {
             continue;
         }
@@ -127,7 +127,7 @@ fn paths(member: &Path) -> BTreeSet<String> {
                 }
                 folders.push(below);
             } else if TOP_LEVEL.contains(&name.as_str()) && path.ends_with(".rs") {
-                // A program is named by its file alone: `src/bin/` is a folder that is named, too.
+                // A program is named by its file alone, because `src/bin/` is named, too.
                 paths.insert(path.trim_start_matches("src/bin/").to_owned());
             }
         }
@@ -194,7 +194,7 @@ fn resolve(page: &Path, link: &str) -> Result<(), String> {
     if anchors.contains(heading) { Ok(()) } else { Err(format!("no heading among {anchors:?}")) }
 }
 
-/// The anchor of a heading, as GitHub makes it.
+/// The anchor of a heading, as GitHub generates it.
 fn anchor(heading: &str) -> String {
     let text = heading.to_lowercase().replace(' ', "-");
     text.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
@@ -210,7 +210,7 @@ fn outside_fences(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// A line without what is between backticks.
+/// A line without the text between backticks.
 fn without_code(line: &str) -> String {
     line.split('`').step_by(2).collect()
 }

@@ -25,7 +25,7 @@ struct Row {
     name: String,
     median_ns: u64,
     min_ns: u64,
-    /// Of an empty XDP program, measured alternately with the row.
+    /// Time of an empty XDP program, measured alternately with the row.
     empty_ns: u64,
     runs: usize,
 }

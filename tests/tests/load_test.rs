@@ -10,7 +10,7 @@ use lb_tests::{
 
 const EFFORT: Effort =
     Effort { quiet: Duration::from_millis(100), flood: Duration::from_millis(300), rounds: 1 };
-/// A machine that has other work may not take even this flood; then it is tried again.
+/// A machine under other load may not receive even this flood; then the test tries again.
 const TRIES: u32 = 5;
 
 #[test]

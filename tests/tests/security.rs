@@ -1,4 +1,4 @@
-//! docs/security.md names a test for each attack: every named test exists.
+//! Every test that docs/security.md names for an attack exists.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The tables of docs/configuration.md and docs/metrics.md are made from the code: this test fails where they differ.
+//! The tables of docs/configuration.md and docs/metrics.md are generated from the code: this test fails if they differ.
 
 use std::{fmt::Display, path::Path};
 

@@ -19,9 +19,9 @@ use lb_tests::model::{
 /// One row.
 #[derive(Clone, Copy)]
 pub struct Row {
-    /// Its row.
+    /// Its name.
     pub name: &'static str,
-    /// Nanoseconds without the empty program that are to be reached.
+    /// The goal, nanoseconds without the empty program.
     pub goal: Option<u64>,
     forward: u8,
     strip: bool,
@@ -32,13 +32,13 @@ pub struct Row {
     number: u16,
 }
 
-/// 1.3 times what Katran's program needs for a packet by IPIP without any check, on such a machine.
+/// 1.3 times the time that Katran's program needs to forward a packet with IPIP, without any check, on such a machine.
 const KATRAN: u64 = 100;
 
-/// How many there are.
+/// Number of rows.
 pub const COUNT: u32 = all().len() as u32;
 
-/// All of them.
+/// All rows.
 pub const fn all() -> [Row; 18] {
     use Family::{V4, V6};
     const fn row(number: u16, name: &'static str, forward: u8, family: Family) -> Row {
@@ -68,7 +68,7 @@ pub const fn all() -> [Row; 18] {
 }
 
 impl Row {
-    /// Where its service is reached.
+    /// Address and port of its service.
     pub fn at(&self) -> SocketAddr {
         let mut at = self.family.twin_at(fixture::SERVICE);
         at.set_port(10_000 + self.number);
@@ -125,12 +125,13 @@ impl Row {
         Ok((Packet { from, to, ..packet }, Reason::Reply))
     }
 
-    /// Whether the program leaves other headers than it found, of those that it looks at.
+    /// Whether the program changes headers that it reads.
     pub const fn changes_headers(&self) -> bool {
         self.strip || !matches!(self.forward, FORWARD_L2 | FORWARD_LOCAL)
     }
 
-    /// Whether it changes the frame's length, as the bytes by which the empty program does it; 0 if not.
+    /// The number of bytes by which it changes the length of the frame; the empty program then does the same. 0 if it
+    /// does not.
     pub const fn changes_length(&self) -> u32 {
         if self.strip || matches!(self.forward, FORWARD_IPIP | FORWARD_GUE) { 20 } else { 0 }
     }

@@ -44,7 +44,7 @@ struct Arguments {
     options: options::Bench,
 }
 
-/// How much is measured.
+/// The extent of the measurement.
 pub struct Effort {
     /// Samples of each row.
     pub samples: usize,
@@ -59,7 +59,7 @@ pub struct Effort {
 const FULL: Effort = Effort { samples: 21, repeat: 200_000, first_packets: 5_000, veth_seconds: 1.0 };
 const QUICK: Effort = Effort { samples: 5, repeat: 50_000, first_packets: 5_000, veth_seconds: 0.3 };
 
-/// The program with the token cache of a configuration without numbers, and with one that holds a million tokens.
+/// The program with the token cache of the default configuration, and with a cache of a million tokens.
 pub struct Programs {
     usual: Program,
     large: Program,
@@ -88,7 +88,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// aya names the file that it could not read beside the error.
+/// Adds the file that could not be read to an error of aya.
 trait ContextOf {
     fn context_of(self, file: &str) -> anyhow::Error;
 }

@@ -1,4 +1,4 @@
-//! The rows of PROOF tokens: a service that accepts them, and packets with a sequence number and a proof each.
+//! The rows of PROOF tokens: a service that accepts them, and packets with sequence numbers and proofs.
 
 use std::net::SocketAddr;
 
@@ -20,36 +20,36 @@ const NUMBER: u16 = 200;
 /// The default grant is ten seconds old.
 const NOW_MS: u32 = 10_000;
 
-/// A session's packets.
+/// The packets of a session.
 pub struct Proofs {
     token: ProofToken,
     next: u32,
 }
 
-/// Where the service is reached.
+/// Address and port of the service.
 pub fn at() -> SocketAddr {
     let mut at = fixture::SERVICE;
     at.set_port(10_000 + NUMBER);
     at
 }
 
-/// It.
+/// The service.
 pub fn service() -> Service {
     Service { id: 2000, index: NUMBER.into(), accept: ACCEPT_PROOF, flags: 0, ..fixture::service() }
 }
 
-/// Its key.
+/// The key of the service.
 pub fn key() -> Key {
     Key::new([8; 32], KeyId::new(2000, 1).expect("in range"))
 }
 
-/// Its backend.
+/// The backend of the service.
 pub fn backend() -> Backend {
     Backend { service_index: NUMBER, counter: 300, ..fixture::backend(99) }
 }
 
 impl Proofs {
-    /// Of a session with this id.
+    /// Packets of a session with this id.
     pub fn of(session_id: u64) -> Self {
         let claims = Claims { service_id: service().id, session_id, ..fixture::grant().claims };
         let grant = Grant { claims, nonce: session_id.to_be_bytes(), ..fixture::grant() };
@@ -63,13 +63,13 @@ impl Proofs {
         (first..self.next).map(|seq| self.token.header(seq, NOW_MS, payload)).collect()
     }
 
-    /// A packet of it, with this payload behind the token.
+    /// The next packet of the session, with this payload after the token.
     pub fn packet(&mut self, payload: &[u8]) -> Packet {
         let header = self.next(1, payload)[0];
         with(&header, payload)
     }
 
-    /// The same, made when its token was.
+    /// Like [`Proofs::packet`], with a proof as old as the token.
     pub fn stale_packet(&self, payload: &[u8]) -> Packet {
         with(&self.token.header(0, 0, payload), payload)
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::{rows, veth::Rate};
 
-/// All of them, and where they were measured.
+/// All figures, and where they were measured.
 #[derive(Serialize)]
 pub struct Report {
     machine: String,
@@ -26,7 +26,7 @@ struct Row {
 }
 
 impl Report {
-    /// Made from measurements.
+    /// Creates a report from measurements.
     pub fn new(rows: Vec<rows::Row>, veth: Vec<Rate>) -> Self {
         let row = |row: rows::Row| Row {
             name: row.name,
@@ -52,10 +52,10 @@ impl Report {
         }
     }
 
-    /// As the interface describes it, and the rates beside.
+    /// The figures as docs/benchmarks.md describes them, and the rates.
     ///
     /// # Errors
-    /// None that integers and names could cause.
+    /// Never for integers and names.
     pub fn json(&self) -> serde_json::Result<String> {
         serde_json::to_string_pretty(self)
     }

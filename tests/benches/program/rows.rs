@@ -29,23 +29,23 @@ use crate::{
     proofs::{self, Proofs},
 };
 
-/// Tokens that are in the large cache.
+/// Number of tokens in the large cache.
 const LIVE: u32 = 1_000_000;
-/// Tokens that are in the usual one.
+/// Number of tokens in the default cache.
 const LIVE_USUAL: u32 = 100_000;
-/// How many of them the rows use.
+/// How many of these tokens the rows use.
 const WINDOWS: [(&str, u32); 4] =
     [("live_1", 1), ("live_1000", 1000), ("live_100000", LIVE_USUAL), ("live_1000000", LIVE)];
 
 /// One row of the table.
 pub struct Row {
-    /// As in the interface.
+    /// Name, as in the documentation.
     pub name: &'static str,
-    /// Nanoseconds without the empty program that are to be reached.
+    /// The goal, nanoseconds without the empty program.
     pub goal: Option<u64>,
-    /// Each sample's mean, nanoseconds, with the empty program's time in it.
+    /// The mean of each sample, nanoseconds, including the time of the empty program.
     pub samples: Vec<u64>,
-    /// The empty program's, sampled in turns with it.
+    /// The means of the empty program, sampled alternately.
     pub empty: Vec<u64>,
 }
 
@@ -60,11 +60,11 @@ struct Plan {
     hmacs: bool,
     large_cache: bool,
     replayed: Option<Replayed>,
-    /// Whose packets come into the window, new ones for each run.
+    /// The session whose packets fill the window, with new packets for each run.
     proofs: Option<Proofs>,
 }
 
-/// The tokens that come into a row's frames.
+/// The tokens for the frames of a row.
 struct Replayed {
     mode: Mode,
     empty_mode: Mode,
@@ -72,7 +72,7 @@ struct Replayed {
     empty_window: Window,
 }
 
-/// Room in the table of tokens.
+/// Capacity of the table of tokens.
 pub const fn tokens_len(effort: &Effort) -> u32 {
     proofs_at(effort) + PROOFS
 }
@@ -88,10 +88,10 @@ const fn new_tokens(effort: &Effort) -> u32 {
     effort.first_packets * effort.samples as u32
 }
 
-/// Measures all rows, sample by sample in turns.
+/// Measures all rows, alternating between them after each sample.
 ///
 /// # Errors
-/// If a packet had another outcome than its row says.
+/// If a packet had another outcome than the row names.
 pub fn measure(programs: &mut Programs, replay: &mut Replay, effort: &Effort) -> Result<Vec<Row>> {
     fill(programs, replay, effort)?;
     let mut plans = plans(programs, effort)?;
@@ -115,7 +115,7 @@ pub fn measure(programs: &mut Programs, replay: &mut Replay, effort: &Effort) ->
     Ok(rows)
 }
 
-/// The default service keeps tokens and forwards by l2; there is one more service for each of the other rows.
+/// The default service keeps tokens and forwards by l2; each of the other rows has its own service.
 fn fixture() -> Fixture {
     let plain = Service { flags: 0, ..fixture::service() };
     let mut fixture = Fixture::with_service(plain);
@@ -130,7 +130,7 @@ fn fixture() -> Fixture {
     fixture.repeated()
 }
 
-/// Fills the token caches in one order, and the table in another.
+/// Fills the token caches in one order, and the table in another order.
 fn fill(programs: &mut Programs, replay: &mut Replay, effort: &Effort) -> Result<()> {
     eprintln!("bench: signing {} tokens", LIVE + new_tokens(effort));
     let mut tokens: Vec<Header> =
@@ -301,10 +301,10 @@ impl Plan {
         }
     }
 
-    /// The program's mean, nanoseconds, after a look at the counters.
+    /// The program's mean, nanoseconds, after a check of the counters.
     fn sample(&mut self, program: &mut Program, replay: &mut Replay) -> Result<u64> {
         if !self.hmacs {
-            // As it is while nothing else runs. A new token is new only once.
+            // A warm-up run, for the state while no other work is done. Not for a new token, which is new only once.
             self.run(program, replay)?;
         }
         let (before, hmacs) = (program.counts()?, program.hmacs()?);

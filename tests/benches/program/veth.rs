@@ -1,8 +1,8 @@
 //! Packets per second: one CPU sends frames without skbs, and the program runs in the receive path of a veth on
 //! another CPU.
 //!
-//! The network namespace is the benchmark's own and ends with its thread. Frames come from the kernel's live test
-//! run, whose sending program puts another token into each. The receiving interface counts the packets.
+//! The benchmark has its own network namespace, which ends with its thread. Frames come from the kernel's live test
+//! run, whose sending program writes a different token into each. The receiving interface counts the packets.
 
 use std::{
     fs,
@@ -34,15 +34,15 @@ use crate::Effort;
 /// One mix of packets.
 #[derive(Serialize)]
 pub struct Rate {
-    /// What of.
+    /// Description of the packets.
     pub name: &'static str,
-    /// Received and judged.
+    /// Packets per second that were received and processed.
     pub packets_per_second: f64,
-    /// Received by a program that drops everything at once.
+    /// Packets per second that a program received that drops everything immediately.
     pub empty_packets_per_second: f64,
-    /// Sent to that program. If no more were sent than received, the sender was the bottleneck.
+    /// Packets per second sent to that program. If no more were sent than received, the sender was the bottleneck.
     pub sent_to_empty_per_second: f64,
-    /// How often each was measured; the medians are given.
+    /// Number of measurements of each rate; the medians are reported.
     pub runs: usize,
 }
 
@@ -153,7 +153,7 @@ fn make_pair() -> Result<u32> {
     receive_thread::own_sysfs()?;
     for arguments in [
         format!("link add {SENDER} type veth peer name {RECEIVER}"),
-        // No packets of the kernel's own.
+        // The kernel must send no packets of its own.
         format!("link set {SENDER} addrgenmode none"),
         format!("link set {RECEIVER} addrgenmode none"),
         format!("link set {SENDER} up"),
@@ -173,7 +173,7 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// Sends for as long.
+    /// Sends frames for this duration.
     fn send(replay: &mut Replay, packet: &Packet, duration: Duration) -> Result<Self> {
         let frame = packet.bytes();
         let sender = if_nametoindex(SENDER)?;

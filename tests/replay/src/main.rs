@@ -1,8 +1,8 @@
 //! XDP programs for benchmark and load test: the kernel's test runs repeat one packet, and these programs replace its
-//! token at every run.
+//! token in every run.
 //!
-//! Each run puts the next token of a table into its frame and then becomes the program under test by a tail call, or
-//! sends the frame. What they cost is measured with a program under test that does nothing.
+//! Each run writes the next token of a table into the frame. Then it becomes the program under test by a tail call, or
+//! sends the frame. The cost of the replay is measured with a program under test that does nothing.
 #![no_std]
 #![no_main]
 #![expect(
@@ -23,7 +23,7 @@ use lb_common::token::header;
 #[btf_map(name = "tokens")]
 static TOKENS: Array<[u64; header::LEN / 8], 1> = Array::new();
 
-/// Which of them are used, in turns.
+/// The range of tokens to use, and the next one.
 #[btf_map(name = "window")]
 static WINDOW: Array<Window, 1> = Array::new();
 
@@ -31,11 +31,11 @@ static WINDOW: Array<Window, 1> = Array::new();
 #[btf_map(name = "tested")]
 static TESTED: ProgramArray<1> = ProgramArray::new();
 
-/// How a frame begins.
+/// The start of a frame.
 #[btf_map(name = "heads")]
 static HEADS: Array<[u32; HEAD_WORDS], 1> = Array::new();
 
-/// As the benchmark writes it.
+/// Layout as in the benchmark.
 #[repr(C)]
 struct Window {
     first: u32,
@@ -43,40 +43,41 @@ struct Window {
     next: u32,
     /// Bytes of a frame before its length is changed.
     frame_len: u32,
-    /// Where the token is in a frame.
+    /// Offset of the token in a frame.
     token_at: u32,
-    /// By how much each second run makes the frame shorter, for a program under test that leaves it as it is.
+    /// The number of bytes by which every second run shortens the frame, for a program under test that keeps its
+    /// length.
     alternate: u32,
 }
 
-/// When frames are sent: nothing is waited for where the interval is 0.
+/// When frames are sent; with the interval 0, immediately.
 #[btf_map(name = "pace")]
 static PACE: Array<Pace, 1> = Array::new();
 
-/// As the spike test writes it. Times of the kernel's monotonic clock.
+/// Layout as in the load test. Times of the kernel's monotonic clock.
 #[repr(C)]
 struct Pace {
     interval_ns: u64,
     due_ns: u64,
 }
 
-/// Frames that may be late.
+/// Number of frames that may be late.
 const LATE: u64 = 128;
-/// How often the clock is read before the next frame at most: about 20 microseconds.
+/// Maximum number of clock readings before the next frame: about 20 microseconds.
 const READINGS: u32 = 1000;
 
-/// Covers where a token may be: behind Ethernet, two tags, IPv6 and UDP.
+/// Covers the largest offset of a token: after Ethernet, two tags, IPv6 and UDP.
 const TOKEN_AT_MASK: usize = 0x7f;
-/// The longest headers that a program under test changes, and a little more: 22 + 40 + 8 bytes.
+/// The longest headers that a program under test changes, and some reserve: 22 + 40 + 8 bytes.
 const HEAD_WORDS: usize = 18;
 
-/// For a program that leaves frames as long as they are.
+/// For a program that keeps the length of frames.
 #[xdp(frags)]
 pub fn replay(ctx: XdpContext) -> u32 {
     test(&ctx, put_next_token(&ctx))
 }
 
-/// For a program that changes headers, or the frame's length: puts both back as they were.
+/// For a program that changes headers or the length of the frame: restores both.
 #[xdp(frags)]
 pub fn replay_restored(ctx: XdpContext) -> u32 {
     let ready = window()
@@ -90,15 +91,15 @@ pub fn replay_restored(ctx: XdpContext) -> u32 {
     test(&ctx, ready)
 }
 
-/// Sends the frame instead.
+/// Sends the frame instead of running a program under test.
 #[xdp(frags)]
 pub fn send(ctx: XdpContext) -> u32 {
     wait();
     if put_next_token(&ctx).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
 }
 
-/// Until the next frame is due. Frames go out in batches, so some are late and the next ones make up for it; a longer
-/// pause is not made up for.
+/// Waits until the next frame is due. Frames are sent in batches, so some are late and the next ones are sent earlier;
+/// a longer pause is not compensated.
 #[inline(always)]
 fn wait() {
     // SAFETY: one program sends at a time.
@@ -106,7 +107,7 @@ fn wait() {
     if pace.interval_ns == 0 {
         return;
     }
-    // SAFETY: the helper takes nothing.
+    // SAFETY: the helper has no arguments.
     let mut now_ns = unsafe { bpf_ktime_get_ns() };
     for _ in 0..READINGS {
         if now_ns >= pace.due_ns {
@@ -118,14 +119,14 @@ fn wait() {
     pace.due_ns = (pace.due_ns + pace.interval_ns).max(now_ns - LATE * pace.interval_ns);
 }
 
-/// The least that a program can do with a frame it does not want.
+/// The minimum work of a program that drops a frame.
 #[xdp(frags)]
 pub fn discard(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// The same for a flood, whose frames it knows by the last four bytes of their source address (lb-tests,
-/// spike/junk.rs).
+/// Like [`discard`], for the frames of a flood, identified by the last four bytes of their source MAC address
+/// (lb-tests, load_test/junk.rs).
 #[xdp(frags)]
 pub fn discard_flood(ctx: XdpContext) -> u32 {
     const FLOOD: u32 = u32::from_ne_bytes([0xf1, 0x00, 0x0d, 0x5b]);
@@ -172,7 +173,7 @@ fn put_head(ctx: &XdpContext) -> Option<()> {
     Some(())
 }
 
-/// From the kernel: LLVM would subtract positions in 32 bits, which the verifier prohibits.
+/// From the kernel: LLVM would subtract pointers in 32 bits, which the verifier rejects.
 #[inline(always)]
 fn len(ctx: &XdpContext) -> u32 {
     // SAFETY: the context of this program run.
@@ -188,7 +189,7 @@ fn resize(ctx: &XdpContext, by: i32) -> Option<()> {
 #[inline(always)]
 fn test(ctx: &XdpContext, ready: Option<()>) -> u32 {
     if ready.is_some() {
-        // SAFETY: nothing here waits to be dropped. It returns only where there is no program.
+        // SAFETY: no value here needs to be dropped. The call returns only if there is no program.
         unsafe { TESTED.tail_call(ctx, 0) };
     }
     xdp_action::XDP_ABORTED
@@ -202,6 +203,6 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier accepts no program in which this can be reached.
+    // The verifier accepts no program in which this code is reachable.
     loop {}
 }

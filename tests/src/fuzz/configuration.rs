@@ -1,5 +1,5 @@
-//! `tollgate.toml`: an accepted file satisfies the invariants of [`Config`], and a rejected one gets an error that
-//! says where and why.
+//! `tollgate.toml`: an accepted file satisfies the invariants of [`Config`], and a rejected one gets an error with
+//! position and cause.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -64,7 +64,7 @@ fn service(service: &Service) {
     }
 }
 
-/// What a command line could not take for an id.
+/// Whether a command line cannot confuse it with an id.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.bytes().all(|byte| byte.is_ascii_digit())
 }

@@ -1,4 +1,4 @@
-//! Requests on the control socket: each is understood and passed to the control loop, or refused without reaching it.
+//! Requests on the control socket: each is parsed and passed to the control loop, or refused without reaching it.
 
 use std::sync::Arc;
 
@@ -22,14 +22,14 @@ use tollgate::{
 };
 use tower::ServiceExt as _;
 
-/// A request: the method, a space and the path, then, after a line's end, the body. From root, and from somebody who
-/// may ask for nothing.
+/// A request: the method, a space and the path; then, after a line feed, the body. It is sent by root, and by a user
+/// without access.
 pub fn check(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     if let Some(request) = request(bytes) {
         let (path, body) = (request.uri().path().to_owned(), request.body().clone());
         match runtime.block_on(answer(request.map(Body::from), 0)) {
-            // Nobody answers for the loop.
+            // The control loop is not there to answer.
             (true, status) => {
                 assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
                 look_at(&path, &body);
@@ -42,7 +42,7 @@ pub fn check(bytes: &[u8]) {
     }
 }
 
-/// Whether a user's request came to the loop, and its answer.
+/// Sends a request as a user. Returns whether it reached the loop, and its status.
 async fn answer(request: Request<Body>, uid: u32) -> (bool, StatusCode) {
     let rules = Arc::new(Rules { own_uid: 0, control_group: None, admin_group: None });
     let caller = Caller::new(&rules, &Peer { uid, gids: Vec::new() });
@@ -85,7 +85,7 @@ fn look_at(path: &str, body: &[u8]) {
     }
 }
 
-/// The body as this type of request, if the path is its path.
+/// The body parsed as this type of request, if the path is the path of the type.
 fn again<R: protocol::Request + PartialEq>(path: &str, body: &[u8]) -> Option<R> {
     let request = (path == R::PATH).then(|| serde_json::from_slice(body).expect("it was understood"));
     request.inspect(written_as_read)

@@ -3,7 +3,7 @@
 
 use tollgate::keyring::{KeyPolicy, Keyring, Keyset};
 
-/// Of all imports here, unix seconds.
+/// Time of all imports, unix seconds.
 const NOW: u64 = 1_700_000_010;
 
 /// Any file.
@@ -44,7 +44,7 @@ fn import(mut keyring: Keyring, keyset: &Keyset, policy: &KeyPolicy) {
     live_on(&mut keyring, policy, NOW);
 }
 
-/// A few of the deadlines to come, each as the daemon meets it.
+/// Runs the keyring at a few later deadlines, as the daemon does.
 fn live_on(keyring: &mut Keyring, policy: &KeyPolicy, from: u64) {
     let mut random = fastrand::Rng::with_seed(from);
     let mut now = from;

@@ -17,7 +17,7 @@ pub mod token;
 pub struct Target {
     /// The fuzzer's program, and the directory of the corpus.
     pub name: &'static str,
-    /// Panics where bytes break a promise.
+    /// Panics if the bytes violate an invariant.
     pub check: fn(&[u8]),
 }
 
@@ -30,7 +30,7 @@ pub const TARGETS: [Target; 5] = [
     Target { name: "token", check: token::check },
 ];
 
-/// Where the corpus is: a directory for each target.
+/// The folder of the corpus, with a folder for each target.
 pub fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus")
 }

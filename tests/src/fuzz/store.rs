@@ -1,4 +1,5 @@
-//! The store's file: it is read, or rejected with a hint how to fix it; what was read can be written and read again.
+//! The file of the store: it is read, or rejected with a hint how to fix it. What was read can be written and read
+//! again.
 
 use std::{
     fs::{self, Permissions},
@@ -10,7 +11,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tollgate::store::{FileStore, Store as _, StoreError};
 
-/// Any file; and any content of one whose checksum is right, which no fuzzer finds.
+/// Any file, and any content of a file with a correct checksum, which no fuzzer finds.
 pub fn check(bytes: &[u8]) {
     let directory = tempfile::tempdir().expect("a directory for the store");
     open(directory.path(), bytes);
@@ -48,6 +49,6 @@ fn open(directory: &Path, file: &[u8]) {
         let again = FileStore::open(directory).expect("what was written is read");
         assert!(again.snapshot().await.expect("a snapshot") == written, "and it is what was written");
     });
-    // There is none behind the last revision.
+    // There is no copy if the revision is the last possible one.
     let _ = fs::remove_file(directory.join("state.json.prev"));
 }

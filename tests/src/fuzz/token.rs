@@ -21,7 +21,7 @@ use crate::model::{
     oracle::token::{Keys, Token},
 };
 
-/// The default key's secret.
+/// The secret of the default key.
 const MASTER: [u8; 32] = [7; 32];
 
 /// Any payload of a datagram.
@@ -76,7 +76,7 @@ fn by_the_oracle(payload: &[u8], service: &Service, from: SocketAddr, now_ns: u6
     })
 }
 
-/// `token inspect` begins with the key, and sees no payload behind a proof.
+/// `token inspect` starts with the key, and sees no payload after a proof.
 fn inspected(payload: &[u8], service: &Service, from: SocketAddr, expected: Result<(), Reason>) {
     let request =
         InspectToken { token: hex::encode(payload), from: Some(from.ip()), from_port: Some(from.port()) };

@@ -24,7 +24,7 @@ pub struct Case {
     pub expected: Expected,
     /// The cases that run before this one.
     pub before: Vec<Case>,
-    /// The packets from which the incoming and the outgoing frame were made.
+    /// The packets that the incoming and the outgoing frame were made from.
     packets: Option<(Packet, Packet)>,
 }
 
@@ -33,11 +33,11 @@ pub struct Case {
 pub struct Expected {
     /// Verdict and whole frame.
     pub outcome: Outcome,
-    /// Index of the service whose counter moves; 0 for none.
+    /// Index of the service whose counter increases; 0 for none.
     pub service: u32,
-    /// The reason whose counter moves.
+    /// The reason whose counter increases.
     pub reason: Reason,
-    /// Index of the backend's counter that moves.
+    /// Index of the backend counter that increases.
     pub backend: Option<u32>,
 }
 
@@ -108,7 +108,7 @@ impl Case {
         Self { name: name.into(), fixture, frame: packet.bytes(), expected, before: vec![], packets }
     }
 
-    /// The same, after these cases.
+    /// The same case after these cases.
     pub fn after(self, before: Vec<Self>) -> Self {
         Self { before, ..self }
     }
@@ -118,7 +118,7 @@ impl Case {
         self.before.iter().chain([self])
     }
 
-    /// The same over this family: see [`Packet::over`]. A case that was made of a frame stays as it is.
+    /// The same case over this family: see [`Packet::over`]. A case that was made of a frame is not changed.
     pub fn over(mut self, family: Family) -> Self {
         let Some((packet, out)) = self.packets else { return self };
         let (packet, out) = (packet.over(family), out.over(family));
@@ -139,18 +139,18 @@ impl Case {
         self.packets.as_ref().map(|(packet, _)| packet.family())
     }
 
-    /// The same under another name.
+    /// The same case with another name.
     pub fn named(self, name: impl Into<String>) -> Self {
         Self { name: name.into(), ..self }
     }
 
-    /// The same in another fixture.
+    /// The same case in another fixture.
     pub fn with_fixture(self, fixture: Fixture) -> Self {
         Self { fixture, ..self }
     }
 
-    /// Runs the case and checks the verdict, every byte of the outgoing frame, the counters that move, and that no
-    /// other counter moves.
+    /// Runs the case and checks the verdict, every byte of the outgoing frame, the counters that increase, and that no
+    /// other counter does.
     ///
     /// # Errors
     /// What differs.
@@ -159,8 +159,8 @@ impl Case {
     }
 }
 
-/// The cases of both families: `of` makes those of one. Cases that it makes of IPv4 packets for both are put over the
-/// family.
+/// The cases of both families. `of` makes the cases of one family. Cases that it makes of IPv4 packets for both
+/// families are converted with [`Case::over`].
 pub fn both(of: impl Fn(Family) -> Vec<Case>) -> Vec<Case> {
     Family::BOTH
         .into_iter()
@@ -171,7 +171,7 @@ pub fn both(of: impl Fn(Family) -> Vec<Case>) -> Vec<Case> {
 /// [`Case::check`] of each, one after the other; counters are read once, around all of them.
 ///
 /// # Errors
-/// The first that differs, or the counters if only they do.
+/// The first difference, or a difference of the counters alone.
 pub fn check_all(program: &mut Program, cases: &[Case]) -> Result<()> {
     let before = program.counts()?;
     let mut expected = Counts::default();
@@ -179,7 +179,7 @@ pub fn check_all(program: &mut Program, cases: &[Case]) -> Result<()> {
         program.enter(&case.fixture)?;
         let outcome = program.run(&case.frame).with_context(|| case.name.clone())?;
         let Expected { outcome: wanted, service, reason, backend } = &case.expected;
-        // Nobody sees what has become of a packet that goes no further.
+        // The content of a dropped packet is not visible.
         let same = if wanted.verdict == Verdict::Drop {
             outcome.verdict == wanted.verdict
         } else {
@@ -205,7 +205,7 @@ pub fn check_all(program: &mut Program, cases: &[Case]) -> Result<()> {
     Ok(())
 }
 
-/// Bytes in hexadecimal, to be pasted into a packet dissector.
+/// Bytes in hexadecimal, for a packet dissector.
 pub struct Hex<'a>(pub &'a [u8]);
 
 impl std::fmt::Display for Hex<'_> {

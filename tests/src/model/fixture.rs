@@ -1,5 +1,5 @@
-//! The state that the program has before a packet arrives: time, services, keys, backends. The default is one service
-//! with one key and three backends on the segment; this module also makes a token for it.
+//! The state of the program before a packet arrives: time, services, keys, backends. The default is one service with
+//! one key and three backends on the segment. This module also makes a token for it.
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +27,7 @@ use tollgate::datapath::Snapshot;
 
 use crate::model::packet::Family;
 
-/// The address of the default service over IPv4; over IPv6 it has the twin of this address.
+/// The IPv4 address of the default service; its IPv6 address is the twin of this one.
 pub const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10)), 7777);
 /// The default client.
 pub const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 23)), 40_000);
@@ -37,9 +37,9 @@ pub const ICMP_ROUTER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192
 pub const BALANCER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 /// The source of packets.
 pub const ROUTER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0xfe];
-/// The default service's id.
+/// Id of the default service.
 pub const SERVICE_ID: u32 = 42;
-/// The default service's index. An index that was not set would be 0.
+/// Index of the default service. An index that was not set would be 0.
 pub const SERVICE_INDEX: u32 = 3;
 /// The default time, unix seconds.
 pub const NOW: u32 = 1_700_000_010;
@@ -57,8 +57,9 @@ pub const SESSION: u64 = 0x1122_3344_5566_7788;
 pub struct Fixture {
     /// Unix nanoseconds.
     pub now_ns: u64,
-    /// The length of a kernel tick for the program, nanoseconds. At 0, the program's clock stands at 0. At a few
-    /// nanoseconds, it is that multiple of the ticks since boot, more than 4 × 10⁹, and hardly moves.
+    /// The length of a kernel tick for the program, nanoseconds. At 0, the program's clock stays at 0. At a few
+    /// nanoseconds, the clock is this multiple of the ticks since boot, which are more than 4 × 10⁹, and hardly
+    /// advances.
     pub tick_ns: u64,
     /// How long ago the clock was confirmed, nanoseconds.
     pub clock_age_ns: u64,
@@ -66,7 +67,7 @@ pub struct Fixture {
     pub services: Vec<(SocketAddr, Service)>,
     /// The destination MAC addresses that interfaces accept, and the action for frames with other addresses.
     pub macs: BTreeSet<MacEntry>,
-    /// Keys, each for the slot its id names.
+    /// Keys, each for the slot that its id contains.
     pub keys: Vec<HeldKey>,
     /// Revocations by name, each with its end in unix nanoseconds.
     pub revocations: Vec<(RevocationKey, u64)>,
@@ -80,8 +81,8 @@ pub struct Fixture {
     pub flows: Vec<(SocketAddr, u32, Admission)>,
     /// NAT translations.
     pub translations: Vec<(TranslationKey, Translation)>,
-    /// The value at every position of the Maglev tables: a backend's index plus one. `None`: the service's backends in
-    /// turns.
+    /// The value at every position of the Maglev tables: the index of a backend plus one. `None`: the backends of the
+    /// service alternate.
     pub maglev: Option<u16>,
     /// The number of generations of tables that the daemon has started to write since the current one.
     pub generations_begun: u32,
@@ -124,15 +125,15 @@ impl Fixture {
         Self { now_ns, ..Self::default() }
     }
 
-    /// The same on interfaces in generic mode.
+    /// The same fixture with interfaces in generic mode.
     pub fn in_generic_mode(mut self) -> Self {
         let on = |entry: MacEntry| MacEntry { generic: u16::from(entry.mac == Mac::OTHERS), ..entry };
         self.macs = self.macs.into_iter().map(on).collect();
         self
     }
 
-    /// The same for a repeated test run: from the second run on, the frame is the one that the previous run sent to a
-    /// backend.
+    /// The same fixture for a repeated test run: from the second run on, the frame is the one that the previous run
+    /// sent to a backend.
     pub fn repeated(mut self) -> Self {
         let entry = |backend: &Backend| MacEntry {
             mac: Mac::new(backend.destination_mac),
@@ -144,7 +145,7 @@ impl Fixture {
         self
     }
 
-    /// The indices of a service's backends.
+    /// The indices of the backends of a service.
     pub fn backend_indices(&self, service_index: u32) -> Vec<u16> {
         let indexed = self.backends.iter().zip(0..);
         indexed
@@ -201,7 +202,7 @@ impl Fixture {
         table
     }
 
-    /// The backend that a hash picks for the default service.
+    /// The backend that a hash selects for the default service.
     pub fn picked(&self, hashed: u64) -> Backend {
         let position = lb_common::balance::position(hashed) as usize;
         self.backends[usize::from(self.maglev_at(SERVICE_INDEX, position)) - 1]
@@ -213,7 +214,7 @@ pub fn accepting(macs: &[[u8; 6]], switched: bool) -> BTreeSet<MacEntry> {
     accepting_on(LOOPBACK, macs, switched)
 }
 
-/// The same for any interface.
+/// Like [`accepting`], for any interface.
 pub fn accepting_on(ifindex: u32, macs: &[[u8; 6]], switched: bool) -> BTreeSet<MacEntry> {
     let entry = |mac, passes| MacEntry { mac, ifindex, passes, generic: 0 };
     let own = macs.iter().map(|octets| entry(Mac::new(*octets), 0));
@@ -225,7 +226,7 @@ pub fn at_both(service: Service) -> Vec<(SocketAddr, Service)> {
     Family::BOTH.map(|family| (family.twin_at(SERVICE), service)).to_vec()
 }
 
-/// An address as maps hold it.
+/// An address as maps contain it.
 pub fn address_be(address: IpAddr) -> [u32; 4] {
     let octets = match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
@@ -251,7 +252,7 @@ pub fn service() -> Service {
     }
 }
 
-/// The default service, but PROOF tokens are accepted, too.
+/// The default service, which also accepts PROOF tokens.
 pub fn proving() -> Service {
     Service { accept: ACCEPT_BEARER | ACCEPT_PROOF, ..service() }
 }
@@ -324,13 +325,13 @@ pub fn key() -> Key {
     Key::new([7; 32], key_id())
 }
 
-/// Its id.
+/// Id of the default key.
 pub const fn key_id() -> KeyId {
     KeyId::new(5, 9).expect("in range")
 }
 
 impl Key {
-    /// From a master key.
+    /// Derives a key from a master key.
     pub fn new(master: [u8; 32], id: KeyId) -> Self {
         Self { id, master, derived: DerivedKeys::derive(&MasterKey::from_bytes(master), id) }
     }
@@ -396,18 +397,18 @@ pub fn token() -> Header {
     key().bearer(&grant())
 }
 
-/// The grant with this number: it has its own nonce and session.
+/// The grant with this number, which has its own nonce and session.
 pub fn grant_number(number: u64) -> Grant {
     let claims = Claims { session_id: number, ..grant().claims };
     Grant { claims, nonce: number.to_be_bytes(), ..grant() }
 }
 
-/// A token with a nonce and a session of its own.
+/// A token with its own nonce and session.
 pub fn token_number(number: u64) -> Header {
     key().bearer(&grant_number(number))
 }
 
-/// A PROOF token with a nonce and a session of its own.
+/// A PROOF token with its own nonce and session.
 pub fn proof_number(number: u64) -> ProofToken {
     key().proof(&grant_number(number))
 }

@@ -13,10 +13,10 @@ use crate::model::{
     packet::{Family, Packet},
 };
 
-/// The first source port of GUE: a session fills the lower 14 bits.
+/// The first source port of GUE: the hash of the session fills the lower 14 bits.
 const GUE_SOURCE_PORTS: u16 = 0xc000;
 
-/// What leaves for a backend, where translation gives its client `node_port`.
+/// The packet that leaves for a backend. For `nat`, `node_port` is the port that replaces the client's.
 pub fn leaving(
     packet: &Packet,
     service: &Service,
@@ -69,13 +69,13 @@ fn tags(packet: &Packet, backend: &Backend) -> Vec<(u16, u16)> {
     }
 }
 
-/// The outer source: the session's hash fills the bits that are for it.
+/// The outer source address: the hash of the session fills its free bits.
 fn source(backend: &Backend, spread: u32) -> IpAddr {
     let [a, b, c, d] = backend.source_be;
     address([a, b, c, d | spread & backend.spread_be])
 }
 
-/// From the form that maps have.
+/// Converts an address from its form in maps.
 pub fn address(words: [u32; 4]) -> IpAddr {
     let octets: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let octets = <[u8; 16]>::try_from(octets).expect("four words");

@@ -37,7 +37,7 @@ use crate::model::{
 /// The maximum length of a frame's first buffer in a test run: a page without the kernel's headroom and tailroom.
 pub const FIRST_BUFFER_MAX: usize = 3520;
 
-/// More than any outer headers.
+/// More than any outer headers need.
 const GROWTH_MAX: usize = 128;
 
 /// The verdict on a packet.
@@ -54,7 +54,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// As a program returns it (`enum xdp_action`).
+    /// The value that a program returns for it (`enum xdp_action`).
     pub const fn action(self) -> u32 {
         match self {
             Self::Drop => 1,
@@ -64,7 +64,7 @@ impl Verdict {
         }
     }
 
-    /// From a program's return value (`enum xdp_action`).
+    /// Converts the return value of a program (`enum xdp_action`).
     fn of_action(action: u32) -> Result<Self> {
         match action {
             1 => Ok(Self::Drop),
@@ -85,7 +85,7 @@ pub struct Outcome {
     pub frame: Vec<u8>,
 }
 
-/// Counters that are not zero, or by how much they moved.
+/// Counters that are not zero, or their increments.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// By service index and reason.
@@ -106,8 +106,8 @@ pub struct Program {
     used_slots: BTreeSet<u32>,
 }
 
-/// The variable that names another object to test than the one that was built with the tests: `cargo xtask mutants`
-/// runs the same tests on many.
+/// The variable that names another object to test than the one built with the tests. `cargo xtask mutants` runs the
+/// same tests on many objects.
 const OBJECT: &str = "TOLLGATE_TEST_OBJECT";
 
 /// The object under test.
@@ -125,7 +125,7 @@ pub fn object() -> Result<&'static [u8]> {
 }
 
 impl Program {
-    /// Loads it as the daemon does by default, but with a small token cache.
+    /// Loads the program as the daemon does by default, but with a small token cache.
     ///
     /// # Errors
     /// If it was built without its object or the kernel refuses it.
@@ -133,7 +133,7 @@ impl Program {
         Self::load_with(&small())
     }
 
-    /// Loads it into the default [`Fixture`].
+    /// Loads the program into the default [`Fixture`].
     ///
     /// # Errors
     /// If it was built without its object or the kernel refuses it.
@@ -160,7 +160,7 @@ impl Program {
         Ok(program)
     }
 
-    /// Gives the program this fixture.
+    /// Writes this fixture to the program.
     ///
     /// # Errors
     /// If a map cannot be written.
@@ -231,7 +231,7 @@ impl Program {
         Ok(there.iter().try_for_each(|key| self.stateful.remove(key))?)
     }
 
-    /// Resets it to the state after loading, except for its counters.
+    /// Resets the program to the state after loading, except for its counters.
     ///
     /// # Errors
     /// If a map cannot be written.
@@ -277,7 +277,7 @@ impl Program {
         for ifindex in std::mem::take(&mut self.fixture.egress) {
             self.egress.remove(ifindex)?;
         }
-        // Any device will do: in a test run nothing is sent.
+        // Any device is valid: a test run sends nothing.
         interfaces
             .iter()
             .try_for_each(|ifindex| Ok(self.egress.insert(*ifindex, fixture::LOOPBACK, None, 0)?))
@@ -306,7 +306,7 @@ impl Program {
         Ok(translations.iter().try_for_each(|(key, value)| map.insert(key, value, 0))?)
     }
 
-    /// Starts its clock as the daemon does, at this unix nanosecond; returns the kernel's clock.
+    /// Starts the clock of the program as the daemon does, at this unix nanosecond; returns the kernel's clock.
     ///
     /// # Errors
     /// If the clocks cannot be read.
@@ -331,7 +331,7 @@ impl Program {
     /// All counters that are not zero.
     ///
     /// # Errors
-    /// If a map cannot be read, or something is counted that has no name.
+    /// If a map cannot be read, or a counter has no name.
     pub fn counts(&self) -> Result<Counts> {
         let (services, backends) = (self.datapath.counters.services()?, self.datapath.counters.backends()?);
         let mut counts = Counts::default();
@@ -349,7 +349,7 @@ impl Program {
         Ok(counts)
     }
 
-    /// Packets of a service, by its index, under a reason.
+    /// Packets of a service, by its index, with a reason.
     ///
     /// # Errors
     /// If the map cannot be read.
@@ -393,7 +393,7 @@ impl Program {
         Ok(Map::LruHashMap(map_of(&self.datapath, maps::TRANSLATIONS)?).try_into()?)
     }
 
-    /// The daemon's handle to it.
+    /// The daemon's handle to the program.
     pub const fn datapath(&mut self) -> &mut Datapath {
         &mut self.datapath
     }
@@ -427,9 +427,10 @@ pub fn small() -> Options {
     }
 }
 
-/// A map of the program by its name, to look behind the daemon's back.
+/// A map of the program by its name, for access without the daemon's code.
 fn map_of(datapath: &Datapath, name: &'static str) -> Result<MapData> {
-    let ids = datapath.program(maps::PROGRAM)?.info()?.map_ids()?.context("this kernel tells no map ids")?;
+    let ids =
+        datapath.program(maps::PROGRAM)?.info()?.map_ids()?.context("this kernel reports no map ids")?;
     for id in ids {
         let map = MapData::from_id(id)?;
         if map.info()?.name_as_str() == Some(name) {
@@ -440,7 +441,7 @@ fn map_of(datapath: &Datapath, name: &'static str) -> Result<MapData> {
 }
 
 impl Counts {
-    /// By how much they moved since `before`.
+    /// The increments since `before`.
     pub fn since(&self, before: &Self) -> Self {
         Self {
             reasons: moved(&self.reasons, &before.reasons),
@@ -458,7 +459,7 @@ impl Counts {
         }
     }
 
-    /// Packets under all reasons.
+    /// Packets of all reasons.
     pub fn packets(&self) -> u64 {
         self.reasons.values().map(|counter| counter.packets).sum()
     }
@@ -473,7 +474,7 @@ fn moved<K: Ord + Copy>(after: &BTreeMap<K, Counter>, before: &BTreeMap<K, Count
     after.iter().filter_map(difference).collect()
 }
 
-/// `count`, or a fiftieth of it on an emulated machine, where everything is slow.
+/// `count`, or a fiftieth of it on an emulated machine, which is slow.
 pub fn at_scale(count: usize) -> usize {
     let emulated = fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("QEMU TCG"));
     if emulated { count / 50 } else { count }
@@ -482,7 +483,7 @@ pub fn at_scale(count: usize) -> usize {
 /// The CPUs that this thread may run on.
 ///
 /// # Errors
-/// If the kernel does not tell.
+/// If the kernel does not report them.
 pub fn cpus() -> Result<Vec<usize>> {
     let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0))?;
     Ok((0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect())

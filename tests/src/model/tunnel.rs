@@ -9,39 +9,39 @@ use etherparse::{
 
 use crate::model::packet::{DONT_FRAGMENT, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, TAG_8021AD, TAG_8021Q};
 
-/// Where GUE is received.
+/// The UDP port that receives GUE.
 pub const GUE_PORT: u16 = 6080;
-/// The backend's network card.
+/// MAC address of the backend.
 pub const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 0xb, 1];
-/// The balancer's.
+/// MAC address of the balancer.
 pub const BALANCER_MAC: [u8; 6] = [2, 0, 0, 0, 0xa, 1];
-/// The balancer's addresses, which a backend trusts.
+/// Addresses of the balancer, which a backend trusts.
 pub const BALANCER: (Ipv4Addr, Ipv6Addr) =
     (Ipv4Addr::new(10, 9, 0, 7), Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 7));
-/// The backend's.
+/// Addresses of the backend.
 pub const BACKEND: (Ipv4Addr, Ipv6Addr) =
     (Ipv4Addr::new(10, 8, 0, 1), Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, 1));
 
-/// How the inner packet is put in.
+/// The encapsulation of the inner packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Behind an IP header.
+    /// An IP header.
     Ipip,
-    /// Behind IP and UDP headers, these with a checksum or not.
+    /// IP and UDP headers, with or without a UDP checksum.
     Gue {
         /// Whether there is a checksum.
         summed: bool,
     },
 }
 
-/// A frame with an inner packet. What is `None` is as it should be.
+/// A frame with an inner packet. A field that is `None` has its correct value.
 #[derive(Clone, Debug)]
 pub struct Tunnel {
-    /// The network card it is for.
+    /// Destination MAC address.
     pub destination_mac: [u8; 6],
-    /// How many VLAN tags it has.
+    /// Number of VLAN tags.
     pub tags: u16,
-    /// The outer header's sender; its family is the outer header's.
+    /// Outer source address; its family is that of the outer header.
     pub source: IpAddr,
     /// Its TOS or traffic class.
     pub class: u8,
@@ -57,7 +57,7 @@ pub struct Tunnel {
     pub ip_len: Option<u16>,
     /// Whether the IPv4 header's checksum is wrong.
     pub ip_checksum_wrong: bool,
-    /// How the inner packet is put in.
+    /// The encapsulation of the inner packet.
     pub kind: Kind,
     /// The outer UDP destination port.
     pub port: u16,
@@ -70,7 +70,7 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// A balancer's, in an outer header of this version.
+    /// A packet of a balancer, with an outer header of this version.
     pub fn new(version: u8, kind: Kind, inner: Vec<u8>) -> Self {
         Self {
             destination_mac: BACKEND_MAC,
@@ -105,7 +105,7 @@ impl Tunnel {
         [self.link(ether_type), payload, self.padding.clone()].concat()
     }
 
-    /// The bytes of the frame after the outer headers were taken off, with this inner packet.
+    /// The bytes of the frame after the outer headers were removed, with this inner packet.
     pub fn opened(&self, inner: &[u8]) -> Vec<u8> {
         let ether_type = if inner[0] >> 4 == 4 { ETHER_TYPE_IPV4 } else { ETHER_TYPE_IPV6 };
         [&self.link(ether_type), inner, &self.padding].concat()

@@ -1,5 +1,5 @@
-//! BPF file systems of the tests' own. The tests need no mount at `/sys/fs/bpf`, which containers and minimal systems
-//! lack, and do not write to the host's.
+//! BPF file systems that belong to a test. The tests need no mount at `/sys/fs/bpf`, which containers and minimal
+//! systems lack, and do not write to the host's.
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ impl Bpffs {
         Ok(Self(at.to_owned()))
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -53,14 +53,14 @@ impl Drop for Bpffs {
     }
 }
 
-/// Unmounts all file systems at a directory and below. What is pinned is removed first: a copy of the mount in
-/// another mount namespace would keep it, and programs would stay attached.
+/// Unmounts all file systems at a directory and below it. Pins are removed first: otherwise a copy of the mount in
+/// another mount namespace would keep them, and programs would stay attached.
 ///
 /// # Errors
 /// If one cannot be emptied or unmounted.
 pub fn unmount_below(directory: &Path) -> Result<()> {
     let table = fs::read_to_string("/proc/thread-self/mountinfo").context("cannot read the mounts")?;
-    // The last is on top.
+    // The last mount is on top.
     for line in table.lines().rev() {
         // `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`: proc(5).
         let mut fields = line.split(' ');

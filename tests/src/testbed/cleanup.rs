@@ -1,9 +1,8 @@
-//! Removes what tests and tools make on this machine: when they are interrupted, and what an earlier run left that
-//! was killed.
+//! Removes what tests and tools create on this machine: when they are interrupted, and when an earlier run was killed.
 //!
-//! All names begin with the name of their owner, in two directories. Daemons are found by the files that they are
-//! started with and by their network namespace: the mounts of a killed run, and with them the names of its
-//! namespaces, may have been in a mount namespace that no longer exists.
+//! All names begin with the name of their owner and are in two directories. Daemons are found by the files that they
+//! are started with and by their network namespace. Mounts are not enough: those of a killed run, and with them the
+//! names of its namespaces, may have been in a mount namespace that no longer exists.
 
 use std::{
     collections::BTreeSet,
@@ -52,16 +51,16 @@ pub struct Run {
 }
 
 impl Run {
-    /// Removes what killed runs of this owner have left, and arranges for the removal of this run's things if it is
+    /// Removes what killed runs of this owner have left, and arranges the removal of what this run creates if it is
     /// interrupted.
     ///
     /// # Errors
-    /// If something that is left cannot be removed.
+    /// If a remaining object cannot be removed.
     pub fn start(owner: &'static str) -> Result<Self> {
-        // Other users read what tests write, whatever umask the tests are started with.
+        // Other users read files that tests write, independent of the umask of the caller.
         umask(Mode::from_bits_truncate(0o022));
         let (prefix, claim) = loop {
-            // No process id: two runs may have the same, each in a PID namespace of its own.
+            // No process id: two runs may have the same id, each in its own PID namespace.
             let prefix = format!("{owner}-{:08x}", fastrand::u32(..));
             if let Some(claim) = claim(&prefix)? {
                 break (prefix, claim);
@@ -72,7 +71,7 @@ impl Run {
             move |name| is_below(&prefix, name)
         })?;
         for killed in runs(owner)? {
-            // Without the claim, that run is alive, or somebody else is removing what it has left.
+            // Without the claim, that run is alive, or another process is removing what it has left.
             if let Some(_claim) = self::claim(&killed)? {
                 remove(|name| is_below(&killed, name))?;
             }
@@ -80,13 +79,13 @@ impl Run {
         Ok(Self { prefix, _claim: claim })
     }
 
-    /// The prefix of its names.
+    /// The prefix of all names of this run.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 }
 
-/// The prefixes of an owner's runs that have something.
+/// The prefixes of an owner's runs that have left something.
 fn runs(owner: &str) -> Result<BTreeSet<String>> {
     let prefix_of = |name: &str| {
         let run = name.strip_prefix(owner)?.strip_prefix('-')?.get(..8)?;
@@ -117,15 +116,15 @@ pub fn claim(name: &str) -> Result<Option<UnixDatagram>> {
     }
 }
 
-/// Removes namespaces, the daemons in them, pins and files whose names are owned.
+/// Removes namespaces, the daemons in them, pins and files that have owned names.
 ///
 /// # Errors
-/// If something that is there cannot be removed.
+/// If an existing object cannot be removed.
 pub fn remove(is_owned: impl Fn(&str) -> bool) -> Result<()> {
     sweep(&is_owned).map(|_| ())
 }
 
-/// Blocks for ever once this process is interrupted: nothing new may be made, and the thread that cleans up ends the
+/// Blocks forever once this process is interrupted: nothing new may be created, and the thread that cleans up ends the
 /// process.
 pub fn hold_if_interrupted() {
     while interrupted() {
@@ -133,7 +132,7 @@ pub fn hold_if_interrupted() {
     }
 }
 
-/// Whether this process is interrupted: missing things may have been removed already.
+/// Whether this process is interrupted: objects may be missing because they have been removed.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
@@ -168,14 +167,14 @@ fn watch(is_owned: impl Fn(&str) -> bool + Send + 'static) -> Result<()> {
 extern "C" fn wake_up(signal: i32) {
     INTERRUPTED.store(true, Ordering::Relaxed);
     let byte = signal as u8;
-    // SAFETY: the byte outlives the call. A full pipe has woken its reader already.
+    // SAFETY: the byte outlives the call. If the pipe is full, its reader has been woken already.
     unsafe { nix::libc::write(WAKE.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
 }
 
 fn end(woken: &OwnedFd, is_owned: impl Fn(&str) -> bool) {
     let mut signal = [0];
     while !matches!(read(woken, &mut signal), Ok(1)) {}
-    // Not by `eprintln`, which tests capture.
+    // Not with `eprintln`, which tests capture.
     let _ = match sweep_until_quiet(is_owned) {
         Ok(()) => writeln!(io::stderr(), "\ninterrupted; everything that was made is removed"),
         Err(error) => writeln!(io::stderr(), "\ninterrupted; not everything could be removed: {error:#}"),
@@ -183,7 +182,7 @@ fn end(woken: &OwnedFd, is_owned: impl Fn(&str) -> bool) {
     process::exit(128 + i32::from(signal[0]));
 }
 
-/// Other threads may still make or remove things: sweeps until two sweeps in a row find nothing.
+/// Other threads may still create or remove objects: sweeps until two sweeps in a row find nothing.
 fn sweep_until_quiet(is_owned: impl Fn(&str) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let mut quiet = 0;
@@ -198,7 +197,7 @@ fn sweep_until_quiet(is_owned: impl Fn(&str) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Removes what is owned; returns the number of things removed.
+/// Removes owned objects; returns their number.
 fn sweep(is_owned: &impl Fn(&str) -> bool) -> Result<usize> {
     let mut found = end_daemons(is_owned)?;
     for (_, name) in owned(NAMESPACES, is_owned)? {
@@ -230,7 +229,7 @@ fn owned(directory: &str, is_owned: impl Fn(&str) -> bool) -> Result<Vec<(PathBu
     Ok(found)
 }
 
-/// Ends daemons that were started with an owned file or run in an owned namespace; returns how many. Other programs
+/// Ends daemons that were started with an owned file or run in an owned namespace; returns their number. Other programs
 /// in a namespace belong to a user who inspects it.
 fn end_daemons(is_owned: &impl Fn(&str) -> bool) -> Result<usize> {
     let inode = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
@@ -240,7 +239,7 @@ fn end_daemons(is_owned: &impl Fn(&str) -> bool) -> Result<usize> {
     for entry in fs::read_dir("/proc")?.flatten() {
         let process = entry.path();
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // Processes come and go: those that cannot be read are gone.
+        // A process that cannot be read has ended.
         let Ok(program) = fs::read_link(process.join("exe")) else { continue };
         let program = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if !matches!(program, "tollgate" | "tollgate (deleted)") {
@@ -252,7 +251,7 @@ fn end_daemons(is_owned: &impl Fn(&str) -> bool) -> Result<usize> {
         let is_in_namespace = || inode(&process.join("ns/net")).is_some_and(|net| namespaces.contains(&net));
         if has_owned_file() || is_in_namespace() {
             ended += 1;
-            // It may have ended in between, which is as good.
+            // It may have ended in the meantime.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }

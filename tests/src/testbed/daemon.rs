@@ -36,18 +36,18 @@ pub const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9477);
 pub struct Instance {
     directory: PathBuf,
     bpffs: PathBuf,
-    /// The file system that `bpffs` is a directory of; `None` once it is being removed.
+    /// The file system that contains `bpffs`; `None` once it is being removed.
     mounted: Option<Bpffs>,
     /// The user that its daemons switch to; `None`: they stay root.
     user: Option<String>,
 }
 
 impl Instance {
-    /// An empty instance, with its files and a BPF file system under `/run/NAME`. `TOLLGATE_USER` names the user that
-    /// its daemons switch to.
+    /// Creates an empty instance, with its files and a BPF file system under `/run/NAME`. `TOLLGATE_USER` names the
+    /// user that its daemons switch to.
     ///
     /// # Errors
-    /// If no directory can be made, as where there is one of this name.
+    /// If a directory cannot be created, for example because it exists.
     pub fn new(name: &str) -> Result<Self> {
         cleanup::hold_if_interrupted();
         let directory = Path::new(FILES).join(name);
@@ -55,7 +55,7 @@ impl Instance {
         let mut instance = Self { directory, bpffs: bpf.join("tollgate"), mounted: None, user };
         fs::create_dir(&instance.directory)
             .with_context(|| format!("cannot make {}", instance.directory.display()))?;
-        // The daemon's user has to get to it, whatever the umask is.
+        // The daemon's user needs access, independent of the umask.
         fs::set_permissions(&instance.directory, Permissions::from_mode(0o755))?;
         instance.mounted = Some(Bpffs::mount(&bpf)?);
         Ok(instance)
@@ -76,7 +76,7 @@ impl Instance {
         &self.bpffs
     }
 
-    /// The configuration's file.
+    /// The configuration file.
     pub fn config(&self) -> PathBuf {
         self.path("tollgate.toml")
     }
@@ -89,7 +89,7 @@ impl Instance {
         self.configure_on(&[INTERFACE], services)
     }
 
-    /// As `configure`, for these interfaces.
+    /// Like `configure`, for these interfaces.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -124,7 +124,7 @@ impl Instance {
         Ok(self.tollgate(namespace, args)?.output()?)
     }
 
-    /// Runs a command with `-o json` and reads what it prints.
+    /// Runs a command with `-o json` and parses its output.
     ///
     /// # Errors
     /// If it fails, with its output.
@@ -137,7 +137,7 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        // Removing a link's pin takes the program off its interface.
+        // Removing the pin of a link detaches the program.
         self.mounted = None;
         if let Err(error) = fs::remove_dir_all(&self.directory)
             && error.kind() != ErrorKind::NotFound
@@ -157,7 +157,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it without waiting.
+    /// Starts a daemon without waiting.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -165,7 +165,7 @@ impl Daemon {
         Self::spawn_with(instance, namespace, &[])
     }
 
-    /// Starts it with these options of `tollgate run` and does not wait.
+    /// Starts a daemon with these options of `tollgate run`, without waiting.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -178,7 +178,7 @@ impl Daemon {
         Self::spawn_as(instance, command)
     }
 
-    /// Starts it by this command and does not wait.
+    /// Starts a daemon with this command, without waiting.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -192,7 +192,7 @@ impl Daemon {
         Ok(Self { child, log, log_before })
     }
 
-    /// Starts it and waits until `/readyz` reports that it filters.
+    /// Starts a daemon and waits until `/readyz` reports that it filters.
     ///
     /// # Errors
     /// If it ends, or takes too long; with its log.
@@ -220,18 +220,18 @@ impl Daemon {
         }
     }
 
-    /// Its process.
+    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its log so far, without those of daemons before it.
+    /// Its log so far, without the logs of earlier daemons.
     pub fn log(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(log.get(self.log_before..).unwrap_or_default()).into_owned()
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     ///
     /// # Errors
     /// If it cannot be sent.
@@ -241,7 +241,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// SIGTERM, and how it ended.
+    /// Sends SIGTERM; returns the exit status.
     ///
     /// # Errors
     /// If it does not end.
@@ -249,7 +249,7 @@ impl Daemon {
         self.stop(Signal::SIGTERM)
     }
 
-    /// A signal, and how it ended.
+    /// Sends a signal; returns the exit status.
     ///
     /// # Errors
     /// If it does not end.
@@ -258,10 +258,10 @@ impl Daemon {
         self.ended()
     }
 
-    /// Whether it has.
+    /// Whether it has ended.
     ///
     /// # Errors
-    /// If the kernel does not tell.
+    /// If the kernel does not report it.
     pub fn has_ended(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_some())
     }
@@ -277,7 +277,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended already; then there is nothing to do.
+        // It may have ended already; then nothing is left to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -298,7 +298,7 @@ pub(super) fn end_of(child: &mut Child, what: &str) -> Result<ExitStatus> {
 /// # Errors
 /// If the environment does not name it.
 pub fn binary() -> Result<String> {
-    env::var("TOLLGATE_BIN").context("TOLLGATE_BIN does not say where the binary is; use `cargo xtask test`")
+    env::var("TOLLGATE_BIN").context("TOLLGATE_BIN does not name the binary; use `cargo xtask test`")
 }
 
 /// The output of a finished command, standard output first.

@@ -94,7 +94,7 @@ impl Decap {
 
 impl Drop for Decap {
     fn drop(&mut self) {
-        // An error means that it has ended.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! Forwarding modes as tests need them: where a service's applications listen.
+//! Properties of forwarding modes for tests, such as the addresses of a service's applications.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
@@ -19,16 +19,16 @@ impl Forward {
         }
     }
 
-    /// Whether backends have to take an outer header off.
+    /// Whether backends must remove an outer header.
     pub const fn encapsulates(self) -> bool {
         matches!(self, Self::Ipip | Self::Gue)
     }
 
-    /// The applications of a service at `service`, whose backends have addresses of a family: a socket each, in the
-    /// backends' order.
+    /// The applications of a service at `service`, if the backends have addresses of this family: one socket each, in
+    /// the order of the backends.
     ///
     /// # Errors
-    /// If one cannot be made.
+    /// If a socket cannot be created.
     pub fn applications(
         self,
         topology: &Topology,

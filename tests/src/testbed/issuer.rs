@@ -28,10 +28,10 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// With the keyset that `tollgate keys export` prints now.
+    /// Creates an issuer with the keyset that `tollgate keys export` prints now.
     ///
     /// # Errors
-    /// If that fails, or nothing may sign.
+    /// If that fails, or no key may sign.
     pub fn new(instance: &Instance, namespace: &Namespace, service: &str) -> Result<Self> {
         let output = instance.run(namespace, &["keys", "export", "--service", service])?;
         let keyset: Keyset = serde_json::from_slice(&output.stdout).with_context(|| said(&output))?;
@@ -51,22 +51,22 @@ impl Issuer {
         self.active
     }
 
-    /// A token of these claims for the coming `ttl` seconds.
+    /// A token with these claims, valid for the next `ttl` seconds.
     pub fn token(&self, claims: Claims, ttl: u32) -> Header {
         self.token_at(claims, unix_now(), ttl)
     }
 
-    /// A token of these claims, issued at a unix second.
+    /// A token with these claims, issued at a unix second.
     pub fn token_at(&self, claims: Claims, issued_at: u32, ttl: u32) -> Header {
         grant(claims, issued_at, ttl).bearer(self.active, self.keys())
     }
 
-    /// The same for a client that proves each packet.
+    /// Like [`Issuer::token_at`], for a client that proves each packet.
     pub fn proof_at(&self, claims: Claims, issued_at: u32, ttl: u32) -> ProofToken {
         grant(claims, issued_at, ttl).proof(self.active, self.keys())
     }
 
-    /// What is derived from the key it signs with.
+    /// The keys derived from the key that it signs with.
     pub fn keys(&self) -> &DerivedKeys {
         &self.keys[&self.active]
     }

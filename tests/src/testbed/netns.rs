@@ -14,12 +14,12 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::testbed::cleanup::{self, NAMESPACES};
 
-/// Environment variable: sysctls that new namespaces have before the testbed sets its own, as `NAME=VALUE
-/// NAME=VALUE`. They simulate a host with these settings; the host's own are never written.
+/// Environment variable: sysctls that new namespaces get before the testbed sets its own, as `NAME=VALUE NAME=VALUE`.
+/// They simulate a host with these settings; the sysctls of the host itself are never written.
 pub const INHERITED: &str = "TOLLGATE_INHERITED_SYSCTLS";
 
-/// The kernel's defaults, for all interfaces and for new ones. The kernel copies the IPv4 settings of the host's
-/// first namespace into each new one (`devinet_init_net`), and IPv6 is off where it was turned off at boot
+/// The kernel's defaults, for all interfaces and for new ones. The kernel copies the IPv4 settings of the host's first
+/// namespace into each new one (`devinet_init_net`), and disables IPv6 if it was disabled at boot
 /// (`addrconf_init_net`).
 const RESET: [(&str, &str); 11] = [
     ("net.ipv4.conf.rp_filter", "0"),
@@ -35,7 +35,7 @@ const RESET: [(&str, &str); 11] = [
     ("net.ipv6.conf.disable_ipv6", "0"),
 ];
 
-/// Enabled if `br_netfilter` is loaded: the packet filter would see frames that cross a bridge.
+/// Enabled if `br_netfilter` is loaded: then the packet filter would process frames that cross a bridge.
 const BRIDGE: [&str; 3] = [
     "net.bridge.bridge-nf-call-iptables",
     "net.bridge.bridge-nf-call-ip6tables",
@@ -49,10 +49,10 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes it.
+    /// Creates a namespace.
     ///
     /// # Errors
-    /// If `ip` fails, as where there is one of this name.
+    /// If `ip` fails, for example because the name exists.
     pub fn new(name: &str) -> Result<Self> {
         cleanup::hold_if_interrupted();
         run(Command::new("ip").args(["netns", "add", name]))?;
@@ -100,7 +100,7 @@ impl Namespace {
     /// Whether an interface in it has an XDP program.
     ///
     /// # Errors
-    /// If `ip` fails, as where there is no such interface.
+    /// If `ip` fails, for example because there is no such interface.
     pub fn has_xdp(&self, interface: &str) -> Result<bool> {
         let links = self.command("ip")?.args(["link", "show", interface]).output()?;
         ensure!(links.status.success(), "{}", String::from_utf8_lossy(&links.stderr));
@@ -110,12 +110,12 @@ impl Namespace {
     /// Sets a sysctl in it.
     ///
     /// # Errors
-    /// If there is none of this name.
+    /// If there is no sysctl of this name.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         self.enter(|| fs::write(sysctl_path(name), value).with_context(|| format!("cannot set {name}")))?
     }
 
-    /// A command that will run in it, with the file systems of this process: `ip netns exec` would hide some.
+    /// A command that runs in the namespace, with the file systems of this process: `ip netns exec` would hide some.
     ///
     /// # Errors
     /// If the namespace is gone.

@@ -1,5 +1,5 @@
-//! Receive threads: a kernel thread polls an interface on a chosen CPU, as the queue of a network card is served by
-//! the CPU that handles its interrupts.
+//! Receive threads: a kernel thread polls an interface on a chosen CPU, just as the CPU that handles the interrupts of
+//! a network card processes its queue.
 
 use std::fs;
 
@@ -17,16 +17,17 @@ use nix::{
 pub fn own_sysfs() -> Result<()> {
     let none = None::<&str>;
     unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
-    // Not `/`, which is no mount point in a chroot: the mount that is covered decides where the new one shows.
+    // Not `/`, which is not a mount point in a chroot: the propagation of the mount that is covered applies to the new
+    // one.
     mount(none, "/sys", none, MsFlags::MS_PRIVATE, none).context("cannot make /sys private")?;
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("cannot mount /sys")
 }
 
-/// Lets an interface, which polls only while it has an XDP program, poll in kernel threads on this CPU. Returns them.
-/// The calling thread has the sysfs of the interface's namespace.
+/// Makes an interface poll in kernel threads on this CPU; it polls only while it has an XDP program. Returns the
+/// threads. The calling thread must have the sysfs of the interface's namespace.
 ///
-/// A process in a PID namespace of its own, as in a container, sees no kernel threads and cannot choose their CPU.
-/// There the interface polls where it usually does, in the softirq of whoever sends to it, and none is returned.
+/// A process in its own PID namespace, as in a container, sees no kernel threads and cannot choose their CPU. There,
+/// the interface polls as usual, in the softirq of the sender, and no thread is returned.
 ///
 /// # Errors
 /// If it does not poll.
@@ -49,7 +50,7 @@ pub fn poll_on(interface: &str, cpu: usize) -> Result<Vec<Pid>> {
     }
     if threads.is_empty() {
         if sees_kernel_threads() {
-            bail!("the kernel polls {interface} in no thread of its own");
+            bail!("the kernel has no receive thread for {interface}");
         }
         fs::write(&threaded, "0").with_context(|| format!("cannot write {threaded}"))?;
     }

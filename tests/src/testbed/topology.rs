@@ -1,5 +1,4 @@
-//! Clients, balancers, routers and backends, each in a namespace of its own, on bridges. A [`Plan`] says which there
-//! are.
+//! Clients, balancers, routers and backends, each in its own namespace, on bridges. A [`Plan`] selects them.
 //!
 //! ```text
 //!   Layout::Segment                                   with an edge, and two balancers of one address
@@ -52,43 +51,43 @@ use crate::testbed::{
     vlan::Tagger,
 };
 
-/// Each host's interface; where it has two, the one on the clients' side.
+/// The interface of each host; of a host with two interfaces, the one on the side of the clients.
 pub const INTERFACE: &str = "eth0";
-/// A balancer's interface on the backends' side, in [`Layout::TwoInterfaces`].
+/// The interface of a balancer on the side of the backends, in [`Layout::TwoInterfaces`].
 pub const BACK_INTERFACE: &str = "eth1";
 /// Receive buffer of a backend's application.
 const RECEIVE_BUFFER: usize = 64 << 20;
-/// The last parts of the edge's addresses, among the clients and on the front network.
+/// The last bytes of the edge's addresses, in the client network and the front network.
 const EDGE: [u8; 2] = [254, 251];
-/// The same of the balancers, in this order.
+/// The last bytes of the balancers' addresses, in this order.
 const BALANCERS: [u8; 2] = [1, 3];
 
 /// The hosts. Backend number `i` of `backends` has the id `i + 1`.
 pub struct Topology {
-    /// What it was made from.
+    /// The plan that it was made from.
     pub plan: Plan,
     /// The client.
     pub client: Namespace,
     /// The host of the daemon.
     pub balancer: Namespace,
-    /// The other balancer, where the plan has two.
+    /// The second balancer, if the plan has two.
     pub second_balancer: Option<Namespace>,
     /// The backends.
     pub backends: Vec<Namespace>,
-    /// Between balancers and backends, where the plan has them: two if `Routed`, one if `Cards`.
+    /// Routers between balancers and backends, if the plan has them: two for `Routed`, one for `TwoInterfaces`.
     pub routers: Vec<Namespace>,
-    /// Between clients and balancers, where the plan has it.
+    /// The router between clients and balancers, if the plan has it.
     pub edge: Option<Namespace>,
     switch: Namespace,
-    /// The programs that let the bridges' ends of the balancers' veths receive what XDP sends.
+    /// The programs on the bridge ends of the balancers' veths, without which these do not receive what XDP sends.
     _pins: Bpffs,
 }
 
 impl Topology {
-    /// Makes all of it. Names begin with `prefix`, which is to be unique on this machine.
+    /// Creates all hosts. Names begin with `prefix`, which must be unique on this machine.
     ///
     /// # Errors
-    /// If something cannot be made. Then nothing is left.
+    /// If something cannot be created. Then nothing is left.
     pub fn new(prefix: &str, plan: impl Into<Plan>) -> Result<Self> {
         let plan = plan.into();
         let tagger = plan.tagged.then(Tagger::new).transpose()?;
@@ -146,7 +145,7 @@ impl Topology {
         })?
     }
 
-    /// A socket at an address of a backend, with room for bursts. Reading waits 50 ms.
+    /// A socket at an address of a backend, with a buffer for bursts. Reads time out after 50 ms.
     ///
     /// # Errors
     /// If it cannot be made.
@@ -162,7 +161,7 @@ impl Topology {
         application(&self.balancer, address)
     }
 
-    /// The addresses that outer headers for backends have, of both families and all balancers.
+    /// The source addresses of outer headers for backends, of both families and all balancers.
     pub fn tunnel_sources(&self) -> Vec<String> {
         let network = match self.plan.layout {
             Layout::Segment | Layout::Routed => Network::Front,
@@ -176,7 +175,7 @@ impl Topology {
 
 fn application(namespace: &Namespace, address: SocketAddr) -> Result<UdpSocket> {
     namespace.enter(|| {
-        // A process that another test has forked holds a socket that was closed here, until it executes its program.
+        // A process that another test has forked keeps a closed socket open until it executes its program.
         let mut bound = UdpSocket::bind(address);
         wait_for("the address of a closed socket to be free", || {
             let is_in_use = bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
@@ -192,7 +191,7 @@ fn application(namespace: &Namespace, address: SocketAddr) -> Result<UdpSocket> 
     })?
 }
 
-/// Makes hosts and plugs them in.
+/// Creates hosts and connects them.
 struct Maker<'a> {
     prefix: &'a str,
     plan: Plan,
@@ -214,7 +213,7 @@ impl Maker<'_> {
 
     fn balancer(&self, role: &str, address: u8) -> Result<Namespace> {
         let balancer = self.host(role)?;
-        // Linux's default, below which the ports of `forward = "nat"` are.
+        // The default of Linux. The ports of `forward = "nat"` are below it.
         balancer.sysctl("net.ipv4.ip_local_port_range", "32768 60999")?;
         self.plug_balancer(&balancer, INTERFACE, role, Network::Front, address)?;
         match self.plan.layout {
@@ -234,7 +233,7 @@ impl Maker<'_> {
         Ok(balancer)
     }
 
-    /// Over the first router.
+    /// Routes through the first router.
     fn route_to_backends(&self, host: &Namespace, family: Family) -> Result<()> {
         let router = self.plan.router(family, Network::Front, 1);
         route(host, family, &Network::Back.prefix(family, 0), &[router])
@@ -286,7 +285,7 @@ impl Maker<'_> {
         Ok(router)
     }
 
-    /// Its first interface is on the front network. Spreads flows over the balancers.
+    /// Its first interface is on the front network. It spreads flows over the balancers.
     fn edge(&self) -> Result<Namespace> {
         let edge = self.host("edge")?;
         forward(&edge)?;
@@ -307,7 +306,7 @@ impl Maker<'_> {
         Ok(edge)
     }
 
-    /// A namespace whose addresses are usable immediately. It does not forward until told to.
+    /// A namespace whose addresses are usable immediately. It does not forward packets until `forward` is called.
     fn host(&self, role: &str) -> Result<Namespace> {
         let host = Namespace::new(&format!("{}-{role}", self.prefix))?;
         for (name, value) in [
@@ -324,7 +323,7 @@ impl Maker<'_> {
         Ok(host)
     }
 
-    /// A veth pair from a host to a bridge, whose end there is `port`.
+    /// Connects a host to a bridge with a veth pair; `port` is the end at the bridge.
     fn plug(
         &self,
         host: &Namespace,
@@ -350,8 +349,8 @@ impl Maker<'_> {
         host.ip(&["link", "set", interface, "up"])
     }
 
-    /// A veth receives what XDP sends out of its peer only while it has an XDP program itself. It is pinned: a topology
-    /// that is kept works on without this process.
+    /// A veth receives what XDP sends out of its peer only while it has an XDP program itself. The program is pinned,
+    /// so that a topology that is kept works without this process.
     fn pass(&self, port: &str) -> Result<()> {
         let pin = self.pins.path().join(format!("pass-{port}"));
         self.switch.enter(|| {
@@ -371,14 +370,14 @@ impl Maker<'_> {
 fn service_address(host: &Namespace, interface: &str) -> Result<()> {
     for family in Family::BOTH {
         let address = format!("{}/{}", family.service().ip(), family.bits());
-        // Deprecated, so that it is not preferred as the source of what the host sends by itself.
+        // Deprecated, so that it is not preferred as the source of the host's own packets.
         let v6: &[_] = if family == Family::V6 { &["nodad", "preferred_lft", "0"] } else { &[] };
         host.ip(&[&["address", "add", &address, "dev", interface], v6].concat())?;
     }
     Ok(())
 }
 
-/// Makes a host a router.
+/// Enables forwarding on a host.
 fn forward(host: &Namespace) -> Result<()> {
     host.sysctl("net.ipv4.ip_forward", "1")?;
     host.sysctl("net.ipv6.conf.all.forwarding", "1")

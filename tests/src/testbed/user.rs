@@ -9,7 +9,7 @@ use nix::{
     unistd::{Gid, Uid, User},
 };
 
-/// A user that every Debian has, for daemons of tests.
+/// A user that every Debian has; daemons of tests switch to it.
 pub const NAME: &str = "games";
 /// A user that no host has.
 pub const STRANGER: u32 = 61_183;
@@ -17,20 +17,20 @@ pub const STRANGER: u32 = 61_183;
 /// The uid of [`NAME`].
 ///
 /// # Errors
-/// If this host is different.
+/// If this host has no such user.
 pub fn uid() -> Result<Uid> {
     Ok(User::from_name(NAME)?.context("there is no user `games`")?.uid)
 }
 
-/// Runs on a thread with this user's and these groups' rights, the first group being its own.
+/// Runs a closure on a thread with the rights of this user and these groups; the first group is the primary one.
 ///
 /// # Errors
-/// If it cannot be had; the closure's.
+/// If the rights cannot be obtained, or the closure fails.
 pub fn become_user<T: Send>(uid: u32, gids: &[u32], run: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let on_thread = move || {
         let gids: Vec<_> = gids.iter().map(|gid| Gid::from_raw(*gid)).collect();
         let own = gids.first().map_or(uid, |gid| gid.as_raw());
-        // SAFETY: these calls change this thread alone, where libc's functions of their names change all threads.
+        // SAFETY: these calls change only this thread; libc's functions of the same names change all threads.
         unsafe {
             Errno::result(libc::syscall(libc::SYS_setgroups, gids.len(), gids.as_ptr()))?;
             Errno::result(libc::syscall(libc::SYS_setresgid, own, own, own))?;
@@ -45,7 +45,7 @@ pub fn become_user<T: Send>(uid: u32, gids: &[u32], run: impl FnOnce() -> Result
 /// A field of `/proc/PID/task/TID/status`, of all threads of a process.
 ///
 /// # Errors
-/// If the process is gone, or the field is not there.
+/// If the process has ended, or the field does not exist.
 pub fn statuses(pid: u32, field: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {

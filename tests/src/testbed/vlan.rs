@@ -1,6 +1,6 @@
-//! A link whose frames are all in one VLAN, unknown to the hosts at its ends, also on kernels without VLAN
-//! interfaces: two programs at each end push the tag on egress and pop it on ingress. They drop frames with another
-//! tag or without a tag.
+//! A link whose frames are all in one VLAN that the hosts at its ends do not know. It works on kernels without VLAN
+//! interfaces: two programs at each end push the tag on egress and pop it on ingress. They drop frames with another tag
+//! or without a tag.
 
 use std::{
     ffi::CString,
@@ -16,7 +16,7 @@ use crate::testbed::netns::{Namespace, run};
 
 /// The VLAN.
 const ID: i32 = 100;
-/// 802.1Q as its wire bytes lie in memory.
+/// 802.1Q as its wire bytes are in memory.
 const IDENTIFIER_BE: i32 = 0x8100_u16.to_be() as i32;
 
 /// An instruction of the kernel's virtual machine.
@@ -73,14 +73,14 @@ const POP: [Instruction; 9] = [
     instruction(EXIT, 0, 0, 0),
 ];
 
-/// The programs, for as long as this value lives; where they are attached they stay.
+/// The programs, loaded as long as this value lives; attached programs stay.
 pub struct Tagger {
     push: OwnedFd,
     pop: OwnedFd,
 }
 
 impl Tagger {
-    /// Loads them.
+    /// Loads the programs.
     ///
     /// # Errors
     /// If the kernel refuses them.
@@ -88,12 +88,12 @@ impl Tagger {
         Ok(Self { push: load(&PUSH)?, pop: load(&POP)? })
     }
 
-    /// Attaches them to one end of a link. `pin` is a path for temporary use.
+    /// Attaches the programs to one end of a link. `pin` is a path for temporary use.
     ///
     /// # Errors
     /// If `tc` fails.
     pub fn attach(&self, namespace: &Namespace, interface: &str, pin: &Path) -> Result<()> {
-        // Tags go into the frame, where XDP sees them.
+        // Tags are written into the frame, where XDP sees them.
         run(namespace.command("ethtool")?.args(["-K", interface, "txvlan", "off"]))?;
         run(namespace.command("tc")?.args(["qdisc", "add", "dev", interface, "clsact"]))?;
         for (direction, program) in [("ingress", &self.pop), ("egress", &self.push)] {
@@ -133,10 +133,10 @@ fn load(program: &[Instruction]) -> Result<OwnedFd> {
         log_len: u32::try_from(log.len())?,
         log: log.as_mut_ptr() as u64,
     };
-    // SAFETY: all that the attributes point at outlives the call, with the lengths that they say.
+    // SAFETY: everything that the attributes point to outlives the call and has the given lengths.
     let fd = unsafe { bpf(BPF_PROG_LOAD, &attributes) };
     let fd = fd.with_context(|| format!("cannot load: {}", String::from_utf8_lossy(&log)))?;
-    // SAFETY: the kernel has made it for this call's caller.
+    // SAFETY: the kernel has just created it, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -158,9 +158,9 @@ fn pin_at(program: &OwnedFd, path: &Path) -> Result<()> {
 }
 
 /// # Safety
-/// The attributes are those of the command.
+/// The attributes belong to the command.
 unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
-    // SAFETY: the kernel reads as many bytes as it is told that there are.
+    // SAFETY: the kernel reads the number of bytes that it is given.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
     Ok(Errno::result(result as libc::c_int)?)

@@ -1,4 +1,4 @@
-//! Loads and runs the XDP programs of tests/replay, which give the program under test another packet at every run.
+//! Loads and runs the XDP programs of tests/replay, which give the program under test a different packet in every run.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ use crate::model::packet::{
 /// Frames that a live run sends in one batch.
 const BATCH: u32 = 64;
 
-/// A token as the table holds it.
+/// A token as the table contains it.
 type Words = [u64; header::LEN / 8];
 
 /// The start of a frame, as the programs restore it.
@@ -28,10 +28,10 @@ type Head = [u32; 18];
 pub enum Mode {
     /// A program that changes neither the length of frames nor header fields that matter.
     Keeping,
-    /// A program that changes them: they are restored.
+    /// A program that changes them: the replay restores them.
     Restoring {
-        /// For a program that leaves them, beside one that changes a frame's length: by how much it is changed here,
-        /// back and forth. 0 beside one that does not.
+        /// For a program that keeps them, beside one that changes the length of a frame: by how many bytes the replay
+        /// changes the length, alternately up and down. 0 beside a program that does not.
         alternate: u32,
     },
 }
@@ -54,7 +54,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// From the first token, cyclically.
+    /// Starts with the first token, and wraps around.
     pub const fn new(range: Range<u32>) -> Self {
         Self { first: range.start, end: range.end, next: range.start }
     }
@@ -71,14 +71,14 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Loads them, with room for this many tokens.
+    /// Loads the programs, with a table for this many tokens.
     ///
     /// # Errors
-    /// If the object is not beside the program's, or the kernel refuses it.
+    /// If the object is not next to the program's object, or the kernel refuses it.
     pub fn load(tokens: u32) -> Result<Self> {
         let path = std::env::var_os("TOLLGATE_BPF_OBJECT")
             .map(|object| std::path::Path::new(&object).with_file_name("replay-xdp"))
-            .context("no TOLLGATE_BPF_OBJECT says where the XDP programs are\ntry: cargo xtask test")?;
+            .context("TOLLGATE_BPF_OBJECT does not name the XDP programs\ntry: cargo xtask test")?;
         let object = std::fs::read(&path).with_context(|| {
             format!("cannot read {}\ntry: cargo xtask build, which makes it", path.display())
         })?;
@@ -176,10 +176,10 @@ impl Replay {
         Ok(())
     }
 
-    /// One of its programs.
+    /// One of the replay's programs.
     ///
     /// # Errors
-    /// If there is none of this name.
+    /// If there is no program of this name.
     pub fn program(&mut self, name: &str) -> Result<&mut Xdp> {
         let program = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
         Ok(program.try_into()?)

@@ -1,4 +1,4 @@
-//! The output of every command, against its description in docs/api.md.
+//! Compares the output of every command with its description in docs/api.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,14 +29,15 @@ fn commands() -> Result<BTreeMap<&'static str, &'static str>> {
     Ok(requests.chain(local).collect())
 }
 
-/// The command of the page that an output is of.
+/// The command of the page that an output belongs to.
 fn command_of(args: &[&str]) -> Result<(&'static str, &'static str)> {
     let line = format!("tollgate {}", args.join(" "));
     let commands = commands()?.into_iter().filter(|(command, _)| line.starts_with(command));
     commands.max_by_key(|(command, _)| command.len()).with_context(|| format!("no command `{line}`"))
 }
 
-/// Checks the output of a command: all keys are in the page, and all that the page does not call absent are there.
+/// Checks the output of a command: all its keys are in the page, and all keys that the page does not call absent are in
+/// the output.
 pub fn check(args: &[&str], output: &Value) -> Result<()> {
     let (command, kind) = command_of(args)?;
     is_of(output, kind).with_context(|| format!("{command}: {output}"))
@@ -103,8 +104,8 @@ fn has_keys(value: &Value, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Each command of the page but those that other tests check: `clock accept` takes a clock that was set back, `decap`
-/// the host of a backend.
+/// Each command of the page, except those that other tests check: `clock accept` needs a clock that was set back, and
+/// `decap` needs the host of a backend.
 #[test]
 fn every_command_prints_what_the_page_says() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;

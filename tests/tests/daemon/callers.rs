@@ -32,7 +32,7 @@ fn configured(groups: &str) -> Result<(Testbed, Daemon)> {
     Ok((testbed, daemon))
 }
 
-/// Runs a command as this user and these groups, the first being the user's own: exit status and output.
+/// Runs a command as this user with these groups, the first being the primary one. Returns exit status and output.
 pub fn says(testbed: &Testbed, uid: u32, gids: &[u32], args: &[&str]) -> Result<(Option<i32>, String)> {
     let command = testbed.instance.tollgate(&testbed.topology.balancer, args)?;
     let others: Vec<_> = gids[1..].iter().map(ToString::to_string).collect();
@@ -136,16 +136,16 @@ fn nobody_keeps_root_waiting() -> Result<()> {
     };
     let mut streams =
         become_user(STRANGER, &[readers], || (0..200).map(|_| connect()).collect::<Result<Vec<_>>>())?;
-    // Half a head each, and then nothing.
+    // Each client sends half of a head and then nothing.
     for stream in &mut streams {
-        // Most are closed by now.
+        // Most connections are closed by now.
         let _ = stream.write_all(b"GET /v1/status HTTP/1.1\r\n");
     }
     let asked = Instant::now();
     ensure!(testbed.json(&["status"])?["ready"] == true);
     testbed.json(&["keys", "rotate", "--wait"])?;
     ensure!(asked.elapsed() < Duration::from_secs(4), "root waited {:?}", asked.elapsed());
-    // Their own next request finds no room, until the others have been closed.
+    // Their next request is refused until the other connections have been closed.
     let mut answer = Vec::new();
     for stream in &mut streams {
         // A reset is also a valid end.
@@ -174,9 +174,9 @@ fn request(
     let mut stream = if uid == 0 { connect()? } else { become_user(uid, gids, connect)? };
     let length = body.len();
     let head = format!("{method} {path} HTTP/1.1\r\nHost: tollgate\r\nContent-Type: application/json");
-    // Without a body, as curl and `tollgate` ask.
+    // Without a body, like curl and `tollgate`.
     let length = if length == 0 { String::new() } else { format!("\r\nContent-Length: {length}") };
-    // In one piece: an answer may come before all of several has been sent.
+    // With one write: an answer may arrive before the last of several writes.
     stream.write_all(format!("{head}{length}\r\n\r\n{body}").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -184,7 +184,7 @@ fn request(
     Ok((head.split(' ').nth(1).context("a status")?.parse()?, body.to_owned()))
 }
 
-/// A misspelt field would have the request mean something else: without `service`, it is for all services.
+/// A misspelt field would change the meaning of the request: without `service`, it is for all services.
 #[test]
 fn a_misspelt_field_rotates_nothing() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -198,7 +198,7 @@ fn a_misspelt_field_rotates_nothing() -> Result<()> {
     Ok(())
 }
 
-/// The access of each route, listed a second time: this finds a route that is new or declared differently.
+/// The access of each route, listed again here: the test finds a route that is new or declared differently.
 const READS: [(&str, &str); 9] = [
     ("GET", "/v1/status"),
     ("GET", "/v1/counters"),
@@ -270,7 +270,7 @@ fn every_route_is_closed_to_strangers_and_refuses_what_it_does_not_know() -> Res
                 };
                 ensure!(refused, "{may:?}: {method} {path} {body}: {status} {answer}");
             }
-            // Another method, and another content.
+            // Another method, and another body.
             let other = if method == "GET" { "POST" } else { "GET" };
             let (status, answer) = ask(other, path, "")?;
             let expected = if may.is_none() { 403 } else { 405 };

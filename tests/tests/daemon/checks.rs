@@ -43,8 +43,8 @@ fn lines(testbed: &Testbed, subject: &str) -> Result<Vec<Value>> {
     Ok(lines.filter(|line| line["name"] == subject).cloned().collect())
 }
 
-/// That there is one warning about the service, that its text and the daemon's log contain these parts, and that the
-/// log has the same hint. Returns the hint.
+/// Checks that there is one warning about the service, that its text and the daemon's log contain these parts, and that
+/// the log has the same hint. Returns the hint.
 fn warned(testbed: &Testbed, parts: &[&str]) -> Result<String> {
     let found = warnings(testbed, "service game")?;
     let [(text, hint)] = found.as_slice() else { bail!("not one warning: {found:?}") };
@@ -60,7 +60,7 @@ fn warned(testbed: &Testbed, parts: &[&str]) -> Result<String> {
     Ok(hint.clone())
 }
 
-/// That neither `check` nor the daemon's log warns about the service.
+/// Checks that neither `check` nor the daemon's log warns about the service.
 fn not_warned(testbed: &Testbed) -> Result<()> {
     let found = warnings(testbed, "service game")?;
     ensure!(found.is_empty(), "{found:?}");
@@ -85,7 +85,7 @@ fn take_address_off(testbed: &Testbed, interface: &str) -> Result<()> {
     testbed.topology.balancer.ip(&["address", "del", &service_address(testbed.family), "dev", interface])
 }
 
-/// A wire from the client to another interface of the balancer.
+/// Connects the client to a second interface of the balancer.
 fn second_wire(testbed: &Testbed) -> Result<()> {
     let (balancer, client) = (&testbed.topology.balancer, &testbed.topology.client);
     let peer = ["peer", "name", SECOND, "netns", client.name()];
@@ -120,7 +120,7 @@ fn is_answered(testbed: &Testbed) -> Result<bool> {
     Ok(shown.contains("lladdr"))
 }
 
-/// For every forwarding mode; also where any address can be bound to (`ip_nonlocal_bind`).
+/// In every forwarding mode; also if any address can be bound to (`ip_nonlocal_bind`).
 fn an_address_that_no_interface_has(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, L2, 1)?;
     for setting in ["net.ipv4.ip_nonlocal_bind", "net.ipv6.ip_nonlocal_bind"] {
@@ -146,14 +146,15 @@ fn an_address_that_no_interface_has(family: Family) -> Result<()> {
     }
     testbed.instance.configure(&testbed.service(L2, 1))?;
     not_warned(&testbed)?;
-    ensure!(is_answered(&testbed)?, "nobody answers for an address of the interface");
+    ensure!(is_answered(&testbed)?, "no host answers for an address of the interface");
     take_address_off(&testbed, INTERFACE)?;
-    ensure!(!is_answered(&testbed)?, "somebody answers for an address that nobody has");
+    ensure!(!is_answered(&testbed)?, "a host answers for an address that none has");
     warned(&testbed, &["on no interface of this host", protocol])?;
     Ok(())
 }
 
-/// IPv4 is answered for on all interfaces, unless `arp_ignore` is set; IPv6 on the one that has the address.
+/// The kernel answers for an IPv4 address on all interfaces, unless `arp_ignore` is set, and for an IPv6 address only
+/// on the interface that has it.
 fn an_address_on_another_interface(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, L2, 1)?;
     second_wire(&testbed)?;
@@ -191,11 +192,11 @@ fn an_address_on_another_interface(family: Family) -> Result<()> {
     not_warned(&testbed)
 }
 
-/// An application's own address is reached through every interface of its host.
+/// The address of an application is reachable through every interface of its host.
 fn packets_that_arrive_on_another_interface(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, LOCAL, 0)?;
     let (balancer, client) = (&testbed.topology.balancer, &testbed.topology.client);
-    // Nothing comes in on an interface that is down.
+    // No packets arrive on an interface that is down.
     balancer.ip(&["link", "add", "idle", "type", "bridge"])?;
     not_warned(&testbed)?;
     second_wire(&testbed)?;
@@ -255,7 +256,7 @@ fn packets_that_arrive_on_another_member_of_a_bridge(family: Family) -> Result<(
     testbed.refused(b"no token", Reason::NoToken)
 }
 
-/// A datagram from the client to an address of the balancer that no service has.
+/// Sends a datagram from the client to an address of the balancer that no service has.
 fn past_the_filter(testbed: &Testbed, to: IpAddr, application: &UdpSocket) -> Result<bool> {
     let to = SocketAddr::from((to, PORT));
     let sender = testbed.topology.client.enter(|| {
@@ -283,7 +284,10 @@ fn an_application_that_listens_on_every_address(family: Family) -> Result<()> {
     let every = format!("listens on every address of this host ({})", family.any());
     let hint = warned(&testbed, &[&every, &other.to_string()])?;
     let daemon = testbed.start()?;
-    ensure!(past_the_filter(&testbed, other, &socket)?, "what the warning says is not so");
+    ensure!(
+        past_the_filter(&testbed, other, &socket)?,
+        "the filter was not bypassed, contrary to the warning"
+    );
     follow(&testbed.topology.balancer, &hint)?;
     ensure!(!past_the_filter(&testbed, other, &socket)?, "the firewall rule lets it through");
     testbed.backends.push(socket);
@@ -303,14 +307,17 @@ fn an_application_that_listens_on_every_address(family: Family) -> Result<()> {
     not_warned(&testbed)
 }
 
-/// An application that binds each address by itself.
+/// An application that binds each of its addresses.
 fn an_application_on_another_address(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, LOCAL, 0)?;
     let other = Network::Front.address(family, 1);
     let socket = testbed.topology.local_socket((other, PORT).into())?;
     warned(&testbed, &[&format!("on port {PORT} of {other}, which is not filtered")])?;
-    ensure!(past_the_filter(&testbed, other, &socket)?, "what the warning says is not so");
-    // That of another service is filtered.
+    ensure!(
+        past_the_filter(&testbed, other, &socket)?,
+        "the filter was not bypassed, contrary to the warning"
+    );
+    // The address of another service is filtered.
     let game = testbed.service(LOCAL, 0);
     let chat = game
         .replace("id = 42", "id = 43")
@@ -345,7 +352,7 @@ fn an_address_that_another_host_has() -> Result<()> {
     not_warned(&testbed)
 }
 
-/// `check` says in which mode `run` attaches the program.
+/// `check` reports the mode in which `run` attaches the program.
 #[test]
 fn drivers_with_native_xdp_and_without() -> Result<()> {
     let testbed = Testbed::new(LOCAL, 0)?;

@@ -16,7 +16,7 @@ use lb_tests::testbed::{
 
 use crate::testbed::{L2, Testbed};
 
-/// Files, namespaces and mounts whose names begin so.
+/// Files, namespaces and mounts whose names begin with `name`.
 fn there_is(name: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for directory in [FILES, NAMESPACES] {
@@ -43,7 +43,7 @@ fn a_test_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
-/// In its environment, the test below is the run that is killed.
+/// If this variable is set, the test below is the run that is killed.
 const KILLED: &str = "TOLLGATE_RUN_TO_BE_KILLED";
 
 fn wait_to_be_killed() -> Result<()> {
@@ -74,7 +74,7 @@ fn a_killed_run_is_removed_by_the_next() -> Result<()> {
         let (name, daemon) = started.split_once(' ').context("a name and a process")?;
         let daemon = Path::new("/proc").join(daemon);
 
-        // A run that is alive is left alone.
+        // A run that is alive is not removed.
         let _run = Run::start("tgtest")?;
         ensure!(daemon.exists() && Path::new(FILES).join(name).exists(), "a living run was removed");
         child.0.kill()?;
@@ -96,7 +96,7 @@ struct Killed(Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // After an error; else it has ended.
+        // Needed after an error; otherwise the process has ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,5 +1,5 @@
-//! The clock after a restart: the offset that the previous daemon published, compared with a wall clock that was set
-//! in between.
+//! The clock after a restart. The offset that the previous daemon published is compared with a wall clock that was set
+//! meanwhile.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
@@ -23,7 +23,7 @@ over_both!(
     what_was_issued_by_a_clock_that_was_ahead_can_be_revoked,
 );
 
-/// Changes the program's clock while no daemon does.
+/// Changes the control page while no daemon is running.
 pub fn change_live(testbed: &Testbed, change: impl FnOnce(&mut ControlPage)) -> Result<()> {
     let pin = testbed.pin(CONTROL);
     let mut map: Array<_, ControlPage> = Map::Array(MapData::from_pin(pin)?).try_into()?;
@@ -32,7 +32,7 @@ pub fn change_live(testbed: &Testbed, change: impl FnOnce(&mut ControlPage)) -> 
     Ok(map.set(0, live, 0)?)
 }
 
-/// Starts the daemon and waits until it says why it is not ready.
+/// Starts the daemon and waits until it reports why it is not ready.
 fn start_unready(testbed: &Testbed, why: &str) -> Result<Daemon> {
     let daemon = Daemon::spawn(&testbed.instance, &testbed.topology.balancer)?;
     wait_for(why, || {
@@ -63,7 +63,7 @@ fn a_clock_that_was_set_back_brings_no_token_back(family: Family) -> Result<()> 
     ensure!(nothing, "{}", said(&output));
     daemon.terminate()?;
 
-    // An hour ago it was an hour later.
+    // An hour ago, the clock was an hour ahead.
     change_live(&testbed, |live| live.offset_ns += 3600 * SECOND_NS)?;
     let daemon = start_unready(&testbed, "the wall clock was set back by 1h")?;
     testbed.refused_token(&token, Reason::Expired)?;
@@ -105,7 +105,7 @@ fn a_clock_that_nobody_confirms_admits_nothing_new(family: Family) -> Result<()>
     let (cached, new) = (testbed.token(1)?, testbed.token(2)?);
     testbed.delivered(&cached)?;
     daemon.terminate()?;
-    // Both tokens live as long, and the daemon holds.
+    // Both tokens have the same lifetime, and the daemon holds the clock.
     change_live(&testbed, |live| {
         live.offset_ns += 10 * SECOND_NS;
         live.confirmed_ns -= OFFSET_STALE_NS + SECOND_NS;
@@ -126,7 +126,7 @@ fn what_was_issued_by_a_clock_that_was_ahead_can_be_revoked(family: Family) -> R
     testbed.start()?.terminate()?;
     change_live(&testbed, |live| live.offset_ns += 3600 * SECOND_NS)?;
     let _daemon = start_unready(&testbed, "`tollgate clock accept`")?;
-    // By an issuer whose clock is still an hour ahead.
+    // A token of an issuer whose clock is still an hour ahead.
     let ahead = unix_now() + 3600;
     let token = testbed.issuer()?.token_at(session(7, 0), ahead, TTL);
     testbed.delivered(&token)?;
@@ -137,7 +137,7 @@ fn what_was_issued_by_a_clock_that_was_ahead_can_be_revoked(family: Family) -> R
     let later = testbed.issuer()?.token_at(session(7, 0), u32::try_from(before)?, TTL);
     testbed.delivered(&later)?;
 
-    // By the right clock nothing can be issued for an hour that would be admitted, and that is said.
+    // With the correct clock, for an hour no token can be issued that would be admitted. The error says so.
     testbed.json(&["clock", "accept"])?;
     testbed.refused_token(&later, Reason::NotYetValid)?;
     let output = testbed.run(&["token", "mint", "--service", "game", "--session", "7"])?;

@@ -76,14 +76,14 @@ fn exit_statuses() -> Result<()> {
         (&["clock", "accept"], 3),
         (&["keys", "revoke", "none"], 2),
         (&["no-such-command"], 2),
-        // It would never print anything.
+        // `verbose` is not a log level.
         (&["--log", "verbose", "status"], 2),
         (&["--log", "tollgate=debug", "status"], 2),
         (&["token", "inspect", "not hex"], 1),
     ] {
         let output = testbed.run(args)?;
         ensure!(output.status.code() == Some(status), "{args:?}: {} {}", output.status, said(&output));
-        ensure!(!output.stderr.is_empty(), "{args:?} fails in silence");
+        ensure!(!output.stderr.is_empty(), "{args:?} fails without a message");
     }
     let _daemon = testbed.start()?;
     let output = testbed.run(&["token", "mint", "--service", "none", "--session", "7"])?;
@@ -122,7 +122,7 @@ fn what_json_says_of_failures() -> Result<()> {
         let report: serde_json::Value = serde_json::from_slice(&output.stdout)
             .with_context(|| format!("{args:?}: no JSON: {}", said(&output)))?;
         ensure!(output.status.code() == Some(1) && report["ok"] == false, "{}", said(&output));
-        ensure!(!output.stderr.is_empty(), "it fails in silence");
+        ensure!(!output.stderr.is_empty(), "it fails without a message");
         anyhow::Ok(report["checks"].as_array().context("checks")?.clone())
     };
     fs::write(config, text.replace("id = 42", "id = 0\nprot = 1"))?;
@@ -150,7 +150,7 @@ fn with_few_descriptors() -> Result<()> {
         let command = testbed.instance.tollgate(&testbed.topology.balancer, args)?;
         let mut limited = testbed.topology.balancer.command("prlimit")?;
         limited.arg(format!("--nofile={limit}")).arg(command.get_program()).args(command.get_args());
-        // Whichever does not fail is stopped.
+        // A command that does not fail is stopped.
         Ok::<_, anyhow::Error>(limited)
     };
     for limit in ["8", "12", "16", "31", "32", "64", "127"] {
@@ -240,7 +240,7 @@ fn tokens_without_a_daemon(family: Family) -> Result<()> {
     let text = minted["header"].as_str().context("a header")?;
     let inspected = testbed.json(&["token", "inspect", text, "--keyset", keyset])?;
     ensure!(inspected.to_string().contains("\"7\""), "the session is a string: {inspected}");
-    // One bit of the full tag is one too many.
+    // The last digit of the full tag is changed.
     let last = if text.ends_with('0') { "1" } else { "0" };
     let damaged = [&text[..text.len() - 1], last].concat();
     let inspected = testbed.run(&["token", "inspect", &damaged, "--keyset", keyset])?;

@@ -1,4 +1,4 @@
-//! `tollgate decap` on a backend: encapsulated frames arrive, and sockets receive what was inside.
+//! `tollgate decap` on a backend: encapsulated frames arrive, and sockets receive the inner datagrams.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -47,7 +47,7 @@ fn a_backend_gets_what_was_inside() -> Result<()> {
         (6, Kind::Gue { summed: true }, v6),
         (6, Kind::Gue { summed: false }, v6),
     ] {
-        // Congestion on the way changes the inner checksum.
+        // Congestion on the path changes the inner checksum.
         for (inner_class, class) in [(0, 0), (2, 3)] {
             let text = format!("{inner} in v{outer} {kind:?}, {class}");
             let packet = backend.datagram(inner, inner_class, text.as_bytes());
@@ -80,7 +80,7 @@ fn signals_that_do_not_end_it() -> Result<()> {
     Ok(())
 }
 
-/// The kernel verifies the inner checksum: a datagram that was damaged on the way reaches no socket, even if its outer
+/// The kernel verifies the inner checksum: a datagram that was damaged on the path reaches no socket, even if its outer
 /// checksum was not verified. The next datagram does.
 #[test]
 fn what_is_damaged_inside_reaches_nobody() -> Result<()> {
@@ -106,7 +106,7 @@ fn nobody_elses_packet_is_opened() -> Result<()> {
     backend.send(&foreign)?;
     backend.send(&Tunnel::new(6, Kind::Ipip, backend.datagram(Family::V4, 0, b"known")))?;
     backend.receives(Family::V4, "known")?;
-    // The foreign one reached the host's stack unchanged.
+    // The datagram of an unknown sender reached the host's stack unchanged.
     let deadline = Instant::now() + PATIENCE;
     let mut frame = [0; 2048];
     loop {
@@ -140,7 +140,7 @@ fn errors_say_what_to_try() -> Result<()> {
         ensure!(output.status.code() == Some(status), "{args:?}: {}: {}", output.status, said(&output));
         ensure!(said(&output).contains(expected), "{args:?}: {}", said(&output));
     }
-    // The first one is still attached, and ends by itself with its interface.
+    // The first process is still attached, and ends when its interface is removed.
     backend.host().ip(&["link", "delete", INTERFACE])?;
     let status = first.ended()?;
     ensure!(status.code() == Some(1) && first.log().contains("`eth0` is gone"), "{status}: {}", first.log());
@@ -151,7 +151,7 @@ fn errors_say_what_to_try() -> Result<()> {
 struct Backend {
     testbed: Testbed,
     wire: OwnedFd,
-    /// The service over IPv6; the testbed has the one over IPv4.
+    /// The IPv6 socket of the service; the testbed has the IPv4 socket.
     v6: UdpSocket,
 }
 

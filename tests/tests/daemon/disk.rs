@@ -16,7 +16,7 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 
 use crate::testbed::{Flow, L2, Mounted, Testbed};
 
-/// Of the file system, bytes.
+/// Block size of the file system, bytes.
 const BLOCK: usize = 4096;
 
 /// Leaves this many blocks free.
@@ -67,7 +67,7 @@ fn what_cannot_be_stored_is_not_done() -> Result<()> {
         }
         Ok(())
     };
-    // The copy of the state before fits, and the new state does not.
+    // The copy of the previous state fits, and the new state does not.
     fill(&store, 3)?;
     fails(&many)?;
     fill(&store, 0)?;
@@ -123,7 +123,7 @@ fn a_disk_that_does_not_answer_is_said() -> Result<()> {
     let ready = || http(&testbed.topology.balancer, "/readyz");
     let noticed = wait_for("the daemon to notice", || Ok(ready()?.0 == 503));
     let why = ready()?.1;
-    // It now reads something else than it wrote: an error, and it keeps running.
+    // The store now reads other bytes than it wrote: it reports an error, and the daemon keeps running.
     let fifo = File::options().write(true).open(&state)?;
     fs::rename(&aside, &state)?;
     drop(fifo);

@@ -40,7 +40,7 @@ fn a_path_mtu(family: Family) -> Result<()> {
             (IpAddr::V4(_), _) => [&[3, 4, 0, 0, 0, 0][..], &mtu.to_be_bytes(), &victim.quote()?].concat(),
             (IpAddr::V6(_), _) => [&[2, 0, 0, 0, 0, 0][..], &mtu.to_be_bytes(), &victim.quote()?].concat(),
         };
-        // From anywhere: the client's own address.
+        // From any source: here, the client's own address.
         let attacker = Network::Front.address(family, 2);
         victim.believes(&testbed, attacker, &body, &format!("mtu {mtu}"))?;
         routes_are_read_again(&testbed)?;
@@ -62,7 +62,7 @@ fn a_redirect(family: Family) -> Result<()> {
         }
         Family::V6 => {
             let router = link_local(&testbed.topology.routers[0])?;
-            // Redirects come from the address that the route has (RFC 4861, 8.1).
+            // A redirect must come from the gateway of the route (RFC 4861, 8.1).
             let (to, via) = (Network::Back.prefix(family, 0), router.to_string());
             balancer.ip(&["-6", "route", "replace", &to, "via", &via, "dev", INTERFACE])?;
             (router, link_local(&testbed.topology.client)?)
@@ -86,8 +86,8 @@ fn a_redirect(family: Family) -> Result<()> {
     long_ones_arrive(&testbed).context("after")
 }
 
-/// A redirect that names the router itself writes the sender's MAC address into its neighbour entry (RFC 4861, 8.3),
-/// as a neighbour advertisement does. A permanent entry is not changed by either.
+/// A redirect that names the router itself writes the sender's MAC address into the router's neighbour entry (RFC 4861,
+/// 8.3), as a neighbour advertisement does. Neither changes a permanent entry.
 #[test]
 fn a_permanent_neighbour_entry_takes_no_redirect() -> Result<()> {
     let (testbed, _decap) = routed(Family::V6, Forward::Ipip)?;
@@ -130,7 +130,7 @@ fn a_permanent_neighbour_entry_takes_no_redirect() -> Result<()> {
     long_ones_arrive(&testbed)
 }
 
-/// `check` and the log report where redirects are accepted, and the reported setting turns them off.
+/// `check` and the log report where redirects are accepted, and the reported setting disables them.
 #[test]
 fn where_redirects_are_taken_is_said() -> Result<()> {
     let (testbed, _decap) = routed(Family::V4, Forward::Ipip)?;
@@ -148,7 +148,7 @@ fn where_redirects_are_taken_is_said() -> Result<()> {
     let daemon = testbed.start()?;
     ensure!(daemon.log().contains("interface eth0 accepts ICMP redirects"), "{}", daemon.log());
     daemon.terminate()?;
-    // Followed without the program `sysctl`, which is in procps: minimal systems do not have it.
+    // Applied without the program `sysctl` of procps, which minimal systems lack.
     let command = hint.trim_matches('`');
     let settings = command.strip_prefix("sysctl -w ").with_context(|| command.to_owned())?;
     for setting in settings.split(' ') {
@@ -192,7 +192,7 @@ fn long_ones_arrive(testbed: &Testbed) -> Result<()> {
     Ok(())
 }
 
-/// Changes the route to backend 2 and waits until the daemon has followed it: by then it has asked for all routes
+/// Changes the route to backend 2 and waits until the daemon has applied the change. By then, it has read all routes
 /// again.
 fn routes_are_read_again(testbed: &Testbed) -> Result<()> {
     let plan = &testbed.topology.plan;
@@ -233,7 +233,7 @@ impl Victim {
         Ok(packet)
     }
 
-    /// Sends a forged ICMP message to the balancer again and again, until its kernel has made the exception.
+    /// Sends a forged ICMP message to the balancer repeatedly, until its kernel has created the exception.
     fn believes(&self, testbed: &Testbed, from: IpAddr, message: &[u8], shown: &str) -> Result<()> {
         let backend = self.quoted[1].ip().to_string();
         let mut route = String::new();
@@ -246,7 +246,7 @@ impl Victim {
         .with_context(|| format!("no `{shown}` in: {route}"))
     }
 
-    /// Sends an ICMP message, without its checksum so far, from the client's host under another's address.
+    /// Sends an ICMP message, whose checksum is not set yet, from the client's host with another source address.
     fn tell(&self, testbed: &Testbed, from: IpAddr, message: &[u8]) -> Result<()> {
         let [kind, code, _, _, rest @ ..] = message else { bail!("no ICMP message") };
         let (word, body) = rest.split_first_chunk::<4>().context("no ICMP message")?;
@@ -269,7 +269,7 @@ impl Victim {
     }
 }
 
-/// Target, destination and options, behind the reserved word.
+/// Target, destination and options, after the reserved word.
 fn redirect_v6(target: Ipv6Addr, destination: Ipv6Addr, options: &[u8]) -> Vec<u8> {
     [&[ND_REDIRECT, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &destination.octets(), options].concat()
 }
@@ -277,7 +277,7 @@ fn redirect_v6(target: Ipv6Addr, destination: Ipv6Addr, options: &[u8]) -> Vec<u
 /// Sends an IP packet with its own header, through a raw socket (raw(7)).
 fn send_raw(packet: &[u8], to: IpAddr) -> Result<()> {
     let domain = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    // SAFETY: a new socket; nothing else closes it.
+    // SAFETY: a new socket; no other code closes it.
     let socket = unsafe {
         let socket =
             Errno::result(libc::socket(domain, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_RAW))?;

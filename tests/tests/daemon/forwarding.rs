@@ -75,7 +75,8 @@ fn with_checksums_left_to_network_cards_through_a_router() -> Result<()> {
     every_mode(Plan { checksum_offload: true, layout: Layout::Routed, ..Plan::default() }, "")
 }
 
-/// In generic mode only `local` can deliver them; the rest is counted under a reason of its own, as the log says.
+/// In generic mode, only `local` can deliver such datagrams. The others are counted with their own reason, as the log
+/// says.
 #[test]
 fn with_checksums_left_to_network_cards_in_generic_mode() -> Result<()> {
     let plan = Plan { checksum_offload: true, ..Plan::default() };
@@ -107,14 +108,14 @@ const NAT_PORTS: std::ops::RangeInclusive<u16> = 10_000..=29_999;
 const SOURCES: [&str; 2] = ["10.9.0.0/24", "fd00:9::/64"];
 const MTU: usize = 1500;
 
-/// All services at once, on one node with these other settings.
+/// All services at once, on one node with these additional settings.
 fn every_mode(plan: Plan, settings: &str) -> Result<()> {
     let (name, layout) = (new_name()?, plan.layout);
     let topology = Topology::new(&name, Plan { backends: 2, ..plan })?;
     let instance = Instance::new(&name)?;
     let cases = Case::all(layout);
     let services: Vec<_> = cases.iter().map(|case| case.configuration(&topology)).collect();
-    // Answers come in on the second.
+    // Answers arrive on the second interface.
     let interfaces: &[_] =
         if layout == Layout::TwoInterfaces { &[INTERFACE, BACK_INTERFACE] } else { &[INTERFACE] };
     instance.configure_on(interfaces, &services.join("\n"))?;
@@ -148,7 +149,7 @@ struct Case {
     id: u16,
     forward: Forward,
     family: Family,
-    /// Of the backends' addresses.
+    /// Family of the backends' addresses.
     outer: Family,
     strip: bool,
 }
@@ -193,7 +194,7 @@ impl Case {
         service_named(self.id.into(), &self.name(), self.address(), &fields, &backends)
     }
 
-    /// Datagrams of many lengths to each backend, and their answers.
+    /// Sends datagrams of many lengths to each backend, and their answers.
     fn check(&self, topology: &Topology, instance: &Instance) -> Result<()> {
         let issuer = Issuer::new(instance, &topology.balancer, &self.name())?;
         let applications = self.forward.applications(topology, self.address(), self.outer)?;
@@ -238,7 +239,7 @@ impl Case {
         Ok(())
     }
 
-    /// The longest data that fits, with all headers that it ever bears.
+    /// The longest data that fits, with all headers that it can have.
     fn longest(&self) -> usize {
         let header = |family| if family == Family::V4 { 20 } else { 40 };
         let outer = match self.forward {
@@ -284,7 +285,7 @@ impl Case {
     }
 }
 
-/// All these tests rely on this: receivers verify UDP checksums.
+/// All these tests depend on this: receivers verify UDP checksums.
 #[test]
 fn wrong_checksums_are_not_delivered() -> Result<()> {
     let topology = Topology::new(&new_name()?, 1)?;

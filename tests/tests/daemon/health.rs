@@ -1,4 +1,4 @@
-//! Health and readiness respond within a second, whatever else the metrics port is asked.
+//! Health and readiness respond within a second, regardless of other requests to the metrics port.
 
 use std::{
     io::{Read as _, Write as _},
@@ -33,7 +33,7 @@ fn connect_from(last: u8) -> Result<TcpStream> {
 
 /// This many connections from this many addresses that have sent this request and read nothing.
 fn crowd(testbed: &Testbed, connections: usize, addresses: u8, sent: &str) -> Result<Vec<TcpStream>> {
-    // More than this process may have open on a machine with strict limits.
+    // A machine with strict limits may not allow more open files.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most.min(8192), most)?;
     testbed.topology.balancer.enter(|| {
@@ -90,7 +90,7 @@ fn pages_that_nobody_reads_keep_no_probe_waiting() -> Result<()> {
     Ok(())
 }
 
-/// A slow sender is answered: an address with one connection does not lose it to others.
+/// A slow request is answered: an address with one connection does not lose it to other addresses.
 #[test]
 fn a_slow_request_survives_a_crowd() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;

@@ -25,7 +25,7 @@ over_both!(
     several_next_hops_on_two_interfaces,
 );
 
-/// A changed next hop is in the kernel by then.
+/// By then, a changed next hop is in the kernel.
 const SOON: Duration = Duration::from_secs(1);
 const IPIP: &str = "forward = \"ipip\"\nkey_rotation = \"off\"";
 
@@ -76,7 +76,7 @@ fn a_router_that_goes_away(family: Family) -> Result<()> {
     let token = testbed.token(1)?;
     testbed.delivered(&token)?;
     testbed.topology.plug("router1", false)?;
-    // Makes the kernel probe the neighbour again: it does so for stale entries.
+    // Makes the kernel probe the neighbour again, which it does for stale entries.
     let router = testbed.topology.plan.router(family, Network::Front, 1).to_string();
     testbed.topology.balancer.ip(&["neighbour", "flush", "to", &router, "dev", INTERFACE])?;
     waits_for(&testbed, "no-neighbour")?;
@@ -102,14 +102,14 @@ fn an_interface_without_its_link(family: Family) -> Result<()> {
     let _daemon = testbed.start()?;
     let token = testbed.token(1)?;
     testbed.delivered(&token)?;
-    // Unplugged.
+    // The link is disconnected.
     testbed.topology.plug("lb-back", false)?;
     waits_for(&testbed, "link-down")?;
     testbed.refused_token(&token, Reason::NoBackend)?;
     testbed.topology.plug("lb-back", true)?;
     waits_for(&testbed, "up")?;
     testbed.delivered(&token)?;
-    // Switched off.
+    // The interface is set down.
     let balancer = &testbed.topology.balancer;
     balancer.ip(&["link", "set", BACK_INTERFACE, "down"])?;
     waits_for(&testbed, "link-down")?;
@@ -153,7 +153,7 @@ fn routes_of_every_form(family: Family) -> Result<()> {
         .with_context(|| format!("{form:?}: {seen}"))?;
         testbed.delivered(&token).with_context(|| format!("{form:?}"))?;
     }
-    // Next hops that the kernel does not show are no next hops of before: said, and not followed.
+    // If the kernel hides the next hops of a route, the daemon reports that, and keeps the previous next hops.
     balancer.sysctl("net.ipv4.nexthop_compat_mode", "0")?;
     balancer.ip(&[family.option(), "route", "replace", &destination, "nhid", "7"])?;
     wait_for("the error", || {
@@ -165,7 +165,7 @@ fn routes_of_every_form(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Each backend has one of the next hops, and the source address of that one's interface.
+/// Each backend has one of the next hops, and the source address of the interface of this next hop.
 fn several_next_hops_on_two_interfaces(family: Family) -> Result<()> {
     let testbed =
         Testbed::of(family, IPIP, Plan { backends: 1, layout: Layout::TwoInterfaces, ..Plan::default() })?;
@@ -218,7 +218,7 @@ fn waits_for(testbed: &Testbed, state: &str) -> Result<()> {
     waited.map_err(|error| error.context(format!("{seen}")))
 }
 
-/// Sends until something arrives, which is to be soon.
+/// Sends until a datagram arrives, which must happen soon.
 fn passes_soon(testbed: &Testbed, token: &Header) -> Result<()> {
     let begun = Instant::now();
     let mut buffer = [0; 64];

@@ -16,8 +16,8 @@ over_both!(interfaces_that_stack, interfaces_that_come_to_stack, a_name_that_ano
 
 const LOCAL: &str = "forward = \"local\"\nkey_rotation = \"off\"";
 
-/// Each datagram would be checked twice, the second time without its token. Other kinds of stacks, and those of several
-/// levels, are in the unit tests of `control::links`.
+/// On stacked interfaces, each datagram would be checked twice, the second time without its token. Other kinds of
+/// stacks, and those of several levels, are in the unit tests of `control::links`.
 fn interfaces_that_stack(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, LOCAL, 0)?;
     let balancer = &testbed.topology.balancer;
@@ -42,7 +42,7 @@ fn interfaces_that_stack(family: Family) -> Result<()> {
         let links = said(&balancer.command("ip")?.args(["link"]).output()?);
         ensure!(!links.contains("xdp"), "{order:?}: {links}");
     }
-    // The ends of a veth are beside one another.
+    // The two ends of a veth are not stacked.
     for end in ["card1", "peer1"] {
         balancer.ip(&["link", "set", end, "up"])?;
     }
@@ -87,7 +87,7 @@ fn a_name_that_another_interface_takes(family: Family) -> Result<()> {
         Family::V6 => ("fd99::1", "fd99::2", 64),
     };
     for (host, interface, address) in [(balancer, "spare", own), (client, "spare0", other)] {
-        // No network card makes the checksums that a veth leaves to one.
+        // Sets correct checksums: no network card computes those that a veth leaves partial.
         run(host.command("ethtool")?.args(["-K", interface, "tx", "off", "rx", "off"]))?;
         host.ip(&["address", "add", &format!("{address}/{len}"), "dev", interface])?;
         host.ip(&["link", "set", interface, "up"])?;
@@ -108,7 +108,7 @@ fn a_name_that_another_interface_takes(family: Family) -> Result<()> {
         daemon.log()
     );
     ensure!(daemon.log().contains("another interface is called eth0 now"), "{}", daemon.log());
-    // A restart follows both as well.
+    // After a restart, both are still filtered.
     daemon.terminate()?;
     let daemon = testbed.start()?;
     on_both(&testbed)?;
@@ -128,7 +128,7 @@ fn a_name_that_another_interface_takes(family: Family) -> Result<()> {
     testbed.delivered(&token)?;
     ensure!(received()? >= before + 2, "not through the new eth0");
 
-    // The first one goes, and is no longer missed.
+    // The first interface is removed, and is no longer reported as missing.
     balancer.ip(&["link", "delete", "old0"])?;
     wait_for("one interface", || {
         Ok(testbed.json(&["status"])?["interfaces"].as_array().is_some_and(|list| list.len() == 1))
@@ -147,7 +147,7 @@ fn on_both(testbed: &Testbed) -> Result<()> {
     .with_context(|| format!("{seen}"))
 }
 
-/// A name with a dot, as VLAN interfaces have and no pin may have.
+/// An interface name with a dot, such as a VLAN interface's; the name of a pin must not contain one.
 #[test]
 fn a_name_with_a_dot() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;

@@ -35,7 +35,7 @@ fn rotations_lose_nothing(family: Family) -> Result<()> {
     let first = testbed.issuer()?.active();
     let mut tokens = vec![testbed.token(1)?];
     for _ in 0..3 {
-        // Tokens of every key so far, all the time.
+        // Tokens of every key so far are sent all the time.
         let flow = Flow::start(&testbed, tokens.clone())?;
         let rotated = testbed.json(&["keys", "rotate", "--service", "game", "--wait"])?;
         ensure!(rotated["items"][0]["state"] == "active", "{rotated}");
@@ -65,7 +65,7 @@ fn crashes_at_any_moment_of_a_rotation_lose_nothing(family: Family) -> Result<()
     testbed.json(&["keys", "rotate"])?;
     let step = (flow.passed() - before) / 8 + 1;
     flow.finish()?;
-    // Later and later after the command's first instruction, until it was done twice.
+    // The daemon is killed later each time, counted from the start of the command, until two rotations were completed.
     let (mut crashes, mut rotated) = (0, 0);
     while rotated < 2 {
         ensure!(crashes < 100, "a rotation takes {} datagrams and more", crashes * step);
@@ -81,7 +81,7 @@ fn crashes_at_any_moment_of_a_rotation_lose_nothing(family: Family) -> Result<()
         let active =
             keys["items"].as_array().into_iter().flatten().filter(|key| key["state"] == "active").count();
         ensure!(active == 1, "after crash {crashes}: {keys}");
-        // A change that was answered with success stays in force.
+        // A change whose request succeeded stays in force.
         wait_for("the rotation that was promised", || {
             Ok(!answered || testbed.issuer()?.active() != key_before)
         })?;
@@ -205,7 +205,7 @@ fn old_tokens_live_until_they_expire(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Has the kernel refuse every write of a pinned map from now on (bpf(2), BPF_MAP_FREEZE).
+/// Makes the kernel refuse every later write of a pinned map (bpf(2), BPF_MAP_FREEZE).
 fn freeze(pin: &Path) -> Result<()> {
     const BPF_MAP_FREEZE: libc::c_long = 22;
     let map = MapData::from_pin(pin)?;
@@ -217,8 +217,8 @@ fn freeze(pin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The invariant of key rotation. The kernel accepts no key here: the old key keeps signing for all callers until a
-/// kernel verifies with the next.
+/// The invariant of key rotation. The kernel accepts no key here, so all issuers sign with the old key until a kernel
+/// verifies with the next one.
 fn a_key_signs_only_once_the_kernel_has_it(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, L2, 1)?;
     let daemon = testbed.start()?;

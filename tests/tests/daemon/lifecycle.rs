@@ -60,7 +60,7 @@ fn a_restart_loses_nothing(family: Family) -> Result<()> {
     let _daemon = testbed.start()?;
     let sent = flow.finish()?;
     ensure!(sent > 100, "{sent} datagrams are no traffic");
-    // Counters go on where they were.
+    // Counters continue from their previous values.
     let counted = testbed.counters()?[Reason::Forwarded.name()];
     ensure!(counted == u64::from(sent), "{counted} counted, {sent} sent");
     Ok(())
@@ -74,7 +74,7 @@ fn crashes_at_any_moment_of_the_start_lose_nothing(family: Family) -> Result<()>
     let before = flow.passed();
     testbed.start()?.kill()?;
     let step = (flow.passed() - before) / 12 + 1;
-    // Later and later after the first instruction, until it was ready twice.
+    // The daemon is killed later each time, counted from its start, until it was ready twice.
     let (mut crashes, mut ready) = (0, 0);
     while ready < 2 {
         ensure!(crashes < 100, "a start takes {} datagrams and more", crashes * step);
@@ -122,7 +122,7 @@ fn a_second_daemon_is_refused(family: Family) -> Result<()> {
     let status = second.ended()?;
     ensure!(status.code() == Some(1), "{status}");
     ensure!(second.log().contains("in use by process"), "{}", second.log());
-    // The first is none the worse.
+    // The first daemon is not affected.
     testbed.delivered(&testbed.token(1)?)?;
     Ok(())
 }
@@ -139,11 +139,11 @@ fn detach_removes_everything(family: Family) -> Result<()> {
     ensure!(output.status.success(), "{}", said(&output));
     let pins = fs::read_dir(testbed.instance.bpffs()).map_or(0, Iterator::count);
     ensure!(pins == 0, "{pins} pins are left");
-    // Nothing is filtered any more: junk reaches the balancer's own socket.
+    // Nothing is filtered any more: junk reaches a socket of the balancer.
     let socket = testbed.topology.local_socket(testbed.family.service())?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut buffer = [0; 64];
-    // The kernel detaches a program some time after its link's last reference has gone.
+    // The kernel detaches a program some time after the last reference to its link is closed.
     let deadline = Instant::now() + PATIENCE;
     let len = loop {
         testbed.send(b"junk")?;
@@ -205,7 +205,7 @@ fn a_restart_takes_another_configuration(family: Family) -> Result<()> {
     let counters = testbed.counters()?;
     let expected = [Reason::Forwarded, Reason::NoBackend, Reason::NoToken].map(Reason::name);
     ensure!(counters.keys().eq(&BTreeSet::from(expected)), "{counters:?}");
-    ensure!(counters[Reason::Forwarded.name()] == 3, "counters go on: {counters:?}");
+    ensure!(counters[Reason::Forwarded.name()] == 3, "counters continue: {counters:?}");
     Ok(())
 }
 
@@ -280,7 +280,7 @@ fn signals_that_do_not_end_it_are_logged() -> Result<()> {
     Ok(())
 }
 
-/// A pipe to a log reader that has ended, like a closed terminal: a failed log write does not end the daemon.
+/// The reader of the log's pipe has ended, as with a closed terminal: a failed log write does not end the daemon.
 #[test]
 fn a_log_that_nobody_reads_does_not_end_it() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -311,7 +311,7 @@ fn a_second_sigterm_ends_it_at_once() -> Result<()> {
     let head = "POST /v1/keys/rotate HTTP/1.1\r\nHost: tollgate\r\nContent-Type: application/json\r\n\
                 Content-Length: 9\r\n\r\n";
     unfinished.write_all(head.as_bytes())?;
-    // It was accepted after the request before this one.
+    // This connection was accepted after the pending request.
     testbed.json(&["status"])?;
     let first = Instant::now();
     send_signal(&daemon, Signal::SIGTERM)?;
@@ -325,7 +325,7 @@ fn a_second_sigterm_ends_it_at_once() -> Result<()> {
     Ok(())
 }
 
-/// Replay windows and counters that were taken away are not lost in silence.
+/// The loss of replay windows and counters is reported.
 #[test]
 fn a_map_that_was_removed_is_missed() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -343,7 +343,7 @@ fn a_map_that_was_removed_is_missed() -> Result<()> {
     Ok(())
 }
 
-/// A user who cannot see the pins is not told that there are none.
+/// A user who cannot see the pins gets an error, not a report that there are none.
 #[test]
 fn detach_by_a_stranger_fails() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -375,7 +375,7 @@ fn pins_removed_while_it_runs(family: Family) -> Result<()> {
     wait_for("another pin", || testbed.is_link_pinned(testbed.instance.bpffs(), "eth0"))?;
     filters(&testbed)?;
     let counted = testbed.counters()?;
-    // The next daemon uses the restored pins, and has their maps.
+    // The next daemon uses the restored pins and their maps.
     daemon.kill()?;
     let daemon = testbed.start()?;
     ensure!(testbed.counters()? == counted && !daemon.log().contains("starts empty"), "{}", daemon.log());
@@ -384,12 +384,12 @@ fn pins_removed_while_it_runs(family: Family) -> Result<()> {
 
 fn pins_removed_that_cannot_come_back(family: Family) -> Result<()> {
     let mut testbed = Testbed::of(family, L2, 1)?;
-    // It cannot make the directory again.
+    // The daemon cannot create the directory again.
     testbed.instance.set_user(Some(NAME));
     let daemon = testbed.start()?;
     fs::remove_dir_all(testbed.instance.bpffs())?;
     testbed.not_ready("filtering ends with this daemon")?;
-    // It holds the link itself.
+    // The daemon itself holds the link.
     testbed.refused(b"junk", Reason::NoToken)?;
     daemon.terminate()?;
     let log = fs::read_to_string(testbed.instance.path("log"))?;
@@ -414,7 +414,7 @@ fn another_interface_under_the_same_name(family: Family) -> Result<()> {
     for end in ["eth1", "peer2", "old1"] {
         balancer.ip(&["link", "set", end, "up"])?;
     }
-    // On both: the one before may still have traffic.
+    // On both interfaces: the previous one may still have traffic.
     let attached = || {
         let status = testbed.json(&["status"])?;
         let interfaces = status["interfaces"].as_array().context("interfaces")?;

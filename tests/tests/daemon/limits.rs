@@ -31,7 +31,7 @@ fn a_session_has_the_rate_of_its_class(family: Family) -> Result<()> {
     ensure!((4..=6).contains(&passed), "{passed} of another session's burst of 4");
     ensure!(passed_of_20(&testbed, &unlimited)? == 20);
 
-    // Another configuration counts from the next start on.
+    // Another configuration applies from the next start on.
     daemon.terminate()?;
     testbed.instance.configure(&testbed.service(L2, 1))?;
     let _daemon = testbed.start()?;
@@ -39,7 +39,7 @@ fn a_session_has_the_rate_of_its_class(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Sends a token 20 times at once; returns how many arrived. All others must be counted as `rate_limited`.
+/// Sends a token 20 times in a burst; returns how many datagrams arrived. All others must be counted as `rate_limited`.
 fn passed_of_20(testbed: &Testbed, token: &Header) -> Result<u64> {
     let packets =
         |counters: &BTreeMap<String, u64>, reason: Reason| counters.get(reason.name()).copied().unwrap_or(0);
@@ -60,7 +60,7 @@ fn passed_of_20(testbed: &Testbed, token: &Header) -> Result<u64> {
     Ok(passed)
 }
 
-/// A socket of the client's at another of its addresses.
+/// A socket at another address of the client.
 fn socket_at(testbed: &Testbed, last: u8) -> Result<UdpSocket> {
     // IPv6 sources are distinguished by their first 64 bits.
     let (address, length): (IpAddr, _) = match testbed.family {
@@ -96,7 +96,7 @@ fn a_token_has_so_many_sources(family: Family) -> Result<()> {
     let refused = || Ok(testbed.counters()?.get(Reason::TooManySources.name()) == Some(&1));
     wait_for("too_many_sources", refused)?;
     testbed.nothing_arrived()?;
-    // The first two are none the worse, nor is another token.
+    // Neither the first two sources nor another token are affected.
     delivered(&first)?;
     delivered(&second)?;
     testbed.delivered(&testbed.token(1)?)?;
@@ -107,7 +107,7 @@ fn a_token_has_so_many_sources(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A datagram of the client of a minted PROOF token: with sequence number, time and proof.
+/// A datagram of the client of a minted PROOF token, with sequence number, time and proof.
 fn proven(minted: &Value, seq: u32, ts_ms: u32, payload: &[u8]) -> Result<Vec<u8>> {
     let bytes = |field: &str| -> Result<Vec<u8>> {
         Ok(hex::decode(minted[field].as_str().with_context(|| format!("no {field}: {minted}"))?)?)
@@ -137,7 +137,7 @@ fn proof_tokens_are_delivered_once(family: Family) -> Result<()> {
     let listed = testbed.json(&["sessions", "list"])?;
     ensure!(listed["items"][0]["type"] == "proof", "{listed}");
     ensure!(!listed.to_string().contains(minted["session_key"].as_str().context("a key")?), "a key is shown");
-    // The header that is printed is the first packet's, with an empty payload.
+    // The printed header is that of the first packet, with an empty payload.
     let first = testbed.json(&mint)?;
     let header = hex::decode(first["header"].as_str().context("a header")?)?;
     testbed.send(&header)?;

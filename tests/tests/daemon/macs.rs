@@ -1,4 +1,4 @@
-//! Which frames belong to a service when interfaces are stacked and MAC addresses change.
+//! The frames that belong to a service if interfaces are stacked or MAC addresses change.
 
 use std::{net::UdpSocket, slice};
 
@@ -21,7 +21,7 @@ const VIRTUAL_ROUTER: &str = "00:00:5e:00:01:0a";
 const LOCAL: &str = "forward = \"local\"\nkey_rotation = \"off\"";
 const OBSERVED: &str = "forward = \"l2\"\nmode = \"observe\"\nkey_rotation = \"off\"";
 
-/// Has a host send to an address in frames for this station.
+/// Makes a host send to an address in frames with this destination MAC address.
 fn sends_to(host: &Namespace, family: Family, station: &str) -> Result<()> {
     let service = family.service().ip().to_string();
     host.ip(&["neighbour", "replace", &service, "lladdr", station, "dev", INTERFACE])
@@ -71,7 +71,7 @@ fn a_flooded_frame_is_forwarded_once(family: Family) -> Result<()> {
     let counted = |reason| -> Result<[u64; 2]> {
         Ok([of(&testbed.counters()?, reason), of(&counters(&instance, second, "game")?, reason)])
     };
-    // The edge sends to one of the two, whichever it chooses for the client's port; both get the frame.
+    // The edge sends to one of the two, depending on the client's port; both receive the frame.
     let strangers = [not_ours(&testbed.instance, first)?, not_ours(&instance, second)?];
     testbed.send(b"no token")?;
     testbed.arrives(b"no token")?;
@@ -87,12 +87,12 @@ fn a_flooded_frame_is_forwarded_once(family: Family) -> Result<()> {
     testbed.nothing_arrived()
 }
 
-/// A datagram in a broadcast frame is dropped whatever its IP address; in observe mode, this host's own socket
+/// A datagram in a broadcast frame is dropped, regardless of its IP address. In observe mode, a socket of this host
 /// receives it.
 fn frames_for_all_reach_nobody(family: Family) -> Result<()> {
     for fields in [L2, OBSERVED, LOCAL] {
         let testbed = Testbed::of(family, fields, 1)?;
-        // The backend is on the same segment, and gets the frame from the switch, too.
+        // The backend is on the same segment, so it also receives the frame from the switch.
         for option in
             ["net.ipv4", "net.ipv6"].map(|of| format!("{of}.conf.eth0.drop_unicast_in_l2_multicast"))
         {
@@ -116,8 +116,8 @@ fn frames_for_all_reach_nobody(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// The interface gets another address while datagrams come: those to the new one are filtered from the first on, and
-/// soon forwarded; those to the one before are not taken any more.
+/// The interface gets another address while datagrams arrive. Datagrams to the new address are filtered from the first
+/// one on, and soon forwarded; datagrams to the previous address are no longer accepted.
 fn an_address_that_changes(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, LOCAL, 1)?;
     let daemon = testbed.start()?;
@@ -127,7 +127,7 @@ fn an_address_that_changes(family: Family) -> Result<()> {
     let before = address(balancer, INTERFACE)?;
     ensure!(listed(&testbed)? == slice::from_ref(&before), "{:?}", listed(&testbed)?);
 
-    // Without a daemon that could tell the program: it is closed, not open.
+    // No daemon updates the program: then it drops all packets.
     daemon.kill()?;
     balancer.ip(&["link", "set", INTERFACE, "address", "02:00:00:00:00:88"])?;
     sends_to(&testbed.topology.client, family, "02:00:00:00:00:88")?;
@@ -180,7 +180,7 @@ fn a_virtual_router_has_its_frames() -> Result<()> {
 }
 
 /// The kernel passes an interface's frames to the upper device that has their address: here a bridge, and a device
-/// whose address was added from another namespace, as a container's macvlan does.
+/// whose address was added from another namespace, as for the macvlan of a container.
 #[test]
 fn what_is_above_the_interface_has_its_frames() -> Result<()> {
     let testbed = Testbed::new(LOCAL, 1)?;
@@ -189,7 +189,7 @@ fn what_is_above_the_interface_has_its_frames() -> Result<()> {
     testbed.delivered(&token)?;
     let balancer = &testbed.topology.balancer;
 
-    // As `dev_uc_add` does for a macvlan, without a notification.
+    // Like `dev_uc_add` for a macvlan, this sends no notification.
     let asked = "02:00:00:00:00:66";
     run(balancer, "bridge", &["fdb", "add", asked, "dev", INTERFACE, "self"])?;
     lists(&testbed, asked)?;
@@ -212,18 +212,18 @@ fn what_is_above_the_interface_has_its_frames() -> Result<()> {
     testbed.refused(b"no token", Reason::NoToken)?;
     testbed.delivered(&token)?;
 
-    // Behind the bridge: a guest's frames are its own.
+    // Behind the bridge: frames to the guest are not filtered.
     let guest = Guest::on(&testbed, "br0")?;
     sends_to(&testbed.topology.client, Family::V4, &guest.address)?;
     testbed.send(b"for the guest")?;
     let mut buffer = [0; 64];
     guest.socket.set_read_timeout(Some(lb_tests::testbed::daemon::PATIENCE))?;
-    let len = guest.socket.recv(&mut buffer).context("the guest has got nothing")?;
+    let len = guest.socket.recv(&mut buffer).context("the guest received nothing")?;
     ensure!(buffer[..len] == *b"for the guest");
     testbed.nothing_arrived()
 }
 
-/// A machine behind a bridge that has the service's address, too.
+/// A machine behind a bridge that also has the address of the service.
 struct Guest {
     address: String,
     socket: UdpSocket,
@@ -259,7 +259,7 @@ fn run(host: &Namespace, program: &str, args: &[&str]) -> Result<()> {
     lb_tests::testbed::netns::run(host.command(program)?.args(args))
 }
 
-/// Its frames have no Ethernet header: nothing in them could be filtered.
+/// Frames of such an interface have no Ethernet header, so nothing could be filtered.
 #[test]
 fn an_interface_without_ethernet_is_refused() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;

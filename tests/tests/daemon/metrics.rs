@@ -25,7 +25,7 @@ fn promtool_finds_nothing() -> Result<()> {
     testbed.delivered(&testbed.token(1)?)?;
     let (status, page) = http(&testbed.topology.balancer, "/metrics")?;
     ensure!(status == 200, "/metrics: {status}");
-    let promtool = env::var("PROMTOOL").context("PROMTOOL does not say where promtool is")?;
+    let promtool = env::var("PROMTOOL").context("PROMTOOL does not name promtool")?;
     let mut promtool = Command::new(promtool)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -40,7 +40,8 @@ fn promtool_finds_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A reason that no service has is shown as well. The tables did not change; the word says so that names the newest.
+/// A drop that no service counts is shown, too. The tables did not change; the test makes the control page name a newer
+/// generation.
 #[test]
 fn what_is_dropped_for_no_service_is_shown() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -120,7 +121,7 @@ fn the_page_and_the_command_agree(family: Family) -> Result<()> {
         ensure!(reason["bytes"] == value, "{reason} and {value}");
         bytes += value;
     }
-    // Ethernet, IP and UDP headers of five datagrams, three with 64 + 16 bytes, then 4 and 80.
+    // The Ethernet, IP and UDP headers of five datagrams: three with 64 + 16 bytes, then one with 4 and one with 80.
     let headers = if family == Family::V4 { 42 } else { 62 };
     ensure!(bytes == 5 * headers + 3 * 80 + 4 + 80, "{bytes} bytes are counted");
     let backend = &testbed.json(&["backends", "list"])?["items"][0];
@@ -138,7 +139,7 @@ fn the_page_and_the_command_agree(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// The value of the line that has all of these in it.
+/// The value of the line that contains all of these parts.
 fn value(page: &str, parts: &[&str]) -> Option<u64> {
     let line =
         page.lines().find(|line| !line.starts_with('#') && parts.iter().all(|part| line.contains(part)))?;

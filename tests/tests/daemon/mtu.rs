@@ -1,4 +1,4 @@
-//! Packets that exceed the MTU: to a backend, and of its answers.
+//! Packets that exceed the MTU: datagrams to a backend, and answers of the backend.
 
 use std::{io, net::UdpSocket, os::fd::AsRawFd as _, slice};
 
@@ -15,7 +15,7 @@ use crate::testbed::{Testbed, over_both, receive, set_option};
 
 over_both!(clients_learn_what_fits, backends_learn_what_fits);
 
-/// The MTU of the route behind the balancer, and of the one before the client.
+/// The MTU of the route behind the balancer, and of the link before the client.
 const NARROW: usize = 1400;
 
 const fn header(family: Family) -> usize {
@@ -40,7 +40,7 @@ fn clients_learn_what_fits(family: Family) -> Result<()> {
         let _daemon = testbed.start()?;
         let _decap = if forward.encapsulates() { testbed.decap()? } else { Vec::new() };
         let listed = testbed.json(&["backends", "list"])?["items"][0]["mtu"].clone();
-        ensure!(listed == NARROW, "{}: the way's MTU is listed as {listed}", forward.name());
+        ensure!(listed == NARROW, "{}: the route's MTU is listed as {listed}", forward.name());
         steps(&testbed, outer, strip).with_context(|| forward.name())?;
     }
     Ok(())
@@ -58,7 +58,7 @@ fn narrow(testbed: &Testbed) -> Result<()> {
 
 fn steps(testbed: &Testbed, outer: usize, strip: bool) -> Result<()> {
     let token = testbed.token(1)?.to_bytes();
-    // A new socket each time: an error that is queued at a socket does not show the kernel's current state.
+    // A new socket each time: an error that is queued at a socket does not show the current state of the kernel.
     let client = || {
         let client = testbed.topology.client_socket(testbed.family.service())?;
         may_fragment(&client, testbed.family, false)?;
@@ -73,7 +73,7 @@ fn steps(testbed: &Testbed, outer: usize, strip: bool) -> Result<()> {
         client()?.send(&sent)?;
         testbed.arrives(if strip { &sent[token.len()..] } else { &sent })
     };
-    // IP packets as the client sends them: the token, which is stripped, does not have to fit.
+    // Length of the IP packet as the client sends it: a token that is stripped does not have to fit.
     let fits = NARROW - outer + if strip { token.len() } else { 0 };
     arrives(fits)?;
     wait_for("the client's kernel to know", || Ok(is_too_big(client()?.send(&datagram(fits + 1)))))
@@ -86,13 +86,13 @@ fn steps(testbed: &Testbed, outer: usize, strip: bool) -> Result<()> {
     Ok(())
 }
 
-/// Whether the kernel knew that a datagram does not fit.
+/// Whether the kernel already knew that the datagram exceeds the MTU.
 fn is_too_big(sent: io::Result<usize>) -> bool {
     matches!(sent, Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE))
 }
 
-/// A step of the MTU before the client: the router there answers to the service's address, and the backend must hear
-/// it.
+/// A smaller MTU in front of the client: the router there sends ICMP errors to the service's address, and they must
+/// reach the backend.
 fn backends_learn_what_fits(family: Family) -> Result<()> {
     for forward in [Forward::L2, Forward::Ipip, Forward::Gue] {
         let fields = format!("forward = \"{}\"\nkey_rotation = \"off\"", forward.name());
@@ -119,7 +119,7 @@ fn answers(testbed: &Testbed) -> Result<()> {
         .with_context(|| format!("counted {:?}", testbed.counters()))?;
     let counted = testbed.counters()?;
     ensure!(counted.get(Reason::IcmpError.name()).is_some_and(|count| *count >= 1), "{counted:?}");
-    // From now on the kernel cuts it.
+    // From now on, the kernel fragments the answers.
     may_fragment(backend, testbed.family, true)?;
     backend.send_to(&long, question.from)?;
     let answer = receive(slice::from_ref(&client)).context("no answer in pieces")?;
@@ -141,7 +141,7 @@ fn may_fragment(socket: &UdpSocket, family: Family, may: bool) -> Result<()> {
     }
 }
 
-/// The longest IP packet to where a socket is connected, as far as the kernel knows.
+/// The longest IP packet to the peer of a connected socket, as far as the kernel knows.
 fn path_mtu(socket: &UdpSocket, family: Family) -> Result<usize> {
     let (level, option) = match family {
         Family::V4 => (libc::IPPROTO_IP, libc::IP_MTU),
@@ -149,7 +149,7 @@ fn path_mtu(socket: &UdpSocket, family: Family) -> Result<usize> {
     };
     let mut value: libc::c_int = 0;
     let mut len = size_of_val(&value) as libc::socklen_t;
-    // SAFETY: the option is an int, and both places outlive the call.
+    // SAFETY: the option is an int, and both pointers are valid for the duration of the call.
     Errno::result(unsafe {
         libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut len)
     })?;

@@ -1,4 +1,4 @@
-//! `forward = "nat"`: translations that last, ports that run out, and unsolicited answers.
+//! `forward = "nat"`: translations that persist, exhausted ports, and unsolicited answers.
 
 use std::{
     collections::BTreeSet,
@@ -89,7 +89,7 @@ fn ports_run_out(family: Family) -> Result<()> {
         [Reason::Forwarded, Reason::NatPorts].map(|reason| counters.get(reason.name()).copied().unwrap_or(0));
     ensure!(forwarded + refused == CLIENTS, "{counters:?}");
     ensure!((1..=PORTS).contains(&forwarded), "{forwarded} clients share {PORTS} ports");
-    // Those that have a port are none the worse.
+    // Clients that have a port are not affected.
     for _ in 0..forwarded {
         let question = receive(&testbed.backends)?;
         ensure!((20_000..=20_007).contains(&question.from.port()), "from {}", question.from);
@@ -113,7 +113,7 @@ fn answers_to_nobody_are_the_hosts(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// One token from many sockets has as many ports as the configuration says, and the next session has one of its own.
+/// A token from many sockets gets as many ports as the configuration permits; the next session gets its own.
 fn a_session_has_so_many_ports(family: Family) -> Result<()> {
     const LIMIT: usize = 5;
     let testbed = Testbed::of(family, NAT, 1)?;
@@ -134,7 +134,8 @@ fn a_session_has_so_many_ports(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Asks as a session, and returns the socket that asked, the backend that was asked, and where the question came from.
+/// Sends a question as a session. Returns the client's socket, the index of the backend, and the source address that
+/// the backend saw.
 fn asked(testbed: &Testbed, session_id: u64) -> Result<(UdpSocket, usize, SocketAddr)> {
     let client = testbed.topology.client_socket(testbed.family.service())?;
     client.send(&[&testbed.token(session_id)?.to_bytes()[..], b"question"].concat())?;
@@ -216,8 +217,8 @@ fn answers_come_in_fragments(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A client learns from the backend that the backend's port is closed, and never from a host that has not seen the
-/// datagram.
+/// A client learns from the backend that the port of the backend is closed, and never from a host that has not received
+/// the datagram.
 fn clients_learn_of_closed_ports_and_not_from_others(family: Family) -> Result<()> {
     let mut testbed = Testbed::of(family, NAT, 1)?;
     let _daemon = testbed.start()?;
@@ -236,7 +237,7 @@ fn clients_learn_of_closed_ports_and_not_from_others(family: Family) -> Result<(
         };
         errors.send_to(&error.ip_packet()[family.header_len()..], SocketAddr::new(node.ip(), 0))?;
     }
-    // Behind the errors, on the same wire: the client has heard of none.
+    // Sent after the errors on the same link: the client has received none of them.
     testbed.backends[index].send_to(b"answer", node)?;
     ensure!(receive(slice::from_ref(&client))?.bytes == b"answer");
     ensure!(!testbed.counters()?.contains_key("icmp_error"), "{:?}", testbed.counters()?);
@@ -255,13 +256,13 @@ fn clients_learn_of_closed_ports_and_not_from_others(family: Family) -> Result<(
     Ok(())
 }
 
-/// A socket that sends ICMP messages as they are; of IPv6 the kernel makes the checksum.
+/// A socket that sends ICMP messages unchanged; for IPv6, the kernel computes the checksum.
 fn raw_icmp(family: Family) -> Result<UdpSocket> {
     let (domain, protocol) = match family {
         Family::V4 => (libc::AF_INET, libc::IPPROTO_ICMP),
         Family::V6 => (libc::AF_INET6, libc::IPPROTO_ICMPV6),
     };
-    // SAFETY: a new descriptor without another owner. `UdpSocket` sends on any socket that has internet addresses.
+    // SAFETY: a new descriptor that nothing else owns. `UdpSocket` can send on any socket with internet addresses.
     unsafe {
         let socket = Errno::result(libc::socket(domain, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol))?;
         Ok(UdpSocket::from_raw_fd(socket))

@@ -1,4 +1,4 @@
-//! Two balancers of one address, reached through equal-cost routes.
+//! Two balancers with one address, reached through equal-cost routes.
 
 use std::fs;
 
@@ -45,7 +45,7 @@ fn spread(family: Family, forward: Forward) -> Result<()> {
         let token = issuer.token(session(number, 0), TTL).to_bytes();
         let mut at = None;
         for flow in 0..FLOWS {
-            // Each from its own port, so that each takes its own route.
+            // Each session has its own port, so each takes its own route.
             let client = testbed.topology.client_socket(family.service())?;
             client.send(&[&token[..], b"question"].concat())?;
             let question = receive(&testbed.backends)

@@ -28,7 +28,7 @@ over_both!(
     a_file_system_that_is_unmounted_in_the_hosts_namespace,
 );
 
-/// A directory for a BPF file system of the testbed's own.
+/// A directory for a BPF file system that belongs to the testbed.
 fn private(testbed: &Testbed) -> Result<PathBuf> {
     let directory = testbed.instance.path("bpf");
     fs::create_dir(&directory)?;
@@ -44,7 +44,7 @@ fn mounted(at: &Path) -> Result<Mounted<'_>> {
     Mounted::new("bpf", at, "mode=0700")
 }
 
-/// It is unmounted, and the daemon says so everywhere, and filters.
+/// Unmounts the file system. The daemon then reports it in the log, status and readiness, and keeps filtering.
 fn unmount(testbed: &Testbed, at: &Path, mounted: Mounted) -> Result<()> {
     let refused = umount2(at, MntFlags::empty());
     ensure!(refused == Err(Errno::EBUSY), "not lazily, with a daemon on it: {refused:?}");
@@ -85,7 +85,7 @@ fn a_file_system_that_is_unmounted_and_mounted_again(family: Family) -> Result<(
     let config = testbed.instance.config();
     let detached = testbed.run(&["detach", "-c", config.to_str().context("a path of text")?])?;
     ensure!(said(&detached).contains("in use by a running tollgate"), "{}", said(&detached));
-    // All of it, for the time without a daemon and the next one.
+    // Everything persists for the time without a daemon and for the next one.
     daemon.kill()?;
     testbed.delivered(&token)?;
     testbed.send(b"junk")?;
@@ -96,7 +96,7 @@ fn a_file_system_that_is_unmounted_and_mounted_again(family: Family) -> Result<(
     let counters = testbed.counters()?;
     ensure!(counters[Reason::NoToken.name()] == 2, "{counters:?}");
 
-    // A second time, and then it ends.
+    // The file system is unmounted again, and then the daemon ends.
     unmount(&testbed, &directory, second)?;
     daemon.terminate()?;
     let log = fs::read_to_string(testbed.instance.path("log"))?;
@@ -104,7 +104,7 @@ fn a_file_system_that_is_unmounted_and_mounted_again(family: Family) -> Result<(
     testbed.is_off()
 }
 
-/// Another user cannot make its directory again: it says so, and filters for as long as it runs.
+/// Another user cannot create the directory again: the daemon reports this, and filters as long as it runs.
 fn a_file_system_that_is_unmounted_under_another_user(family: Family) -> Result<()> {
     let mut testbed = Testbed::of(family, L2, 1)?;
     testbed.instance.set_user(Some(NAME));
@@ -122,7 +122,7 @@ fn a_file_system_that_is_unmounted_under_another_user(family: Family) -> Result<
     Ok(())
 }
 
-/// Another one is mounted over it, where the next daemon will look.
+/// Another file system is mounted over it, at the path that the next daemon opens.
 fn a_file_system_that_is_covered(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, L2, 1)?;
     let directory = private(&testbed)?;

@@ -15,7 +15,7 @@ over_both!(an_interface_that_is_down, a_node_that_delivers_one_service, a_node_t
 const LOCAL: &str = "forward = \"local\"\nkey_rotation = \"off\"";
 
 fn an_interface_that_is_down(family: Family) -> Result<()> {
-    // Its only service needs no other host.
+    // The only service needs no other host.
     let testbed = Testbed::of(family, LOCAL, 0)?;
     let _daemon = testbed.start()?;
     ensure!(testbed.ready(Some("game"))?.0 == 200);
@@ -55,7 +55,8 @@ fn a_node_that_delivers_one_service(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// No service has a backend: `/readyz` asks for no traffic, but the service manager is told that the daemon filters.
+/// No service has a backend: `/readyz` reports that the node should get no traffic, but the service manager is notified
+/// that the daemon filters.
 fn a_node_that_delivers_nothing(family: Family) -> Result<()> {
     let testbed = Testbed::of(family, L2, 1)?;
     let text = service_named(42, "game", family.service(), L2, &[nobody(family)]);
@@ -67,11 +68,11 @@ fn a_node_that_delivers_nothing(family: Family) -> Result<()> {
     command.arg(testbed.instance.config()).env("NOTIFY_SOCKET", &manager);
     let _daemon = Daemon::spawn_as(&testbed.instance, command)?;
     let mut buffer = [0; 4096];
-    let len = told.recv(&mut buffer).context("nothing said to the service manager")?;
+    let len = told.recv(&mut buffer).context("no message to the service manager")?;
     let said = String::from_utf8_lossy(&buffer[..len]).into_owned();
     ensure!(said.starts_with("READY=1") && said.contains("not ready for traffic"), "{said}");
     testbed.not_ready("service game has no backend that can be used")?;
-    // Here it is.
+    // A backend gets the address.
     let backend = &testbed.topology.backends[0];
     let address = format!("{}/{}", nobody(family), if family == Family::V4 { 24 } else { 64 });
     backend.ip(&["address", "add", &address, "dev", "eth0"])?;

@@ -1,4 +1,4 @@
-//! Conditions under which the daemon refuses to start: a clear error, a hint, nothing changed.
+//! Conditions under which the daemon refuses to start: with a clear error and a hint, and without any change.
 
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _};
 
@@ -14,7 +14,7 @@ use tollgate::datapath::embedded_object;
 
 use crate::testbed::{L2, Testbed};
 
-/// Starts the daemon, which must end with status 1 and say all of these.
+/// Starts the daemon, which must end with status 1 and log all of these parts.
 fn refuses(testbed: &Testbed, parts: &[&str]) -> Result<()> {
     let mut daemon = Daemon::spawn(&testbed.instance, &testbed.topology.balancer)?;
     let status = daemon.ended()?;
@@ -34,7 +34,7 @@ fn nothing_is_pinned(testbed: &Testbed) -> Result<()> {
     Ok(())
 }
 
-/// A configuration without services is lines 1 to 8; a service begins on line 9.
+/// A configuration without services has lines 1 to 8; a service begins on line 9.
 const SERVICE_AT: &str = "[[service]]\nid = 42\nname = \"game\"\naddress = \"10.77.0.100\"\nport = 7777\n";
 
 #[test]
@@ -106,7 +106,7 @@ fn an_interface_that_is_not_there() -> Result<()> {
 #[test]
 fn somebody_elses_program() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
-    // On the second of two interfaces: the first must be free again afterwards.
+    // On the second of two interfaces: the first must be released again afterwards.
     testbed.topology.balancer.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth2"])?;
     for end in ["eth1", "eth2"] {
         testbed.topology.balancer.ip(&["link", "set", end, "up"])?;
@@ -177,14 +177,14 @@ fn stores_that_cannot_be_used() -> Result<()> {
     fs::remove_file(&store)?;
     fs::rename(&aside, &store)?;
 
-    // New keys in silence would refuse all tokens.
+    // Generating new keys without an error would refuse all tokens.
     fs::rename(&state, &aside)?;
     refuses(&testbed, &["state.json", "missing", ".prev"])?;
     fs::create_dir(&state)?;
     refuses(&testbed, &["state.json"])?;
     fs::remove_dir(&state)?;
     fs::rename(&aside, &state)?;
-    // The data path has filtered all the time, and all keys are still there.
+    // The program has filtered all the time, and all keys still exist.
     let _daemon = testbed.start()?;
     testbed.delivered(&testbed.token(1)?)?;
     Ok(())
@@ -196,7 +196,7 @@ fn places_that_are_taken() -> Result<()> {
     let control = testbed.instance.path("control.sock");
     fs::write(&control, "not a socket")?;
     refuses(&testbed, &["control.sock", "not a socket"])?;
-    ensure!(fs::read(&control)? == b"not a socket", "somebody's file was changed");
+    ensure!(fs::read(&control)? == b"not a socket", "another program's file was changed");
     fs::remove_file(&control)?;
 
     let taken = testbed.topology.balancer.enter(|| TcpListener::bind(METRICS))??;
@@ -207,7 +207,7 @@ fn places_that_are_taken() -> Result<()> {
     Ok(())
 }
 
-/// The kernel's default range, which is that of a new namespace, is 32768 to 60999.
+/// The kernel's default range, also of a new namespace, is 32768 to 60999.
 #[test]
 fn nat_ports_that_the_host_gives_to_its_own_sockets() -> Result<()> {
     let testbed = Testbed::new("forward = \"nat\"\nkey_rotation = \"off\"", 1)?;
@@ -242,7 +242,7 @@ fn an_interface_of_another_tollgate() -> Result<()> {
 #[test]
 fn a_second_interface_that_will_not_do() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
-    // The loopback passes all checks, and then has no native XDP.
+    // The loopback interface passes all checks, but has no native XDP.
     testbed.instance.configure_on(&["eth0", "lo"], &testbed.service(L2, 1))?;
     let text = fs::read_to_string(testbed.instance.config())?;
     fs::write(testbed.instance.config(), format!("xdp_mode = \"native\"\n{text}"))?;

@@ -1,5 +1,5 @@
-//! Revocation of sessions, of tokens and of everything that a service issued: immediate, regardless of caches, and
-//! after a restart.
+//! Revocation of sessions, of tokens, and of everything that a service issued: immediate, regardless of caches, and
+//! persistent across restarts.
 
 use std::{
     collections::BTreeSet,
@@ -33,10 +33,10 @@ over_both!(
     what_was_issued_before_is_refused,
 );
 
-/// The program's clock goes by the kernel's ticks, so that it is behind the daemon's by one at most.
+/// The program's clock advances with the kernel's ticks, so it is behind the daemon's by one tick at most.
 const A_TICK: Duration = Duration::from_millis(10);
 
-/// Revoked by name: sessions and tokens.
+/// The revocations by name: sessions and tokens.
 fn revoked(testbed: &Testbed) -> Result<Vec<serde_json::Value>> {
     Ok(testbed.json(&["sessions", "list", "--revoked"])?["items"].as_array().context("a list")?.clone())
 }
@@ -53,10 +53,10 @@ fn a_revoked_session_is_refused_with_the_next_packet(family: Family) -> Result<(
     testbed.delivered(&other)?;
     let answer = testbed.json(&["sessions", "revoke", "7", "--service", "game"])?;
     ensure!(answer["items"][0]["session_id"] == "7" && answer["items"][0]["service_id"] == 42, "{answer}");
-    // An hour, max_ttl's default, and the skew of both clocks.
+    // An hour, the default of `max_ttl`, and the skew of both clocks.
     let lasts = answer["items"][0]["until"].as_u64().context("a second")? - u64::from(unix_now());
     ensure!((3602..=3605).contains(&lasts), "{lasts} s");
-    // Cached, and not yet seen.
+    // One token is cached, the other is new.
     testbed.refused_token(&token, Reason::Revoked)?;
     testbed.refused_token(&another, Reason::Revoked)?;
     testbed.delivered(&other)?;
@@ -78,14 +78,14 @@ fn a_revoked_session_is_refused_with_the_next_packet(family: Family) -> Result<(
     testbed.delivered(&other)?;
     ensure!(revoked(&testbed)?.len() == 1, "{:?}", revoked(&testbed)?);
 
-    // Once lifted, a revocation has no effect, not even on cached tokens.
+    // A removed revocation has no effect, not even on cached tokens.
     let lifted = testbed.json(&["sessions", "unrevoke", "7", "--service", "game"])?;
     ensure!(lifted["items"][0]["session_id"] == "7", "{lifted}");
     testbed.delivered(&token)?;
     testbed.delivered(&another)?;
     ensure!(revoked(&testbed)?.is_empty(), "{:?}", revoked(&testbed)?);
 
-    // For a time.
+    // For a limited time.
     testbed.json(&["sessions", "revoke", "8", "9", "--service", "42", "--for", "2s"])?;
     testbed.refused_token(&other, Reason::Revoked)?;
     wait_for("the end of a revocation", || Ok(revoked(&testbed)?.is_empty()))?;
@@ -94,7 +94,8 @@ fn a_revoked_session_is_refused_with_the_next_packet(family: Family) -> Result<(
     Ok(())
 }
 
-/// Sessions remember up to which addition to the list they are clean. Where the count of these is lost, so is that.
+/// A cached session records the number of additions to the list up to which it was checked. If the counter of additions
+/// is lost, this record is invalid, too.
 #[test]
 fn a_pin_that_is_gone_hides_no_revocation() -> Result<()> {
     let testbed = Testbed::of(Family::V4, L2, 1)?;
@@ -111,7 +112,7 @@ fn a_pin_that_is_gone_hides_no_revocation() -> Result<()> {
     Ok(())
 }
 
-/// A daemon may end after it has added to the list and before it has counted that.
+/// A daemon may end after it has added to the list and before it has increased the counter.
 #[test]
 fn an_addition_that_was_not_counted_is_in_force() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -127,7 +128,7 @@ fn an_addition_that_was_not_counted_is_in_force() -> Result<()> {
     Ok(())
 }
 
-/// A token that a lower `max_ttl` refuses counts again once that is raised: its session stays revoked.
+/// A token that a lower `max_ttl` refuses is valid again once `max_ttl` is raised: its session stays revoked.
 #[test]
 fn a_session_stays_revoked_whatever_max_ttl_is() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -159,7 +160,7 @@ fn a_revoked_token_leaves_its_session_alone(family: Family) -> Result<()> {
     ensure!(answer["nonce"] == hex::encode(first.nonce().to_le_bytes()), "{answer}");
     ensure!(answer["until"] == u64::from(first.expires_at()) + 2, "{answer}");
     testbed.refused_token(&first, Reason::Revoked)?;
-    // By its claims alone.
+    // By the claims of the token alone.
     testbed.json(&["token", "revoke", &hex_of(&second)[..80], "--service", "game"])?;
     testbed.refused_token(&second, Reason::Revoked)?;
     testbed.delivered(&third)?;
@@ -198,13 +199,13 @@ fn what_was_issued_before_is_refused(family: Family) -> Result<()> {
     let daemon = testbed.start()?;
     let cached = testbed.token(7)?;
     testbed.delivered(&cached)?;
-    // Issued a moment ago: in this second, probably.
+    // Issued a moment ago, probably in this second.
     let another = testbed.token(7)?;
     let answer = testbed.json(&["services", "revoke-before", "game"])?;
     let before = answer["revoked_before"].as_u64().context("a second")?;
     testbed.refused_token(&cached, Reason::Revoked)?;
     testbed.refused_token(&another, Reason::Revoked)?;
-    // In the same second, too: a token minted now is valid now.
+    // Even in the same second, a token that is minted now is valid now.
     testbed.delivered(&testbed.mint(&[])?)?;
     let earlier = testbed.json(&["services", "revoke-before", "game", "2001-02-03T04:05:06Z"])?;
     ensure!(earlier["revoked_before"] == before, "taken back: {earlier}");
@@ -266,10 +267,11 @@ fn a_full_list_refuses_and_forgets_nothing() -> Result<()> {
     testbed.refused_token(&last, Reason::Revoked)
 }
 
-/// Of one command.
+/// Number of sessions that one command revokes.
 const TOGETHER: u64 = 3;
 
-/// Revokes sessions, some with each command, until one has no answer. Returns the first of those that had.
+/// Revokes sessions, several with each command, until one command fails. Returns the first session of each command
+/// that succeeded.
 fn revoke_until_it_ends(testbed: &Testbed, next: &AtomicU64, answers: &AtomicU64) -> Result<Vec<u64>> {
     let mut answered = Vec::new();
     loop {

@@ -1,6 +1,5 @@
-//! A store that does not continue from the kernel state: rolled back, vanished, or a different one. The daemon
-//! refuses it, and the kernel state stays unchanged; once the store is accepted, revocations in the kernel stay in
-//! force.
+//! A store that does not continue from the kernel state: rolled back, missing, or a different one. The daemon refuses
+//! it, and the kernel state stays unchanged. Once the store is accepted, revocations in the kernel stay in force.
 
 use std::{
     fs,
@@ -31,7 +30,7 @@ fn store_of(testbed: &Testbed) -> PathBuf {
     testbed.instance.path("store")
 }
 
-/// The content of the store.
+/// The commit in the store.
 fn stored(testbed: &Testbed) -> Result<Commit> {
     Ok(store::inspect(&StoreLocation::File(store_of(testbed)))?.commit)
 }
@@ -69,7 +68,7 @@ fn roll_back(testbed: &Testbed) -> Result<()> {
     restore(testbed)
 }
 
-/// The daemon ends with status 1, having said all of these. Returns its log.
+/// The daemon must end with status 1 and log all of these parts. Returns its log.
 fn refuses(testbed: &Testbed, options: &[&str], parts: &[&str]) -> Result<String> {
     let mut daemon = Daemon::spawn_with(&testbed.instance, &testbed.topology.balancer, options)?;
     let status = daemon.ended()?;
@@ -81,7 +80,7 @@ fn refuses(testbed: &Testbed, options: &[&str], parts: &[&str]) -> Result<String
     Ok(log)
 }
 
-/// The value of `--accept-store` that the error of a refused start names.
+/// The value of `--accept-store` in the error of a refused start.
 fn offered(testbed: &Testbed) -> Result<String> {
     let log = refuses(testbed, &[], &["`--accept-store "])?;
     let (_, value) = log.split_once("`--accept-store ").context("the option")?;
@@ -94,7 +93,7 @@ fn start_accepting(testbed: &Testbed, value: &str) -> Result<Daemon> {
         .until_ready(&testbed.topology.balancer)
 }
 
-/// Accepts the store as it is, as the error of a refused start says.
+/// Accepts the store as it is, with the option that the error of a refused start names.
 fn accept(testbed: &Testbed) -> Result<Daemon> {
     start_accepting(testbed, &offered(testbed)?)
 }
@@ -154,15 +153,14 @@ fn a_store_that_was_rolled_back(family: Family) -> Result<()> {
     let daemon = testbed.start()?;
     ensure!(!daemon.log().contains("rolled back"), "{}", daemon.log());
     testbed.refused_token(&token, Reason::Revoked)?;
-    // The option does not stop a start with a store that continues.
+    // The option does not prevent a start with a store that continues.
     daemon.terminate()?;
     let daemon = start_accepting(&testbed, &value)?;
     ensure!(daemon.log().contains("`--accept-store` had no effect"), "{}", daemon.log());
     testbed.refused_token(&token, Reason::Revoked)
 }
 
-/// `--accept-store` that is left in the unit file: it accepts once, neither the same backup again nor a store that is
-/// missing.
+/// `--accept-store` stays in the unit file: it accepts once, and neither the same backup again nor a missing store.
 #[test]
 fn an_option_that_is_left_in_place_accepts_nothing_else() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -188,7 +186,7 @@ fn an_option_that_is_left_in_place_accepts_nothing_else() -> Result<()> {
     again(&empty, "is empty")?;
     again(&backup, "is empty")?;
     ensure!(remembered(&testbed)? == begun, "a refusal changes nothing");
-    // The backup is of another store now.
+    // The backup belongs to another store now.
     fs::remove_dir_all(store_of(&testbed))?;
     restore(&testbed)?;
     again(&backup, "is not the one")?;
@@ -198,7 +196,7 @@ fn an_option_that_is_left_in_place_accepts_nothing_else() -> Result<()> {
     again(&other, "was rolled back")
 }
 
-/// Revocations since the copy was made: by name, by age and by key.
+/// Revocations since the copy was made: by name, by time of issue and by key.
 #[test]
 fn an_accepted_store_lifts_no_revocation() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -265,7 +263,7 @@ fn a_store_that_vanished(family: Family) -> Result<()> {
     let parts = ["is empty", "Is its file system mounted?", &id, "--accept-store 0:"];
     let (verdict, found) = checked(&testbed)?;
     ensure!(verdict == "failed" && parts.iter().all(|part| found.contains(part)), "{verdict}: {found}");
-    ensure!(!store_of(&testbed).exists(), "checking makes nothing");
+    ensure!(!store_of(&testbed).exists(), "a check creates nothing");
     refuses(&testbed, &[], &parts)?;
     ensure!(!state.exists(), "no new key");
     testbed.delivered(&token)?;
@@ -275,7 +273,7 @@ fn a_store_that_vanished(family: Family) -> Result<()> {
     testbed.delivered(&token)?;
     daemon.terminate()?;
 
-    // With the option it starts an empty store, and logs what that ends.
+    // With the option, the daemon starts with an empty store, and logs the consequences.
     fs::rename(store_of(&testbed), testbed.instance.path("aside"))?;
     let daemon = accept(&testbed)?;
     let ended = format!("keys {} verified until now and are not in the store", issuer.active().0);
@@ -285,14 +283,14 @@ fn a_store_that_vanished(family: Family) -> Result<()> {
     let daemon = testbed.start()?;
     daemon.terminate()?;
 
-    // The first store is now a different one, whatever its revision.
+    // The first store is now a different one, regardless of its revision.
     fs::remove_dir_all(store_of(&testbed))?;
     fs::rename(testbed.instance.path("aside"), store_of(&testbed))?;
     refuses(&testbed, &[], &["is not the one that this host's kernel state was made from", &id])?;
     Ok(())
 }
 
-/// Going back to the copy before is a rollback as well: after the copy, the error of the start names the option.
+/// Restoring the previous copy is a rollback, too: the error of the next start names the option.
 #[test]
 fn a_damaged_store_is_recovered_as_its_error_says() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -317,7 +315,7 @@ fn a_damaged_store_is_recovered_as_its_error_says() -> Result<()> {
     testbed.refused_token(&token, Reason::Revoked)
 }
 
-/// The memory goes with the pins: from then on there is no kernel state that the store could be behind.
+/// The recorded commit is removed with the pins. From then on, there is no kernel state that the store could be behind.
 #[test]
 fn without_pins_a_store_is_taken_as_it_is() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -342,7 +340,7 @@ fn without_pins_a_store_is_taken_as_it_is() -> Result<()> {
     Ok(())
 }
 
-/// A version before format 4 wrote it.
+/// A store that was written by a version before format 4.
 #[test]
 fn a_store_without_an_id() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -370,7 +368,7 @@ fn a_store_without_an_id() -> Result<()> {
     Ok(())
 }
 
-/// Root's `check` reads the store of the daemon's user; a user of its own refuses a rollback, too.
+/// `check` as root reads the store of the daemon's user. A daemon with its own user refuses a rollback, too.
 #[test]
 fn as_a_user_of_its_own() -> Result<()> {
     let mut testbed = Testbed::new(L2, 1)?;
@@ -388,8 +386,8 @@ fn as_a_user_of_its_own() -> Result<()> {
     testbed.refused_token(&token, Reason::Revoked)
 }
 
-/// Whenever the daemon is killed, the recorded commit includes every answered change, and nothing that is not in the
-/// store.
+/// At whatever moment the daemon is killed, the recorded commit includes every answered change, and nothing that is not
+/// in the store.
 #[test]
 fn a_crash_is_no_rollback() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
@@ -410,7 +408,7 @@ fn a_crash_is_no_rollback() -> Result<()> {
         let args = ["sessions", "revoke", &session, "--service", "game"];
         let mut revoke = testbed.instance.tollgate(&testbed.topology.balancer, &args)?;
         let mut revoke = revoke.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        // Inside a command that takes about this many turns.
+        // Within a command, which takes about this many iterations.
         for _ in 0..random.u32(0..20_000) {
             std::thread::yield_now();
         }

@@ -1,5 +1,5 @@
-//! The privileges that the daemon gives up, and that it still works: as root, as its own user, and as a service
-//! manager starts it, with three capabilities.
+//! The privileges that the daemon drops. It must still work: as root, as its own user, and as a service manager starts
+//! it, with three capabilities.
 
 use std::{
     env, fs,
@@ -43,7 +43,7 @@ fn is_confined(daemon: &Daemon, uid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Traffic, a rotation, revocations, metrics, a crash and a restart, and everything gone afterwards.
+/// Traffic, a rotation, revocations, metrics, a crash and a restart; afterwards, everything is removed.
 fn does_its_work(testbed: &Testbed, uid: u32) -> Result<()> {
     let daemon = testbed.start()?;
     is_confined(&daemon, uid)?;
@@ -56,7 +56,7 @@ fn does_its_work(testbed: &Testbed, uid: u32) -> Result<()> {
     testbed.refused_token(&revoked, Reason::Revoked)?;
     let (status, page) = http(&testbed.topology.balancer, "/metrics")?;
     ensure!(status == 200 && page.contains("tollgate_revocations{kind=\"session\"} 1"), "{page}");
-    // A commit has made threads for its fsync.
+    // A commit has created threads for its fsync.
     is_confined(&daemon, uid)?;
     let flow = Flow::start(testbed, vec![before, testbed.token(2)?])?;
     daemon.kill()?;
@@ -141,7 +141,7 @@ fn nobody_elses_files_are_handed_over() -> Result<()> {
     chown(&store, Some(0), None)?;
     ensure!(fs::metadata(&secret)?.uid() == 0, "a file of root's was given away");
 
-    // In a directory of the user's, nothing is touched.
+    // In a directory of the user, nothing is changed.
     testbed.start()?.terminate()?;
     symlink(&secret, store.join("link"))?;
     let _daemon = testbed.start()?;
@@ -169,7 +169,7 @@ fn with_three_capabilities_from_the_start() -> Result<()> {
         fs::create_dir(testbed.instance.path(name))?;
         chown(testbed.instance.path(name), Some(uid.as_raw()), Some(uid.as_raw()))?;
     }
-    // A BPF file system is root's alone on most systems, so this user has one of its own.
+    // On most systems, only root can access a BPF file system, so this user has its own.
     let bpf = own.join("bpf");
     let _mounted = Mounted::new("bpf", &bpf, "")?;
     chown(&bpf, Some(uid.as_raw()), Some(uid.as_raw()))?;
@@ -223,14 +223,13 @@ fn systemd_takes_the_unit() -> Result<()> {
     let instance = Instance::new(&new_name()?)?;
     let unit = instance.path("tollgate.service");
     fs::write(&unit, text.replace("/usr/local/sbin/tollgate", &binary()?))?;
-    let program =
-        env::var("SYSTEMD_ANALYZE").context("SYSTEMD_ANALYZE does not say where systemd-analyze is")?;
+    let program = env::var("SYSTEMD_ANALYZE").context("SYSTEMD_ANALYZE does not name systemd-analyze")?;
     let analyze = |args: &[&str]| {
         Command::new(&program).args(args).arg(&unit).output().context("cannot start systemd-analyze")
     };
     let verified = analyze(&["verify"])?;
     ensure!(verified.status.success() && said(&verified).trim().is_empty(), "{}", said(&verified));
-    // In tenths: the remainder is starting as root, and the capabilities.
+    // In tenths. The remaining exposure is the start as root, and the capabilities.
     let security = analyze(&["security", "--offline=true", "--threshold=35"])?;
     ensure!(security.status.success(), "{}", said(&security));
     Ok(())

@@ -27,7 +27,7 @@ struct Spellings(Vec<Vec<u8>>);
 
 impl Spellings {
     fn of(bytes: &[u8]) -> Self {
-        // As Debug writes a list of numbers.
+        // The form in which Debug writes a list of numbers.
         let list = format!("{:?}", &bytes[..8]);
         let list = list.trim_matches(['[', ']']).to_owned();
         let hex = hex::encode(bytes);
@@ -104,12 +104,12 @@ fn freed_memory_has_no_keys() -> Result<()> {
         raw += u32::from(memory.has(key.master.as_bytes()));
         written += u32::from(memory.has(&hex.as_bytes()[..32]) || memory.has(&hex.as_bytes()[32..]));
     }
-    ensure!(raw > 0, "the daemon's keys are not found in its memory: this test sees nothing");
+    ensure!(raw > 0, "the daemon's keys are not found in its memory: this test proves nothing");
     ensure!(written == 0, "{written} keys are in memory as they were sent or stored");
     Ok(())
 }
 
-/// All that a process could write to.
+/// All writable memory of a process.
 struct Memory(Vec<Vec<u8>>);
 
 impl Memory {
@@ -137,7 +137,7 @@ impl Memory {
     }
 }
 
-/// `contains` for megabytes.
+/// `contains` for megabytes of data.
 fn memmem(text: &[u8], part: &[u8]) -> bool {
     // SAFETY: both are read within their lengths.
     let found =
@@ -149,7 +149,7 @@ fn memmem(text: &[u8], part: &[u8]) -> bool {
 fn no_core_is_dumped() -> Result<()> {
     let testbed = Testbed::new(L2, 1)?;
     let core = fs::read_to_string("/proc/sys/kernel/core_pattern")?;
-    // Another program whose core is dumped, or this test would say nothing.
+    // Another program must dump core here; otherwise this test would prove nothing.
     let mut aborted = Command::new("prlimit");
     aborted
         .args(["--core=unlimited:unlimited", "sh", "-c", "kill -ABRT $$"])
@@ -165,7 +165,7 @@ fn no_core_is_dumped() -> Result<()> {
         let mut daemon =
             Daemon::spawn_as(&testbed.instance, command)?.until_ready(&testbed.topology.balancer)?;
         let pid = Pid::from_raw(daemon.pid().try_into()?);
-        // The first SIGSEGV ends in the handler that looks for stack overflows.
+        // The first SIGSEGV ends in the handler that detects stack overflows.
         wait_for("the daemon's end", || {
             kill(pid, signal)?;
             daemon.has_ended()
@@ -189,7 +189,7 @@ fn other_processes_of_its_user_cannot_look_in() -> Result<()> {
             Ok(files.into_iter().filter(|file| File::open(format!("/proc/{pid}/{file}")).is_ok()).count())
         })
     };
-    // One of its user's that hides nothing.
+    // A process of the same user that does not hide its memory.
     let mut other = Command::new("setpriv");
     let id = uid.to_string();
     other.args(["--reuid", &id, "--regid", &id, "--clear-groups", "sleep", "60"]);

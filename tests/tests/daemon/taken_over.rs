@@ -1,4 +1,4 @@
-//! What an attacker can do who controls the daemon: the tests make system calls from inside its process.
+//! What an attacker who controls the daemon can do: the tests make system calls inside its process.
 
 use std::{
     ffi::{CStr, CString},
@@ -23,7 +23,7 @@ use nix::{
 
 use crate::testbed::{L2, Testbed};
 
-/// A path of root's alone.
+/// A path that only root can access.
 fn secret(testbed: &Testbed) -> Result<CString> {
     let secret = testbed.instance.path("secret");
     fs::write(&secret, "root's")?;
@@ -31,7 +31,7 @@ fn secret(testbed: &Testbed) -> Result<CString> {
     Ok(CString::new(secret.into_os_string().into_encoded_bytes())?)
 }
 
-/// No programs, processes, connections, rights or code come of system calls.
+/// No system call gives programs, processes, connections, privileges or new code.
 fn calls_are_refused(attacker: &TakenOver, daemon: &Daemon) -> Result<()> {
     let family = |family: libc::c_int| [family as u64, libc::SOCK_STREAM as u64, 0, 0];
     let map = [0, 4096, (libc::PROT_READ | libc::PROT_EXEC) as u64, libc::MAP_PRIVATE as u64];
@@ -69,12 +69,12 @@ fn calls_are_refused(attacker: &TakenOver, daemon: &Daemon) -> Result<()> {
     ensure!(execve == Err(Errno::EPERM), "it can start programs: {execve:?}");
     let chroot = attacker.with_path(libc::SYS_chroot, c"/", [0; 2])?;
     ensure!(chroot == Err(Errno::EPERM), "it can change its root: {chroot:?}");
-    // This would have worked.
+    // A permitted call works.
     ensure!(attacker.call(libc::SYS_getpid, [0; 4])? == Ok(daemon.pid().into()));
     Ok(())
 }
 
-/// Afterwards it works as before.
+/// Afterwards, the daemon works as before.
 fn is_none_the_worse(testbed: &Testbed) -> Result<()> {
     testbed.json(&["keys", "rotate", "--wait"])?;
     testbed.delivered(&testbed.token(1)?)?;
@@ -96,13 +96,13 @@ fn it_gets_nowhere() -> Result<()> {
         (c"/etc/shadow", read),
         (c"/etc/new", write),
         (c"/proc/1/mem", read),
-        // New code, by the back door.
+        // New code, through its memory file.
         (c"/proc/self/mem", write),
     ] {
         let opened = attacker.with_path(libc::SYS_open, path, [flags, 0o600])?;
         ensure!(opened == Err(Errno::EACCES), "{path:?}: {opened:?}");
     }
-    // This would have worked.
+    // A permitted call works.
     ensure!(attacker.with_path(libc::SYS_open, c"/proc/self/stat", [read, 0])?.is_ok());
     drop(attacker);
     is_none_the_worse(&testbed)
@@ -125,7 +125,7 @@ fn as_root_it_gets_to_roots_files_alone() -> Result<()> {
 /// A daemon whose first thread executes the test's system calls, until it is dropped.
 struct TakenOver {
     pid: Pid,
-    /// Where it was: behind the instruction of a system call that waits.
+    /// Its registers, at the instruction after a system call that waits.
     at: user_regs_struct,
 }
 
@@ -165,9 +165,9 @@ impl TakenOver {
         Ok(u64::try_from(answer).map_err(|_| Errno::from_raw(-answer as i32)))
     }
 
-    /// One whose first argument is a path.
+    /// Like [`Self::call`], with a path as the first argument.
     fn with_path(&self, number: c_long, path: &CStr, [rsi, rdx]: [u64; 2]) -> Result<Result<u64, Errno>> {
-        // Below the stack, where nothing is kept.
+        // Below the stack, where no data is kept.
         let at = self.at.rsp - 1024;
         File::options()
             .write(true)
@@ -179,7 +179,7 @@ impl TakenOver {
 
 impl Drop for TakenOver {
     fn drop(&mut self) {
-        // Where this fails the daemon is gone, which the test sees.
+        // If this fails, the daemon has ended, which the test detects.
         let _ = ptrace::setregs(self.pid, self.at).and_then(|()| ptrace::detach(self.pid, None));
     }
 }

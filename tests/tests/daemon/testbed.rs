@@ -34,7 +34,7 @@ use nix::{
 };
 use serde_json::Value;
 
-/// Seconds that a token lives.
+/// Lifetime of a token, seconds.
 pub const TTL: u32 = 300;
 
 /// A service `game`, forwarded by l2 and stripped, without automatic rotation.
@@ -101,18 +101,18 @@ impl Testbed {
         Decap::on_backends(&self.topology, &self.instance, &self.topology.tunnel_sources())
     }
 
-    /// Removes the pins of a daemon that has ended, and waits until the kernel has taken the program off.
+    /// Removes the pins of a daemon that has ended, and waits until the kernel has detached the program.
     pub fn remove_pins(&self) -> Result<()> {
         fs::remove_dir_all(self.instance.bpffs())?;
         self.is_off()
     }
 
-    /// Waits until the kernel has taken the program off.
+    /// Waits until the kernel has detached the program.
     pub fn is_off(&self) -> Result<()> {
         wait_for("the program to be off", || Ok(!self.topology.balancer.has_xdp(INTERFACE)?))
     }
 
-    /// A map's pin, or a link's.
+    /// The pin of a map or a link.
     pub fn pin(&self, name: &str) -> PathBuf {
         self.instance.bpffs().join(format!("v{ABI_VERSION}")).join(name)
     }
@@ -134,7 +134,7 @@ impl Testbed {
         http(&self.topology.balancer, &format!("/readyz{query}"))
     }
 
-    /// Waits until `/readyz` is 503 and says this.
+    /// Waits until `/readyz` is 503 with this reason.
     pub fn not_ready(&self, reason: &str) -> Result<()> {
         let mut seen = String::new();
         wait_for("503", || {
@@ -171,12 +171,12 @@ impl Testbed {
         counters(&self.instance, &self.topology.balancer, "game")
     }
 
-    /// An issuer with the keyset of now.
+    /// An issuer with the current keyset.
     pub fn issuer(&self) -> Result<Issuer> {
         Issuer::new(&self.instance, &self.topology.balancer, "game")
     }
 
-    /// A token of a session, by the keyset of now.
+    /// A token of a session, signed with the current keyset.
     pub fn token(&self, session_id: u64) -> Result<Header> {
         Ok(self.issuer()?.token(session(session_id, 0), TTL))
     }
@@ -193,7 +193,7 @@ impl Testbed {
         Ok(())
     }
 
-    /// Sends a token with data of its own, which must arrive stripped; returns the backend's id.
+    /// Sends a token with unique data, which must arrive stripped; returns the backend's id.
     pub fn delivered(&self, token: &Header) -> Result<usize> {
         let data = fastrand::u128(..).to_be_bytes();
         self.send(&[&token.to_bytes()[..], &data].concat())?;
@@ -208,7 +208,7 @@ impl Testbed {
         Ok(index + 1)
     }
 
-    /// Asks with a token, and answers at the backend that got the question; returns the backend's id.
+    /// Sends a question with a token, and an answer from the backend that received it; returns the backend's id.
     pub fn answered(&self, token: &Header) -> Result<usize> {
         self.send(&[&token.to_bytes()[..], b"question"].concat())?;
         let Datagram { index, bytes, from } =
@@ -234,7 +234,7 @@ impl Testbed {
         self.nothing_arrived()
     }
 
-    /// As [`Testbed::refused`], for a token with data behind it.
+    /// Like [`Testbed::refused`], for a token with data after it.
     pub fn refused_token(&self, token: &Header, reason: Reason) -> Result<()> {
         self.refused(&[&token.to_bytes()[..], b"data"].concat(), reason)
     }
@@ -255,16 +255,16 @@ impl Testbed {
 impl Drop for Testbed {
     fn drop(&mut self) {
         cleanup::hold_if_interrupted();
-        // Shown where the test fails.
+        // The output is shown if the test fails.
         println!("the daemon's log:\n{}", fs::read_to_string(self.instance.path("log")).unwrap_or_default());
     }
 }
 
-/// A file system that goes with the test.
+/// A file system that is unmounted at the end of the test.
 pub struct Mounted<'a>(&'a Path);
 
 impl<'a> Mounted<'a> {
-    /// One of this type at a directory, with mount(8)'s options.
+    /// Mounts a file system of this type at a directory, with mount(8)'s options.
     pub fn new(kind: &str, at: &'a Path, options: &str) -> Result<Self> {
         mount(Some(kind), at, Some(kind), MsFlags::empty(), Some(options))
             .with_context(|| format!("cannot mount {kind} at {}", at.display()))?;
@@ -309,9 +309,9 @@ macro_rules! over_both {
 }
 pub(crate) use over_both;
 
-/// A datagram that has come.
+/// A datagram that has arrived.
 pub struct Datagram {
-    /// To which of the sockets.
+    /// Index of the socket that received it.
     pub index: usize,
     pub from: SocketAddr,
     pub bytes: Vec<u8>,
@@ -329,7 +329,7 @@ pub fn receive(sockets: &[UdpSocket]) -> Result<Datagram> {
     Ok(Datagram { index, from, bytes })
 }
 
-/// Sets an option of a socket that is a number.
+/// Sets an option of a socket whose value is a number.
 pub fn set_option(
     socket: &UdpSocket,
     level: libc::c_int,
@@ -358,7 +358,8 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Sends with these tokens, in turns, one datagram after the other has arrived; to a testbed with one backend.
+    /// Sends datagrams with these tokens, alternately, each after the previous one has arrived. The testbed must have
+    /// one backend.
     pub fn start(testbed: &Testbed, tokens: Vec<Header>) -> Result<Self> {
         let client = testbed.topology.client_socket(testbed.family.service())?;
         let backend = testbed.backends.first().context("a backend")?.try_clone()?;
@@ -402,7 +403,7 @@ impl Flow {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Ends it; returns how many were sent and have arrived.
+    /// Ends the flow; returns how many datagrams were sent and have arrived.
     pub fn finish(self) -> Result<u32> {
         let Self { stop, sent, thread } = self;
         stop.store(true, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Where packets are delivered: backends that join and leave, the balancer's own stack, observe mode.
+//! Delivery of packets: backends that are added and removed, the balancer's own stack, observe mode.
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -35,7 +35,7 @@ fn a_backend_that_goes_away_is_not_used(family: Family) -> Result<()> {
     ensure!(testbed.delivered(&to_second)? == 2, "a token that names a backend goes there");
 
     testbed.topology.plug("backend2", false)?;
-    // Makes the kernel probe the neighbour again: it does so for stale entries.
+    // Makes the kernel probe the neighbour again, which it does for stale entries.
     let address = testbed.topology.plan.backend(family, 2).to_string();
     testbed.topology.balancer.ip(&["neighbour", "flush", "to", &address, "dev", INTERFACE])?;
     let second = || Ok::<_, anyhow::Error>(testbed.json(&["backends", "list"])?["items"][1].clone());
@@ -147,12 +147,12 @@ fn the_largest_datagram_and_one_that_is_too_large(family: Family) -> Result<()> 
     let testbed = Testbed::of(family, L2, 1)?;
     let _daemon = testbed.start()?;
     let token = testbed.token(1)?.to_bytes();
-    // With the headers of IP and UDP an Ethernet frame's 1500 bytes.
+    // With the IP and UDP headers, the packet has 1500 bytes, the maximum of an Ethernet frame.
     let headers = if family == Family::V4 { 28 } else { 48 };
     let data = vec![7; 1500 - headers - token.len()];
     testbed.send(&[&token[..], &data].concat())?;
     testbed.arrives(&data)?;
-    // One byte more comes in two fragments, and neither passes.
+    // One more byte makes two fragments, and neither passes.
     testbed.send(&[&token[..], &data, b"!"].concat())?;
     wait_for("both fragments", || Ok(testbed.counters()?.get(Reason::Fragment.name()) == Some(&2)))?;
     testbed.nothing_arrived()
@@ -168,7 +168,7 @@ fn a_backend_with_another_network_card(family: Family) -> Result<()> {
     backend.ip(&["link", "set", INTERFACE, "down"])?;
     backend.ip(&["link", "set", INTERFACE, "address", card])?;
     backend.ip(&["link", "set", INTERFACE, "up"])?;
-    // As the kernel does by itself when it finds the old one gone.
+    // The kernel does the same when it finds that the old address does not answer.
     let address = testbed.topology.plan.backend(family, 1).to_string();
     testbed.topology.balancer.ip(&["neighbour", "flush", "to", &address, "dev", INTERFACE])?;
     wait_for("the new address", || {
@@ -185,10 +185,10 @@ fn clients_on_two_interfaces(family: Family) -> Result<()> {
     testbed.instance.configure_on(&[INTERFACE, BACK_INTERFACE], &testbed.service(L2, 1))?;
     let _daemon = testbed.start()?;
     let token = testbed.token(1)?;
-    // In on one and out of the other.
+    // The datagram arrives on one interface and leaves through the other.
     testbed.delivered(&token)?;
     testbed.refused(b"junk", Reason::NoToken)?;
-    // In and out of the other: a client beside the backends.
+    // The datagram arrives on and leaves through the second interface: a client on the side of the backends.
     let beside = &testbed.topology.routers[0];
     let (service, balancer) = (family.service(), Network::Back.address(family, 1).to_string());
     beside.ip(&[family.option(), "route", "add", &service.ip().to_string(), "via", &balancer])?;

@@ -1,4 +1,4 @@
-//! Attacks by someone who has read the source, sees the traffic and holds valid tokens.
+//! Attacks by someone who knows the source, sees the traffic and holds valid tokens.
 
 use anyhow::{Result, ensure};
 use lb_common::{
@@ -37,14 +37,15 @@ fn valid_proof(seq: u32) -> Packet {
     Packet::with_proof(&fixture::key().proof(&fixture::grant()), seq, TS)
 }
 
-/// The default packet, whose token has the bytes of another from `at` on.
+/// The default packet, whose token has the bytes of another token from `at` to `end`.
 fn spliced(first: &Packet, at: usize, second: &Packet, end: usize) -> Packet {
     let mut packet = first.clone();
     packet.payload[at..end].copy_from_slice(&second.payload[at..end]);
     packet
 }
 
-/// A valid token with any bit flipped is refused, cached or not, and only a flipped bit of a proof costs an HMAC.
+/// A valid token with any bit flipped is refused, whether it is cached or not. Only a flipped bit of a proof costs an
+/// HMAC.
 #[test]
 fn every_bit() -> Result<()> {
     let mut program = Program::load()?;
@@ -87,7 +88,8 @@ fn judged(model: &mut Model, name: &str, frame: Vec<u8>) -> Case {
     Case::of_frame(name, fixture, frame, expected)
 }
 
-/// Claims and fast tag of a token that was seen, with any other full tag: the fast tag covers it, so no HMAC is made.
+/// Claims and fast tag of an observed token, with another full tag: the fast tag covers the full tag, so no HMAC is
+/// computed.
 #[test]
 fn copied_tags_cost_no_hmac() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(16);
@@ -169,7 +171,7 @@ fn key_cases() -> Vec<Case> {
     let there = Grant { claims: Claims { service_id: SERVICE_ID + 1, ..here.claims }, ..fixture::grant() };
     let bearer = |key: &Key, grant: &Grant| Packet::with_token(&key.bearer(grant));
     let proof = |key: &Key, grant: &Grant| Packet::with_proof(&key.proof(grant), 1, TS);
-    // The id of this service's key, and all else made with the other's.
+    // The key id of this service's key; everything else is made with the other service's key.
     let disguised = Key { id: fixture::key().id, ..of_other_service.clone() };
     vec![
         case(
@@ -262,7 +264,7 @@ fn a_slot_that_was_given_away() -> Result<()> {
     Ok(())
 }
 
-/// One token from a million addresses and ports is one entry of the cache, and no other's.
+/// One token from a million addresses and ports has one entry in the cache, and changes no other entry.
 #[test]
 fn a_token_from_everywhere() -> Result<()> {
     let mut program = Program::load()?;
@@ -280,7 +282,7 @@ fn a_token_from_everywhere() -> Result<()> {
             Family::V6 => (14 + 8, 14 + 40),
         };
         for number in 0..count / 2 {
-            // Odd, so that it goes through all of them.
+            // An odd factor, so that all values occur.
             let mixed = number.wrapping_mul(0x9e37_79b1);
             frame[source_at..][..4].copy_from_slice(&mixed.to_be_bytes());
             frame[port_at..][..2].copy_from_slice(&(number as u16).to_be_bytes());
@@ -297,12 +299,12 @@ fn a_token_from_everywhere() -> Result<()> {
     let moved = program.counts()?.since(&before.1);
     ensure!(moved.reasons.len() == 1 && moved.packets() == u64::from(count / 2 * 2), "{moved:?}");
     check_all(&mut program, &others)?;
-    ensure!(program.hmacs()? == before.0 + 1, "others were checked again");
+    ensure!(program.hmacs()? == before.0 + 1, "other tokens were verified again");
     Ok(())
 }
 
-/// For another node, a packet that one node has passed is stale only by its time: nodes do not share sequence
-/// numbers.
+/// A packet that one node has passed is refused by another node only because its time is stale: nodes do not share
+/// sequence numbers.
 #[test]
 fn another_node() -> Result<()> {
     let (mut here, mut there) = (Program::load()?, Program::load()?);
@@ -314,13 +316,13 @@ fn another_node() -> Result<()> {
         refused("here again", &packet, Reason::Replay).over(family).check(&mut here)?;
         let stale = refused("there, 5 s and 1 ns later", &packet, Reason::StaleProof).over(family);
         stale.with_fixture(later(5 * SECOND_NS + 1)).check(&mut there)?;
-        // Within the window it passes there: nodes share no numbers.
+        // Within the time window it passes on the other node: nodes do not share sequence numbers.
         passes.with_fixture(later(5 * SECOND_NS)).check(&mut there)?;
     }
     Ok(())
 }
 
-/// Everything that is random but the magic and a key's id.
+/// Everything is random except the magic and the key id.
 #[test]
 fn noise_behind_a_key_id() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(64);
@@ -331,7 +333,7 @@ fn noise_behind_a_key_id() -> Result<()> {
             random.fill(&mut bytes);
             bytes[0] = MAGIC;
             bytes[4..8].copy_from_slice(&fixture::key().id.0.to_be_bytes());
-            // Half of them of a form that there is.
+            // Half of them have a valid form.
             if number % 2 == 0 {
                 bytes[1..4].copy_from_slice(
                     &[[0x11, 0, 0], [0x12, 2, 0], [0x11, 1, 24], [0x12, 5, 64]][number / 2 % 4],

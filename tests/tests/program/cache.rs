@@ -43,7 +43,7 @@ fn session_of(token: &Header, session_id: u64) -> Session {
     }
 }
 
-/// The entries of the cache, but for where their datagrams came from.
+/// The entries of the cache, without the fields for the source of their datagrams.
 fn entries(program: &mut Program) -> Result<Vec<(TokenKey, Session)>> {
     let entry = |entry| {
         let (key, session): (TokenKey, Session) = entry?;
@@ -65,7 +65,7 @@ fn a_token_is_fully_checked_once() -> Result<()> {
     Ok(())
 }
 
-/// A token that fails HMAC verification leaves no entry, and is verified each time.
+/// A token that fails HMAC verification leaves no entry, and is verified again each time.
 #[test]
 fn refused_tokens_are_not_remembered() -> Result<()> {
     let mut program = Program::load()?;
@@ -82,7 +82,7 @@ fn refused_tokens_are_not_remembered() -> Result<()> {
     Ok(())
 }
 
-/// The admission of an entry is believed, so the test below shows something.
+/// The program trusts the admission in an entry. Without this, the test below would prove nothing.
 #[test]
 fn a_hit_is_believed() -> Result<()> {
     let mut program = Program::load()?;
@@ -96,7 +96,7 @@ fn a_hit_is_believed() -> Result<()> {
     Ok(())
 }
 
-/// An entry of a token with the same fast tag and nonce and other claims: 64 bits may collide.
+/// An entry of a token with the same fast tag and nonce but other claims: 64 bits may collide.
 #[test]
 fn an_entry_of_other_claims_is_no_hit() -> Result<()> {
     let token = fixture::token();
@@ -107,13 +107,13 @@ fn an_entry_of_other_claims_is_no_hit() -> Result<()> {
         program.sessions().insert(TokenKey::of(&token), session, 0)?;
         forwarded(&token, SESSION).check(&mut program)?;
         assert_eq!(program.hmacs()?, 1, "word {word}");
-        // It was checked in full, and now the entry is its own.
+        // The token was verified by HMAC, and the entry is now its own.
         assert_eq!(entries(&mut program)?, [(TokenKey::of(&token), session_of(&token, SESSION))]);
     }
     Ok(())
 }
 
-/// The same in the cache of stateful tokens.
+/// The same test for the cache of stateful tokens.
 #[test]
 fn a_tracked_entry_of_other_claims_is_no_hit() -> Result<()> {
     let proof = fixture::proof_number(SESSION);
@@ -134,7 +134,7 @@ fn a_tracked_entry_of_other_claims_is_no_hit() -> Result<()> {
     Ok(())
 }
 
-/// BEARER tokens, of which an attacker may hold many, evict no replay window and no limit.
+/// An attacker may hold many BEARER tokens: they evict no replay window and no limit.
 #[test]
 fn what_is_counted_stays() -> Result<()> {
     let mut program = Program::load_with(&Options { sessions: 64, ..small() })?;
@@ -208,7 +208,7 @@ fn a_hit_needs_its_key() -> Result<()> {
     Ok(())
 }
 
-/// More tokens than the cache holds: all pass, some after another HMAC verification.
+/// More tokens than the cache holds: all of them pass, some after another HMAC verification.
 #[test]
 fn a_full_cache_forgets() -> Result<()> {
     let mut program = Program::load_with(&Options { sessions: 64, ..small() })?;
@@ -222,7 +222,7 @@ fn a_full_cache_forgets() -> Result<()> {
 }
 
 case_groups! {
-    /// The clock stands still: the HMAC that the burst allows is the only one. Tokens in the cache still pass.
+    /// The clock does not advance: only the HMAC that the burst permits is computed. Tokens in the cache still pass.
     the_budget_is_each_cpus: "The first packet of a token" => vec![budget_case()], checked by beside_a_cached_token;
 }
 
@@ -244,7 +244,7 @@ fn beside_a_cached_token(refused: &[Case]) -> Result<()> {
     Ok(())
 }
 
-/// The budget fills again with time.
+/// The budget recovers with time.
 #[test]
 fn the_budget_is_a_rate() -> Result<()> {
     pin_to_cpu(0)?;

@@ -17,7 +17,7 @@ use crate::{
     proof::{self, TS, forwarded, refused},
 };
 
-/// More than a tick, and more than a test run can be late.
+/// Longer than a tick, and longer than a test run can be delayed.
 const LONG: Duration = Duration::from_secs(30);
 
 fn unix_seconds() -> Result<u64> {
@@ -43,10 +43,10 @@ fn tokens_become_valid_and_expire() -> Result<()> {
     ensure!(run(&program, now - 60, now + 60, 1)?.verdict == Verdict::Transmit);
     ensure!(run(&program, now - 60, now - 3, 2)?.verdict == Verdict::Drop);
     ensure!(run(&program, now + 40, now + 60, 3)?.verdict == Verdict::Drop);
-    // Not yet expired by the skew, and soon enough it is.
+    // Valid for the duration of the skew, and expired soon after.
     let deadline = Instant::now() + LONG;
     while run(&program, now - 60, now, 4)?.verdict == Verdict::Transmit {
-        ensure!(Instant::now() < deadline, "the program's clock stands still");
+        ensure!(Instant::now() < deadline, "the program's clock does not advance");
         std::thread::yield_now();
     }
     let counts = program.counts()?;
@@ -55,7 +55,7 @@ fn tokens_become_valid_and_expire() -> Result<()> {
     Ok(())
 }
 
-/// A budget of one HMAC in a tenth of a second fills again.
+/// A budget of one HMAC per tenth of a second recovers.
 #[test]
 fn the_budget_fills_again() -> Result<()> {
     pin_to_cpu(0)?;
@@ -77,8 +77,8 @@ fn the_budget_fills_again() -> Result<()> {
     Ok(())
 }
 
-/// The clock is not confirmed for an hour, and then for longer: it continues by the kernel's ticks, so that tokens
-/// expire on time, and new ones are admitted for an hour and six minutes.
+/// The clock is not confirmed for an hour, and then for longer. It advances with the kernel's ticks, so tokens expire
+/// on time, and new tokens are admitted for an hour and six minutes.
 #[test]
 fn a_daemon_that_is_gone() -> Result<()> {
     let mut program = Program::load()?;
@@ -94,7 +94,7 @@ fn a_daemon_that_is_gone() -> Result<()> {
     gone_for(&mut program, 4001);
     ensure!(run(&program, now, now + 300, 3)?.verdict == Verdict::Transmit, "it was admitted before");
     ensure!(run(&program, now, now + 300, 4)?.verdict == Verdict::Drop);
-    // It comes back.
+    // The daemon is back.
     gone_for(&mut program, 0);
     ensure!(run(&program, now, now + 300, 4)?.verdict == Verdict::Transmit);
     let counts = program.counts()?;

@@ -30,14 +30,14 @@ use crate::{
     rotation,
 };
 
-/// How often the CPUs meet.
+/// Number of rounds. All CPUs start each round together.
 const ROUNDS: usize = 20_000;
 
-/// One such test at a time: they want all CPUs.
+/// One such test at a time, because each needs all CPUs.
 static ALL_CPUS: Mutex<()> = Mutex::new(());
 
-/// Runs frames on all CPUs at the same time, one each per round; returns the verdicts by round. A CPU without a frame
-/// of its own runs the first.
+/// Runs frames on all CPUs at the same time, one on each CPU per round; returns the verdicts by round. A CPU without
+/// its own frame runs the first frame.
 fn at_once(program: &Program, rounds: &[Vec<Vec<u8>>]) -> Result<Vec<Vec<Verdict>>> {
     let cpus = cpus()?;
     ensure!(cpus.len() > 1, "this needs two CPUs at least");
@@ -53,7 +53,7 @@ fn at_once(program: &Program, rounds: &[Vec<Vec<u8>>]) -> Result<Vec<Vec<Verdict
             }
             Ok(program.run(frames.get(place).unwrap_or(&frames[0]))?.verdict)
         });
-        // A thread that fails still joins each round, or the others would wait for ever.
+        // A thread that fails still takes part in each round; otherwise the other threads would wait forever.
         verdicts.collect::<Vec<Result<Verdict>>>().into_iter().collect()
     };
     let by_cpu: Vec<Vec<Verdict>> = thread::scope(|scope| {
@@ -66,21 +66,21 @@ fn at_once(program: &Program, rounds: &[Vec<Vec<u8>>]) -> Result<Vec<Vec<Verdict
     Ok((0..rounds.len()).map(|round| by_cpu.iter().map(|verdicts| verdicts[round]).collect()).collect())
 }
 
-/// Checks how many of a round's frames pass.
+/// Checks how many frames of a round pass.
 fn ensure_passing(verdicts: &[Vec<Verdict>], wanted: usize) -> Result<()> {
     for (round, verdicts) in verdicts.iter().enumerate() {
         let passed = verdicts.iter().filter(|verdict| **verdict == Verdict::Transmit).count();
-        ensure!(passed == wanted, "round {round}: {passed} passed where {wanted} should: {verdicts:?}");
+        ensure!(passed == wanted, "round {round}: {passed} packets passed instead of {wanted}: {verdicts:?}");
     }
     Ok(())
 }
 
-/// Checks that this many packets were counted under each of these reasons since then, and none under another.
+/// Checks that since `before`, this many packets were counted with each of these reasons, and none with another reason.
 fn ensure_counted(program: &Program, before: &Counts, wanted: &[(Reason, usize)]) -> Result<()> {
     let counts = program.counts()?.since(before);
     let found: Vec<_> =
         counts.reasons.iter().map(|((_, reason), counter)| (*reason, counter.packets as usize)).collect();
-    ensure!(found == wanted, "counted {found:?} where {wanted:?} should be");
+    ensure!(found == wanted, "counted {found:?} instead of {wanted:?}");
     ensure!(counts.reasons.keys().all(|(service, _)| *service == SERVICE_INDEX));
     Ok(())
 }
@@ -114,7 +114,7 @@ fn the_same_proof() -> Result<()> {
     Ok(())
 }
 
-/// And of a token that is new to all of them.
+/// The same for a token that is new to all CPUs.
 #[test]
 fn the_first_proof_of_a_token() -> Result<()> {
     let _alone = alone();
@@ -132,7 +132,7 @@ fn the_first_proof_of_a_token() -> Result<()> {
     Ok(())
 }
 
-/// Different packets of one token lose nothing to each other, though they change the same words.
+/// Different packets of one token do not affect each other, although they change the same words.
 #[test]
 fn different_proofs() -> Result<()> {
     let _alone = alone();
@@ -152,7 +152,7 @@ fn different_proofs() -> Result<()> {
     Ok(())
 }
 
-/// The first packets of a BEARER token pass all, and make one entry.
+/// The first packets of a BEARER token all pass, and create one entry.
 #[test]
 fn the_first_packets_of_a_token() -> Result<()> {
     let _alone = alone();
@@ -172,7 +172,7 @@ fn the_first_packets_of_a_token() -> Result<()> {
     Ok(())
 }
 
-/// A burst is not larger for being sent over all CPUs, and not smaller.
+/// A burst that is spread over all CPUs is neither larger nor smaller.
 #[test]
 fn one_rate() -> Result<()> {
     let _alone = alone();
@@ -195,7 +195,7 @@ fn one_rate() -> Result<()> {
     Ok(())
 }
 
-/// Of two addresses at once, one is a token's only source.
+/// Packets from two addresses at once: only one of them becomes the token's source.
 #[test]
 fn one_source() -> Result<()> {
     let _alone = alone();
@@ -222,8 +222,8 @@ fn one_source() -> Result<()> {
     Ok(())
 }
 
-/// With two tables that differ in the burst, whichever is in force or still read by a CPU, a session gets exactly the
-/// larger burst.
+/// Two tables differ in the burst. A session gets exactly the larger burst, regardless of which table is active or
+/// still read by a CPU.
 #[test]
 fn rates_that_change() -> Result<()> {
     let _alone = alone();
@@ -263,7 +263,7 @@ fn rates_that_change() -> Result<()> {
             let limited = counted(program, Reason::RateLimited)?;
             wait_for("what is beyond", || Ok(counted(program, Reason::RateLimited)? > limited + smaller))?;
             let passed = counted(program, Reason::Forwarded)? - before;
-            ensure!(passed == larger, "round {number}: {passed} passed where {larger} should");
+            ensure!(passed == larger, "round {number}: {passed} packets passed instead of {larger}");
         }
         Ok(())
     };
@@ -289,10 +289,9 @@ fn rates_that_change() -> Result<()> {
     )
 }
 
-/// A packet is judged by the service and by the rates of the same publication, however often the two banks change
-/// places while it is handled: the first bank admits the token without an effective rate, the second refuses its
-/// type. A packet that took the service from the first and the rates from the second would be counted as
-/// `rate_limited`.
+/// A packet is checked with the service and the rates of the same publication, however often the two banks are
+/// exchanged meanwhile. The first bank admits the token without an effective rate; the second refuses its type. A
+/// packet with the service of the first bank and the rates of the second would be counted as `rate_limited`.
 #[test]
 fn one_publication_for_each_packet() -> Result<()> {
     const RUNS: u32 = 1000;
@@ -348,7 +347,7 @@ fn one_publication_for_each_packet() -> Result<()> {
             of(Reason::Forwarded) && of(Reason::Policy),
             "{family}: one publication judged all: {moved:?}"
         );
-        ensure!(moved.reasons.len() == 2, "{family}: a packet was judged by two publications: {moved:?}");
+        ensure!(moved.reasons.len() == 2, "{family}: a packet was checked with two publications: {moved:?}");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Every reason has a case or a stated exception.
+//! Every reason has a case or a documented exception.
 
 use std::collections::BTreeSet;
 

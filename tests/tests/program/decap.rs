@@ -1,4 +1,4 @@
-//! `tollgate decap`: which outer headers it removes, and which packets it leaves unchanged.
+//! `tollgate decap`: the outer headers that it removes, and the packets that it leaves unchanged.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,7 @@ const IPIP: Kind = Kind::Ipip;
 const GUE: Kind = Kind::Gue { summed: true };
 const GUE_UNSUMMED: Kind = Kind::Gue { summed: false };
 
-/// Outer version, how, inner version.
+/// Outer IP version, encapsulation, inner IP version.
 const TUNNELS: [(u8, Kind, u8); 11] = [
     (4, IPIP, 4),
     (6, IPIP, 4),
@@ -46,7 +46,7 @@ fn outer_headers_come_off() -> Result<()> {
     Ok(())
 }
 
-/// RFC 6040, figure 4, to the last bit of the inner header and its checksum.
+/// RFC 6040, figure 4, compared in every bit of the inner header and its checksum.
 #[test]
 fn congestion_is_told_on() -> Result<()> {
     const NOT_ECT: u8 = 0;
@@ -59,7 +59,7 @@ fn congestion_is_told_on() -> Result<()> {
         (ECT_1, [(NOT_ECT, Some(ECT_1)), (ECT_0, Some(ECT_1)), (ECT_1, Some(ECT_1)), (CE, Some(CE))]),
         (CE, [(NOT_ECT, Some(CE)), (ECT_0, Some(CE)), (ECT_1, Some(CE)), (CE, Some(CE))]),
     ];
-    // The outer DSCP is not the inner packet's.
+    // The outer DSCP is not copied to the inner packet.
     const OUTER_DSCP: u8 = 0x28;
     const INNER_DSCP: u8 = 0xb8;
     let decap = load()?;
@@ -89,7 +89,7 @@ fn what_is_nobody_elses_passes_untouched() -> Result<()> {
     Ok(())
 }
 
-/// A frame cut short anywhere passes as it is.
+/// A frame that is truncated at any length passes unchanged.
 #[test]
 fn what_is_cut_short_passes_untouched() -> Result<()> {
     let decap = load()?;
@@ -111,7 +111,7 @@ fn what_is_cut_short_passes_untouched() -> Result<()> {
     Ok(())
 }
 
-/// Bytes beyond the first buffer count as length, and need not be read.
+/// Bytes beyond the first buffer count as length; the program does not need to read them.
 #[test]
 fn several_buffers_are_one_frame() -> Result<()> {
     let decap = load()?;
@@ -127,7 +127,7 @@ fn several_buffers_are_one_frame() -> Result<()> {
 #[test]
 fn every_outcome_has_a_case() {
     let mut covered: Vec<_> = untouched().into_iter().map(|(_, _, outcome)| outcome).collect();
-    // These have tests of their own; a helper would have to fail for the last.
+    // These outcomes have their own tests; the last one would need a helper that fails.
     covered.extend([Outcome::Ipip, Outcome::Gue, Outcome::Ecn, Outcome::Internal]);
     let missing: Vec<_> = Outcome::ALL.iter().filter(|outcome| !covered.contains(outcome)).collect();
     assert!(missing.is_empty(), "no case for {missing:?}");
@@ -214,7 +214,7 @@ fn untouched() -> Vec<(&'static str, Tunnel, Outcome)> {
     ]
 }
 
-/// With an extension header.
+/// Adds an extension header.
 fn extended(kind: u8, header: [u8; 8], tunnel: Tunnel) -> Tunnel {
     Tunnel { protocol: Some(kind), options: header.to_vec(), ..tunnel }
 }
@@ -239,13 +239,14 @@ fn ends(version: u8) -> (SocketAddr, SocketAddr) {
     }
 }
 
-/// The program, with a prefix of each family and an address beside it.
+/// Loads the program with a prefix of each family, and with single addresses.
 fn load() -> Result<Decap> {
     let balancers = ["192.0.2.1", "10.9.0.0/24", "fd00:9::/64"].map(|text| text.parse().expect("a prefix"));
     Ok(Decap::load(embedded_object()?, BACKEND_MAC, &balancers)?)
 }
 
-/// Runs the program on a frame: `left` is the resulting frame, or `None` if it is dropped. One counter moves, by one.
+/// Runs the program on a frame. `left` is the resulting frame, or `None` if it is dropped. One counter increases by
+/// one.
 fn check(decap: &Decap, name: &str, frame: &[u8], outcome: Outcome, left: Option<&[u8]>) -> Result<()> {
     let before = decap.counts()?;
     let out = run_once(decap.program()?, frame)?;

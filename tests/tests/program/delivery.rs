@@ -36,7 +36,7 @@ case_groups! {
     local: "Delivery to this host's own stack" => both(|_| local_cases());
 }
 
-/// The cases of this module that a reason of its own belongs to.
+/// The cases of this module whose reason belongs to it.
 pub fn cases() -> Vec<Case> {
     subjects().into_iter().flat_map(Subject::into_cases).collect()
 }
@@ -66,7 +66,7 @@ fn forms() -> Vec<(String, Packet)> {
     forms
 }
 
-/// Over both families, where there may be such a datagram: over IPv6 it has a checksum.
+/// Runs over both families, except for datagrams without a checksum, which do not exist over IPv6.
 fn datagrams_with_checksums(cases: &[Case]) -> Vec<Case> {
     let valid = |case: &Case| case.family() == Some(Family::V4) || !case.name.contains("no UDP checksum");
     both(|_| cases.to_vec()).into_iter().filter(valid).collect()
@@ -106,13 +106,14 @@ fn a_udp_checksum_never_becomes_zero() -> Result<()> {
     Ok(())
 }
 
-/// Checksums by difference against checksums in full, over payloads of all lengths.
+/// Compares incrementally updated checksums with fully computed ones, for payloads of all lengths.
 #[test]
 fn checksums_of_many_payloads() -> Result<()> {
     of_many_payloads(0..600, UdpChecksum::Right)
 }
 
-/// Checksums that are computed because they were left to a network card, over payloads of all lengths, block by block.
+/// Checksums that were left to a network card and that the program computes, for payloads of all lengths, block by
+/// block.
 #[test]
 fn checksums_left_to_a_network_card() -> Result<()> {
     of_many_payloads(0..1100, UdpChecksum::Partial)
@@ -189,7 +190,7 @@ fn backend_cases() -> Vec<Case> {
     ]
 }
 
-/// Each session goes where its hash says, and all backends get some.
+/// Each session goes to the backend that its hash selects, and every backend gets sessions.
 #[test]
 fn sessions_spread() -> Result<()> {
     let fixture = Fixture::default();
@@ -240,7 +241,7 @@ fn local_cases() -> Vec<Case> {
             &completed,
             Reason::Forwarded,
         ),
-        // The kernel still knows that it is partial.
+        // The kernel still knows that the checksum is partial.
         Case::local("local, a partial UDP checksum", fixture(0), &partial, &partial, Reason::Forwarded),
     ]);
     cases.push(Case::local(
@@ -259,7 +260,7 @@ fn local_cases() -> Vec<Case> {
     cases
 }
 
-/// Five services that share a bucket of four with the seed that is tried first: another seed is published.
+/// Five services share a bucket of four entries with the first seed, so the tables are published with another seed.
 #[test]
 fn services_that_share_a_bucket() -> Result<()> {
     let address = Ipv4Addr::new(203, 0, 113, 10);
@@ -279,7 +280,7 @@ fn services_that_share_a_bucket() -> Result<()> {
     check_all(&mut Program::load()?, &ports.iter().map(case).collect::<Vec<_>>())
 }
 
-/// As many services as a node can have, on a few addresses: each with its own key, backend and counters.
+/// The maximum number of services of a node, on a few addresses: each has its own key, backend and counters.
 #[test]
 fn many_services() -> Result<()> {
     let services = 1..=255_u16;
@@ -316,14 +317,14 @@ fn many_services() -> Result<()> {
         let name = format!("service {index}");
         let mut own = Case::sent(&name, fixture.clone(), &packet, &sent, &backend, Reason::Forwarded);
         own.expected.service = index.into();
-        // Another service's token: its key is not this service's.
+        // A token of another service, whose key does not belong to this service.
         let wrong = Packet { to: at(index % 255 + 1), ..packet };
         let mut refused = Case::refused(&name, fixture.clone(), &wrong, Reason::InactiveKey);
         refused.expected.service = u32::from(index % 255 + 1);
         cases.extend([own, refused]);
     }
     check_all(&mut Program::load()?, &cases)?;
-    // The same over IPv6: as many services again do not fit, so it is another fixture.
+    // The same over IPv6, in another fixture, because as many services again do not fit.
     let at_twins = |case: &Case| {
         let mut case = case.clone().over(Family::V6);
         for (at, _) in &mut case.fixture.services {

@@ -1,5 +1,5 @@
-//! A million packets, each handled by the loaded program and by the oracle, which has seen the same packets before:
-//! verdict, reason and bytes are the same.
+//! A million packets, each processed by the loaded program and by the oracle, which has processed the same packets
+//! before: verdict, reason and bytes are equal.
 
 use std::{collections::BTreeMap, thread, time::Instant};
 
@@ -17,18 +17,18 @@ use self::traffic::Traffic;
 
 mod traffic;
 
-/// All of them.
+/// Number of packets.
 const PACKETS: usize = 1_000_000;
 /// After this many packets, time, revocations and verifying keys change.
 const STEP: usize = 10_000;
-/// How many lanes they come in: each has a program and a model.
+/// Number of lanes; each has its own program and model.
 const LANES: usize = 2;
 /// Set, this variable is the seed of the packets.
 const SEED: &str = "TOLLGATE_SEED";
-/// Its value where it is not set.
+/// The seed if the variable is not set.
 const DEFAULT_SEED: u64 = 1_000_000;
 
-/// The reasons that a million packets must cover: all that are decided between the parser and the backend.
+/// The reasons that a million packets must cover: all that are determined between the parser and the backend.
 const REASONS: [Reason; 22] = [
     Reason::Forwarded,
     Reason::NoToken,
@@ -74,7 +74,7 @@ fn a_million_packets() -> Result<()> {
         *counted.entry(reason).or_default() += packets;
     }
     println!("{} packets in {:?}: {counted:?}", LANES * count, start.elapsed());
-    // An emulated machine's twenty thousand say nothing of this.
+    // The twenty thousand packets of an emulated machine are too few for this check.
     let enough = at_scale(50) as u64 - 1;
     let few = REASONS.iter().find(|reason| counted.get(reason).copied().unwrap_or_default() < enough);
     ensure!(few.is_none(), "{few:?} is hardly tried: {counted:?}");
@@ -83,12 +83,12 @@ fn a_million_packets() -> Result<()> {
 
 fn seed() -> Result<u64> {
     let Ok(seed) = std::env::var(SEED) else { return Ok(DEFAULT_SEED) };
-    seed.parse().with_context(|| format!("{SEED}={seed} is no number"))
+    seed.parse().with_context(|| format!("{SEED}={seed} is not a number"))
 }
 
-/// One lane: how many packets came to which reason.
+/// One lane; returns the number of packets of each reason.
 fn run(seed: u64, count: usize) -> Result<BTreeMap<Reason, u64>> {
-    // Room enough that nothing is forgotten, and HMACs without end.
+    // Large enough caches that no entry is evicted, and no HMAC budget.
     let mut program = Program::load_with(&Options { sessions: 131_072, hmac_cost_ns: 0, ..small() })?;
     let mut model = Model::default();
     let mut traffic = Traffic::new(seed);
@@ -143,13 +143,13 @@ fn compare(
     Ok(())
 }
 
-/// If the HMAC budget is small, the same packets are refused for it: on one CPU, whose clock hardly moves between two
-/// steps.
+/// With a small HMAC budget, program and oracle refuse the same packets: on one CPU, whose clock hardly advances
+/// between two steps.
 #[test]
 fn within_a_budget() -> Result<()> {
     pin_to_cpu(0)?;
     let seed = seed()?;
-    // A burst of fifty: fewer than the new tokens of a step. Far less than one recovers while a step runs.
+    // A burst of fifty HMACs: fewer than the new tokens of a step. During a step, much less than one HMAC recovers.
     const STEP: usize = 2000;
     let cost_ns = BURST_NS / 50;
     let mut counted = BTreeMap::new();

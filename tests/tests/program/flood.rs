@@ -22,7 +22,7 @@ use crate::proof;
 
 /// Headers in the replay's table.
 const TABLE: usize = 500_000;
-/// How often it is filled anew.
+/// How often the table is filled with new headers.
 const ROUNDS: usize = 20;
 
 /// The random fields of a header besides nonce, sealed claims and tags.
@@ -34,7 +34,7 @@ enum Junk {
     Nothing,
 }
 
-/// Ten million headers with a right magic and key id.
+/// Ten million headers with a correct magic and key id.
 #[test]
 fn ten_million_forged_headers() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(10_000_000);

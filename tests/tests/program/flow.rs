@@ -1,4 +1,4 @@
-//! Which session an ICMP error about a client belongs to, when several sessions use the client's address
+//! The session that an ICMP error about a client belongs to, if several sessions use the client's address
 //! (docs/adr/0010).
 
 use anyhow::Result;
@@ -17,8 +17,8 @@ use lb_tests::model::{
 
 use crate::{icmp, proof::TS};
 
-/// Seconds of the kernel's clock by which a tick of a fixture is longer than the one before: a quiet session is quiet
-/// for less.
+/// Seconds of the kernel's clock by which a tick of a fixture is longer than the previous one. A session that
+/// sends no datagram for one such step is quiet.
 const TICK: u64 = 4;
 /// After this many ticks, a session in use checks its flow.
 const PERIOD: u64 = 16 / TICK;
@@ -33,7 +33,7 @@ struct Sender {
 }
 
 impl Sender {
-    /// Of the session with this number, to the backend with it.
+    /// The sender of the session with this number, to the backend with this number.
     fn new(family: Family, number: u8, proof: bool) -> Self {
         let mut grant = fixture::grant_number(number.into());
         grant.claims.backend_id = number.into();
@@ -46,7 +46,7 @@ impl Sender {
         self
     }
 
-    /// With another token of the same session, which goes to another backend.
+    /// The sender with another token of the same session, which goes to another backend.
     fn renewed(&self, backend_id: u16) -> Self {
         let mut renewed = self.clone();
         renewed.grant.nonce = *b"renewed!";
@@ -78,7 +78,7 @@ impl Sender {
         Case::sent("a datagram", fixture, &packet, &packet, &backend, Reason::Forwarded)
     }
 
-    /// An ICMP error about the client, which must reach this session's backend.
+    /// An ICMP error about the client, which must reach the backend of this session.
     fn told(&self, at: u64, why: &str) -> Case {
         let fixture = fixture(self.family, at);
         let backend = fixture.backends[usize::from(self.backend()) - 1];
@@ -93,7 +93,7 @@ fn fixture(family: Family, tick_ns: u64) -> Fixture {
     Fixture { tick_ns, backends, ..Fixture::with_service(service) }
 }
 
-/// Runs a story with each family, and with each kind of token for the client and for the stranger.
+/// Runs a sequence of cases with each family, and with each type of token for the client and for the stranger.
 fn with_all(story: impl Fn(Sender, Sender) -> Vec<Case>) -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
@@ -125,7 +125,7 @@ fn a_session_in_use_keeps_its_flow() -> Result<()> {
 
 #[test]
 fn a_stolen_flow_comes_back() -> Result<()> {
-    // The client was quiet when the stranger came.
+    // The client was quiet when the stranger sent its first datagram.
     with_all(|mut client, mut stranger| {
         vec![
             client.sends(1),
@@ -138,7 +138,7 @@ fn a_stolen_flow_comes_back() -> Result<()> {
             client.told(3, "the stranger comes again"),
         ]
     })?;
-    // The stranger came first.
+    // The stranger sent its first datagram before the client.
     with_all(|mut client, mut stranger| {
         vec![
             stranger.sends(1),
@@ -148,7 +148,7 @@ fn a_stolen_flow_comes_back() -> Result<()> {
             client.told(2, "the stranger was quiet, and the client was not"),
         ]
     })?;
-    // The stranger moves on: the client has its flow back with its next datagram.
+    // The stranger moves to another address: the client gets its flow back with its next datagram.
     with_all(|mut client, mut stranger| {
         let elsewhere = Packet { from: packet::client(9), ..Packet::default() };
         vec![

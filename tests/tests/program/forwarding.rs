@@ -30,7 +30,7 @@ pub const MODES: [(u8, &str, Family, Family); 8] = [
 /// The modes that encapsulate.
 const TUNNELS: std::ops::Range<usize> = 2..MODES.len();
 
-/// The property of one in 65,536 correct checksums.
+/// A property of one in 65,536 correct checksums.
 pub const AS_IF_PARTIAL: &str = "a right UDP checksum that equals the sum of its pseudo-header";
 
 /// Flags of a service, by their effect on the token.
@@ -115,8 +115,8 @@ fn generic_cases() -> Vec<Case> {
     cases
 }
 
-/// Frames with no, one and two tags, to backends that keep tags or have none, one or two, out of the same or another
-/// interface.
+/// Frames with no, one and two tags, to backends that keep tags or have no, one or two tags, through the same or
+/// another interface.
 fn tag_cases() -> Vec<Case> {
     let tag = |identifier: u16, control: u16| Tag {
         identifier_be: identifier.to_be(),
@@ -150,7 +150,7 @@ fn tag_cases() -> Vec<Case> {
     cases
 }
 
-/// Fields that outer headers take over, and those that they do not.
+/// Fields that outer headers copy, and fields that they do not.
 fn copied_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (forward, mode, family, backend) in &MODES[TUNNELS] {
@@ -209,14 +209,14 @@ fn refused_cases() -> Vec<Case> {
     cases
 }
 
-/// The sources of outer headers, and the source ports of GUE, are many, and each session keeps its own.
+/// Outer source addresses and GUE source ports vary between sessions, and are constant for each session.
 #[test]
 fn sources_spread() -> Result<()> {
     let mut cases = Vec::new();
     let mut outer = std::collections::BTreeSet::new();
     for (forward, mode, family, backend) in &MODES[TUNNELS] {
         let backend = Backend { spread_be: 0x3ff_u32.to_be(), ..fixture::backend_at(1, *backend) };
-        // The bits that are filled are zero.
+        // The bits that the hash fills are zero.
         let mut source_be = backend.source_be;
         source_be[3] &= !backend.spread_be;
         let fixture = fixture::sending(*forward, 0, Backend { source_be, ..backend });

@@ -1,4 +1,5 @@
-//! ICMP errors about a backend's answers: they go to the backend of the session that they quote, or to this host.
+//! ICMP errors about a backend's answers: they go to the backend of the session whose answer they quote, or to this
+//! host.
 
 use anyhow::Result;
 use lb_common::{
@@ -21,7 +22,7 @@ use crate::{
     proof::{self, TS},
 };
 
-/// A client that no datagram came from.
+/// A client that has sent no datagram.
 const STRANGER: u16 = 77;
 
 case_groups! {
@@ -74,7 +75,7 @@ fn error(family: Family, message: Icmp, quoted: &Packet, len: usize) -> Packet {
     Packet::icmp_error(message, &quoted.clone().over(family).ip_packet(), len).over(family)
 }
 
-/// All that an IPv4 router quotes at least: the IP header and eight bytes (RFC 792).
+/// The minimum that an IPv4 router quotes: the IP header and eight bytes (RFC 792).
 fn least(family: Family) -> usize {
     family.header_len() + UDP_LEN
 }
@@ -229,7 +230,7 @@ fn too_big_errors_are_dropped_in_silence() -> Result<()> {
     crate::check_each(&cases)
 }
 
-/// Only a verified datagram leaves a flow.
+/// Only a verified datagram creates a flow.
 #[test]
 fn a_datagram_ties_errors_to_its_session() -> Result<()> {
     let mut program = Program::load()?;
@@ -245,7 +246,7 @@ fn a_datagram_ties_errors_to_its_session() -> Result<()> {
         let valid = Packet { from, ..Packet::default() }.over(family);
         let valid = Case::sent("valid", fixture.clone(), &valid, &valid, &backend, Reason::Forwarded);
         let tied = sent("an error after a datagram".into(), fixture.clone(), &packet);
-        // It is verified by HMAC and refused: its entry ties no errors.
+        // The token is verified by HMAC and refused: its entry ties no errors.
         let key = RevocationKey { service_id: SERVICE_ID, kind: REVOKED_SESSION, of: SESSION };
         let revoking = Fixture { revocations: vec![(key, fixture.now_ns + 1)], ..fixture };
         let revoked = Packet { from, ..Packet::default() }.over(family);
@@ -255,7 +256,8 @@ fn a_datagram_ties_errors_to_its_session() -> Result<()> {
     Ok(())
 }
 
-/// Neither does a datagram with a correct token that is refused for its use. An error itself uses no part of a limit.
+/// A datagram with a correct token that is refused for its use creates no flow either. An error itself uses no part of
+/// a limit.
 #[test]
 fn only_what_passes_ties_errors_to_its_session() -> Result<()> {
     let mut program = Program::load()?;

@@ -1,4 +1,4 @@
-//! Frames in several buffers, of which the program reads the first.
+//! Frames in several buffers, of which the program reads only the first.
 
 use std::io::{self, Write as _};
 
@@ -28,8 +28,8 @@ case_groups! {
     whole: "Frames in several buffers" => cases();
 }
 
-/// For a packet of no service, only the first buffer is counted: the length of all buffers would cost every frame a
-/// helper call.
+/// For a packet of no service, only the first buffer is counted: the length of all buffers would cost a helper call for
+/// every frame.
 #[test]
 fn not_ours() -> Result<()> {
     let program = Program::load()?;
@@ -42,13 +42,13 @@ fn not_ours() -> Result<()> {
     Ok(())
 }
 
-/// However a driver splits a frame into buffers, its token is read whole or refused as unreadable; in that case no
-/// sequence number of a PROOF token is used up.
+/// Wherever a driver splits a frame into buffers, its token is read completely or the frame is refused as unreadable.
+/// In the latter case, no sequence number of a PROOF token is used up.
 #[test]
 fn cut_anywhere() -> Result<()> {
     if KernelVersion::current()? < KernelVersion::new(6, 18, 0) {
-        // There, first buffers of test runs have one length, which `whole` is about. Not by a macro, which tests keep
-        // quiet.
+        // On this kernel, the first buffer of a test run has a fixed length, which `whole` tests. Not written with a
+        // macro, because tests capture its output.
         writeln!(
             io::stderr(),
             "jumbo::cut_anywhere is LEFT OUT: only since Linux 6.18 can frames be cut anywhere"

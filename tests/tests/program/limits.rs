@@ -28,7 +28,7 @@ case_groups! {
     sources: "Source addresses of a token" => source_cases();
 }
 
-/// As the kernel's clock advances, a session may send a burst and then its rate.
+/// While the kernel's clock advances, a session may send a burst and then packets at its rate.
 #[test]
 fn a_burst_and_so_many_a_second() -> Result<()> {
     let mut program = Program::load()?;
@@ -38,7 +38,7 @@ fn a_burst_and_so_many_a_second() -> Result<()> {
         let rate = ClassRate { class: 1, per_second: 2, burst: 13 };
         let packet = Packet::default().over(family);
         let mut passed = Vec::new();
-        // At every step, some 4.3 s are over.
+        // Each step advances the clock by about 4.3 s.
         for tick_ns in first_tick..first_tick + 5 {
             let fixture = Fixture { tick_ns, ..rated(vec![rate]) };
             let cases: Vec<Case> = (0..20)
@@ -91,8 +91,8 @@ fn junk_takes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A new table does not change the state of a session: between two tables that differ in the burst, a session gets at
-/// most the larger.
+/// A new table does not reset the state of a session: with two tables that differ in the burst, a session gets at most
+/// the larger burst.
 #[test]
 fn rates_that_change() -> Result<()> {
     let mut program = Program::load()?;
@@ -236,7 +236,7 @@ fn source_cases() -> Vec<Case> {
     cases
 }
 
-/// The two limits are one decision: a packet that one of them refuses uses no part of the other.
+/// The two limits are checked together: a packet that one of them refuses uses no part of the other.
 #[test]
 fn one_refusal_takes_nothing_from_the_other() -> Result<()> {
     let rate = ClassRate { class: 1, per_second: 1, burst: 2 };

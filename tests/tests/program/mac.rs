@@ -20,7 +20,7 @@ use crate::{forwarding::MODES, matrix::case_groups};
 const OTHER_BALANCER: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 /// The virtual router 10 of VRRP over IPv4 (RFC 9568 §7.3).
 const VIRTUAL_ROUTER: [u8; 6] = [0, 0, 0x5e, 0, 1, 10];
-/// Destinations that are no station's, by name.
+/// Destinations that are not the address of a station, by name.
 const GROUPS: [(&str, [u8; 6]); 4] = [
     ("broadcast", [0xff; 6]),
     ("IPv4 multicast", [0x01, 0, 0x5e, 0, 0, 1]),
@@ -47,7 +47,7 @@ fn packets() -> Vec<(&'static str, Packet)> {
     ]
 }
 
-/// Services of each kind, by mode: the flags, and how they forward.
+/// Services of each kind, by mode: flags and forwarding mode.
 fn services() -> Vec<(String, Fixture)> {
     let mut fixtures = vec![];
     for (flags, mode) in [(0, "enforce"), (FLAG_OBSERVE, "observe")] {
@@ -63,7 +63,7 @@ fn to(destination_mac: [u8; 6], packet: Packet) -> Packet {
     Packet { destination_mac, ..packet }
 }
 
-/// Counted for no service, and dropped, because no device above the interface has the address.
+/// Dropped, and counted for no service, because no device above the interface has the address.
 fn misdirected(name: impl Into<String>, fixture: Fixture, packet: &Packet) -> Case {
     let mut case = Case::refused(name, fixture, packet, Reason::NotOurs);
     case.expected.service = 0;
@@ -90,7 +90,7 @@ fn other_station_cases() -> Vec<Case> {
     });
     let packet = to(OTHER_BALANCER, Packet::default());
     cases.push(misdirected("a valid token for another interface of this host", elsewhere, &packet));
-    // Any octet of the address counts.
+    // Every octet of the address is compared.
     for octet in 0..6 {
         let mut mac = BALANCER_MAC;
         mac[octet] ^= 0x40;
@@ -146,7 +146,7 @@ fn own_cases() -> Vec<Case> {
 #[test]
 fn neighbours_in_a_bucket_are_told_apart() -> Result<()> {
     let mut program = Program::load()?;
-    // So few entries fit with the first seed.
+    // With the first seed, such a small number of entries fits.
     let bucket = Mac::new(OTHER_BALANCER).bucket(LOOPBACK, 0);
     let elsewhere = (LOOPBACK + 1..).find(|ifindex| Mac::new(OTHER_BALANCER).bucket(*ifindex, 0) == bucket);
     let alike = (0..=u16::MAX).map(|last| {
@@ -191,7 +191,8 @@ fn without_any_address_everything_is_dropped() -> Result<()> {
     Ok(())
 }
 
-/// As many addresses as there may be, on interfaces with numbers of all sizes: each accepts its own, and no other's.
+/// The maximum number of addresses, on interfaces with indices of all sizes: each interface accepts its own addresses,
+/// and no other's.
 #[test]
 fn a_full_table() -> Result<()> {
     let mut program = Program::load()?;
@@ -218,8 +219,8 @@ fn a_full_table() -> Result<()> {
     Ok(())
 }
 
-/// Two balancers in observe mode on a bridge that floods all frames, each configured as the other's router: a packet
-/// without a token is forwarded at most once by each.
+/// Two balancers in observe mode on a bridge that floods all frames, each configured as the router of the other: each
+/// forwards a packet without a token at most once.
 #[test]
 fn two_balancers_on_a_flooded_segment_multiply_nothing() -> Result<()> {
     let service = Service { flags: FLAG_OBSERVE, ..fixture::service() };
@@ -250,7 +251,7 @@ fn two_balancers_on_a_flooded_segment_multiply_nothing() -> Result<()> {
                 ensure!(sent < 10, "frames multiply");
             }
             let expected = u32::from(destination != [0xff; 6]);
-            ensure!(sent == expected, "{sent} datagrams were sent, where {expected} was expected");
+            ensure!(sent == expected, "{sent} datagrams were sent instead of {expected}");
         }
     }
     let counted = |balancer: &Program, reason| balancer.counted((SERVICE_INDEX, reason));

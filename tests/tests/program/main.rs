@@ -1,4 +1,4 @@
-//! The program in the kernel, one packet at a time. It needs root and no network: it also runs in a minimal virtual
+//! The program in the kernel, one packet at a time. It needs root and no network, so it also runs in a minimal virtual
 //! machine.
 
 mod attacks;
@@ -37,11 +37,12 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Result;
 use lb_tests::model::{case::Case, program::Program};
 
-/// A loaded program that is not in use. Loading takes the verifier most of a second, and far longer on an emulated
-/// machine.
+/// A loaded program that is not in use. The verifier takes most of a second for each load, and much longer on an
+/// emulated machine.
 static IDLE: Mutex<Option<Program>> = Mutex::new(None);
 
-/// Checks each case by itself, so that every counter that moves is one case's, and no session is another's.
+/// Checks each case separately, so that every counter that increases belongs to one case, and no case uses the sessions
+/// of another.
 fn check_each(cases: &[Case]) -> Result<()> {
     let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
     let there = idle().take();

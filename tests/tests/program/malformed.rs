@@ -1,4 +1,4 @@
-//! Valid packets cut to every possible length.
+//! Valid packets truncated to every possible length.
 
 use anyhow::Result;
 use lb_common::{reason::Reason, token::header};
@@ -9,7 +9,7 @@ use lb_tests::model::{
     program::{Outcome, Program, Verdict},
 };
 
-/// Bytes of a UDP header from which the service is known.
+/// Number of bytes of a UDP header that identify the service.
 const PORTS_LEN: usize = 4;
 
 fn dropped(name: String, frame: Vec<u8>, reason: Reason) -> Case {
@@ -24,7 +24,7 @@ fn passed(name: String, frame: Vec<u8>) -> Case {
     Case::of_frame(name, Fixture::default(), frame, expected)
 }
 
-/// Cut short, with the lengths it had: passed on until its address can be read, dropped from there.
+/// Truncated, with unchanged length fields: passed until the address can be read, dropped from there on.
 #[test]
 fn cut_with_its_lengths_kept() -> Result<()> {
     let mut cases = Vec::new();
@@ -46,7 +46,7 @@ fn cut_with_its_lengths_kept() -> Result<()> {
     check_all(&mut Program::load()?, &cases)
 }
 
-/// Cut short, with consistent lengths: the outcome is `no_token` until the token is complete.
+/// Truncated, with consistent length fields: the outcome is `no_token` until the token is complete.
 #[test]
 fn cut_with_its_lengths_adapted() -> Result<()> {
     let mut cases = Vec::new();
@@ -78,7 +78,7 @@ fn cut_with_its_lengths_adapted() -> Result<()> {
     check_all(&mut Program::load()?, &cases)
 }
 
-/// Cut short, then padded to the minimum Ethernet length: padding is not part of a packet.
+/// Truncated, then padded to the minimum Ethernet length: padding is not part of a packet.
 #[test]
 fn cut_and_padded() -> Result<()> {
     let whole = Packet::default();

@@ -39,7 +39,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// [`case_groups`] calls it.
+    /// Called by [`case_groups`].
     pub const fn new(about: &'static str, test: &'static str, cases: Vec<Case>) -> Self {
         Self { about, test, cases }
     }
@@ -98,7 +98,7 @@ fn the_page_is_as_the_cases_are() -> Result<()> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/matrix.md");
         return std::fs::write(&path, page).with_context(|| path.display().to_string());
     }
-    // As it was built: there are no files where the cases run on another kernel.
+    // The page at build time: on another kernel, the cases run without the source files.
     let there = include_str!("../../../docs/matrix.md");
     let differs = page.lines().zip(there.lines()).find(|(new, old)| new != old);
     ensure!(
@@ -134,7 +134,7 @@ struct Row {
     cells: [Option<String>; 2],
 }
 
-/// Cases that differ in family alone are one line, and so are those that differ in their mode, which a name ends with.
+/// Cases that differ only in their family are one line. So are cases that differ in the mode at the end of their name.
 fn rows(cases: &[Case]) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     let mut places = BTreeMap::<(String, String), usize>::new();
@@ -152,7 +152,7 @@ fn rows(cases: &[Case]) -> Vec<Row> {
             row.modes.push(mode.to_owned());
         }
     }
-    // A packet that fares differently in the two families is one line, too.
+    // A packet with different outcomes in the two families is one line, too.
     let mut merged: Vec<Row> = Vec::new();
     for row in rows {
         let other = merged.iter_mut().find(|other| {

@@ -1,4 +1,4 @@
-//! Valid packets that are damaged: the outcome of each is the oracle's.
+//! Valid packets that are damaged. The oracle defines the outcome of each.
 
 use anyhow::{Result, ensure};
 use lb_common::{reason::Reason, service::FORWARD_NAT, token::header};
@@ -10,7 +10,7 @@ use lb_tests::model::{
     program::{Program, Verdict},
 };
 
-/// Random packets.
+/// Number of random packets.
 const MUTANTS: usize = 34_000;
 /// Cases whose counters are compared at once.
 const BATCH: usize = 500;
@@ -20,7 +20,7 @@ fn judged(name: String, fixture: &Fixture, frame: Vec<u8>) -> Case {
     Case::of_frame(name, fixture.clone(), frame, expected)
 }
 
-/// No bit of a token can be flipped.
+/// A packet with any flipped bit in its token is refused.
 #[test]
 fn every_bit_of_the_token() -> Result<()> {
     let of = |packet: Packet| {
@@ -36,7 +36,7 @@ fn every_bit_of_the_token() -> Result<()> {
     check_all(&mut Program::load()?, &cases)
 }
 
-/// Bits before the token: most change the packet's outcome or the output, none has a further effect.
+/// Flipped bits before the token: most change the outcome or the frame, and none has a further effect.
 #[test]
 fn every_bit_before_the_token() -> Result<()> {
     let mut program = Program::load()?;
@@ -58,7 +58,7 @@ fn flipped(fixture: &Fixture, packet: &Packet, bit: usize) -> Case {
     judged(format!("bit {} of byte {} flipped", bit % 8, bit / 8), fixture, frame)
 }
 
-/// By the modes that a mutant's service may have.
+/// The fixtures, by the mode of the service.
 fn fixtures() -> Vec<(&'static str, Fixture)> {
     let mut fixtures = vec![("l2", Fixture::default())];
     for (forward, mode, _, backend) in crate::forwarding::MODES {
@@ -87,7 +87,7 @@ fn corpus() -> Vec<(&'static str, Packet)> {
     ]
 }
 
-/// Bytes set, removed and put in anywhere, several at once; every packet is counted exactly once.
+/// Bytes are changed, removed and inserted at any position, several at once. Every packet is counted exactly once.
 #[test]
 fn random_damage() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(2);
@@ -116,7 +116,7 @@ fn random_damage() -> Result<()> {
 }
 
 fn damage(random: &mut fastrand::Rng, frame: &mut Vec<u8>) {
-    // Mostly among the headers, where it matters.
+    // Mostly among the headers, where damage has an effect.
     let last = if random.bool() { frame.len() } else { frame.len().min(60) };
     let at = random.usize(0..last);
     match random.u8(..8) {
@@ -153,7 +153,7 @@ fn damaged_errors() -> Result<()> {
     Ok(())
 }
 
-/// Frames of nothing but chance, and of chance behind the beginning of a packet for the service.
+/// Random frames, and random bytes after the start of a packet for the service.
 #[test]
 fn noise() -> Result<()> {
     let mut random = fastrand::Rng::with_seed(3);
@@ -181,8 +181,7 @@ fn the_oracle_is_right() -> Result<()> {
         let mut model = Model::default();
         for Case { name, fixture, frame, expected, .. } in case.in_order() {
             let of_nat = fixture.services.iter().any(|(_, service)| service.forward == FORWARD_NAT);
-            // The oracle does not model translations, per-CPU budgets, the ICMP messages within them, and observe
-            // mode.
+            // The oracle does not model translations, per-CPU budgets, the ICMP messages within them, and observe mode.
             let observed = fixture.services.iter().any(|(_, service)| service.observes());
             let told = expected.reason == Reason::TooBig && expected.outcome.verdict == Verdict::Transmit;
             if !of_nat && !observed && !told && expected.reason != Reason::HmacBudget {

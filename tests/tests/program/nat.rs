@@ -28,7 +28,7 @@ mod exchange;
 mod forged;
 mod sessions;
 
-/// A range in which every client has the same port, so that cases can name it.
+/// A range in which every client gets the same port, so that cases can name it.
 const ONE_PORT: Ports = Ports { first: 40_000, last: 40_000 };
 
 case_groups! {
@@ -101,7 +101,7 @@ fn checksums(family: Family) -> Vec<(&'static str, UdpChecksum)> {
 #[test]
 fn there_and_back() -> Result<()> {
     let mut program = Program::load()?;
-    // Where a client's datagrams come from may change once in a second: each of these is another client.
+    // The source of a client's datagrams may change once per second, so each datagram has another client.
     let mut clients = (0..).map(packet::client);
     for (family, flags) in Family::BOTH.into_iter().flat_map(|family| FLAGS.map(|(flags, _)| (family, flags)))
     {
@@ -122,7 +122,7 @@ fn there_and_back() -> Result<()> {
     Ok(())
 }
 
-/// One in 65,536 right checksums equals the sum of its pseudo-header. It stays right in both directions, also in
+/// One in 65,536 correct checksums equals the sum of its pseudo-header. It stays correct in both directions, also in
 /// generic mode.
 #[test]
 fn checksums_that_look_partial() -> Result<()> {
@@ -153,8 +153,8 @@ fn partial_answers_in_generic_mode() -> Result<()> {
     Ok(())
 }
 
-/// A backend behind another interface with tags: its answers come in there, and leave where the client's datagrams came
-/// in. In a test run both are the same interface.
+/// A backend behind another interface, with tags: its answers arrive there, and leave through the interface of the
+/// client. In a test run, both are the same interface.
 #[test]
 fn by_another_interface_with_tags() -> Result<()> {
     let mut program = Program::load()?;
@@ -169,7 +169,7 @@ fn by_another_interface_with_tags() -> Result<()> {
             let client = Packet { from: packet::client(tags), ..Packet::default() }.tagged(tags).over(family);
             let fixture = fixture::sending(FORWARD_NAT, FLAG_STRIP, backend);
             let exchange = Exchange::start(&mut program, fixture, client)?;
-            // It arrives on the client's interface, not on the backend's: it is forged.
+            // It arrives on the client's interface instead of the backend's, so it is forged.
             exchange.not_ours("by the client's interface", &exchange.answer).check(&mut program)?;
             let mut translation = program.translations()?.get(&exchange.key(), 0)?;
             ensure!(translation.backend_ifindex == OTHER_INTERFACE, "{family}, {tags} tags");
@@ -181,7 +181,7 @@ fn by_another_interface_with_tags() -> Result<()> {
     Ok(())
 }
 
-/// What a backend sends and no translation covers is for this host.
+/// A packet of a backend without a translation is for this host.
 #[test]
 fn answers_to_nobody() -> Result<()> {
     let mut program = Program::load()?;
@@ -255,7 +255,7 @@ fn errors() -> Result<()> {
     Ok(())
 }
 
-/// Gives a port to another client, whose last datagram passed at this moment of the kernel's clock.
+/// Assigns a port to another client, whose last datagram passed at this time of the kernel's clock.
 fn occupy(program: &Program, fixture: &Fixture, port: u16, used_at_ns: u64) -> Result<()> {
     let client = packet::client(port);
     let translation = Translation {
@@ -268,7 +268,7 @@ fn occupy(program: &Program, fixture: &Fixture, port: u16, used_at_ns: u64) -> R
     Ok(program.translations()?.insert(key(fixture, port), translation, 0)?)
 }
 
-/// A client whose port is taken gets another one, within the number of probes; a translation that has timed out is
+/// A client whose port is in use gets another port, within the number of probes. A translation that has timed out is
 /// free.
 #[test]
 fn collisions_timeouts_and_exhaustion() -> Result<()> {
@@ -291,9 +291,10 @@ fn collisions_timeouts_and_exhaustion() -> Result<()> {
         Case::refused("no port is free", fixture.clone(), &client, Reason::NatPorts).check(&mut program)?;
         occupy(&program, &fixture, taken[1], now - TIMEOUT_NS - 1)?;
         let freed = translated(&mut program, "a port that was left for long", &fixture, &client)?;
-        ensure!(freed == taken[1], "{freed} where {} was free", taken[1]);
+        ensure!(freed == taken[1], "port {freed}, but {} was free", taken[1]);
 
-        // Answers do not extend a translation's life: those of a client that has been silent for too long do not pass.
+        // Answers do not extend the lifetime of a translation: answers to a client that has been silent for too long do
+        // not pass.
         let exchange = Exchange::of_port(fixture, client, freed);
         let mut translation = program.translations()?.get(&exchange.key(), 0)?;
         for (used_at_ns, case) in [
@@ -308,7 +309,7 @@ fn collisions_timeouts_and_exhaustion() -> Result<()> {
     Ok(())
 }
 
-/// Each client has a port of its own, and keeps it.
+/// Each client has its own port, and keeps it.
 #[test]
 fn many_clients() -> Result<()> {
     let mut program = Program::load()?;

@@ -22,8 +22,8 @@ use crate::matrix::{Subject, case_groups};
 const DROPPED: [Reason; 2] = [Reason::Malformed, Reason::NoBackend];
 
 case_groups! {
-    /// Every refused case of the other modules, observed: its reason stays, and the packet goes to the backend of the
-    /// client's address.
+    /// Every refused case of the other modules, in observe mode: the reason stays, and the packet goes to the backend
+    /// of the client's address.
     what_enforce_drops_is_delivered_unstripped: "Refused packets in `mode = \"observe\"`" => observed_cases();
 }
 
@@ -45,7 +45,7 @@ fn locally_too() -> Result<()> {
     crate::check_each(&cases)
 }
 
-/// Refused cases, and cases that pass because an earlier refused packet used up nothing.
+/// Refused cases, and cases that pass because an earlier refused packet used up no limit.
 fn refused() -> Vec<Case> {
     let of_sessions = [crate::revocation::subjects(), crate::proof::subjects(), crate::limits::subjects()];
     let of_sessions = of_sessions.into_iter().flatten().flat_map(Subject::into_cases).collect();
@@ -98,7 +98,7 @@ fn observing() -> Fixture {
     Fixture::with_service(Service { flags, ..fixture::service() })
 }
 
-/// Clients without tokens spread over the backends, each with all of its packets, fragments too.
+/// Clients without tokens spread over the backends. All packets of a client go to one backend, including fragments.
 #[test]
 fn by_the_clients_address() -> Result<()> {
     let fixture = observing();
@@ -127,8 +127,8 @@ fn by_the_clients_address() -> Result<()> {
     check_all(&mut Program::load()?, &cases)
 }
 
-/// A refused packet is forwarded in every mode, unchanged. Its transport header is not read, so an outer UDP header
-/// has no checksum.
+/// A refused packet is forwarded unchanged in every mode. Its transport header is not read, so an outer UDP header has
+/// no checksum.
 #[test]
 fn in_every_mode() -> Result<()> {
     let mut cases = Vec::new();

@@ -1,4 +1,4 @@
-//! Step 1: which service a packet is for, and whether it can be parsed.
+//! Step 1: the service of a packet, and whether the packet can be parsed.
 
 mod ipv6;
 
@@ -99,7 +99,7 @@ const ECHO: [Icmp; 2] =
 const OTHER_VERSION: [u8; 2] = [6, 4];
 const OTHER_TYPE: [u16; 2] = [ETHER_TYPE_IPV6, ETHER_TYPE_IPV4];
 
-/// Packets for a service that no service can take.
+/// Packets to a service that the service cannot accept.
 fn refused(family: Family) -> Vec<Case> {
     let drop = |name: &str, packet: Packet, reason| {
         Case::refused(name, Fixture::default(), &packet.over(family), reason)
@@ -108,7 +108,7 @@ fn refused(family: Family) -> Vec<Case> {
     let whole = u16::try_from(UDP_LEN + Packet::default().payload.len()).expect("small");
     let lengths = |ip_len, udp_len| Packet { ip_len, udp_len, ..Packet::default() };
     let fragment = |fragment| Packet { fragment, ..Packet::default() };
-    // Under more tags than the program parses, the service is unknown; the kernel removes any number of VLAN 0 tags.
+    // With more tags than the program parses, the service is unknown; the kernel removes any number of VLAN 0 tags.
     let buried = |name: &str, tags| {
         let mut case = drop(name, Packet { tags, ..Packet::default() }, Reason::Unsupported);
         case.expected.service = 0;

@@ -22,7 +22,7 @@ use lb_tests::model::{
 
 use crate::matrix::case_groups;
 
-/// Milliseconds from when the default token was issued to the default moment.
+/// Milliseconds from the issue of the default token to the default time.
 pub const TS: u32 = 10_000;
 
 case_groups! {
@@ -43,7 +43,7 @@ fn a_window_is_exact() -> Result<()> {
         .map(|number| {
             let seq = match random.u8(..4) {
                 0 => highest.saturating_add(random.u32(..40)),
-                // Far ahead: every word of the window is another block's.
+                // Far ahead: every word of the window belongs to another block.
                 1 if number % 500 == 0 => highest.saturating_add(random.u32(..2000)),
                 _ => highest.saturating_sub(random.u32(..600)),
             };
@@ -89,12 +89,12 @@ pub fn refused(name: &str, packet: &Packet, reason: Reason) -> Case {
     Case::refused(name, fixture(), packet, reason)
 }
 
-/// The same with another proof.
+/// The same packet with another proof.
 pub fn forged(packet: &Packet) -> Packet {
     changed(packet, LEN - 1)
 }
 
-/// The same with a bit flipped in a byte of its payload.
+/// The same packet with a flipped bit in one byte of its payload.
 pub fn changed(packet: &Packet, at: usize) -> Packet {
     let mut packet = packet.clone();
     packet.payload[at] ^= 1;
@@ -172,7 +172,7 @@ fn payload_cases() -> Vec<Case> {
     cases
 }
 
-/// Tokens bound to where they come from.
+/// Tokens bound to their source.
 fn bound(family: Family) -> Vec<Case> {
     let packet = |bind: Option<Family>, bind_port| {
         let network = |family: Family| {

@@ -53,7 +53,7 @@ fn within_one_packet() -> Result<()> {
     Ok(())
 }
 
-/// A revocation that is not removed ends by itself, to the nanosecond.
+/// A revocation that is not removed ends at its time, exact to the nanosecond.
 #[test]
 fn it_ends() -> Result<()> {
     let mut program = Program::load()?;
@@ -71,7 +71,7 @@ fn it_ends() -> Result<()> {
     Ok(())
 }
 
-/// One in a full list costs the others nothing but the look-up after each addition.
+/// Another revocation in a full list costs other tokens only one look-up after each addition.
 #[test]
 fn a_full_list() -> Result<()> {
     let mut program = Program::load()?;
@@ -87,7 +87,7 @@ fn a_full_list() -> Result<()> {
     check_all(&mut program, &cases)
 }
 
-/// For as long as any test.
+/// An end later than any test.
 fn forever() -> u64 {
     Fixture::default().now_ns + 1
 }

@@ -24,11 +24,12 @@ use lb_tests::model::{
 };
 use tollgate::datapath::{DatapathError, GRACE, Options};
 
-/// Keys that come and go.
+/// Number of keys that are installed and stopped.
 const KEYS: usize = 20_000;
-/// How often one comes.
+/// Interval between two installations.
 const PERIOD: Duration = Duration::from_micros(100);
-/// Keys that verify at once. A slot is off for longer than the grace before its next key comes.
+/// Number of keys that verify at the same time. A slot is off for longer than the grace before its next key is
+/// installed.
 const LIVE: usize = 1000;
 
 /// A key of a slot, and tokens about it.
@@ -36,12 +37,12 @@ struct Generation {
     key: Key,
     /// A token of it.
     valid: Header,
-    /// Signed with its id and fast key, with the full tag of the slot's next key: valid for a reader that reads the
-    /// first before the change and the second after it.
+    /// Signed with its id and fast key, and with the full tag of the slot's next key. It is valid for a reader that
+    /// reads the first before the change and the second after it.
     mixed: Header,
 }
 
-/// The key that comes as the `number`th.
+/// The `number`th key that is installed.
 fn nth(number: usize) -> Key {
     let mut master = [0x55; 32];
     master[..8].copy_from_slice(&number.to_le_bytes());
@@ -60,13 +61,13 @@ impl Generation {
     }
 }
 
-/// The program by a handle of its own, for a thread of its own.
+/// The program with a separate handle for a separate thread.
 pub fn handle(program: &mut Program) -> Result<Xdp> {
     let info = program.datapath().program(PROGRAM)?.info()?;
     Ok(Xdp::from_program_info(info, PROGRAM.into(), XdpAttachType::Interface)?)
 }
 
-/// Frames into which tokens are put.
+/// Frames for the tokens.
 struct Sender {
     program: Xdp,
     frame: Vec<u8>,
@@ -86,21 +87,21 @@ impl Sender {
     }
 }
 
-/// Which keys verify, by their numbers, as the traffic may know.
+/// The range of verifying keys, by number, as the traffic may assume.
 #[derive(Default)]
 struct Ring {
-    /// All keys below are off.
+    /// All keys below this number are off.
     stopped: AtomicUsize,
-    /// All keys from here on and below `installed` verify.
+    /// All keys from this number to below `installed` verify.
     oldest: AtomicUsize,
     installed: AtomicUsize,
-    /// All keys from here on have never verified.
+    /// All keys from this number on have never verified.
     unknown: AtomicUsize,
     over: AtomicBool,
 }
 
 impl Ring {
-    /// Sends all packets until the end; returns how many passed.
+    /// Sends all packets until the end; returns the number of packets that passed.
     fn traffic(&self, generations: &[Generation], mut sender: Sender, seed: u64) -> Result<usize> {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut passed = 0;
@@ -117,7 +118,7 @@ impl Ring {
             let generation = &generations[number];
             if random.u8(..4) == 0 {
                 let mixed = sender.passes(&generation.mixed, 1)?;
-                ensure!(!mixed, "key {number}: a packet was judged by two keys");
+                ensure!(!mixed, "key {number}: a packet was checked with two keys");
                 continue;
             }
             let valid = sender.passes(&generation.valid, 1)?;
@@ -130,7 +131,7 @@ impl Ring {
         Ok(passed)
     }
 
-    /// Lets all keys come and go; returns how long it took.
+    /// Installs and stops all keys; returns the duration.
     fn rotate(&self, generations: &[Generation], program: &mut Program) -> Result<Duration> {
         let slots = &mut program.datapath().key_slots;
         let start = Instant::now();
@@ -196,7 +197,7 @@ fn ten_thousand_keys_a_second() -> Result<()> {
     Ok(())
 }
 
-/// The test above can fail: where one key is written over another that verifies, packets are judged by both.
+/// The test above can fail: if a verifying key is overwritten, packets are checked with parts of both.
 #[test]
 fn overwriting_a_live_slot_is_seen() -> Result<()> {
     let cpus = cpus()?;
@@ -204,7 +205,7 @@ fn overwriting_a_live_slot_is_seen() -> Result<()> {
     let (one, other) = (nth(0), nth(KEY_SLOTS_MAX as usize));
     let mixed = Generation::new(one.clone(), &other).mixed;
     let mut program = Program::load_with(&Options { hmac_cost_ns: 0, ..small() })?;
-    // Stripped, the frame would be another in the second of many runs at once.
+    // If the token were stripped, the frame would differ in the second of several runs.
     let service = fixture::service();
     let service = Service { flags: service.flags & !FLAG_STRIP, ..service };
     program.enter(&Fixture { keys: vec![], ..Fixture::with_service(service) }.repeated())?;
@@ -222,11 +223,11 @@ fn overwriting_a_live_slot_is_seen() -> Result<()> {
         let mut seen = || {
             pin_to_cpu(cpus[0])?;
             let deadline = Instant::now() + Duration::from_secs(60);
-            // Once it has passed it is cached, and passes half of the time.
+            // Once it has passed, it is cached and passes half of the time.
             while !(0..100)
                 .try_fold(false, |seen, _| Ok::<_, anyhow::Error>(seen | sender.passes(&mixed, 1000)?))?
             {
-                ensure!(Instant::now() < deadline, "no packet was judged by two keys");
+                ensure!(Instant::now() < deadline, "no packet was checked with two keys");
             }
             Ok(())
         };

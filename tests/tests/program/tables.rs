@@ -28,7 +28,7 @@ case_groups! {
 }
 
 /// While a generation is written, [`ControlPage::begun`](lb_common::control::ControlPage::begun) names it: from before
-/// the first write, and until it counts.
+/// the first write until it is active.
 #[test]
 fn a_generation_is_announced_before_it_is_written() -> Result<()> {
     let mut program = Program::load_with(&small())?;
@@ -45,11 +45,11 @@ fn a_generation_is_announced_before_it_is_written() -> Result<()> {
         let watching = scope.spawn(|| {
             let mut seen = BTreeMap::<u32, u32>::new();
             while !over.load(Ordering::Acquire) {
-                // In this order, the active generation may be newer than the announced one was, and is at most one
+                // Read in this order, the active generation may be newer than the announced one, and is at most one
                 // behind it.
                 let begun = live.begun();
                 let generation = live.tables().generation;
-                assert!(begun <= generation + 1, "{begun} has begun while {generation} counts");
+                assert!(begun <= generation + 1, "{begun} was begun while {generation} is active");
                 if begun == generation + 1 {
                     *seen.entry(begun).or_default() += 1;
                 }
@@ -61,7 +61,7 @@ fn a_generation_is_announced_before_it_is_written() -> Result<()> {
         }
         over.store(true, Ordering::Release);
         let seen = watching.join().ok().context("a thread has panicked")?;
-        // Writing a generation takes milliseconds: the reader sees many values, not a single one by chance.
+        // Writing a generation takes milliseconds, so the reader sees each value many times, not once by chance.
         Ok(seen.into_iter().filter(|(_, times)| *times > 100).map(|(begun, _)| begun).collect())
     })?;
     ensure!(announced.len() * 2 > generations, "of {generations} generations, {announced:?} were announced");

@@ -1,4 +1,4 @@
-//! The cost of verifying a wrong tag does not depend on which byte is wrong: equal to the instruction, in a machine
+//! The cost of verifying a wrong tag does not depend on which byte is wrong: equal to the instruction, on a machine
 //! whose clock counts instructions.
 
 use std::time::{Duration, Instant};
@@ -23,18 +23,18 @@ use tollgate::datapath::Options;
 
 use crate::proof::{self, TS, forwarded};
 
-/// Set where a nanosecond is an instruction, as in one of the machines of `cargo xtask kernels`.
+/// Set if a nanosecond is an instruction, as in one of the machines of `cargo xtask kernels`.
 const INSTRUCTIONS: &str = "TOLLGATE_TIME_IS_INSTRUCTIONS";
 
-/// Runs of one sample: so few that most samples are not interrupted.
+/// Runs per sample: so few that most samples are not interrupted.
 const REPEAT: usize = 5000;
-/// Until then, samples alternate. The fastest sample of each frame counts: other load only slows a sample down, so
-/// that frames of equal cost have equal minima.
+/// Maximum duration of sampling. Samples of the frames alternate, and the fastest sample of each frame counts: other
+/// load only slows a sample down, so frames of equal cost have equal minima.
 const LONGEST: Duration = Duration::from_secs(20);
-/// Samples of each at least.
+/// Minimum number of samples of each frame.
 const SAMPLES: usize = 50;
 
-/// Checks that these frames, refused for the same reason, cost the same.
+/// Checks that these frames, refused for the same reason, have the same cost.
 fn ensure_same_cost(program: &mut Program, what: &str, frames: &[Vec<u8>], reason: Reason) -> Result<()> {
     let before = program.counted((SERVICE_INDEX, reason))?;
     let repeat = at_scale(REPEAT) as u32;
@@ -60,9 +60,9 @@ fn ensure_same_cost(program: &mut Program, what: &str, frames: &[Vec<u8>], reaso
     Ok(())
 }
 
-/// Whether these times, nanoseconds, are of equal work: exactly equal if they count instructions, otherwise within
-/// the measurable precision. A loop that ended at the first wrong of eight bytes would take a tenth longer for the
-/// others.
+/// Whether these times, nanoseconds, stand for equal work: exactly equal if they count instructions, otherwise within
+/// the precision of the measurement. A loop that ended at the first of eight wrong bytes would take a tenth longer for
+/// the others.
 fn same(fastest: &[u128]) -> bool {
     let (least, most) = (fastest.iter().min().copied(), fastest.iter().max().copied());
     let (least, most) = (least.unwrap_or_default(), most.unwrap_or_default());
@@ -90,7 +90,7 @@ fn a_wrong_byte_costs_the_same_wherever_it_is() -> Result<()> {
         ensure_same_cost(&mut program, "a fast tag of PROOF", &wrong_at(&proof, 40..48), Reason::BadFastTag)?;
         forwarded("cached", SESSION, &proof).over(family).check(&mut program)?;
         ensure_same_cost(&mut program, "a proof", &wrong_at(&proof, 56..64), Reason::BadProof)?;
-        program.forget()?; // A look-up takes longer where others are found on the way.
+        program.forget()?; // A look-up takes longer if it passes other entries.
         let full: Vec<Vec<u8>> =
             [48, 55, 56, 63].map(|at| with_wrong_full_tag(at).over(family).bytes()).into();
         ensure_same_cost(&mut program, "a full tag", &full, Reason::BadFullTag)?;

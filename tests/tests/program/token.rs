@@ -29,7 +29,7 @@ case_groups! {
     tags: "Token tags and binding" => tag_cases();
 }
 
-/// All 128 bits of the full tag are compared. The fast tag is computed anew for each: it covers the full tag.
+/// All 128 bits of the full tag are compared. The fast tag is recomputed for each, because it covers the full tag.
 #[test]
 fn every_bit_of_the_full_tag() -> Result<()> {
     let mut program = Program::load()?;
@@ -107,7 +107,7 @@ fn no_token() -> Vec<Case> {
 }
 
 fn bad_header() -> Vec<Case> {
-    // Bytes 0..4 of a header that is right in everything else, tags included.
+    // Bytes 0..4 of a header that is correct in everything else, including the tags.
     let first_bytes = |name: &str, bytes: [u8; 4]| {
         let header = fixture::key().resign(&fixture::token(), |claims| {
             claims[0] = claims[0] & !0xffff_ffff | u64::from(u32::from_le_bytes(bytes));
@@ -260,7 +260,7 @@ fn bad_fast_tag() -> Vec<Case> {
     ]
 }
 
-/// Tokens bound to where they come from: an IPv4 prefix, or the IPv6 prefix that is its twin.
+/// Tokens bound to their source: an IPv4 prefix, or the IPv6 prefix that is its twin.
 fn bound(family: Family) -> Vec<Case> {
     let packet = |bind: Option<Prefix>, bind_port| {
         Packet::with_token(&fixture::key().bearer(&Grant { bind, bind_port, ..fixture::grant() }))
@@ -306,14 +306,14 @@ fn full_check() -> Vec<Case> {
             &Packet::with_token(&with_wrong_full_tag(&key, 127)),
             Reason::BadFullTag,
         ),
-        // The sealed claims are XORed with a keystream: a bit flipped there is that bit flipped.
+        // The sealed claims are XORed with a keystream: flipping a bit there flips the same bit of the claims.
         refused("reserved claim byte set", &resigned(|claims| claims[3] ^= 1 << 40), Reason::BadHeader),
         refused("a token of another service", &Packet::with_token(&other), Reason::WrongService),
         admitted("another class", Fixture::default(), &resigned(|claims| claims[3] ^= 0xff << 32)),
     ]
 }
 
-/// A header whose fast tag is right and whose full tag differs from the right one in this bit.
+/// A header whose fast tag is correct and whose full tag differs from the correct one in this bit.
 fn with_wrong_full_tag(key: &Key, bit: usize) -> Header {
     let mut words = fixture::token().words();
     words[6 + bit / 64] ^= 1 << (bit % 64);

@@ -38,7 +38,7 @@ fn fixture(forward: u8, flags: u8, backend: Family) -> Fixture {
     fixture::sending(forward, flags, backend)
 }
 
-/// The maximum length of a packet, and a packet that is longer by this many bytes.
+/// The maximum length of a packet, and a packet that is this many bytes longer.
 fn packet(fixture: &Fixture, family: Family, more: usize) -> (usize, Packet) {
     let (service, backend) = (fixture.services[0].1, fixture.backends[0]);
     let token = fixture::token().to_bytes();
@@ -67,8 +67,8 @@ fn silent_cases() -> Vec<Case> {
     cases
 }
 
-/// An answer to any of the first would go to many hosts or to none (RFC 1122 §3.2.2, RFC 4443 §2.4 (e.6)); the others
-/// are their neighbours in the number space.
+/// An answer to any of the first addresses would go to many hosts or to none (RFC 1122 §3.2.2, RFC 4443 §2.4 (e.6));
+/// the others are adjacent addresses.
 fn sender_cases() -> Vec<Case> {
     let silent = [
         "0.0.0.0",
@@ -178,7 +178,7 @@ fn clients_that_can_react() -> Result<()> {
             program.enter(&fixture)?;
             let fits = packet(&fixture, family, 0).1;
             program.run(&fits.bytes())?;
-            // By its count: the verdict of a message to the client may be the same.
+            // By its counter: the verdict of a message to the client may be the same.
             let counts = program.counts()?.reasons;
             ensure!(
                 counts.keys().map(|(_, reason)| *reason).eq([Reason::Forwarded]),
@@ -225,7 +225,8 @@ fn quoted(frame: &[u8]) -> Result<usize> {
     }
 }
 
-/// A CPU without budget for messages drops without one: the burst is a hundred, as the clock stands still.
+/// A CPU without a message budget drops packets without a message. The burst is a hundred, because the clock does not
+/// advance.
 #[test]
 fn messages_are_rationed() -> Result<()> {
     pin_to_cpu(0)?;

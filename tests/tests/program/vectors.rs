@@ -63,7 +63,7 @@ fn vectors() -> Result<Vectors> {
 }
 
 impl Vectors {
-    /// One service with this vector's key, where BEARER and PROOF are accepted.
+    /// One service with the key of this vector, which accepts BEARER and PROOF.
     fn fixture(&self, key: usize, service_id: u32, max_ttl: u32, now_ns: u64) -> Result<Fixture> {
         let MasterKey { master, key_id } = &self.keys[key];
         let master = <[u8; 32]>::try_from(hex::decode(master)?).ok().context("32 bytes")?;
@@ -104,7 +104,8 @@ fn token_case(vectors: &Vectors, token: &Token) -> Result<Case> {
 
     let refused = |reason| Case::refused(&token.name, fixture.clone(), &packet, reason);
     Ok(match token.r#type.as_str() {
-        // Made 49 days after its token was issued, which lives five minutes: its numbers are the largest there are.
+        // Made 49 days after its token was issued, which is valid for five minutes: its numbers are the largest
+        // possible.
         "proof" if token.ts_ms == Some(u32::MAX) => refused(Reason::StaleProof),
         "bearer" | "proof" => {
             let session = u64::from_str_radix(&token.session_id, 16)?;

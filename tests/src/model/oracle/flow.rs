@@ -1,4 +1,4 @@
-//! Which backend gets an ICMP error about a client: a second reading of docs/adr/0010.
+//! The backend that gets an ICMP error about a client: a second implementation of docs/adr/0010.
 
 use std::{collections::HashMap, net::SocketAddr};
 
@@ -10,30 +10,30 @@ use super::{
 /// A client of a service, by the service's index.
 type Client = (SocketAddr, u32);
 
-/// Sessions' flows.
+/// The flows of sessions.
 #[derive(Default)]
 pub struct Flows(HashMap<Client, Flow>);
 
-/// Whose a client is.
+/// The owner of a client.
 struct Flow {
     sealed: Sealed,
     owner: TokenId,
 }
 
-/// How a token is used.
+/// The use of a token.
 pub struct Use {
-    /// Where its last datagram came from; `None` where a flow of its was taken since.
+    /// The source of its last datagram; `None` if one of its flows was taken over since.
     client: Option<SocketAddr>,
-    /// When, in units of its own phase.
+    /// The time of that datagram, in units of its own phase.
     unit: u64,
-    /// Whether the client is another session's.
+    /// Whether another session owns the client.
     lost: bool,
     phase_ns: u64,
     bound: bool,
 }
 
 impl Use {
-    /// Of a token that has not passed yet.
+    /// The use of a token that has not passed yet.
     pub fn none(token: &Token<'_>) -> Self {
         let phase_ns = u64::from(token.claims()[32]) << 26;
         Self { client: None, unit: 0, lost: false, phase_ns, bound: token.is_bound() }
@@ -45,12 +45,12 @@ impl Use {
 }
 
 impl Flows {
-    /// The session whose client this is.
+    /// The session that owns this client.
     pub fn session(&self, client: Client) -> Option<Sealed> {
         self.0.get(&client).map(|flow| flow.sealed)
     }
 
-    /// A token's datagram has passed.
+    /// Records that a datagram of a token has passed.
     pub fn passed(
         &mut self,
         tokens: &mut HashMap<TokenId, Session>,

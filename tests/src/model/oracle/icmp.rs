@@ -1,4 +1,4 @@
-//! ICMP errors: which client they quote, and what its backend receives.
+//! ICMP errors: the client that they quote, and what the backend of this client receives.
 
 use std::net::SocketAddr;
 
@@ -41,7 +41,7 @@ pub fn quoted(fixture: &Fixture, frame: &[u8]) -> Option<(Service, SocketAddr)> 
     answers.then_some((*service, client))
 }
 
-/// The whole message as fields, its ICMP header as payload; `None` if the frame does not hold all of it.
+/// The whole message as fields, with its ICMP header as payload; `None` if the frame is shorter than the message.
 pub fn message(frame: &[u8]) -> Option<Packet> {
     let (family, ip_at, _) = ip(frame)?;
     let ip = &frame[ip_at..];
@@ -56,7 +56,7 @@ pub fn message(frame: &[u8]) -> Option<Packet> {
         to: SocketAddr::new(to, 0),
         transport: Transport::Nothing,
         protocol: Some(family.icmp()),
-        // So that an outer one has none: nobody looks at what is inside.
+        // An outer UDP header then has no checksum either, because the program does not verify the inner one.
         udp_checksum: UdpChecksum::None,
         padding: ip[len..].to_vec(),
         ..Packet::with_payload(payload.to_vec())

@@ -1,4 +1,4 @@
-//! Which host a frame is for, by its destination MAC address.
+//! The host that a frame is for, by its destination MAC address.
 
 use lb_common::{
     mac::Mac,
@@ -14,7 +14,7 @@ use crate::model::{
 /// The destination of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// The interface.
+    /// The interface that it arrived on.
     Own,
     /// A multicast group, or broadcast.
     Group,
@@ -42,7 +42,7 @@ impl Destination {
     }
 }
 
-/// Whose a frame is that came in on the interface of test runs.
+/// The destination of a frame that arrived on the interface of test runs.
 pub fn destination(fixture: &Fixture, frame: &[u8]) -> Destination {
     let of_interface = || fixture.macs.iter().filter(|entry| entry.ifindex == LOOPBACK);
     let is_own = |octets: &[u8; 6]| of_interface().any(|entry| entry.mac == Mac::new(*octets));

@@ -29,7 +29,7 @@ pub fn judge(fixture: &Fixture, frame: &[u8]) -> Expected {
     Model::default().judge(fixture, frame)
 }
 
-/// A model of the program: given the same packets in the same order, it reaches the same verdicts.
+/// A model of the program: for the same packets in the same order, it reaches the same verdicts.
 #[derive(Default)]
 pub struct Model {
     sessions: Sessions,
@@ -51,17 +51,17 @@ impl Model {
         model
     }
 
-    /// Takes this for the number of the kernel's ticks from here on.
+    /// Sets the number of kernel ticks from now on.
     pub const fn set_jiffies(&mut self, jiffies: u64) {
         self.jiffies = jiffies;
     }
 
-    /// HMACs that it has made.
+    /// Number of HMACs that it has computed.
     pub const fn hmacs(&self) -> u64 {
         self.sessions.hmacs
     }
 
-    /// The tokens that it remembers.
+    /// Number of tokens in its cache.
     pub fn remembered(&self) -> usize {
         self.sessions.len()
     }
@@ -147,7 +147,7 @@ const fn out_of(backend: &Backend) -> Verdict {
     if backend.ifindex == LOOPBACK { Verdict::Transmit } else { Verdict::Redirect }
 }
 
-/// An error about a session; `None` if it is this host's all the same.
+/// The outcome of an error about a session; `None` if it is passed to this host.
 fn icmp_error(
     fixture: &Fixture,
     frame: &[u8],
@@ -161,7 +161,7 @@ fn icmp_error(
         Some(expected(out_of(&backend), sent, service.index, Reason::IcmpError, counter))
     };
     if service.forward == FORWARD_L2 && backend.ifindex == LOOPBACK && backend.tag_count == TAGS_KEPT {
-        // As it is, whatever it says.
+        // The error is forwarded unchanged, whatever its content.
         let addresses = [backend.destination_mac, backend.source_mac].concat();
         return sent([&addresses, &frame[12..]].concat());
     }
@@ -196,7 +196,7 @@ fn backend(fixture: &Fixture, service: &Service, session: u64, backend_id: u16) 
 fn takes(fixture: &Fixture, service: &Service, inner: &Packet, backend: &Backend) -> Result<(), Reason> {
     let encapsulated = matches!(service.forward, FORWARD_IPIP | FORWARD_GUE);
     if !encapsulated && service.forward != FORWARD_L2 {
-        return Err(Reason::NoBackend); // A way that is not built.
+        return Err(Reason::NoBackend); // A mode that this model does not have.
     }
     if encapsulated && inner.family() == Family::V6 && backend.v6 == 0 {
         return Err(Reason::NoBackend);

@@ -1,4 +1,4 @@
-//! Which service a frame is for, and its content.
+//! The service of a frame, and the content of the frame.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -12,11 +12,11 @@ use crate::model::{
     },
 };
 
-/// IPv6 extension headers behind which a packet goes on: hop-by-hop options, routing, fragment, authentication,
+/// IPv6 extension headers that may precede the transport header: hop-by-hop options, routing, fragment, authentication,
 /// destination options, mobility.
 const EXTENSIONS: [u8; 6] = [0, 43, FRAGMENT_HEADER, AUTHENTICATION, 60, 135];
 const AUTHENTICATION: u8 = 51;
-/// How many of them are looked through.
+/// Maximum number of extension headers that are parsed.
 const EXTENSIONS_LOOKED_THROUGH: usize = 6;
 
 /// A frame with the IP header of a UDP packet, as far as it can be parsed.
@@ -24,13 +24,13 @@ pub struct Parsed<'a> {
     frame: &'a [u8],
     ip_at: usize,
     family: Family,
-    /// Source and destination port, where this is a datagram's beginning and the frame holds it.
+    /// Source and destination port, if this is the start of a datagram and the frame contains them.
     ports: Option<(u16, u16)>,
-    /// Why it is refused.
+    /// The reason for a refusal.
     refused: Option<Reason>,
 }
 
-/// Whether a frame has more tags than are looked through.
+/// Whether a frame has more VLAN tags than are parsed.
 pub fn is_buried(frame: &[u8]) -> bool {
     (0..5).all(|tags| is_tag(frame, tags))
 }
@@ -96,7 +96,7 @@ pub fn read_into(packet: &mut Packet, frame: &[u8], ip_at: usize) {
 }
 
 impl<'a> Parsed<'a> {
-    /// `None`: no service's.
+    /// `None` if it is for no service.
     pub fn of(frame: &'a [u8]) -> Option<Self> {
         let (family, ip_at, tags) = ip(frame)?;
         let mut parsed = Self { frame, ip_at, family, ports: None, refused: None };
@@ -110,7 +110,7 @@ impl<'a> Parsed<'a> {
         Some(parsed)
     }
 
-    /// The first reason counts.
+    /// The first reason is kept.
     fn refuse(&mut self, reason: Reason) {
         self.refused = self.refused.or(Some(reason));
     }
@@ -171,7 +171,7 @@ impl<'a> Parsed<'a> {
             if next == FRAGMENT_HEADER {
                 fragment = true;
                 if u16::from_be_bytes([high, low]) >> 3 != 0 {
-                    // What is in a later fragment cannot be told behind other extension headers.
+                    // After other extension headers, the content of a later fragment is unknown.
                     self.refuse(Reason::Fragment);
                     return (after == UDP || EXTENSIONS.contains(&after)).then_some(());
                 }
@@ -202,7 +202,7 @@ impl<'a> Parsed<'a> {
         self.family == Family::V6
     }
 
-    /// The service it is for; without ports, the first by id of all at its address.
+    /// The service it is for. Without ports, it is the service with the lowest id at this address.
     pub fn service(&self, fixture: &Fixture) -> Option<Service> {
         let to = self.destination();
         let is_for = |at: &SocketAddr| match self.ports {
@@ -235,7 +235,7 @@ impl<'a> Parsed<'a> {
         Ok((&datagram[UDP_LEN..], SocketAddr::new(addresses(self.family, self.ip())[0], from_port)))
     }
 
-    /// The whole packet, as fields: one that [`Parsed::payload`] accepts.
+    /// The whole packet as fields; only for a packet that [`Parsed::payload`] accepts.
     pub fn whole(&self) -> Packet {
         let (payload, from) = self.payload().expect("a datagram");
         let (_, port) = self.ports.expect("a datagram");
@@ -256,7 +256,7 @@ impl<'a> Parsed<'a> {
         if partial.udp_checksum_field() == packet.udp_checksum_field() { partial } else { packet }
     }
 
-    /// The same without its token: its checksum stays as right or wrong as it was, or left to a network card.
+    /// The packet without its token. The checksum stays correct, wrong by the same difference, or partial.
     pub fn stripped(&self) -> Packet {
         let whole = self.whole();
         let udp_checksum = match whole.udp_checksum {
@@ -270,7 +270,7 @@ impl<'a> Parsed<'a> {
     }
 }
 
-/// In the arithmetic of RFC 1071, modulo 65535.
+/// Subtracts in the arithmetic of RFC 1071, modulo 65535.
 fn difference(field: u16, right: u16) -> u16 {
     ((u32::from(field) + 0xffff - u32::from(right)) % 0xffff) as u16
 }

@@ -19,12 +19,12 @@ use crate::model::fixture::{Fixture, HeldKey};
 
 /// How long an unconfirmed clock admits new tokens.
 const CLOCK_STALE_NS: u64 = 4000 * 1_000_000_000;
-/// How much of the HMAC budget is saved up.
+/// Maximum HMAC budget that accumulates.
 const BUDGET_NS: u64 = 100_000_000;
-/// Numbers below the highest that still count, itself among them.
+/// Number of sequence numbers in the replay window, including the highest.
 const REPLAY_WINDOW: i64 = 512;
 
-/// What the cache knows a token by.
+/// The key of a token in the cache.
 pub type TokenId = ([u8; 8], [u8; 8]);
 
 /// The state of a program that runs on one CPU.
@@ -33,9 +33,9 @@ pub struct Sessions {
     derived: HashMap<([u8; 32], u32), Keys>,
     cache: HashMap<TokenId, Session>,
     flows: Flows,
-    /// HMACs that were made.
+    /// Number of HMACs that were computed.
     pub hmacs: u64,
-    /// What an HMAC costs, nanoseconds; 0: nothing.
+    /// Cost of an HMAC, nanoseconds; 0: no cost.
     pub hmac_cost_ns: u64,
     budget: Bucket,
 }
@@ -45,7 +45,7 @@ pub struct Session {
     claims: Vec<u8>,
     /// Its claims.
     pub sealed: Sealed,
-    /// How it is used.
+    /// Its use.
     pub used: Use,
     key: [u8; 16],
     seen: HashSet<u32>,
@@ -62,7 +62,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// Whether there is enough in a bucket of this size.
+    /// Whether a bucket of this size holds enough tokens.
     const fn holds(&mut self, size_ns: u64, cost_ns: u64, now: u64) -> bool {
         self.missing_ns = self.missing_ns.saturating_sub(now.saturating_sub(self.filled_at));
         self.filled_at = now;
@@ -75,17 +75,17 @@ impl Bucket {
 }
 
 impl Sessions {
-    /// The session whose a client of a service is.
+    /// The session that owns a client of a service.
     pub fn of_client(&self, client: SocketAddr, service_index: u32) -> Option<Sealed> {
         self.flows.session((client, service_index))
     }
 
-    /// Tokens in the cache.
+    /// Number of tokens in the cache.
     pub fn len(&self) -> usize {
         self.cache.len()
     }
 
-    /// Steps 2 to 9: the claims of a datagram that may pass, at this moment of the kernel's clock.
+    /// Steps 2 to 9: the claims of a datagram that may pass at this time of the kernel's clock.
     pub fn admit(
         &mut self,
         fixture: &Fixture,
@@ -115,7 +115,7 @@ impl Sessions {
             let sealed = token.admitted(keys, service, from)?;
             self.cache.insert(token.id(), Session::new(&token, keys, sealed));
         }
-        let session = self.cache.get_mut(&token.id()).expect("it is remembered now");
+        let session = self.cache.get_mut(&token.id()).expect("it is in the cache now");
 
         let nonce = u64::from_le_bytes(token.id().1);
         for (kind, of) in [(REVOKED_SESSION, session.sealed.session_id), (REVOKED_TOKEN, nonce)] {
@@ -174,7 +174,7 @@ impl Session {
         Ok(())
     }
 
-    /// Step 9: nothing is taken from one limit where the other refuses.
+    /// Step 9: if one limit refuses a packet, the other one is not used up.
     fn within_limits(
         &mut self,
         fixture: &Fixture,
@@ -200,7 +200,7 @@ impl Session {
     }
 }
 
-/// What counts as one source: an IPv4 address, or a network of IPv6.
+/// The unit that counts as one source: an IPv4 address, or the network of an IPv6 address.
 fn source(from: IpAddr) -> [u8; 8] {
     let mut source = [0; 8];
     match from {
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
     use crate::model::fixture::{self, Key};
 
-    /// The vectors of token.md, written by an implementation that shares no code with this one either.
+    /// The vectors of token.md, from an implementation that shares no code with this one.
     fn vectors() -> Value {
         serde_json::from_str(include_str!("../../../../lb-common/vectors/token-v1.json")).unwrap()
     }
@@ -248,7 +248,7 @@ mod tests {
         let service_id = number(&case["service_id"]);
         let key = Key::new(bytes(&key["master"]).try_into().unwrap(), KeyId(number(&key["key_id"])));
         let mut held = key.held(service_id);
-        // What the kernel would verify with is nothing to it.
+        // The oracle does not use the keys that the kernel verifies with.
         held.slot.fast = Default::default();
         held.slot.full = Default::default();
         let fixture = Fixture { now_ns: now * SECOND_NS, ..Fixture::with_key(held) };
@@ -274,7 +274,7 @@ mod tests {
                 session_id: u64::from_str_radix(token["session_id"].as_str().unwrap(), 16).unwrap(),
             };
             let found = admit(&vectors, token, ttl as u32, issued_at + 1, from);
-            // One is made in 49 days, and right all the same.
+            // One proof is made 49 days after its token, and is correct nevertheless.
             let made_at = token["ts_ms"].as_u64().unwrap_or(1000) / 1000;
             let expected = if made_at > ttl { Err(Reason::StaleProof) } else { Ok(sealed) };
             assert_eq!(found, expected, "{}", token["name"]);

@@ -1,5 +1,5 @@
-//! The verification of a single token: a second reading of token.md, on widely used crates for its primitives. It
-//! parses the 64 bytes and derives the keys itself, so that it shares no mistake with lb-common.
+//! The verification of a single token: a second implementation of token.md, which uses common crates for the
+//! primitives. It parses the 64 bytes and derives the keys itself, so it shares no mistake with lb-common.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,9 +10,9 @@ use sha2::Sha256;
 use siphasher::sip::{SipHasher13, SipHasher24};
 
 const SECOND_NS: u64 = 1_000_000_000;
-/// By how much the clocks of issuers and balancers may differ.
+/// Maximum difference between the clocks of issuers and balancers.
 const SKEW_NS: u64 = 2 * SECOND_NS;
-/// How far a proof's time may be from now.
+/// Maximum difference between the time of a proof and now.
 const PROOF_WINDOW_NS: u64 = 5 * SECOND_NS;
 
 const BEARER: u8 = 1;
@@ -21,7 +21,7 @@ const BIND_ADDR: u8 = 1;
 const BIND_PORT: u8 = 2;
 const BIND_V6: u8 = 4;
 
-/// What is derived from a master key.
+/// The keys that are derived from a master key.
 pub struct Keys {
     full: [u8; 32],
     fast: [u8; 16],
@@ -63,21 +63,21 @@ fn hmac_128(key: &[u8; 32], message: &[u8]) -> [u8; 16] {
     *mac.finalize().into_bytes().first_chunk().expect("32 bytes")
 }
 
-/// A header of a form that there is, and the payload behind it.
+/// A header of a valid form, and the payload after it.
 #[derive(Clone, Copy)]
 pub struct Token<'a> {
     header: &'a [u8; 64],
     payload: &'a [u8],
 }
 
-/// The sealed claims, in the clear.
+/// The sealed claims in plaintext.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sealed {
     /// The audience.
     pub service_id: u32,
     /// The rate class.
     pub class: u8,
-    /// 0: any.
+    /// 0: any backend.
     pub backend_id: u16,
     /// The session.
     pub session_id: u64,
@@ -172,13 +172,13 @@ impl<'a> Token<'a> {
         })
     }
 
-    /// Step 8, its first half: whether the proof is of now.
+    /// Step 8, first half: whether the proof is recent.
     pub fn fresh(&self, now_ns: u64) -> Result<(), Reason> {
         let made_at = u64::from(self.word(8)) * SECOND_NS + u64::from(self.word(52)) * 1_000_000;
         if made_at.abs_diff(now_ns) > PROOF_WINDOW_NS { Err(Reason::StaleProof) } else { Ok(()) }
     }
 
-    /// Step 8, its second half: whether it was made by the holder of the session key.
+    /// Step 8, second half: whether the holder of the session key made the proof.
     pub fn proven(&self, session_key: &[u8; 16]) -> Result<(), Reason> {
         let mut first = [0; 16];
         let len = self.payload.len().min(16);
@@ -218,7 +218,7 @@ impl<'a> Token<'a> {
         &self.header[..40]
     }
 
-    /// What the cache knows it by: its fast tag and nonce.
+    /// The key in the cache: its fast tag and nonce.
     pub fn id(&self) -> ([u8; 8], [u8; 8]) {
         let bytes = |at: usize| *self.header[at..].first_chunk().expect("in the header");
         (bytes(40), bytes(16))
@@ -229,12 +229,12 @@ impl<'a> Token<'a> {
         self.flags() & BIND_ADDR != 0
     }
 
-    /// The key that should have signed it.
+    /// Id of the key that should have signed it.
     pub fn key_id(&self) -> u32 {
         self.word(4)
     }
 
-    /// PROOF: the packet's number.
+    /// Sequence number of the packet; only for PROOF.
     pub fn seq(&self) -> u32 {
         self.word(48)
     }

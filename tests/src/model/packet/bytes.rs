@@ -9,7 +9,7 @@ use super::{
     Transport, UDP, UDP_LEN, UdpChecksum,
 };
 
-/// The offset among IPv4's fragment flags and offset (RFC 791 §3.1).
+/// Mask of the fragment offset in IPv4's field of flags and offset (RFC 791 §3.1).
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 impl Packet {
@@ -37,12 +37,12 @@ impl Packet {
         [&header, &transport, &self.payload].map(|part| &part[..]).concat()
     }
 
-    /// Where its IP header begins.
+    /// Offset of its IP header.
     pub fn ip_offset(&self) -> usize {
         ETHERNET_LEN + TAG_LEN * self.tags.len()
     }
 
-    /// Where its UDP or ICMP header begins.
+    /// Offset of its UDP or ICMP header.
     pub fn transport_offset(&self) -> usize {
         let extensions: usize = self.ipv6_extensions().iter().map(|(_, bytes)| bytes.len()).sum();
         let after_ip = match self.family() {
@@ -52,7 +52,7 @@ impl Packet {
         self.ip_offset() + self.family().header_len() + after_ip
     }
 
-    /// Where its payload begins.
+    /// Offset of its payload.
     pub fn payload_offset(&self) -> usize {
         self.transport_offset() + self.transport().len()
     }
@@ -71,7 +71,7 @@ impl Packet {
         })
     }
 
-    /// The value of the IP header's length field for the bytes after its fixed part.
+    /// The value of the length field of the IP header, for the bytes after its fixed part.
     fn ip_len(&self, after: usize) -> [u8; 2] {
         let after = self.ip_len.unwrap_or_else(|| i32::try_from(after).expect("a test frame"));
         let field = match self.family() {
@@ -97,7 +97,7 @@ impl Packet {
         header.extend(&self.options);
         let sum =
             Sum16BitWords::new().add_slice(&header).add_2bytes((!self.ip_checksum_off_by).to_be_bytes());
-        // etherparse sums words as they lie in memory.
+        // etherparse sums words in memory order.
         header[10..12].copy_from_slice(&sum.ones_complement().to_ne_bytes());
         header
     }
@@ -127,7 +127,7 @@ impl Packet {
         headers
     }
 
-    /// The extension headers, among them the one that a fragment has.
+    /// The extension headers, including the fragment header of a fragment.
     fn ipv6_extensions(&self) -> Vec<(u8, Vec<u8>)> {
         let mut extensions = self.extensions.clone();
         if self.fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0 {
@@ -190,7 +190,7 @@ impl Packet {
 /// Bytes of an ICMP header.
 const ICMP_LEN: usize = 8;
 
-/// A fragment header of IPv6 (RFC 8200 §4.5). 0: of an atomic fragment.
+/// A fragment header of IPv6 (RFC 8200 §4.5). 0: that of an atomic fragment.
 pub fn fragment_header(offset_and_flags: u16, id: u16) -> Vec<u8> {
     let mut header = vec![0, 0];
     header.extend(offset_and_flags.to_be_bytes());
@@ -204,7 +204,7 @@ mod tests {
 
     use super::*;
 
-    /// By etherparse's own reading of what was written here.
+    /// Verified with etherparse's own parser.
     #[test]
     fn default_packets_are_valid() {
         for family in Family::BOTH {

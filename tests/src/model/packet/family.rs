@@ -23,8 +23,8 @@ impl Family {
         }
     }
 
-    /// This address, or where it is of IPv4 and this is IPv6 its twin: the four bytes end the network half of an
-    /// address for documentation, so that a prefix of n bits has a twin of n + 32.
+    /// Returns this address. If the address is IPv4 and the family is IPv6, returns its twin: the four bytes end the
+    /// network half of an address for documentation, so a prefix of n bits has a twin of n + 32.
     pub const fn twin(self, address: IpAddr) -> IpAddr {
         match (self, address) {
             (Self::V6, IpAddr::V4(v4)) => IpAddr::V6(twin_of(v4)),

@@ -48,17 +48,17 @@ pub const APPLICATION_DATA: &[u8] = b"Hello, backend!";
 /// A frame with its fields. Its family is that of `to`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// The network card it is for.
+    /// Destination MAC address.
     pub destination_mac: [u8; 6],
-    /// The network card it is from.
+    /// Source MAC address.
     pub source_mac: [u8; 6],
     /// VLAN tags, the outermost first: protocol identifier, and VLAN id with priority.
     pub tags: Vec<(u16, u16)>,
-    /// The EtherType after all tags; `None`: as it is.
+    /// The EtherType after all tags; `None`: the correct one.
     pub ether_type: Option<u16>,
-    /// IP version; `None`: as it is.
+    /// IP version; `None`: the correct one.
     pub version: Option<u8>,
-    /// Length of the IPv4 header in 32-bit words; `None`: as it is.
+    /// Length of the IPv4 header in 32-bit words; `None`: the correct one.
     pub ihl: Option<u8>,
     /// IPv4 options, a multiple of four bytes.
     pub options: Vec<u8>,
@@ -71,15 +71,15 @@ pub struct Packet {
     pub flow_label: u32,
     /// Identification of IPv4, or of IPv6's fragment header.
     pub id: u16,
-    /// Bytes after the IP header's fixed part, by its length field; `None`: as it is.
+    /// Value of the length field: bytes after the fixed part of the IP header; `None`: the correct one.
     pub ip_len: Option<i32>,
-    /// Flags and offset as in IPv4 (RFC 791 §3.1). In IPv6, a fragment header, if this is a fragment.
+    /// Flags and offset as in IPv4 (RFC 791 §3.1). For IPv6, a fragment header is added if this is a fragment.
     pub fragment: u16,
     /// Time to live or hop limit.
     pub ttl: u8,
-    /// IP protocol or next header before the payload; `None`: as it is.
+    /// IP protocol or next header before the payload; `None`: the correct one.
     pub protocol: Option<u8>,
-    /// By how much the IPv4 header's checksum is wrong.
+    /// Error of the checksum in the IPv4 header.
     pub ip_checksum_off_by: u16,
     /// The client.
     pub from: SocketAddr,
@@ -87,11 +87,11 @@ pub struct Packet {
     pub to: SocketAddr,
     /// The header between IP header and payload.
     pub transport: Transport,
-    /// Length by the UDP header; `None`: as it is.
+    /// Length in the UDP header; `None`: the correct one.
     pub udp_len: Option<u16>,
-    /// The UDP header's checksum.
+    /// The checksum in the UDP header.
     pub udp_checksum: UdpChecksum,
-    /// The datagram's payload: a token header and the application's data.
+    /// The payload of the datagram: a token header and the data of the application.
     pub payload: Vec<u8>,
     /// Bytes after the IP packet, as Ethernet pads short frames.
     pub padding: Vec<u8>,
@@ -113,7 +113,7 @@ pub enum Transport {
     Nothing,
 }
 
-/// The header of an ICMP message (RFC 792, RFC 4443 §2.1). Its checksum is right.
+/// The header of an ICMP message (RFC 792, RFC 4443 §2.1). Its checksum is correct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Icmp {
     /// Type.
@@ -127,15 +127,15 @@ pub struct Icmp {
 /// The checksum of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UdpChecksum {
-    /// As RFC 768 asks.
+    /// As RFC 768 requires.
     Right,
     /// Zero: there is none.
     None,
-    /// The sum of the pseudo-header, as a sender leaves it that has its network card compute the checksum.
+    /// The sum of the pseudo-header, as a sender leaves it if its network card computes the checksum.
     Partial,
     /// Wrong by this one's-complement summand.
     OffBy(u16),
-    /// This, in host order.
+    /// This value, in host order.
     Exactly(u16),
 }
 
@@ -197,7 +197,7 @@ impl Packet {
         }
     }
 
-    /// The same over this family: IPv4 addresses become their twins.
+    /// The same packet over this family: IPv4 addresses become their twins.
     pub fn over(mut self, family: Family) -> Self {
         self.from = family.twin_at(self.from);
         self.to = family.twin_at(self.to);
@@ -209,23 +209,23 @@ impl Packet {
         Family::of(self.to.ip())
     }
 
-    /// The same under this many VLAN tags, of both kinds.
+    /// The same packet with this many VLAN tags, of both kinds.
     pub fn tagged(mut self, tags: u16) -> Self {
         let outer = [TAG_8021AD, TAG_8021Q];
         self.tags = (0..tags).map(|tag| (outer[usize::from(tag % 2)], 100 + tag)).collect();
         self
     }
 
-    /// The same without the token that its payload begins with.
+    /// The same packet without the token at the start of its payload.
     pub fn stripped(mut self) -> Self {
         self.payload.drain(..header::LEN);
         self
     }
 
-    /// The same with two bytes more, with which its right checksum is also the sum of its pseudo-header.
+    /// The same packet with two more bytes, with which its correct checksum equals the sum of its pseudo-header.
     ///
     /// # Panics
-    /// If it is no UDP datagram.
+    /// If it is not a UDP datagram.
     pub fn as_if_partial(mut self) -> Self {
         self.payload.extend([0; 2]);
         let at = self.payload.len() - 2;
@@ -239,7 +239,7 @@ impl Packet {
         panic!("one of all words makes a UDP checksum what it is to be");
     }
 
-    /// The same with its checksum computed, if that was left to a network card.
+    /// The same packet with its checksum computed, if that was left to a network card.
     pub fn completed(mut self) -> Self {
         if self.udp_checksum == UdpChecksum::Partial {
             self.udp_checksum = UdpChecksum::Right;
@@ -247,14 +247,14 @@ impl Packet {
         self
     }
 
-    /// The same after one more hop.
+    /// The same packet after one more hop.
     pub const fn hop(mut self) -> Self {
         self.ttl -= 1;
         self
     }
 
-    /// A datagram in fragments, whose UDP header is in the first and covers them all: each but the last carries `len`
-    /// bytes behind its IP header, a multiple of eight.
+    /// A datagram in fragments. Its UDP header is in the first fragment and covers all of them. Each fragment but the
+    /// last carries `len` bytes after its IP header, a multiple of eight.
     pub fn fragments(&self, len: usize) -> Vec<Self> {
         let (first, rest) = self.payload.split_at(len - UDP_LEN);
         let first = Self {
@@ -298,8 +298,9 @@ impl Packet {
         }
     }
 
-    /// This packet as the payload of a UDP datagram (GUE variant 1). Over IPv4 without a checksum; over IPv6 with the
-    /// one that is right if this packet's are, and without if this has none (RFC 6935).
+    /// This packet as the payload of a UDP datagram (GUE variant 1). Over IPv4, the datagram has no checksum. Over
+    /// IPv6, it has one that is correct if the checksums of this packet are, and none if this packet has none (RFC
+    /// 6935).
     pub fn inside_udp(&self, from: IpAddr, source_port: u16, to: IpAddr) -> Self {
         let inside = |packet: &Self, udp_checksum| Self {
             protocol: None,

@@ -6,7 +6,7 @@ use crate::model::packet::Family;
 
 /// The service's UDP port.
 pub const PORT: u16 = 7777;
-/// The last parts of the routers' addresses, in this order.
+/// The last bytes of the routers' addresses, in this order.
 pub(super) const ROUTERS: [u8; 2] = [254, 253];
 
 /// The addresses of a family in a topology.
@@ -62,7 +62,7 @@ impl Network {
         }
     }
 
-    /// The address of a host in it. IPv6 addresses are written with the same digits: 10.77.0.11 beside fd77::11.
+    /// The address of a host in the network. IPv6 addresses are written with the same digits: 10.77.0.11 and fd77::11.
     pub fn address(self, family: Family, host: u8) -> IpAddr {
         let host_v6 = u16::from(host / 100) << 8 | u16::from(host / 10 % 10) << 4 | u16::from(host % 10);
         let (v4, v6) = match self {
@@ -76,7 +76,7 @@ impl Network {
         }
     }
 
-    /// An address and the length of its network; with host 0 the network itself.
+    /// An address and the prefix length of its network; host 0 is the network itself.
     pub fn prefix(self, family: Family, host: u8) -> String {
         let len = match family {
             Family::V4 => 24,
@@ -89,19 +89,19 @@ impl Network {
 /// The networks between balancers and backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Layout {
-    /// None: both are on the front network.
+    /// No network: both are on the front network.
     #[default]
     Segment,
-    /// Two routers; the first is in use.
+    /// A network behind two routers; the first router is in use.
     Routed,
-    /// The balancer's second interface. Answers go through a router.
+    /// The network of the balancer's second interface. Answers go through a router.
     TwoInterfaces,
 }
 
 /// The hosts of a topology, and how they are connected.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plan {
-    /// How many backends.
+    /// Number of backends.
     pub backends: u8,
     /// Whether there are two balancers; needs the edge to choose between them.
     pub two_balancers: bool,
@@ -109,15 +109,15 @@ pub struct Plan {
     pub edge: bool,
     /// The networks between balancers and backends.
     pub layout: Layout,
-    /// Whether all frames on a balancer's wires are in a VLAN that it does not know of.
+    /// Whether all frames on the links of a balancer are in a VLAN that it does not know.
     pub tagged: bool,
-    /// Whether hosts leave checksums to their network cards, as they do by default. A veth has no such hardware: the
+    /// Whether hosts leave checksums to their network cards, which is the default. A veth has no such hardware: the
     /// frame that XDP sees has the sum of the pseudo-header instead of a checksum.
     pub checksum_offload: bool,
 }
 
 impl From<u8> for Plan {
-    /// So many backends, all on one segment.
+    /// This many backends, all on one segment.
     fn from(backends: u8) -> Self {
         Self { backends, ..Self::default() }
     }
@@ -147,7 +147,7 @@ impl Plan {
         if self.edge { Network::Clients } else { Network::Front }
     }
 
-    /// A router's address, in the network of those that use it.
+    /// The address of a router in the network of the hosts that use it.
     pub fn router(&self, family: Family, at: Network, number: usize) -> IpAddr {
         at.address(family, ROUTERS[number - 1])
     }

@@ -2,27 +2,27 @@
 
 use lb_common::reason::Reason;
 
-/// A kind of them.
+/// A kind of junk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Junk {
     /// No token at all.
     Tokenless,
-    /// A valid token, cut short.
+    /// A valid token, truncated.
     Truncated,
-    /// A valid token's claims under tags made up.
+    /// The claims of a valid token with invented tags.
     Forged,
     /// A token that was valid an hour ago.
     Expired,
-    /// A token that the right key has signed for another service.
+    /// A token that the correct key has signed for another service.
     WrongService,
 }
 
 impl Junk {
-    /// All kinds, in the order they are declared in.
+    /// All kinds, in the order of their declaration.
     pub const ALL: [Self; 5] =
         [Self::Tokenless, Self::Truncated, Self::Forged, Self::Expired, Self::WrongService];
 
-    /// For people.
+    /// Name in the output.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tokenless => "without a token",
@@ -33,7 +33,7 @@ impl Junk {
         }
     }
 
-    /// What the program is to count it as.
+    /// The reason that the program must count for it.
     pub const fn reason(self) -> Reason {
         match self {
             Self::Tokenless | Self::Truncated => Reason::NoToken,
@@ -43,7 +43,7 @@ impl Junk {
         }
     }
 
-    /// The sequence number in its payload, by which it is known where it should not have come. Valid datagrams count
+    /// The sequence number in its payload, which identifies it where it should not have arrived. Valid datagrams count
     /// from 0 and stay far below.
     pub const fn sequence(self) -> u32 {
         u32::MAX - self as u32

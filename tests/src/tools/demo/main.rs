@@ -29,7 +29,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let Err(error) = run(Arguments::parse().options) else { return ExitCode::SUCCESS };
-    // What failed may have failed because it was being removed.
+    // The failure may result from the removal.
     cleanup::hold_if_interrupted();
     eprintln!("demo: {error:#}");
     ExitCode::FAILURE
@@ -45,7 +45,7 @@ fn run(options::Demo { forward, ipv6, keep, remove }: options::Demo) -> Result<(
     script::run(Options { forward, family: if ipv6 { Family::V6 } else { Family::V4 }, keep })
 }
 
-/// Held while a demo runs: two at a time would remove each other's namespaces.
+/// Held while a demo runs: two demos at the same time would remove each other's namespaces.
 fn alone() -> Result<UnixDatagram> {
     cleanup::claim(script::NAME)?.context("another demo is running; wait until it has ended")
 }

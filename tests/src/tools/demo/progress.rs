@@ -9,19 +9,19 @@ pub fn show(sent: u64, arrived: u64) {
     }
     if stdout().is_terminal() {
         print!("\r{}", line(sent, arrived));
-        // A terminal that cannot be flushed shows progress later.
+        // If a terminal cannot be flushed, progress appears later.
         let _ = stdout().flush();
     } else if sent.is_multiple_of(20_000) {
         println!("{}", line(sent, arrived));
     }
 }
 
-/// The last of it.
+/// Shows the final state.
 pub fn end(sent: u64, arrived: u64) {
     println!("{}{}", over_line(), line(sent, arrived));
 }
 
-/// Something that happens once.
+/// Shows an event.
 pub fn event(what: &str) {
     println!("{}- {what}", over_line());
 }

@@ -1,4 +1,4 @@
-//! The backends' applications: real sockets that record every datagram they receive.
+//! The applications of the backends: real sockets that record every datagram they receive.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +16,10 @@ use lb_tests::testbed::topology::Topology;
 
 use crate::{junk::Junk, script::Options};
 
-/// What an application sends: session and sequence number, then bytes that follow from both.
+/// Length of what an application sends: session and sequence number, then bytes that follow from both.
 pub const PAYLOAD_LEN: usize = 64;
 
-/// What an application answers: the same session and sequence number.
+/// Length of what an application answers: the same session and sequence number.
 pub const ANSWER_LEN: usize = 8;
 
 /// The payload of a session's datagram.
@@ -35,11 +35,11 @@ pub fn payload(session: u32, sequence: u32) -> [u8; PAYLOAD_LEN] {
 /// The datagrams that a backend's application received.
 #[derive(Default)]
 pub struct Received {
-    /// Session and sequence number of every valid datagram that came whole and stripped.
+    /// Session and sequence number of every valid datagram that arrived complete and stripped.
     pub valid: Vec<(u32, u32)>,
     /// Junk, by kind, stripped or not.
     pub junk: BTreeMap<Junk, u64>,
-    /// Datagrams that the client did not send in this form.
+    /// Number of datagrams that the client did not send in this form.
     pub strange: u64,
 }
 
@@ -62,7 +62,7 @@ impl Received {
 pub struct Receivers {
     threads: Vec<JoinHandle<Result<Received>>>,
     stop: Arc<AtomicBool>,
-    /// Valid datagrams that all of them got so far.
+    /// Number of valid datagrams that all applications received so far.
     pub valid: Arc<AtomicU64>,
 }
 
@@ -103,7 +103,7 @@ fn listen(socket: &UdpSocket, answers: bool, stop: &AtomicBool, valid: &AtomicU6
                 }
                 valid.fetch_add(added as u64, Ordering::Relaxed);
             }
-            // Nothing for 50 ms.
+            // No datagram for 50 ms.
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 if stop.load(Ordering::Relaxed) {
                     return Ok(received);
@@ -123,7 +123,7 @@ fn read(datagram: &[u8]) -> Option<(u32, u32)> {
     (datagram == payload(session, sequence)).then_some((session, sequence))
 }
 
-/// Which kind of junk a datagram was sent as. A truncated token has no payload, but looks like nothing else.
+/// The kind of junk that a datagram was sent as. A truncated token has no payload, but is unlike all others.
 fn junk(datagram: &[u8]) -> Option<Junk> {
     match datagram.len().checked_sub(PAYLOAD_LEN) {
         Some(start) => read(&datagram[start..]).and_then(|(_, sequence)| Junk::of_sequence(sequence)),

@@ -13,13 +13,13 @@ use crate::{
     sender::{SESSIONS, Sender, claims, session_id},
 };
 
-/// All that is compared.
+/// The data that is compared.
 pub struct Report<'a> {
-    /// What was asked for.
+    /// The options of the run.
     pub options: Options,
-    /// What was sent.
+    /// The sent datagrams.
     pub sender: &'a Sender,
-    /// What each backend's application got.
+    /// The datagrams that each backend's application received.
     pub received: &'a [Received],
     /// `tollgate counters`: packets by reason, without zeros.
     pub counted: &'a BTreeMap<String, u64>,
@@ -106,7 +106,10 @@ impl Report<'_> {
                 faults.push(format!("backend{id}: {arrived} datagrams arrived, and {counted} are counted"));
             }
             if received.strange > 0 {
-                faults.push(format!("backend{id} got {} datagrams that nobody has sent", received.strange));
+                faults.push(format!(
+                    "backend{id} got {} datagrams that the client did not send",
+                    received.strange
+                ));
             }
             for session in sessions {
                 if session >= SESSIONS || backend_of(session) != id {
@@ -119,14 +122,14 @@ impl Report<'_> {
         }
     }
 
-    /// Where there are no backends.
+    /// Compares the sessions; only if there are backends.
     fn sessions(&self, faults: &mut Vec<String>) {
         let sessions: BTreeSet<u32> =
             self.received.iter().flat_map(|one| &one.valid).map(|(session, _)| *session).collect();
         println!("\n{:<18}{:>10}", "sessions", sessions.len());
         let strange: u64 = self.received.iter().map(|one| one.strange).sum();
         if strange > 0 {
-            faults.push(format!("{strange} datagrams arrived that nobody has sent"));
+            faults.push(format!("{strange} datagrams arrived that the client did not send"));
         }
     }
 

@@ -19,32 +19,32 @@ use crate::{
     sender::Sender,
 };
 
-/// Everything that is made has a name that begins with it.
+/// The prefix of all names that the demo creates.
 pub const NAME: &str = "tollgate-demo";
-/// Backends.
+/// Number of backends.
 pub const BACKENDS: u8 = 3;
-/// Valid datagrams between two events. More flow during the events themselves.
+/// Valid datagrams between two events. More are sent during the events themselves.
 const PHASE: u64 = 25_000;
 const PHASES: u64 = 5;
 
-/// Whether something was made by a demo.
+/// Whether a demo created something of this name.
 pub fn is_ours(name: &str) -> bool {
     name.strip_prefix(NAME).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
-/// What was asked for.
+/// The options of the run.
 #[derive(Clone, Copy)]
 pub struct Options {
-    /// How datagrams get to the backends.
+    /// Forwarding mode.
     pub forward: Forward,
-    /// Of service, client and backends.
+    /// Family of service, client and backends.
     pub family: Family,
-    /// Leave everything for looking around.
+    /// Keep everything for inspection.
     pub keep: bool,
 }
 
 impl Options {
-    /// Whether answers go through the balancer, so that it has to count them.
+    /// Whether answers pass the balancer, which then counts them.
     pub const fn answers(self) -> bool {
         matches!(self.forward, Forward::Nat)
     }
@@ -96,7 +96,7 @@ pub fn run(options: Options) -> Result<()> {
     if keep {
         leave(options, topology, instance, (daemon, decap))?;
     }
-    ensure!(faults.is_empty(), "{} things were not as they should be", faults.len());
+    ensure!(faults.is_empty(), "{} deviations", faults.len());
     let at = if forward == Forward::Local {
         "at the balancer's own socket"
     } else {
@@ -110,7 +110,7 @@ pub fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// All the traffic, and the events during it. Returns the daemon that runs at the end.
+/// All traffic, and the events during it. Returns the daemon that runs at the end.
 fn traffic(
     options: Options,
     topology: &Topology,
@@ -161,7 +161,7 @@ fn rotate(topology: &Topology, instance: &Instance, sender: &mut Sender) -> Resu
     Ok(())
 }
 
-/// Packets of each backend, by the daemon.
+/// Packets of each backend, as the daemon reports them.
 fn counted_of_backends(instance: &Instance, topology: &Topology) -> Result<Vec<u64>> {
     let list = instance.json(&topology.balancer, &["backends", "list"])?;
     let list = list["items"].as_array().context("a list of backends")?;

@@ -31,14 +31,14 @@ use crate::{
     script::Options,
 };
 
-/// Sessions.
+/// Number of sessions.
 pub const SESSIONS: u32 = 500;
 /// The maximum number of valid datagrams in flight: a small part of what the backends' sockets can hold.
 const WINDOW: u64 = 1024;
 /// How long valid datagrams may take before they count as lost.
 const LOST_AFTER: Duration = Duration::from_secs(5);
 const TTL: u32 = 600;
-/// Room for answers that have not been read yet.
+/// Buffer for answers that have not been read yet.
 const RECEIVE_BUFFER: usize = 16 << 20;
 
 struct Token {
@@ -51,23 +51,23 @@ pub struct Sender {
     sockets: Vec<UdpSocket>,
     tokens: Vec<Token>,
     issuer: Issuer,
-    /// Valid datagrams that all backends got so far.
+    /// Number of valid datagrams that all backends received so far.
     received: Arc<AtomicU64>,
     /// Next sequence number of each session.
     pub sequences: Vec<u32>,
     /// Valid datagrams sent.
     pub valid: u64,
-    /// The same, by the key that has signed their tokens.
+    /// Number of valid datagrams, by the key that has signed their tokens.
     pub by_key: BTreeMap<KeyId, u64>,
-    /// Others sent.
+    /// Other datagrams sent.
     pub junk: BTreeMap<Junk, u64>,
-    /// Session and sequence number of every answer, where answers go through the balancer.
+    /// Session and sequence number of every answer, if answers pass the balancer.
     pub answers: Option<Vec<(u32, u32)>>,
     random: fastrand::Rng,
 }
 
 impl Sender {
-    /// With tokens of this issuer for all sessions.
+    /// Creates a sender with tokens of this issuer for all sessions.
     pub fn new(
         options: Options,
         topology: &Topology,
@@ -94,8 +94,8 @@ impl Sender {
         })
     }
 
-    /// From now on, tokens are signed with a newer keyset. Every other session gets a new token at once; the others
-    /// keep theirs, which stay valid.
+    /// Signs tokens with a newer keyset from now on. Every other session gets a new token immediately; the others keep
+    /// their tokens, which stay valid.
     pub fn renew(&mut self, issuer: Issuer) {
         self.issuer = issuer;
         for number in (0..SESSIONS).step_by(2) {
@@ -108,7 +108,7 @@ impl Sender {
         (0..count).try_for_each(|_| self.step())
     }
 
-    /// Sends while another thread does some work; returns the result and the number of datagrams sent meanwhile.
+    /// Sends while another thread executes `work`; returns the result and the number of datagrams sent meanwhile.
     pub fn send_during<T: Send>(&mut self, work: impl FnOnce() -> Result<T> + Send) -> Result<(T, u64)> {
         let before = self.valid;
         thread::scope(|scope| {
@@ -121,19 +121,19 @@ impl Sender {
         })
     }
 
-    /// Waits until all valid datagrams have arrived, and their answers.
+    /// Waits until all valid datagrams, and the answers to them, have arrived.
     pub fn drain(&mut self) -> Result<()> {
         self.wait_for(0)?;
         let deadline = Instant::now() + LOST_AFTER;
         while self.answers.as_ref().is_some_and(|answers| (answers.len() as u64) < self.valid) {
             (0..self.sockets.len()).try_for_each(|index| self.read_answers(index))?;
-            ensure!(Instant::now() < deadline, "of {} answers some have not arrived", self.valid);
+            ensure!(Instant::now() < deadline, "some of {} answers have not arrived", self.valid);
         }
         progress::end(self.valid, self.received.load(Ordering::Relaxed));
         Ok(())
     }
 
-    /// Sends a valid datagram, and after two of them a bad one.
+    /// Sends a valid datagram, and after every second one a junk datagram.
     fn step(&mut self) -> Result<()> {
         self.wait_for(WINDOW)?;
         let number = self.random.u32(0..SESSIONS);
@@ -164,7 +164,7 @@ impl Sender {
                     let word = |at: usize| u32::from_be_bytes([0, 1, 2, 3].map(|byte| buffer[at + byte]));
                     answers.push((word(0), word(4)));
                 }
-                Ok(len) => bail!("an answer of {len} bytes, which nobody has sent"),
+                Ok(len) => bail!("an answer of {len} bytes, which no backend has sent"),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error.into()),
             }

@@ -33,11 +33,11 @@ use crate::{
     },
 };
 
-/// Sessions of each type.
+/// Number of sessions of each type.
 const SESSIONS: u64 = 10;
 /// Packets per second of all sessions.
 pub const RATE: u32 = 10_000;
-/// Length of a payload: phase, number, time of sending, and padding to the usual length of a game's packet.
+/// Length of a payload: phase, number, time of sending, and padding to the usual length of a game packet.
 const PAYLOAD_LEN: usize = 64;
 /// The payload of junk tokens.
 pub const NOBODY: [u8; PAYLOAD_LEN] = [0xff; PAYLOAD_LEN];
@@ -50,10 +50,10 @@ enum Session {
     Proof { token: ProofToken, issued_at: u32, seq: u32 },
 }
 
-/// All of them.
+/// All clients.
 pub struct Clients(Vec<Session>);
 
-/// What happened to the packets of one phase.
+/// The packets of one phase.
 #[derive(Clone, Debug, Default)]
 pub struct Delivery {
     /// Packets sent.
@@ -79,19 +79,19 @@ impl Stage {
         wait_for("the application", || Ok(self.listens.load(Ordering::Relaxed)))
     }
 
-    /// The next phase begins.
+    /// Starts the next phase.
     pub fn next(&self) {
         self.phase.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Nothing more is sent.
+    /// Ends sending.
     pub fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
     }
 }
 
 impl Clients {
-    /// With tokens of this issuer.
+    /// Creates clients with tokens of this issuer.
     pub fn new(issuer: &Issuer) -> Self {
         let issued_at = unix_now();
         let bearer = |number| issuer.token_at(session(number, 0), issued_at, super::TTL).to_bytes();
@@ -111,13 +111,13 @@ impl Clients {
         proofs.expect("half of the sessions have one")
     }
 
-    /// Sends until the stage ends; returns how many in each phase.
+    /// Sends until the stage ends; returns the number of packets in each phase.
     ///
     /// # Errors
     /// If the socket fails.
     pub fn send(&mut self, pair: &Pair, stage: &Stage, cpus: Cpus, phases: usize) -> Result<Vec<u64>> {
         pair.clients.enter(|| {
-            // Other hosts than the flood's: never kept from sending by it.
+            // Clients stand for other hosts than the flood's, so the flood must not delay them.
             realtime(Pid::from_raw(0), super::CLIENTS)?;
             pin_to_cpu(cpus.sending)?;
             let socket = UdpSocket::bind((Pair::client(), 0))?;
@@ -165,8 +165,8 @@ impl Session {
     }
 }
 
-/// The node's application: receives until the stage has ended and nothing more comes; returns how long the packets of
-/// each phase took, from the client's `send` to the moment the kernel stamped them behind the program.
+/// The application of the node. Receives until the stage has ended and no more packets arrive. Returns the latencies of
+/// the packets of each phase: from the client's `send` to the timestamp of the kernel after the program.
 ///
 /// # Errors
 /// If the socket fails.
@@ -195,7 +195,7 @@ pub fn receive(pair: &Pair, stage: &Stage, cpus: Cpus, phases: usize) -> Result<
     })?
 }
 
-/// Phase and nanoseconds of a client's packet; nothing for others.
+/// Phase and nanoseconds of a client's packet; `None` for other packets.
 fn next(socket: &UdpSocket) -> std::io::Result<Option<(usize, u64)>> {
     let mut buffer = [0; 256];
     let mut control = nix::cmsg_space!(TimeSpec);
@@ -226,21 +226,21 @@ impl Delivery {
         self.sent - self.took.len() as u64
     }
 
-    /// The share that arrived.
+    /// The fraction that arrived.
     pub fn delivered(&self) -> f64 {
         self.took.len() as f64 / self.sent.max(1) as f64
     }
 
-    /// So many of a thousand took no longer, microseconds.
+    /// The latency that this many of a thousand packets do not exceed, microseconds.
     pub fn microseconds(&self, of_thousand: usize) -> f64 {
         let at = (self.took.len() * of_thousand / 1000).min(self.took.len().saturating_sub(1));
         self.took.get(at).map_or(f64::NAN, |ns| *ns as f64 / 1000.0)
     }
 
-    /// Made from the records of both threads.
+    /// Created from the records of both threads.
     ///
     /// # Errors
-    /// If more arrived than was sent.
+    /// If more packets arrived than were sent.
     pub fn of(sent: u64, mut took: Vec<u64>) -> Result<Self> {
         ensure!(took.len() as u64 <= sent, "{} of {sent} packets arrived", took.len());
         took.sort_unstable();

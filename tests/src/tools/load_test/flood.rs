@@ -33,21 +33,21 @@ pub struct Flooder<'a> {
 /// What was sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
-    /// Frames.
+    /// Number of frames.
     pub frames: u64,
-    /// In this time.
+    /// Duration of sending.
     pub elapsed: Duration,
 }
 
 impl<'a> Flooder<'a> {
-    /// Ready at the clients' end of a pair.
+    /// Creates a sender at the clients' end of a pair.
     ///
     /// # Errors
     /// If the programs cannot be loaded.
     pub fn new(pair: &'a Pair, cpus: Cpus) -> Result<Self> {
         let mut replay = Replay::load(TOKENS)?;
         let ifindex = pair.clients.enter(|| {
-            // Frames leave only by interfaces that have a program.
+            // Frames leave only through interfaces that have a program.
             replay
                 .program("discard")?
                 .attach(CLIENTS, XdpMode::Driver)
@@ -86,7 +86,7 @@ impl<'a> Flooder<'a> {
 }
 
 impl Sent {
-    /// Frames in a second.
+    /// Frames per second.
     pub fn rate(&self) -> f64 {
         self.frames as f64 / self.elapsed.as_secs_f64()
     }

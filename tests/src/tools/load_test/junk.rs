@@ -35,10 +35,10 @@ pub enum Junk {
     Fragment,
 }
 
-/// The number of different frames of a class.
+/// Number of different frames of a class.
 pub const TOKENS: u32 = 4096;
 
-/// How far the clock of proofs is ahead: within the five seconds of tolerance, and it stays so for longer than a run.
+/// How far the clock of the proofs is ahead: within the tolerance of five seconds, also at the end of a run.
 const AHEAD_MS: u32 = 3000;
 
 /// Source address of a flood's frames, by which the empty program recognises them (tests/replay/src/main.rs).
@@ -58,7 +58,7 @@ impl Junk {
         Self::Replay,
     ];
 
-    /// What it is counted as; the first gives it its name.
+    /// The reasons that it is counted as; the first reason is its name.
     pub const fn reasons(self) -> &'static [Reason] {
         match self {
             Self::NoToken => &[Reason::NoToken],
@@ -78,7 +78,7 @@ impl Junk {
         self.reasons()[0].name()
     }
 
-    /// The frame that tokens are put into.
+    /// The frame that tokens are written into.
     pub fn frame(self) -> Vec<u8> {
         Packet {
             destination_mac: NODE_MAC,
@@ -90,7 +90,7 @@ impl Junk {
         .bytes()
     }
 
-    /// The tokens. `victim` is a client's.
+    /// The tokens. `victim` is a token of a client.
     pub fn tokens(self, issuer: &Issuer, victim: &ProofToken, random: &mut fastrand::Rng) -> Vec<Header> {
         if self == Self::Replay {
             let now = unix_now();
@@ -107,7 +107,7 @@ impl Junk {
         match self {
             Self::NoToken => words = [0; 8].map(|_: u64| random.u64(..) << 8),
             Self::BadHeader => words[0] ^= 0x20 << 8,
-            // The highest bits of the key's id, which are its generation's.
+            // The highest bits of the key id, which belong to the generation.
             Self::UnknownKey => words[0] ^= 0x80 << 32,
             Self::Expired | Self::Fragment | Self::Replay => {}
             Self::BadFastTag => words[5] ^= 1,

@@ -11,10 +11,10 @@
 //! program that only drops frames with the flood's source address and passes all others: the minimum that a filter
 //! must do. Each runs on its own pair, alternating, under the same floods: the sender limits the rate, not the node.
 //!
-//! The ring of the veth stands for that of a network card: a frame that finds it full is lost before any program sees
-//! it. The machine is saturated while frames of the flood are lost there. As with a network card's interrupts, the
-//! receive thread has priority over all other work of its CPU, except for the application. Clients have priority over
-//! the flood on their CPU, because they stand for other hosts than the flood's.
+//! The ring of the veth stands for that of a network card: a frame that finds it full is lost before a program
+//! processes it. The machine is saturated while frames of the flood are lost there. As with the interrupts of a network
+//! card, the receive thread has priority over all other work of its CPU, except for the application. Clients have
+//! priority over the flood on their CPU, because they stand for other hosts than the flood's.
 
 mod clients;
 mod flood;
@@ -47,9 +47,9 @@ use crate::{
     },
 };
 
-/// Seconds that a token lives.
+/// Lifetime of a token, seconds.
 const TTL: u32 = 300;
-/// Real-time priorities, the highest first: the kernel has timestamped packets before the application reads them.
+/// Real-time priorities, the highest first: the kernel timestamps packets before the application reads them.
 const APPLICATION: i32 = 60;
 const CLIENTS: i32 = 50;
 const RECEIVING: i32 = 40;
@@ -57,7 +57,7 @@ const RECEIVING: i32 = 40;
 /// Packets that do not belong to the flood: the first of those that are replayed, and packets of the hosts' own
 /// kernels.
 const FEW: u64 = 20;
-/// Frames per second that any machine can receive. Fewer arrive, because nothing is sent while a live run starts.
+/// Frames per second that any machine can receive. Fewer arrive, because no frames are sent while a live run starts.
 pub const MODERATE: u32 = 200_000;
 
 /// The length of a measurement.
@@ -76,7 +76,7 @@ pub struct Effort {
 pub struct Cpus {
     /// Clients and floods.
     pub sending: usize,
-    /// The node.
+    /// The node under test.
     pub receiving: usize,
 }
 
@@ -87,7 +87,7 @@ pub struct Measurement {
     pub junk: Junk,
     /// The frames sent.
     pub flood: Sent,
-    /// Frames of it that reached the node's program.
+    /// Frames of the flood that reached the program of the node.
     pub judged: u64,
     /// Legitimate packets before, during and after it.
     pub deliveries: [Delivery; 3],
@@ -113,19 +113,19 @@ pub struct Bench {
     issuer: Issuer,
     instance: Instance,
     random: fastrand::Rng,
-    // Before the pairs, for they end with their namespaces.
+    // Declared before the pairs, because the programs end with the namespaces of the pairs.
     _empty: EmptyProgram,
     _daemon: Daemon,
 }
 
 impl Bench {
-    /// Makes both. Names of namespaces, files and pins begin with `prefix`.
+    /// Creates both nodes. Names of namespaces, files and pins begin with `prefix`.
     ///
     /// # Errors
-    /// If something cannot be made or started, or there is one CPU only.
+    /// If something cannot be created or started, or there is only one CPU.
     pub fn new(prefix: &str, seed: u64) -> Result<Self> {
         let online = aya::util::online_cpus().map_err(|(file, error)| anyhow::anyhow!("{file}: {error}"))?;
-        // Interrupts tend to come to the first.
+        // The first CPU usually handles interrupts.
         let [receiving, .., sending] = online[..] else {
             bail!("there is one CPU: sender and receiver need one each");
         };
@@ -144,10 +144,10 @@ impl Bench {
         Ok(Self { cpus, tollgate, empty, issuer, instance, random, _empty: empty_program, _daemon: daemon })
     }
 
-    /// A flood of junk at Tollgate. Every frame that reaches the program must be counted under the right reason.
+    /// Sends a flood of junk to Tollgate. Every frame that reaches the program must be counted with the correct reason.
     ///
     /// # Errors
-    /// If something fails, or is counted as anything else.
+    /// If something fails, or a frame is counted with another reason.
     pub fn at_tollgate(&mut self, junk: Junk, rate: Option<u32>, effort: Effort) -> Result<Measurement> {
         let mut clients = Clients::new(&self.issuer);
         let tokens = junk.tokens(&self.issuer, clients.a_proof_token(), &mut self.random);
@@ -172,7 +172,7 @@ impl Bench {
         Ok(measurement)
     }
 
-    /// The same flood at the program that drops it.
+    /// Sends the same flood to the program that drops it.
     ///
     /// # Errors
     /// If something fails.
@@ -224,7 +224,7 @@ fn measure(
     })
 }
 
-/// Lets a thread come before all that have no real-time priority, or a lower one. 0 is the calling thread.
+/// Gives a thread priority over all threads without a real-time priority or with a lower one. 0 is the calling thread.
 fn realtime(thread: Pid, priority: i32) -> Result<()> {
     let parameters = libc::sched_param { sched_priority: priority };
     // SAFETY: the kernel reads the parameters, which outlive the call.

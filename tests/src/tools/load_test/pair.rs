@@ -16,27 +16,27 @@ use crate::{
 
 /// The node's interface.
 pub const NODE: &str = "load0";
-/// The other end.
+/// The clients' interface.
 pub const CLIENTS: &str = "load1";
-/// The node's address on the wire.
+/// MAC address of the node.
 pub const NODE_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x5b, 1];
-/// The clients' own addresses.
+/// Address of the clients.
 pub const CLIENT_IP: &str = "10.77.0.2";
 const NODE_IP: &str = "10.77.0.1";
 
 /// A veth pair between two namespaces.
 pub struct Pair {
-    /// Who sends.
+    /// The namespace of the senders.
     pub clients: Namespace,
-    /// Who is flooded.
+    /// The namespace of the node under test.
     pub node: Namespace,
 }
 
 impl Pair {
-    /// Makes it. Names begin with `prefix`.
+    /// Creates the pair. Names begin with `prefix`.
     ///
     /// # Errors
-    /// If something cannot be made.
+    /// If something cannot be created.
     pub fn new(prefix: &str) -> Result<Self> {
         let pair = Self {
             clients: Namespace::new(&format!("{prefix}-clients"))?,
@@ -48,7 +48,7 @@ impl Pair {
         clients.ip(&[&link[..], &["netns", node.name()]].concat())?;
         let service = Family::V4.service().ip().to_string();
         for (namespace, interface, address) in [(clients, CLIENTS, CLIENT_IP), (node, NODE, NODE_IP)] {
-            // Nothing is sent but what is measured.
+            // The kernel must send no packets of its own.
             namespace.ip(&["link", "set", interface, "addrgenmode", "none", "up"])?;
             namespace.ip(&["address", "add", &format!("{address}/24"), "dev", interface])?;
             let mut ethtool = namespace.command("ethtool")?;
@@ -59,10 +59,11 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Lets the node receive on one CPU, before everything else there but the application. It has an XDP program.
+    /// Makes the node receive on one CPU, with priority over all threads there except the application. The node must
+    /// have an XDP program.
     ///
     /// # Errors
-    /// If it does not poll, or may not come first.
+    /// If it does not poll, or the priority cannot be set.
     pub fn receive_on(&self, cpu: usize) -> Result<()> {
         let threads: Vec<Pid> = self.node.enter(|| {
             receive_thread::own_sysfs()?;
@@ -71,7 +72,7 @@ impl Pair {
         threads.into_iter().try_for_each(|thread| realtime(thread, super::RECEIVING))
     }
 
-    /// Packets that the node has received and judged.
+    /// Number of packets that the node has received and processed.
     ///
     /// # Errors
     /// If they cannot be read.
@@ -85,7 +86,7 @@ impl Pair {
         })?
     }
 
-    /// Where clients send from.
+    /// Source address of the clients.
     pub fn client() -> IpAddr {
         IpAddr::V4(CLIENT_IP.parse().expect("an address"))
     }

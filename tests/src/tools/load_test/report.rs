@@ -1,4 +1,4 @@
-//! The tables, and the goals.
+//! The tables and the goals.
 
 use std::fmt::Write as _;
 
@@ -12,14 +12,14 @@ const TOLERANCE: f64 = 0.02;
 /// The floods that are compared with the empty program.
 pub const COMPARED: [Junk; 2] = [Junk::NoToken, Junk::BadFastTag];
 
-/// All that was measured.
+/// All measurements.
 #[derive(Default)]
 pub struct Report {
     /// Floods at a rate that the machine can receive.
     pub moderate: Vec<Measurement>,
     /// Floods at the highest rate that the machine can send.
     pub all_out: Vec<Measurement>,
-    /// The same floods at the empty program.
+    /// The same floods against the empty program.
     pub empty: Vec<Measurement>,
 }
 
@@ -77,7 +77,7 @@ impl Report {
     }
 }
 
-/// Legitimate packets that were lost though the node received all that came.
+/// Reports legitimate packets that were lost although the node received all frames.
 pub fn lost_unsaturated(measurement: &Measurement) -> Option<Missed> {
     let lost: u64 = measurement.deliveries.iter().map(Delivery::lost).sum();
     let name = measurement.junk.name();

@@ -1,4 +1,4 @@
-//! Packets as clients and attackers send them, under a fixture that changes.
+//! Packets as clients and attackers send them, with a fixture that changes.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,15 +21,15 @@ use lb_tests::model::{
     packet::{Family, Icmp, Packet, UdpChecksum},
 };
 
-/// The distance of the clock from a full millisecond, so that no boundary is crossed while packets run.
+/// Distance of the clock from a full millisecond, so that it crosses no boundary while packets run.
 pub const OFF_EDGES_NS: u64 = 100_000;
-/// Tokens in use.
+/// Number of tokens in use.
 const POOL: usize = 1500;
-/// Frames that may come again.
+/// Number of frames that may be repeated.
 const HISTORY: usize = 4096;
-/// The service beside the default one: PROOF tokens alone, and bound.
+/// The second service, which accepts only PROOF tokens that are bound.
 const STRICT: u32 = SERVICE_ID + 1;
-/// The number of ticks that puts more than an hour of the kernel's clock before now.
+/// Length of a tick at which the kernel's clock has advanced more than an hour before now.
 const FIRST_TICK_NS: u64 = 1000;
 
 /// The generator of packets.
@@ -96,12 +96,12 @@ impl Traffic {
         Self { random, fixture, keys, pool: vec![], history: vec![], issued: seed << 32 }
     }
 
-    /// The fixture that the packets come into.
+    /// The fixture for the next packets.
     pub const fn fixture(&self) -> &Fixture {
         &self.fixture
     }
 
-    /// Some seconds later.
+    /// Advances by some seconds.
     pub fn go_on(&mut self) {
         self.fixture.now_ns += self.random.u64(..3) * SECOND_NS + self.random.u64(..1000) * 1_000_000;
         // The kernel's clock advances by more than four seconds: all rates have recovered.
@@ -278,13 +278,13 @@ impl Traffic {
         }
     }
 
-    /// A token of any kind, of any key, bound to anything, and now and then with times at the edge or beyond it.
+    /// A token of a random type, key and binding, sometimes with times at the limit or beyond it.
     fn issue(&mut self) -> Issued {
         self.issued += 1;
         let (service_id, key) = self.keys[[0, 0, 0, 1, 2, 2, 3][self.random.usize(..7)]].clone();
         let service_id = if self.random.u8(..60) == 0 { service_id ^ 1 } else { service_id };
         let family = self.family();
-        // Now and then another session's client.
+        // Sometimes the client of another session.
         let place = self.random.usize(..4 * self.pool.len().max(1));
         let other =
             self.pool.get(place).map(|issued| issued.from).filter(|from| Family::of(from.ip()) == family);
@@ -330,7 +330,7 @@ impl Traffic {
         Issued { token, issued_at, from, to, next_seq: self.random.u32(..600), revocations }
     }
 
-    /// Makes a BEARER token's tags anew over something no issuer makes.
+    /// Recomputes the tags of a BEARER token over claims that no issuer creates.
     fn resign(&mut self, packet: &mut Packet) {
         let (words, _) = packet.payload.as_chunks::<8>();
         let Some(words) = words.first_chunk::<8>() else { return };

@@ -1,4 +1,4 @@
-//! Which answers pass: from the backend's VLAN, while backend and session are valid, whole or in fragments.
+//! The answers that pass: from the VLAN of the backend, while backend and session are valid, whole or in fragments.
 
 use std::net::SocketAddr;
 
@@ -93,10 +93,10 @@ fn of_a_backend_that_is_gone() -> Result<()> {
             ("this node has another address", vec![Backend { source_be: other.source_be, ..backend }]),
         ] {
             let refused = exchange.refused(name, answer, Reason::NoBackend).with_fixture(with(backends));
-            // The second time from the program's own record of the first.
+            // The second refusal uses the program's record of the first.
             in_turn(&mut program, [refused.clone(), refused, passes.clone()])?;
         }
-        // Beside others, with another index.
+        // Among other backends, with another index.
         let last = with(vec![other, Backend { backend_id: 3, ..other }, backend]);
         passes.clone().with_fixture(last).check(&mut program)?;
         let (at, service) = there.services[0];
@@ -105,7 +105,7 @@ fn of_a_backend_that_is_gone() -> Result<()> {
             ("another service is at its address", vec![(at, Service { id: 43, ..service })]),
             ("its address is gone", vec![there.services[1]]),
         ];
-        // The first of the services is the one over IPv4.
+        // The first service is the one over IPv4.
         for (name, services) in others.into_iter().take(if family == Family::V4 { 3 } else { 1 }) {
             let fixture = Fixture { services, ..there.clone() };
             exchange.not_ours(name, answer).with_fixture(fixture).check(&mut program)?;
@@ -116,7 +116,7 @@ fn of_a_backend_that_is_gone() -> Result<()> {
     Ok(())
 }
 
-/// Two publications bring the first bank back: what was checked against the tables before is checked again.
+/// After two publications, the first bank is active again: an earlier check against it is repeated.
 #[test]
 fn every_publication_is_checked_against() -> Result<()> {
     let mut program = Program::load()?;
@@ -165,7 +165,7 @@ fn of_a_session_that_is_revoked() -> Result<()> {
             let refused =
                 |packet| exchange.refused(name, packet, Reason::Revoked).with_fixture(fixture.clone());
             in_turn(&mut program, [passes.clone(), refused(answer), refused(answer), refused(client)])?;
-            // Where its datagrams are delivered all the same, so are their answers.
+            // If the datagrams of the session are delivered nevertheless, so are the answers.
             let observing = with_service(&|service| service.flags |= FLAG_OBSERVE, fixture);
             passes.clone().with_fixture(observing).check(&mut program)?;
         }
@@ -181,11 +181,12 @@ fn of_a_session_that_is_revoked() -> Result<()> {
     Ok(())
 }
 
-/// An answer in fragments goes to the client in fragments, each by itself; in its first is the checksum of all.
+/// An answer in fragments goes to the client in fragments. Each is handled by itself; the first contains the checksum
+/// of all.
 #[test]
 fn in_fragments() -> Result<()> {
     let mut program = Program::load()?;
-    // Lengths of the whole payload: the last fragment has from one byte to as many as the others.
+    // Lengths of the whole payload: the last fragment has between one byte and the length of the others.
     for (family, len) in
         Family::BOTH.into_iter().flat_map(|family| [41, 48, 72, 73, 104, 500].map(|len| (family, len)))
     {
@@ -214,7 +215,7 @@ fn in_fragments() -> Result<()> {
                 [&exchange.answer, &exchange.to_client].map(|packet| whole(packet.clone()));
             let fragments: Vec<_> = answer.fragments(32).into_iter().zip(to_client.fragments(32)).collect();
             ensure!(fragments.len() > 1);
-            // All of them, then the later ones again in reverse order.
+            // All fragments, then the later ones again in reverse order.
             let numbers = (0..fragments.len()).chain((1..fragments.len()).rev());
             let passing = numbers.map(|number| {
                 let (fragment, expected) = &fragments[number];
@@ -229,7 +230,7 @@ fn in_fragments() -> Result<()> {
     Ok(())
 }
 
-/// A fragment passes only where a datagram would, and a later one only behind its first, for a second.
+/// A fragment passes only where a datagram would. A later fragment passes only after the first one, for one second.
 #[test]
 fn fragments_of_others() -> Result<()> {
     pin_to_cpu(0)?;
@@ -277,14 +278,14 @@ fn fragments_of_others() -> Result<()> {
             in_turn(&mut program, [refused(first), refused(second)])?;
         }
         later.check(&mut program)?;
-        // A tick that is longer by a nanosecond makes four seconds and some of the kernel's clock.
+        // A tick that is a nanosecond longer advances the kernel's clock by more than four seconds.
         ensure!(jiffies > FRAGMENTS_TIMEOUT_NS);
         exchange.not_ours("a second later", second).with_fixture(at(1)).check(&mut program)?;
     }
     Ok(())
 }
 
-/// A datagram whose only fragment says that it is one (RFC 6946), and extension headers that the program does not skip.
+/// A datagram in a single (atomic) fragment (RFC 6946), and extension headers that the program does not skip.
 #[test]
 fn ipv6_fragment_headers() -> Result<()> {
     let mut program = Program::load()?;

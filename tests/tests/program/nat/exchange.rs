@@ -69,14 +69,14 @@ impl Exchange {
         Self { fixture, client, port, answer, to_client }
     }
 
-    /// The same with this checksum in the answer.
+    /// The same exchange with this checksum in the answer.
     pub fn with_checksum(mut self, udp_checksum: UdpChecksum) -> Self {
         self.answer.udp_checksum = udp_checksum;
         self.to_client = Packet { udp_checksum, ..self.to_client }.completed();
         self
     }
 
-    /// Its translation's key.
+    /// The key of its translation.
     pub fn key(&self) -> TranslationKey {
         key(&self.fixture, self.port)
     }
@@ -91,7 +91,7 @@ impl Exchange {
         Case::answered(name, self.fixture.clone(), packet, to_client, reason)
     }
 
-    /// This packet is for this host.
+    /// This packet is passed to this host.
     pub fn not_ours(&self, name: impl Into<String>, packet: &Packet) -> Case {
         Case::not_ours(name, self.fixture.clone(), packet)
     }
@@ -102,7 +102,7 @@ impl Exchange {
     }
 }
 
-/// Runs the program on a client's datagram, and checks it with the port that its translation has.
+/// Runs the program on a client's datagram, and checks the result with the port of its translation.
 pub fn translated(program: &mut Program, name: &str, fixture: &Fixture, packet: &Packet) -> Result<u16> {
     program.enter(fixture)?;
     let outcome = program.run(&packet.bytes())?;
@@ -110,11 +110,11 @@ pub fn translated(program: &mut Program, name: &str, fixture: &Fixture, packet: 
         found(program, fixture, packet.from)?.with_context(|| format!("{name}: no translation"))?;
     ensure!(NAT_PORTS.contain(port), "{name}: port {port}");
     let case = sent(name, fixture, packet, port, translation.cookie);
-    ensure!(outcome == case.expected.outcome, "{name}: {outcome:?} where {case:?} was expected");
-    // Again, now that there is a translation, with all counters.
+    ensure!(outcome == case.expected.outcome, "{name}: {outcome:?} instead of {case:?}");
+    // Runs again, now with a translation, and checks all counters.
     case.check(program)?;
     let again = found(program, fixture, packet.from)?.map(|(port, _)| port);
-    ensure!(again == Some(port), "{name}: {again:?} where {port} was the port before");
+    ensure!(again == Some(port), "{name}: {again:?}, but the port was {port}");
     Ok(port)
 }
 
@@ -141,7 +141,7 @@ pub fn sent(name: impl Into<String>, fixture: &Fixture, packet: &Packet, port: u
     Case::sent(name, fixture.clone(), packet, &sent, &backend, Reason::Forwarded)
 }
 
-/// A packet with a cookie where it has room for one.
+/// A packet with a cookie, if it has space for one.
 pub fn with_cookie(packet: Packet, cookie: u32) -> Packet {
     match packet.family() {
         Family::V4 if packet.fragment == packet::DONT_FRAGMENT => Packet { id: cookie as u16, ..packet },
@@ -206,12 +206,12 @@ pub fn in_turn(program: &mut Program, cases: impl IntoIterator<Item = Case>) -> 
     cases.into_iter().try_for_each(|case| case.check(program))
 }
 
-/// An address without a port, as ICMP has it.
+/// An address without a port, as in ICMP.
 pub fn no_port(at: SocketAddr) -> SocketAddr {
     SocketAddr::new(at.ip(), 0)
 }
 
-/// A VLAN tag as backends and translations hold it.
+/// A VLAN tag as in backends and translations.
 pub fn tag(identifier: u16, control: u16) -> Tag {
     Tag { identifier_be: identifier.to_be(), control_be: control.to_be() }
 }

@@ -78,7 +78,7 @@ fn what_left_must_be_quoted() -> Result<()> {
     Ok(())
 }
 
-/// Two clients have two cookies, and a client another one each time its translation is made.
+/// Two clients have different cookies, and a client gets a new cookie each time its translation is created.
 #[test]
 fn cookies_differ() -> Result<()> {
     let mut program = Program::load()?;
@@ -92,7 +92,7 @@ fn cookies_differ() -> Result<()> {
     Ok(())
 }
 
-/// Guesses are rationed: of many in a row the right one does not count either, until time has passed.
+/// Guesses are limited: after many wrong guesses, the correct one is refused, too, until time has passed.
 #[test]
 fn guesses_are_rationed() -> Result<()> {
     pin_to_cpu(0)?;
@@ -110,7 +110,7 @@ fn guesses_are_rationed() -> Result<()> {
             Case::answered("a right one", fixture, &about, to_client, Reason::IcmpError)
         };
         let forged = |guess: u32| about(&with_cookie(left.datagram.clone(), left.cookie ^ guess));
-        // The burst is a tenth of a second's budget; the clock hardly moves meanwhile.
+        // The burst is the budget of a tenth of a second; the clock hardly advances meanwhile.
         for guess in 1..=10 {
             told(at(0)).check(&mut program)?;
             Case::not_ours("a guess", at(0), &forged(guess)).check(&mut program)?;
@@ -124,7 +124,7 @@ fn guesses_are_rationed() -> Result<()> {
     Ok(())
 }
 
-/// A datagram that routers may fragment has no room for a cookie: errors about it end here.
+/// A datagram that routers may fragment has no space for a cookie, so errors about it are not forwarded.
 #[test]
 fn what_may_be_fragmented_has_no_errors() -> Result<()> {
     let mut program = Program::load()?;

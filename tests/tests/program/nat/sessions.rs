@@ -1,4 +1,4 @@
-//! Ownership of ports: a session, or a source in observe mode, holds a limited number.
+//! Ownership of ports: a session, or a source in observe mode, holds a limited number of ports.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use tollgate::datapath::Options;
 
 use super::exchange::{Exchange, key, nat_fixture, translated};
 
-/// Room for as many clients as an attacker has source ports.
+/// Capacity for as many clients as an attacker has source ports.
 fn program(nat_ports_per_session: u32) -> Result<Program> {
     let nat_ports = Some(Ports { first: 10_000, last: 29_999 });
     Program::load_with(&Options { nat_ports, nat_ports_per_session, sessions: 65_536, ..small() })
@@ -48,7 +48,7 @@ fn from_every_port(program: &Program, packet: &Packet, mut host: impl FnMut(u16)
     Ok(())
 }
 
-/// One token from one address and 20,000 ports leaves the others' ports alone.
+/// One token from one address and 20,000 ports does not take the ports of others.
 #[test]
 fn a_session_has_so_many_ports() -> Result<()> {
     for (family, limit) in Family::BOTH.into_iter().zip([PER_SESSION_DEFAULT, 3]) {
@@ -59,7 +59,7 @@ fn a_session_has_so_many_ports() -> Result<()> {
         from_every_port(&program, &packet, |_| packet.from.ip())?;
         let of_session = Owner::session(fixture::SERVICE_ID, SESSION);
         let only = BTreeMap::from([((of_session.of, of_session.kind), limit)]);
-        ensure!(held(&program)? == only, "{:?} where {only:?} was expected", held(&program)?);
+        ensure!(held(&program)? == only, "{:?} instead of {only:?}", held(&program)?);
         for number in 1..=1000 {
             let client = Packet::with_token(&fixture::token_number(number)).over(family);
             ensure!(program.run(&client.bytes())?.verdict == Verdict::Transmit, "session {number}");
@@ -88,7 +88,7 @@ fn a_source_that_is_observed_has_so_many_ports() -> Result<()> {
             ensure!(program.run(&other.bytes())?.verdict == Verdict::Transmit, "source {number}");
         }
         ensure!(held(&program)?.len() == 1001, "{family}: {:x?}", held(&program)?);
-        // A session's id is its own, also where it looks like an address.
+        // The id of a session is distinct from a source, even if it looks like an address.
         let source = held(&program)?.into_keys().next().map_or(0, |(of, _)| of);
         let before = held(&program)?;
         let valid = Packet::with_token(&fixture::token_number(source)).over(family);
@@ -98,7 +98,7 @@ fn a_source_that_is_observed_has_so_many_ports() -> Result<()> {
     Ok(())
 }
 
-/// A session that has all it may have gives up the port that was used longest ago, and its other clients keep theirs.
+/// A session at its limit reuses the port that has been idle longest; its other clients keep their ports.
 #[test]
 fn the_oldest_is_reused() -> Result<()> {
     for family in Family::BOTH {
@@ -110,14 +110,14 @@ fn the_oldest_is_reused() -> Result<()> {
         let mut ports = Vec::new();
         for number in 0..PER_SESSION_DEFAULT as u16 {
             let (port, mut entry) = run(&program, &fixture, &client(number))?;
-            // The fourth is the oldest, then the one after it, and so on around.
+            // The fourth port is the oldest, then the following ones, cyclically.
             entry.used_at_ns = now - SECOND_NS * (10 - u64::from((number + 5) % 8));
             program.translations()?.insert(key(&fixture, port), entry, 0)?;
             ports.push(port);
         }
         for (number, oldest) in (100..103).zip([3, 4, 5]) {
             let (port, _) = run(&program, &fixture, &client(number))?;
-            ensure!(port == ports[oldest], "{port} where {} was the oldest of {ports:?}", ports[oldest]);
+            ensure!(port == ports[oldest], "{port}, but {} is the oldest of {ports:?}", ports[oldest]);
         }
         for number in [6, 7, 0, 1, 2] {
             let (port, _) = run(&program, &fixture, &client(number as u16))?;
@@ -127,14 +127,14 @@ fn the_oldest_is_reused() -> Result<()> {
     Ok(())
 }
 
-/// Runs the program on a datagram, which must leave; returns its client's port and translation.
+/// Runs the program on a datagram, which must leave; returns port and translation of its client.
 fn run(program: &Program, fixture: &Fixture, packet: &Packet) -> Result<(u16, lb_common::nat::Translation)> {
     ensure!(program.run(&packet.bytes())?.verdict == Verdict::Transmit);
     let found = super::exchange::found(program, fixture, packet.from)?;
     found.ok_or_else(|| anyhow::anyhow!("{} has no translation", packet.from))
 }
 
-/// Of a session whose ports are all taken by others but one, all clients share that one.
+/// All probed ports but one are taken by others: all clients of a session share this port.
 #[test]
 fn the_last_port_is_shared_within_a_session() -> Result<()> {
     let one_port = Ports { first: 40_000, last: 40_000 };
@@ -152,14 +152,14 @@ fn the_last_port_is_shared_within_a_session() -> Result<()> {
     Ok(())
 }
 
-/// A client that sends now and then keeps its translation for as long as it does, and five minutes more.
+/// A client that sends from time to time keeps its translation, until five minutes after its last datagram.
 #[test]
 fn what_is_used_lasts() -> Result<()> {
     let mut program = Program::load()?;
     for family in Family::BOTH {
         let jiffies = program.jiffies()?;
         let at = |seconds: u64| Fixture {
-            // A tick that is longer by a nanosecond is four seconds and some of the kernel's clock.
+            // A tick that is a nanosecond longer advances the kernel's clock by more than four seconds.
             tick_ns: (seconds + 1000) * SECOND_NS / jiffies + 1,
             ..nat_fixture(FLAG_STRIP, family)
         };
