@@ -1,4 +1,4 @@
-//! A backend as the program sees it: its next hop. A backend that may not be used is not in the table.
+//! The backend table of the XDP program: the next hop of each usable backend. Unusable backends have no entry.
 
 /// The next hop of a backend, resolved by the daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -6,45 +6,47 @@
 pub struct Backend {
     /// The service's index on this node.
     pub service_index: u16,
-    /// The `backend_id` of token and configuration, 1..=65535; 0 where the table has no backend.
+    /// The `backend_id` of the token and the configuration, 1..=65535; 0: an unused entry.
     pub backend_id: u16,
-    /// The index of its counter among the backend counters.
+    /// The index of its counter in the backend counters.
     pub counter: u32,
-    /// The interface that its frames leave through: one that carries frames as they are, so never a VLAN's unless the
-    /// program is on that.
+    /// The egress interface of its frames. It is never a VLAN interface, unless the program is attached to that
+    /// interface: XDP sends frames unchanged, without an added tag.
     pub ifindex: u32,
-    /// Its MAC address, or that of the router before it.
+    /// The destination MAC address: the backend's, or that of the router on the path to it.
     pub destination_mac: [u8; 6],
-    /// The MAC address of this host's interface towards it.
+    /// The source MAC address: that of this host's interface on the path to the backend.
     pub source_mac: [u8; 6],
-    /// The VLAN tags of its frames, the outermost first; tags from `tag_count` on are zero.
+    /// The VLAN tags of its frames, the outermost first. Tags beyond `tag_count` are zero.
     pub tags: [Tag; TAGS_MAX],
     /// The number of tags of its frames, or [`TAGS_KEPT`].
     pub tag_count: u8,
     /// 1 if its address is IPv6, else 0.
     pub v6: u8,
-    /// The MTU of the path to it, bytes; an outer header counts.
+    /// The MTU of the path to it in bytes, outer headers included.
     pub mtu: u16,
-    /// Its UDP port as the wire bytes lie in memory: for `FORWARD_NAT`.
+    /// Its UDP port in network byte order, used by `FORWARD_NAT`.
     pub port_be: u16,
     /// Zero.
     pub reserved: u16,
-    /// Its address as its wire bytes lie in memory, an IPv4 address v4-mapped: destination of the outer header, or of
-    /// the rewritten one.
+    /// Its address in network byte order; an IPv4 address is v4-mapped. The destination of the outer header, or of the
+    /// rewritten header.
     pub address_be: [u32; 4],
-    /// This node's address towards it, in the same form: source of the outer or the rewritten header.
+    /// This node's address on the path to the backend, in the same form. The source of the outer header, or of the
+    /// rewritten header.
     pub source_be: [u32; 4],
-    /// The bits of `source_be`'s last word that a session's hash fills, so that outer sources spread over the queues
-    /// of a receiver; in `source_be` they are zero. 0: all sessions have one source.
+    /// The mask of the bits in the last word of `source_be` that the session's hash fills, so that outer source
+    /// addresses spread over the receive queues of the backend. These bits are zero in `source_be`. 0: all sessions
+    /// have the same source address.
     pub spread_be: u32,
 }
 
-/// VLAN tags that a frame may have.
+/// The maximum number of VLAN tags of a frame.
 pub const TAGS_MAX: usize = 2;
-/// As `tag_count`: frames that leave by the interface that they came in on keep their tags; others have none.
+/// A value of `tag_count`: a frame that leaves through its ingress interface keeps its tags; other frames get no tags.
 pub const TAGS_KEPT: u8 = u8::MAX;
 
-/// A VLAN tag as its wire bytes lie in memory.
+/// A VLAN tag in network byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Tag {
@@ -54,7 +56,8 @@ pub struct Tag {
     pub control_be: u16,
 }
 
-/// Key of the pinned map: the value is the index of the backend that a token names, in a bank of the backends.
+/// Key of the map `pinned`. Its value is the index, within a bank of the backend table, of the backend that a token
+/// names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct PinnedKey {

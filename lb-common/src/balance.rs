@@ -1,23 +1,24 @@
-//! From a session to an index in the Maglev table of its service.
+//! Session hashing: the position of a session in the Maglev table of its service.
 
-/// Positions of a Maglev table: a prime, more than 100 times the backends of most services, so that shares differ
-/// by about a percent (Eisenbud et al., NSDI 2016, §5.3).
+/// The number of positions of a Maglev table. It is a prime, and more than 100 times the number of backends of most
+/// services, so that the backends' shares differ by about one percent (Eisenbud et al., NSDI 2016, §5.3).
 pub const TABLE_LEN: usize = 16_381;
 
-/// Length of the array: a power of two, so the verifier can tell that every position is inside.
+/// The length of the array. It is a power of two, so that the verifier can prove that every position is within bounds.
 pub const TABLE_ROOM: usize = 16_384;
 
-/// The Maglev table of one service: for each of [`TABLE_LEN`] positions the place of a backend in its bank of the
-/// backends, and one more; 0 where the service has none.
+/// The Maglev table of one service: for each of the [`TABLE_LEN`] positions, 1 plus the index of a backend within its
+/// bank of the backend table; 0: the service has no usable backend.
 pub type MaglevTable = [u16; TABLE_ROOM];
 
-/// The position of a session: its mix, then Lemire's fast range.
+/// The position of a session: its mixed id, reduced to the table length by Lemire's fast range.
 #[inline(always)]
 pub const fn position(session: u64) -> u32 {
     (((mix(session) >> 32) * TABLE_LEN as u64) >> 32) as u32
 }
 
-/// The hash that spreads sessions over the sources of outer headers: other bits of the mix than the position.
+/// The hash that spreads sessions over the source addresses of outer headers. It consists of the bits of the mix that
+/// [`position`] does not use.
 #[inline(always)]
 pub const fn spread(session: u64) -> u32 {
     mix(session) as u32
@@ -25,7 +26,7 @@ pub const fn spread(session: u64) -> u32 {
 
 /// A full-avalanche mix (the finaliser of MurmurHash3).
 ///
-/// Sessions are chosen by issuers that hold the key, so the mix need not be keyed.
+/// The mix has no key, because session ids are chosen by issuers, which have the token key, and not by clients.
 #[inline(always)]
 pub const fn mix(session: u64) -> u64 {
     let mut x = session;
@@ -51,8 +52,8 @@ mod tests {
         assert!((position(u64::MAX) as usize) < TABLE_LEN);
     }
 
-    /// Nodes of different versions send a session to the same backend: these numbers never change. The mix of 1 is that
-    /// of MurmurHash3's own tests.
+    /// These numbers must never change, because nodes of different versions must send a session to the same backend.
+    /// The mix of 1 is the value in MurmurHash3's own tests.
     #[test]
     fn a_session_has_its_position_for_good() {
         for (session, mixed, at) in [

@@ -2,13 +2,13 @@
 
 /// A checksum that is being updated: a one's-complement sum of 16-bit words, all in the same byte order.
 ///
-/// Words are added and subtracted as they lie in memory, and the sum is stored back the same way: the checksum does
-/// not depend on byte order (RFC 1071 §2 B).
+/// Words are added, subtracted and stored in memory order, because the checksum does not depend on the byte order (RFC
+/// 1071 §2 B).
 #[derive(Clone, Copy, Debug)]
 pub struct Checksum(u64);
 
 impl Checksum {
-    /// The sum of a checksum field, as it lies in the packet.
+    /// The sum that a checksum field of a packet represents, in memory order.
     #[inline(always)]
     pub const fn of_field(field: u16) -> Self {
         Self(!field as u64)
@@ -68,11 +68,13 @@ impl Checksum {
         self.add_u64(!word)
     }
 
-    /// Whether a field holds this very sum, not its complement. Neither is zero, and both are numbers modulo 65,535.
+    /// Whether a field holds this sum itself, not its complement. Neither the field nor the sum is zero; they are
+    /// compared modulo 65,535.
     #[inline(always)]
     pub const fn is_in(self, field: u16) -> bool {
         const MODULUS: u64 = 0xffff;
-        // The multiple keeps the difference above zero. The compiler divides by one multiplication.
+        // The multiple of the modulus keeps the difference positive. The compiler replaces the division by a
+        // multiplication.
         (self.0 + (MODULUS << 16) - field as u64).is_multiple_of(MODULUS)
     }
 
@@ -106,7 +108,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// RFC 1071 as it is written, in network order.
+    /// A direct implementation of RFC 1071, in network byte order.
     fn reference(bytes: &[u8]) -> u16 {
         let mut sum: u32 = bytes
             .chunks(2)
@@ -136,7 +138,7 @@ mod tests {
             let ours = le_words(&gone).fold(
                 Checksum::of_field(reference(&all).to_be()), Checksum::subtract_u64);
             let expected = reference(&rest);
-            // 0 and 0xffff are the same sum; by difference either may come out when the rest is all zeros.
+            // 0 and 0xffff represent the same sum. If the rest is all zeros, the incremental update can yield either.
             let same = |a: u16, b: u16| a == b || (a == 0 && b == 0xffff) || (a == 0xffff && b == 0);
             prop_assert!(same(ours.field().to_be(), expected), "{:04x} {:04x}", ours.field().to_be(), expected);
         }
@@ -149,7 +151,7 @@ mod tests {
             prop_assert_eq!(sum.is_in(field), field % 0xffff == same % 0xffff, "{:04x} {:04x}", field, same);
         }
 
-        /// Each way to add and to subtract, of as many words as a packet may have.
+        /// Every method that adds or subtracts, on as many words as a packet can have.
         #[test]
         fn what_is_added_and_subtracted_again_is_gone(
             kept in proptest::collection::vec(any::<u32>(), 1..400),
@@ -177,7 +179,7 @@ mod tests {
         }
     }
 
-    /// Carries out of every part of the sum count.
+    /// A carry out of any part of the sum is added back.
     #[test]
     fn carries_come_round() {
         for (sum, field) in [

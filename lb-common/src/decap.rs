@@ -1,23 +1,25 @@
-//! The contract of `tollgate decap`, which takes the outer headers of `ipip` and `gue` off at a backend.
+//! The interface between the XDP program and the command of `tollgate decap`, which removes the outer headers of `ipip`
+//! and `gue` on a backend.
 
-/// The program.
+/// The name of the program.
 pub const PROGRAM: &str = "decap";
-/// One [`Settings`].
+/// The name of the map with one [`Settings`].
 pub const SETTINGS: &str = "settings";
-/// Per CPU: [`Outcome`] → [`Counter`](crate::counter::Counter).
+/// The name of the per-CPU map: [`Outcome`] → [`Counter`](crate::counter::Counter).
 pub const COUNTERS: &str = "counters";
 
-/// Where GUE is received (IANA).
+/// The UDP port of GUE (IANA).
 pub const GUE_PORT: u16 = 6080;
-/// Prefixes that balancers may send from. They lie in one array value, whose look-up is inlined, and are compared one
-/// after the other up to the first that fits; a trie's look-up is a call. A backend has few balancers.
+/// The maximum number of source prefixes of balancers. All prefixes are in one array value, and are compared in order
+/// until one matches. An array lookup is inlined, while a lookup in an LPM trie is a call, and a backend has few
+/// balancers.
 pub const SOURCES_MAX: usize = 16;
 
-/// What the program is told.
+/// The configuration of the program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Settings {
-    /// The balancers. The first with version 0 ends them.
+    /// The source prefixes of the balancers. An entry with version 0 ends the list.
     pub sources: [Source; SOURCES_MAX],
     /// The interface's MAC address, as three words in memory order.
     pub mac: [u16; 3],
@@ -25,20 +27,20 @@ pub struct Settings {
     pub reserved: u16,
 }
 
-/// A range of addresses: those that begin alike.
+/// An address prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Source {
     /// IP version, 4 or 6; 0 for none.
     pub version: u32,
-    /// The first address, as its bytes lie in memory; IPv4 has the last word alone.
+    /// The first address, in network byte order. IPv4 uses only the last word.
     pub address: [u32; 4],
-    /// The bits that count.
+    /// The mask of the bits that are compared.
     pub mask: [u32; 4],
 }
 
 impl Source {
-    /// Whether an address of this version is in the range.
+    /// Whether an address of this IP version is in the prefix.
     #[inline(always)]
     pub const fn holds(&self, version: u32, address: [u32; 4]) -> bool {
         let [a, b, c, d] = address;
@@ -54,30 +56,32 @@ const _: () = {
 };
 crate::map_value!(Settings);
 
-/// What became of a frame. Numbers are places among the counters.
+/// The outcome of a frame. Its number is the index of its counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Outcome {
-    /// No tunnel's packet, or for another host: passed on.
+    /// Not a tunnel packet, or for another MAC address: passed unchanged.
     Passed = 0,
-    /// An IP header was taken off.
+    /// The outer IP header was removed.
     Ipip = 1,
-    /// An IP and a UDP header were taken off.
+    /// The outer IP and UDP headers were removed.
     Gue = 2,
-    /// A tunnel's packet from nobody who is configured: passed on as it is.
+    /// A tunnel packet whose source is not a configured balancer: passed unchanged.
     Foreign = 3,
-    /// Fragments, options, extension headers, from a balancer: passed on as it is.
+    /// A tunnel packet of a balancer that is a fragment, or has IPv4 options or IPv6 extension headers: passed
+    /// unchanged.
     Unsupported = 4,
-    /// Lengths, versions or a checksum that contradict each other, from a balancer: passed on as it is.
+    /// A tunnel packet of a balancer whose lengths or versions contradict each other, or whose outer IPv4 checksum is
+    /// wrong: passed unchanged.
     Malformed = 5,
-    /// Dropped as RFC 6040 asks.
+    /// The outer header has a congestion mark, and the inner packet does not support ECN: dropped (RFC 6040).
     Ecn = 6,
-    /// A helper failed where it never should: dropped.
+    /// A kernel helper failed unexpectedly: dropped.
     Internal = 7,
 }
 
 impl Outcome {
-    /// All of them, by number.
+    /// All outcomes, by number.
     pub const ALL: [Self; 8] = [
         Self::Passed,
         Self::Ipip,
@@ -89,7 +93,7 @@ impl Outcome {
         Self::Internal,
     ];
 
-    /// As it is printed.
+    /// The name in output and documentation.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Passed => "passed",
@@ -103,35 +107,36 @@ impl Outcome {
         }
     }
 
-    /// What happened, in one sentence.
+    /// A one-sentence explanation.
     pub const fn meaning(self) -> &'static str {
         match self {
-            Self::Passed => "no tunnel's packet, or for another host; passed on untouched",
-            Self::Ipip => "an outer IP header was taken off",
-            Self::Gue => "outer IP and UDP headers were taken off",
-            Self::Foreign => "a tunnel's packet from nobody in --from; passed on untouched",
+            Self::Passed => "not a tunnel packet, or for another MAC address; passed unchanged",
+            Self::Ipip => "the outer IP header was removed",
+            Self::Gue => "the outer IP and UDP headers were removed",
+            Self::Foreign => "a tunnel packet whose source address is not in --from; passed unchanged",
             Self::Unsupported => {
-                "a balancer's, with fragments, options or extension headers; passed on untouched"
+                "a balancer's packet, but a fragment or with options or extension headers; passed unchanged"
             }
             Self::Malformed => {
-                "a balancer's, whose lengths or versions contradict each other; passed on untouched"
+                "a balancer's packet with a wrong length, IP version or checksum; passed unchanged"
             }
-            Self::Ecn => "congestion on the way of a packet that cannot say so; dropped (RFC 6040)",
-            Self::Internal => "something failed that never should; dropped",
+            Self::Ecn => "a congestion mark on a packet that does not support ECN; dropped (RFC 6040)",
+            Self::Internal => "a kernel helper failed unexpectedly; dropped",
         }
     }
 
-    /// Where it is counted.
+    /// The index of its counter.
     pub const fn index(self) -> u32 {
         self as u32
     }
 }
 
-/// Counters of all outcomes.
+/// The number of counters.
 pub const COUNTERS_MAX: u32 = Outcome::ALL.len() as u32;
 
-/// The ECN field that a packet goes on with (RFC 6040 §4.2): `inner` and `outer` are traffic classes as they came, of
-/// which the two last bits are ECN. `None`: it is to be dropped, for it met congestion that it cannot tell of.
+/// The ECN field of the decapsulated packet (RFC 6040 §4.2). `inner` and `outer` are the received traffic classes,
+/// whose two low bits are ECN. `None`: the packet must be dropped, because its outer header has a congestion mark and
+/// its inner header does not support ECN.
 #[inline(always)]
 pub const fn ecn(inner: u8, outer: u8) -> Option<u8> {
     match (inner & CE, outer & CE) {
@@ -164,7 +169,7 @@ mod tests {
         ];
         for (inner, row) in order.into_iter().zip(table) {
             for (outer, expected) in order.into_iter().zip(row) {
-                // DSCP has no say.
+                // The DSCP does not matter.
                 assert_eq!(ecn(inner | 0xb8, outer | 0x28), expected, "{inner:02b} in {outer:02b}");
             }
         }
@@ -186,7 +191,7 @@ mod tests {
         assert!(!Source::default().holds(4, be([0; 4])) && !Source::default().holds(6, be([0; 4])));
     }
 
-    /// The same as the RFCs have it: the first bits of two numbers.
+    /// A prefix match compares the leading bits of two addresses.
     #[test]
     fn every_bit_of_an_address_counts() {
         let words = |bits: u128| core::array::from_fn(|i| ((bits >> (96 - 32 * i)) as u32).to_be());
@@ -198,7 +203,7 @@ mod tests {
             for bit in 0..128 {
                 let other = address ^ 1 << (127 - bit);
                 assert_eq!(range.holds(6, words(other)), bit >= len, "bit {bit} of /{len}");
-                // The same difference in two words.
+                // With a second differing bit, in another word.
                 let other = other ^ 1 << ((127 - bit + 32) % 128);
                 assert_eq!(
                     range.holds(6, words(other)),

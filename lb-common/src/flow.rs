@@ -1,4 +1,5 @@
-//! The session of a client: it ties an ICMP error, which carries a backend's answer to the client, to a backend.
+//! Flows: the session of each client. An ICMP error can embed a backend's answer to a client; the client's flow gives
+//! the backend of that error.
 
 use crate::{
     session::{Admission, TokenKey},
@@ -9,24 +10,24 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct FlowKey {
-    /// The client's address as its wire bytes lie in memory, an IPv4 address v4-mapped.
+    /// The client's address in network byte order; an IPv4 address is v4-mapped.
     pub client_be: [u32; 4],
-    /// The client's UDP port as its wire bytes lie in memory.
+    /// The client's UDP port in network byte order.
     pub client_port_be: u16,
     /// The service's index on this node.
     pub service_index: u16,
 }
 
-/// The session of a client, and the token by which it came to be that: as long as the token is in use from the client's
-/// address, no other session takes the flow.
+/// The session of a client, and the token that claimed the flow for it. While that token is in use from the client's
+/// address, no other session takes the flow, except by a token that is bound to the address if the first token is not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Flow {
     /// The session.
     pub session_id: u64,
-    /// The token's entry in its cache.
+    /// The key of the token's entry in its cache.
     pub owner: TokenKey,
-    /// The backend that the session is bound to; 0: the balancer chooses.
+    /// The backend that the session is bound to; 0: the balancer selects the backend.
     pub backend_id: u16,
     /// 1 if the token is in the cache of stateful entries, else 0.
     pub stateful: u16,
@@ -41,7 +42,7 @@ const _: () = {
 crate::map_value!(FlowKey, Flow);
 
 impl Flow {
-    /// Of a session, whose token is not named: any other session may take it.
+    /// A flow without an owning token. Any other session may take it.
     #[inline(always)]
     pub const fn unowned(admission: &Admission) -> Self {
         let Admission { session_id, backend_id, .. } = *admission;
@@ -50,34 +51,35 @@ impl Flow {
     }
 }
 
-/// When a token's last datagram came from the client that its cache entry names, in units of 2^30 ns of the kernel's
-/// clock: about a second. Each token counts with a phase of its own, so that not all look at their flows at the same
-/// moment.
+/// When the last datagram of a token arrived from the client in its cache entry, in units of 2^30 ns (about a second)
+/// of the kernel's clock. Each token has its own phase, so that tokens do not all check their flows at the same moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Activity(u32);
 
-/// In an entry whose client's flow is another session's.
+/// The flag of an entry whose client's flow belongs to another session.
 const CONTESTED: u32 = 1 << 31;
-/// Units in which a token looks at its flow once: it may have been pushed out of the table.
+/// A token checks its flow once in this many units, because the flow may have been evicted from the table.
 const PERIOD: u32 = 16;
-/// A token that sent something in this unit or in so many before is in use.
+/// A token is in use if it was seen in the current unit, or in this many units before it.
 const IN_USE: u32 = 2;
 
 impl Activity {
-    /// At a moment of the kernel's clock, of a token with this number, of which eight bits count.
+    /// The activity at a time of the kernel's clock. The low eight bits of `number`, which comes from the token, set
+    /// the phase.
     #[inline(always)]
     pub const fn at(kernel_ns: u64, number: u64) -> Self {
         Self((kernel_ns.wrapping_add((number & 0xff) << 26) >> 30) as u32 & !CONTESTED)
     }
 
-    /// Whether the flow was looked at, and found to be its own, in the period of `now`.
+    /// Whether the token checked its flow in the period of `now`, and owned it.
     #[inline(always)]
     pub const fn is_settled(self, now: Self) -> bool {
         self.0 / PERIOD == now.0 / PERIOD
     }
 
-    /// The same for an entry whose client's flow is another session's, which tries again in the next unit.
+    /// The same activity, for an entry whose client's flow belongs to another session. Its token tries again in the
+    /// next unit.
     #[inline(always)]
     pub const fn contested(self) -> Self {
         Self(self.0 | CONTESTED)
@@ -90,8 +92,8 @@ impl Activity {
     }
 }
 
-/// Whether a token is bound to the address of its client, by the first claim that its entry keeps: what a stranger
-/// sends with a token of his own is not.
+/// Whether a token is bound to the address of its client, according to the first claim in its entry. A sender that
+/// spoofs a client's address has no token that is bound to that address.
 #[inline(always)]
 pub const fn is_bound(first_claim: u64) -> bool {
     first_claim.to_le_bytes()[2] & FLAG_BIND_ADDR != 0
@@ -130,7 +132,7 @@ mod tests {
         assert!((0..256).all(|nonce| (9..=10).contains(&looks(nonce))));
         let now = Activity::at(5 * UNIT, 0);
         assert!(now.is_settled(now) && !now.contested().is_settled(now));
-        // At one moment, few of all tokens do.
+        // Few tokens check their flows at the same moment.
         let at_once = (0..256)
             .filter(|nonce| !Activity::at(63 * UNIT, *nonce).is_settled(Activity::at(64 * UNIT, *nonce)));
         assert!(at_once.count() <= 256 / 16 + 1);

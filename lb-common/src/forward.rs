@@ -1,15 +1,15 @@
-//! Forwarding modes: how a datagram reaches its backend. One row each.
+//! Forwarding modes: how a datagram reaches its backend. Each mode is one entry of `modes!`.
 
 use core::net::IpAddr;
 
-/// The address families that a mode can bring together.
+/// The combinations of address families that a mode supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Families {
     /// The backend's address is not used.
     Unused,
     /// The backend's family must be the service's.
     Same,
-    /// Also IPv4 packets to IPv6 backends. (IPv6 in IPv4 is not implemented.)
+    /// The service's family, and IPv6 backends for IPv4 services. (IPv6 in IPv4 is not implemented.)
     SameOrIpv4InIpv6,
 }
 
@@ -28,7 +28,7 @@ macro_rules! modes {
         }
 
         impl Forward {
-            /// All of them, by code.
+            /// All modes, by code.
             pub const ALL: [Self; [$($code),+].len()] = [$(Self::$variant),+];
 
             /// The value of `forward` in the configuration.
@@ -41,7 +41,7 @@ macro_rules! modes {
                 match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
             }
 
-            /// Whether the packet is carried inside another one.
+            /// Whether the packet is encapsulated in another packet.
             pub const fn encapsulates(self) -> bool {
                 match self { $(Self::$variant => $encapsulates,)+ }
             }
@@ -51,7 +51,7 @@ macro_rules! modes {
                 match self { $(Self::$variant => $has_own_source,)+ }
             }
 
-            /// The address families of service and backend that the mode can bring together.
+            /// The combinations of service and backend address families that the mode supports.
             pub const fn families(self) -> Families {
                 match self { $(Self::$variant => Families::$families,)+ }
             }
@@ -111,7 +111,7 @@ impl Forward {
         self as u8
     }
 
-    /// Whether packets to a service with the one address can reach a backend with the other.
+    /// Whether packets to a service with address `service` can reach a backend with address `backend`.
     pub const fn reaches(self, service: IpAddr, backend: IpAddr) -> bool {
         match self.families() {
             Families::Unused => true,

@@ -1,13 +1,14 @@
-//! A key as the program sees it: derived keys only, never the master key.
+//! Key slots of the XDP program. They contain derived keys, never a master key.
 
 use crate::{reason::Reason, sha256::HmacKey, siphash::SipKey};
 
-/// 20 bits of generation and 12 bits of slot: a slot's next key has another id.
+/// A key id: 20 bits of generation and 12 bits of slot. The next key in a slot has another generation, and therefore
+/// another id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct KeyId(pub u32);
 
-/// Bits of a key id that name its slot.
+/// The number of bits of a key id that contain its slot.
 pub const SLOT_BITS: u32 = 12;
 /// The highest generation.
 pub const GENERATION_MAX: u32 = (1 << 20) - 1;
@@ -33,15 +34,15 @@ impl KeyId {
     }
 }
 
-/// The slot verifies nothing.
+/// The slot verifies no tokens.
 pub const STATE_OFF: u32 = 0;
 /// The slot verifies tokens within its lifetime.
 pub const STATE_VERIFY: u32 = 1;
 
 /// One slot of the key array.
 ///
-/// An update of an array value is not atomic. So a slot that verifies is never overwritten: all of an OFF slot is
-/// written first, then written again with nothing but `state` changed.
+/// An update of an array value is not atomic. Therefore a slot in state VERIFY is never overwritten: the daemon first
+/// writes the complete slot in state OFF, then writes it again with only `state` changed.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct KeySlot {
@@ -53,9 +54,9 @@ pub struct KeySlot {
     pub service_id: u32,
     /// Zero.
     pub reserved: u32,
-    /// Unix nanoseconds before which it verifies nothing.
+    /// The start of its validity, Unix time in nanoseconds.
     pub not_before_ns: u64,
-    /// Unix nanoseconds from which it verifies nothing.
+    /// The end of its validity (exclusive), Unix time in nanoseconds.
     pub not_after_ns: u64,
     /// Key of the fast tag.
     pub fast: SipKey,
@@ -63,19 +64,19 @@ pub struct KeySlot {
     pub seal: SipKey,
     /// Key of the full tag.
     pub full: HmacKey,
-    /// Key that session keys are derived with.
+    /// Key from which session keys are derived.
     pub proof: HmacKey,
 }
 
 const _: () = {
     assert!(size_of::<KeySlot>() == 192 && align_of::<KeySlot>() == 8);
-    // All that a forged packet touches is one cache line.
+    // A forged packet reads only the first cache line of a slot.
     assert!(core::mem::offset_of!(KeySlot, full) == 64);
 };
 crate::map_value!(KeySlot);
 
 impl core::fmt::Debug for KeySlot {
-    /// Without the keys.
+    /// Omits the keys.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("KeySlot")
             .field("key_id", &self.key_id)
@@ -86,7 +87,7 @@ impl core::fmt::Debug for KeySlot {
 }
 
 impl KeySlot {
-    /// Step 3 of token.md's order: whether this slot verifies tokens with this key id for this service now.
+    /// Step 3 in the order of token.md: whether this slot verifies tokens with this key id for this service now.
     #[inline(always)]
     pub fn admits(&self, key_id: KeyId, service_id: u32, now_ns: u64) -> Result<(), Reason> {
         if self.key_id != key_id.0 || self.key_id == 0 {

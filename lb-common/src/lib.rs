@@ -1,7 +1,7 @@
-//! The contract between Tollgate's XDP program and its daemon, and the decisions that need no kernel.
+//! The interface between Tollgate's XDP program and its daemon, and the packet checks that need no kernel.
 //!
-//! `no_std`: the same code checks a packet in the driver and in a test on the host. Values of the maps are
-//! `repr(C)` without padding; a bare integer is in host order, a name ending in `_be` is in network order.
+//! `no_std`: the same code checks packets in XDP and in tests on the host. Map values are `repr(C)` without padding.
+//! Integers are in host byte order, except those whose name ends in `_be`, which are in network byte order.
 #![cfg_attr(not(test), no_std)]
 
 pub mod backend;
@@ -26,13 +26,13 @@ pub mod sha256;
 pub mod siphash;
 pub mod token;
 
-/// Declares that a map value may cross between program and daemon as bytes.
+/// Declares that the program and the daemon may exchange a map value as bytes.
 ///
-/// The types are `repr(C)`, hold integers and arrays of integers alone and have no padding, which the layout
-/// assertions beside each of them check.
+/// The types are `repr(C)`, contain only integers and arrays of integers, and have no padding. The layout assertions
+/// next to each type check this.
 macro_rules! map_value {
     ($($value:ty),+ $(,)?) => {$(
-        // SAFETY: `repr(C)`, only integers, no padding (asserted beside the type), valid for every bit pattern.
+        // SAFETY: `repr(C)`, only integers, no padding (asserted next to the type), valid for every bit pattern.
         #[cfg(feature = "aya")]
         unsafe impl aya::Pod for $value {}
     )+};

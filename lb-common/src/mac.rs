@@ -1,13 +1,12 @@
-//! The destination MAC addresses that an interface accepts, as the program sees them, and the table in which it finds
-//! them.
+//! The table of the destination MAC addresses that each interface accepts.
 
-/// A destination MAC address: its six octets as they lie in memory, and two zero bytes behind them.
+/// A destination MAC address: its six octets in memory order, followed by two zero bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Mac(u64);
 
 impl Mac {
-    /// In the table: all individual addresses that the interface does not accept. No frame has it.
+    /// The table key for all unicast addresses that the interface does not accept. It is not the address of any frame.
     pub const OTHERS: Self = Self(u64::MAX);
 
     /// From its octets.
@@ -15,7 +14,8 @@ impl Mac {
         Self(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]))
     }
 
-    /// From the first eight bytes of a frame as they lie in memory, the last two of which are the source's.
+    /// From the first eight bytes of a frame, in memory order. The last two bytes belong to the source address, and are
+    /// ignored.
     #[inline(always)]
     pub const fn of_frame(first: u64) -> Self {
         Self(first & u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]))
@@ -27,23 +27,25 @@ impl Mac {
         self.0 & u64::from_ne_bytes([1, 0, 0, 0, 0, 0, 0, 0]) != 0
     }
 
-    /// The bucket of an interface's entry for it. The publisher picks a seed with which no bucket overflows.
+    /// The bucket of the entry for this address on an interface. The daemon picks a seed with which no bucket
+    /// overflows.
     #[inline(always)]
     pub const fn bucket(self, ifindex: u32, seed: u32) -> u32 {
-        // Multiplicative hashing (Knuth, TAOCP 3, §6.4), whose highest bits depend on all bits below. The seed changes
-        // the factor, which stays odd: added to the address, it would move all entries alike. Interface numbers differ
-        // in their low bits, and are moved away from those of the address.
+        // Multiplicative hashing (Knuth, TAOCP 3, §6.4): the highest bits of the product depend on all lower bits. The
+        // seed changes the factor, which stays odd. If the seed were added to the address, it would move all entries by
+        // the same amount. Interface indexes differ in their low bits, so they are shifted away from the low bits of
+        // the address.
         const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
         let factor = FACTOR.wrapping_add((seed as u64) << 17);
         ((self.0 ^ (ifindex as u64) << 24).wrapping_mul(factor) >> (64 - MAC_BUCKETS.ilog2())) as u32
     }
 }
 
-/// Buckets of one bank of the table.
+/// The number of buckets in one bank of the table.
 pub const MAC_BUCKETS: u32 = 256;
-/// Addresses in a bucket: a cache line of them.
+/// The number of entries in a bucket: one cache line.
 pub const MAC_BUCKET_LEN: usize = 4;
-/// Entries of all interfaces at once.
+/// The maximum number of entries of all interfaces together.
 pub const MACS_MAX: usize = 256;
 
 /// An address that an interface accepts, or the entry for [`Mac::OTHERS`] that each interface has.
@@ -52,12 +54,12 @@ pub const MACS_MAX: usize = 256;
 pub struct MacEntry {
     /// The address.
     pub mac: Mac,
-    /// The kernel's number of the interface; 0: a free place.
+    /// The interface index; 0: an unused entry.
     pub ifindex: u32,
-    /// For [`Mac::OTHERS`]: 1 if frames for other stations are passed on, because a switch of this host is behind the
-    /// interface; 0 if they are dropped. For addresses 0.
+    /// For [`Mac::OTHERS`]: 1 if frames for other stations are passed, because a switch of this host is behind the
+    /// interface; 0 if they are dropped. For addresses: 0.
     pub passes: u16,
-    /// For [`Mac::OTHERS`]: 1 if the program is attached to the interface in generic mode, else 0. For addresses 0.
+    /// For [`Mac::OTHERS`]: 1 if the program is attached to the interface in generic mode, else 0. For addresses: 0.
     pub generic: u16,
 }
 
@@ -88,7 +90,7 @@ mod tests {
         );
     }
 
-    /// What looks alike to a careless hash: one address on many interfaces, and addresses one after the other.
+    /// Inputs that a weak hash maps to few buckets: one address on many interfaces, and consecutive addresses.
     #[test]
     fn entries_spread_over_the_buckets() {
         let spread = |macs: &mut dyn Iterator<Item = (u32, Mac)>| {

@@ -1,7 +1,7 @@
 //! The maps: their names, their sizes and the version of their layout.
 
-/// Changes with every incompatible change of a map's key, value or meaning. Pins live under a directory of this
-/// name, and the daemon compares layouts before it re-uses them.
+/// The version of the map layout. It changes with every incompatible change of a map's key, value or meaning. Maps are
+/// pinned in a directory that is named after it, and the daemon compares layouts before it reuses pinned maps.
 pub const ABI_VERSION: u32 = 7;
 
 /// One `ControlPage`, mapped into the daemon.
@@ -12,15 +12,16 @@ pub const SERVICES: &str = "services";
 pub const MACS: &str = "macs";
 /// Slot → `KeySlot`.
 pub const KEY_SLOTS: &str = "key_slots";
-/// `TokenKey` → `Session`: the token cache. Its size is set when it is made.
+/// `TokenKey` → `Session`: the token cache. The daemon sets its size when it creates the map.
 pub const SESSIONS: &str = "sessions";
-/// `TokenKey` → `StatefulEntry`: the cache of PROOF tokens, and of services with limits. As large.
+/// `TokenKey` → `StatefulEntry`: the cache of stateful entries, for PROOF tokens and for services with limits. As large
+/// as the token cache.
 pub const STATEFUL: &str = "stateful";
 /// `bank * SERVICES_MAX + service index` → `MaglevTable`.
 pub const MAGLEV: &str = "maglev";
-/// `bank * BACKENDS_MAX + place` → `Backend`: the usable ones alone.
+/// `bank * BACKENDS_MAX + index` → `Backend`. Only usable backends have an entry.
 pub const BACKENDS: &str = "backends";
-/// `PinnedKey` → index among the backends.
+/// `PinnedKey` → index within the bank of `backends`.
 pub const PINNED: &str = "pinned";
 /// Per CPU: `service index * reason::CAPACITY + reason` → `Counter`.
 pub const COUNTERS: &str = "counters";
@@ -35,12 +36,13 @@ pub const FLOWS: &str = "flows";
 pub const TRANSLATIONS: &str = "translations";
 /// `FragmentKey` → `FragmentedAnswer`.
 pub const FRAGMENTS: &str = "fragments";
-/// Interface number → device: the interfaces that frames may be sent to.
+/// Interface index → device: the interfaces through which frames may be sent.
 pub const EGRESS: &str = "egress";
 
 /// `bank * SERVICES_MAX + service index` → `RateTable`. Looked up for services with `FLAG_RATED`.
 pub const RATES: &str = "rates";
-/// `RevocationKey` → unix nanoseconds until when it counts. A plain hash map: an LRU's victims could flush it.
+/// `RevocationKey` → the end of the revocation, Unix time in nanoseconds. A plain hash map: an LRU map could evict
+/// revocations that are in force.
 pub const REVOCATIONS: &str = "revocations";
 
 /// Every map, for code that pins, compares or removes all of them.
@@ -67,34 +69,34 @@ pub const ALL: [&str; 18] = [
 
 /// Banks of the tables that are published together: one is active.
 pub const BANKS: u32 = 2;
-/// Services a node can have, and one more: index 0 counts what is for none.
+/// 1 plus the maximum number of services of a node. Index 0 counts packets that are for no service.
 pub const SERVICES_MAX: u32 = 256;
-/// Key slots: what the 12 bits of a key id can name.
+/// The number of key slots: the slot has 12 bits in a key id.
 pub const KEY_SLOTS_MAX: u32 = 1 << 12;
-/// Backends of all services of a node.
+/// The maximum number of backends of all services of a node.
 pub const BACKENDS_MAX: u32 = 4096;
-/// Entries of the token cache where the configuration names no number.
+/// The default number of entries of the token cache.
 pub const SESSIONS_DEFAULT: u32 = 262_144;
-/// Interfaces that frames may be sent to.
+/// The maximum number of interfaces through which frames may be sent.
 pub const EGRESS_MAX: u32 = 256;
-/// Fragmented answers of backends whose later fragments are translated.
+/// The maximum number of fragmented answers whose later fragments can be translated at the same time.
 pub const FRAGMENTS_MAX: u32 = 4096;
-/// Revocations in force at once.
+/// The maximum number of revocations in force.
 pub const REVOCATIONS_MAX: u32 = 65_536;
-/// Counters of all services.
+/// The number of counters of all services.
 pub const COUNTERS_MAX: u32 = SERVICES_MAX * crate::reason::CAPACITY as u32;
 
-/// The program.
+/// The name of the XDP program.
 pub const PROGRAM: &str = "tollgate";
-/// The program that passes everything.
+/// The name of the program that passes every frame.
 pub const PROGRAM_PASS: &str = "pass";
-/// The program that reads the kernel's clocks, by test run.
+/// The name of the program that reads the kernel's clocks in a test run.
 pub const PROGRAM_CLOCK: &str = "clock";
-/// The load-time global: what one HMAC costs of the budget, nanoseconds.
+/// Load-time variable: the cost of one HMAC verification, in nanoseconds of the budget.
 pub const HMAC_COST_NS: &str = "HMAC_COST_NS";
-/// The load-time global: the ports of `forward = "nat"` as `nat::Ports::to_word` puts them; 0 for none.
+/// Load-time variable: the ports of `forward = "nat"`, encoded by `nat::Ports::to_word`; 0: none.
 pub const NAT_PORTS: &str = "NAT_PORTS";
-/// The load-time global: translations that a session holds towards one backend, at most.
+/// Load-time variable: the maximum number of translations of a session towards one backend.
 pub const NAT_PORTS_PER_SESSION: &str = "NAT_PORTS_PER_SESSION";
-/// HMACs that a CPU makes in a second where the configuration names no number: a sixth of its time.
+/// The default maximum of HMAC verifications per CPU per second: a sixth of a CPU's time.
 pub const HMACS_PER_SECOND_DEFAULT: u64 = 200_000;

@@ -1,8 +1,8 @@
-//! Translations of `forward = "nat"`: which client a port of this node stands for, towards one backend.
+//! Translations of `forward = "nat"`: each maps a port of this node, towards one backend, to a client.
 //!
-//! There is one table, read both ways. The ports that a client may have follow from its session by a hash and a few
-//! probes, so that its datagrams find their translation without a second table, every port serves every backend, and a
-//! session finds all that it holds towards a backend.
+//! One table serves both directions. A hash of the session determines a few candidate ports for its clients. Therefore
+//! a datagram finds its translation without a second table, every port can be used towards every backend, and all
+//! translations of a session towards a backend can be found.
 
 use crate::{
     backend::Tag,
@@ -10,19 +10,19 @@ use crate::{
     control::{SECOND_NS, Tables},
 };
 
-/// Key of the translations: the addresses of a backend's answer.
+/// Key of the translations: the address and the ports of a backend's answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct TranslationKey {
-    /// The backend's address as its wire bytes lie in memory, an IPv4 address v4-mapped.
+    /// The backend's address in network byte order; an IPv4 address is v4-mapped.
     pub backend_be: [u32; 4],
-    /// The backend's UDP port as its wire bytes lie in memory.
+    /// The backend's UDP port in network byte order.
     pub backend_port_be: u16,
-    /// This node's UDP port, likewise.
+    /// This node's UDP port in network byte order.
     pub node_port_be: u16,
 }
 
-/// Who takes ports: each owner has its own candidates, and a limit of them towards one backend.
+/// The owner of ports. Each owner has its own candidate ports, and a limit of ports towards one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Owner {
@@ -36,8 +36,9 @@ pub struct Owner {
 
 /// A session: its datagrams carry valid tokens.
 pub const OWNER_SESSION: u32 = 0;
-/// A source address (of IPv6, the first 64 bits), whose datagrams `mode = "observe"` delivers without a valid token.
-/// The kind keeps a forged source from using up the ports of the session whose id looks the same.
+/// A source address (for IPv6, its first 64 bits) whose datagrams `mode = "observe"` delivers without a valid token.
+/// The separate kind prevents a spoofed source address from using up the ports of the session whose id has the same
+/// value.
 pub const OWNER_SOURCE: u32 = 1;
 
 impl Owner {
@@ -53,44 +54,44 @@ impl Owner {
         Self { of: address, service_id, kind: OWNER_SOURCE }
     }
 
-    /// Whether the two are the same.
+    /// Whether the two owners are equal.
     #[inline(always)]
     pub const fn is(&self, other: &Self) -> bool {
         self.of == other.of && self.service_id == other.service_id && self.kind == other.kind
     }
 
-    /// What its candidates follow from. The hash has no key: session ids are the issuer's choice, not the client's, and
-    /// in `mode = "observe"` a sender of forged sources can take all ports anyway.
+    /// The hash that selects its candidate ports. It has no key: the issuer chooses session ids, not the client, and in
+    /// `mode = "observe"` a sender with spoofed source addresses can take all ports anyway.
     #[inline(always)]
     pub const fn hash(&self) -> u64 {
-        // Not the mix of the Maglev position: a backend's sessions would then have only a part of the ports.
+        // Not the mix of the Maglev position: the sessions of a backend would then use only a part of the ports.
         mix(self.of ^ 0x9e37_79b9_7f4a_7c15 ^ (self.service_id as u64) << 32 ^ self.kind as u64)
     }
 }
 
-/// What an owner holds among its candidates, while a port is looked for.
+/// The ports that an owner holds among its candidates, collected during the search for a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Held {
-    /// When the translation that was used longest ago was last used, by the kernel's clock, nanoseconds.
+    /// When the least recently used translation was last used, in nanoseconds of the kernel's clock.
     pub used_at_ns: u64,
-    /// Translations that are not over.
+    /// The number of translations that have not timed out.
     pub count: u32,
-    /// The probe at which the one is that was used longest ago.
+    /// The probe of the least recently used translation.
     pub oldest: u32,
 }
 
-/// Who is behind a port of this node, and the way back.
+/// The client behind a port of this node, and the path to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Translation {
-    /// When the client's last datagram passed, by the kernel's clock, nanoseconds.
+    /// When the client's last datagram passed, in nanoseconds of the kernel's clock.
     pub used_at_ns: u64,
-    /// The client's address, v4-mapped.
+    /// The client's address; an IPv4 address is v4-mapped.
     pub client_be: [u32; 4],
     /// The address that the client sent to.
     pub service_be: [u32; 4],
-    /// This node's address, from which the backend got it.
+    /// This node's address, the source of the datagrams that the backend receives.
     pub node_be: [u32; 4],
     /// The client's UDP port.
     pub client_port_be: u16,
@@ -98,52 +99,52 @@ pub struct Translation {
     pub service_port_be: u16,
     /// The service's index on this node.
     pub service_index: u16,
-    /// VLAN tags of the client's frames: at most two.
+    /// The number of VLAN tags of the client's frames, at most two.
     pub tag_count: u16,
-    /// The interface that the client's datagrams come in on.
+    /// The ingress interface of the client's datagrams.
     pub ifindex: u32,
-    /// How frames to the client begin: the MAC address that its datagrams come from, and the one that they come to.
+    /// The MAC addresses of frames to the client: the destination, then the source.
     pub addresses_be: [u32; 3],
-    /// Their tags, the outermost first.
+    /// The VLAN tags of the client's frames, the outermost first.
     pub tags: [Tag; 2],
-    /// Whose it is.
+    /// The owner of the port.
     pub owner: Owner,
-    /// The [`checked`] at which an answer last found session and backend good; 0: never.
+    /// The value of [`checked`] at the last successful check of session and backend; 0: never checked.
     pub checked: u64,
-    /// The nonce of the client's last token, as loaded little-endian.
+    /// The nonce of the client's last token, loaded little-endian.
     pub nonce: u64,
     /// When that token was issued, unix seconds.
     pub issued_at: u32,
-    /// Stands in the identification or flow label of what leaves, and so in what an ICMP error quotes: see
+    /// The value in the identification or flow label of packets to the backend. ICMP errors embed it: see
     /// [`COOKIE_MASK_V4`].
     pub cookie: u32,
-    /// The interface that leads to the backend: answers from elsewhere are forged.
+    /// The interface of the path to the backend. Answers on another interface are spoofed, and are not translated.
     pub backend_ifindex: u32,
     /// The backend's id.
     pub backend_id: u16,
-    /// VLAN tags of frames to the backend.
+    /// The number of VLAN tags of frames to the backend.
     pub backend_tag_count: u16,
-    /// Those tags, the outermost first: answers in another VLAN are forged.
+    /// These tags, the outermost first. Answers in another VLAN are spoofed, and are not translated.
     pub backend_tags: [Tag; 2],
 }
 
-/// Key of the fragmented answers: what the fragments of one datagram have in common (RFC 791 §3.2, RFC 8200 §4.5).
+/// Key of the fragmented answers: the values that all fragments of a datagram share (RFC 791 §3.2, RFC 8200 §4.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct FragmentKey {
-    /// The backend's address, v4-mapped.
+    /// The backend's address; an IPv4 address is v4-mapped.
     pub backend_be: [u32; 4],
     /// This node's address.
     pub node_be: [u32; 4],
-    /// The identification as its wire bytes lie in memory: 16 bits of IPv4, 32 of IPv6.
+    /// The identification in network byte order: 16 bits in IPv4, 32 bits in IPv6.
     pub id_be: u32,
 }
 
-/// What the first fragment of a backend's answer tells of the others, which have no ports.
+/// The ports of a backend's fragmented answer, from its first fragment. The later fragments have no ports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FragmentedAnswer {
-    /// When the first fragment came, by the kernel's clock, nanoseconds.
+    /// When the first fragment arrived, in nanoseconds of the kernel's clock.
     pub seen_at_ns: u64,
     /// The backend's UDP port.
     pub backend_port_be: u16,
@@ -163,46 +164,46 @@ const _: () = {
 };
 crate::map_value!(TranslationKey, Translation, FragmentKey, FragmentedAnswer);
 
-/// How long after its first fragment the later ones of an answer are translated. A sender puts them on the wire back to
-/// back; the shorter, the less an identification that comes again can mix two datagrams up.
+/// How long after the first fragment of an answer its later fragments are translated. Senders transmit fragments back
+/// to back. A short time reduces the risk that a reused identification mixes the fragments of two datagrams.
 pub const FRAGMENTS_TIMEOUT_NS: u64 = SECOND_NS;
 
-/// The bits of a cookie that an IPv4 packet has: its identification, where it may not be fragmented and the field means
-/// nothing (RFC 6864 §4.1).
+/// The bits of a cookie that an IPv4 packet carries in its identification. That field has no meaning in a packet that
+/// must not be fragmented (RFC 6864 §4.1).
 pub const COOKIE_MASK_V4: u32 = 0xffff;
-/// The bits of a cookie that an IPv6 packet has: its flow label (RFC 6437).
+/// The bits of a cookie that an IPv6 packet carries in its flow label (RFC 6437).
 pub const COOKIE_MASK_V6: u32 = 0xf_ffff;
 
-/// What an answer's session and backend were checked against: a publication of the tables, and the last addition to the
-/// revocations (`revocations` of the control page).
+/// Identifies the state against which the session and the backend of a translation were checked: the generation of the
+/// tables, and the last addition to the revocations (`revocations` in the control page).
 #[inline(always)]
 pub const fn checked(tables: Tables, revocations: u64) -> u64 {
     (tables.generation as u64) << 32 | revocations as u32 as u64
 }
 
 /// How long a translation lasts after its client's last datagram (RFC 4787 REQ-5 recommends five minutes). Only the
-/// client's datagrams, which carry tokens, prolong it (REQ-6 allows that).
+/// client's datagrams, which carry tokens, extend it (REQ-6 allows that).
 pub const TIMEOUT_NS: u64 = 300 * SECOND_NS;
 
-/// Ports that an owner may have towards a backend, which are tried before a datagram is dropped. With half of all ports
-/// taken, one session in 65,000 finds none; with three quarters, one in a hundred.
+/// The number of candidate ports of an owner towards a backend. All are tried before a datagram is dropped. With half
+/// of all ports taken, one session in 65,000 finds no free port; with three quarters taken, one in a hundred.
 pub const PROBES: u32 = 16;
 
-/// Translations that a session may hold towards one backend where the configuration names no number: clients behind a
-/// NAT that forgets them come from other ports.
+/// The default maximum of translations of a session towards one backend. It is more than 1, because a client's port
+/// changes when a NAT in front of the client drops its mapping.
 pub const PER_SESSION_DEFAULT: u32 = 8;
 
-/// The UDP ports that are kept for translations, in host order.
+/// The UDP ports that are reserved for translations, in host byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
-    /// The first.
+    /// The first port.
     pub first: u16,
-    /// The last.
+    /// The last port, inclusive.
     pub last: u16,
 }
 
 impl Ports {
-    /// From the word that the program is loaded with; `None` where there is no translation.
+    /// Decodes the load-time variable; `None` if there are no translations.
     #[inline(always)]
     pub const fn from_word(word: u32) -> Option<Self> {
         match word {
@@ -211,19 +212,19 @@ impl Ports {
         }
     }
 
-    /// As the word that the program is loaded with.
+    /// Encodes the load-time variable.
     pub const fn to_word(self) -> u32 {
         (self.first as u32) << 16 | self.last as u32
     }
 
-    /// Whether a port is among them.
+    /// Whether the range contains a port.
     #[inline(always)]
     pub const fn contain(self, port: u16) -> bool {
         self.first <= port && port <= self.last
     }
 
-    /// The port that an owner with this hash has at a probe, which is taken modulo [`PROBES`]. Each probe has a
-    /// sixteenth of the ports for itself, so that an owner's are all different.
+    /// The candidate port of an owner with this hash at a probe (modulo [`PROBES`]). Each probe has its own sixteenth
+    /// of the range, so the candidates of an owner are all different.
     #[inline(always)]
     pub const fn candidate(self, hash: u64, probe: u32) -> u16 {
         let count = self.last as u64 - self.first as u64 + 1;
@@ -249,7 +250,7 @@ mod tests {
         }
     }
 
-    /// Sessions, each with one client, until half and three quarters of the ports are taken.
+    /// Sessions with one client each take ports until three quarters of the ports are taken.
     #[test]
     fn few_find_no_port() {
         let ports = Ports { first: 40_000, last: 59_999 };
@@ -284,7 +285,7 @@ mod tests {
         }
     }
 
-    /// Also of the sessions whose Maglev position is one backend's.
+    /// This also holds for sessions whose Maglev positions belong to one backend.
     #[test]
     fn every_port_is_somebodys() {
         let ports = Ports { first: 40_000, last: 40_099 };

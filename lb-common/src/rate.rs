@@ -12,25 +12,25 @@ pub struct Rate {
     pub debt_ns: u64,
 }
 
-/// The rates of a service's sessions, by the class that the token names.
+/// The rates of a service's sessions, by the class in the token.
 pub type RateTable = [Rate; CLASSES];
 
-/// Classes that a token can name.
+/// The number of classes that a token can have.
 pub const CLASSES: usize = 256;
 
 const _: () = assert!(size_of::<Rate>() == 16 && align_of::<Rate>() == 8);
 crate::map_value!(Rate);
 
 impl Rate {
-    /// A limit of `per_second` events and a burst; both at least 1.
+    /// A limit of `per_second` events per second and `burst` events at once. Both are at least 1.
     pub const fn new(per_second: u32, burst: u32) -> Self {
         let cost_ns = SECOND_NS / per_second as u64;
         Self { cost_ns, debt_ns: (burst as u64 - 1) * cost_ns }
     }
 }
 
-/// The state of a rate: a token bucket in time, the virtual-scheduling form of the generic cell rate algorithm (ITU-T
-/// I.371). One word, no division per packet.
+/// The state of a rate limit: a token bucket that is measured in time, by the virtual scheduling form of the generic
+/// cell rate algorithm (ITU-T I.371). It needs one word, and no division per packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct GcraState(

@@ -1,15 +1,16 @@
-//! The reasons that packets are counted under: each has a permanent number, a name in the metrics and an explanation.
+//! The reasons under which packets are counted. Each has a permanent number, a label in the metrics and an explanation.
 
 use core::num::NonZeroU32;
 
-/// Counters per service, one for each reason. New reasons take unused counters; the maps need not change.
+/// The number of counters per service, one for each reason. New reasons use spare counters, so the map layout stays the
+/// same.
 pub const CAPACITY: usize = 64;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $number:literal $variant:ident $name:literal $meaning:literal $look:literal;)+) => {
-        /// The outcome of one packet, and the label it is counted under.
+        /// The outcome of a packet, and the label under which it is counted.
         ///
-        /// Numbers are part of the map layout and are never given to another reason.
+        /// Numbers are part of the map layout, and are never reused for another reason.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
         pub enum Reason {
@@ -17,7 +18,7 @@ macro_rules! reasons {
         }
 
         impl Reason {
-            /// All of them, by number.
+            /// All reasons, by number.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
             /// The `reason` label of the metrics.
@@ -25,12 +26,12 @@ macro_rules! reasons {
                 match self { $(Self::$variant => $name,)+ }
             }
 
-            /// What happened, in one sentence.
+            /// A one-sentence explanation.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$variant => $meaning,)+ }
             }
 
-            /// What an operator looks at first.
+            /// The first thing for an operator to check.
             pub const fn look_first(self) -> &'static str {
                 match self { $(Self::$variant => $look,)+ }
             }
@@ -39,11 +40,11 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Admitted, and sent to a backend or to the host.
+    /// Admitted, and sent to a backend or to this host's network stack.
     0 Forwarded "forwarded"
         "the token is valid, and the packet was sent to its backend, or to this host's network stack (`local`)"
         "nothing";
-    /// Passed on untouched.
+    /// Not for a service, or in a frame for another station.
     1 NotOurs "not_ours"
         "the packet is not for a service (it passes unchanged), or its frame is for another station"
         "nothing";
@@ -65,31 +66,31 @@ reasons! {
     5 NoToken "no_token"
         "the payload is shorter than a token header, or begins with another byte"
         "clients that do not send tokens, or junk";
-    /// A token header that no issuer makes.
+    /// The token header is not a valid version 1 header.
     6 BadHeader "bad_header"
         "the version, type, flags, `bind_len` or reserved byte is invalid in a version 1 token"
         "the issuer's version";
-    /// A type or binding the service does not allow.
+    /// The service does not accept the type or the binding of the token.
     7 Policy "policy"
         "the service does not accept this token type, or requires a token that is bound to an address"
         "`accept` and `bind` of the service";
-    /// No such key.
+    /// The key id is unknown.
     8 UnknownKey "unknown_key"
         "the kernel has no key with the token's key ID"
         "`tollgate keys list`: does the issuer use an old keyset?";
-    /// A key that does not verify now.
+    /// The key is revoked, outside its validity, or of another service.
     9 InactiveKey "inactive_key"
         "the token's key is revoked or past its end, or belongs to another service"
         "`tollgate keys list`: the state and the service of the key";
-    /// Issued in the future.
+    /// The token was issued in the future.
     10 NotYetValid "not_yet_valid" "the token's issue time is in the future" "the clocks of issuer and balancer";
-    /// Past its end.
+    /// The token has expired.
     11 Expired "expired" "the token has expired" "the clients: do they renew their tokens in time?";
-    /// Lives longer than the service allows.
+    /// The lifetime of the token is too long.
     12 Lifetime "lifetime"
         "the token's lifetime exceeds the service's `max_ttl`, or the token expires before its issue time"
         "the issuer's TTL, and `max_ttl`";
-    /// Revoked.
+    /// The token or its session is revoked.
     13 Revoked "revoked"
         "the token, its session, or everything that the service issued before a certain time is revoked"
         "the daemon's log: who revoked it?";
@@ -97,7 +98,7 @@ reasons! {
     14 BadFastTag "bad_fast_tag"
         "the token is forged or damaged, or is bound to another address or port"
         "a flood of forged headers, or a NAT that changes the addresses of clients";
-    /// This CPU has no full checks left for now.
+    /// This CPU has used up its budget of HMAC verifications.
     15 HmacBudget "hmac_budget"
         "the token is not in the token cache, and this CPU has used up its HMAC verifications"
         "`hmac_budget`, and who sends so many new tokens";
@@ -105,11 +106,11 @@ reasons! {
     16 BadFullTag "bad_full_tag"
         "the fast tag is valid, but the full tag is not: the sender has the fast key"
         "a leaked keyset: rotate the service's key";
-    /// A token of another service.
+    /// The token names another service.
     17 WrongService "wrong_service"
         "the token is signed with a key of this service, but names another service"
         "the service ID that the issuer writes into its tokens";
-    /// A proof too old or too new.
+    /// The time of the proof is too old or too new.
     18 StaleProof "stale_proof"
         "the proof's time differs from the balancer's time by more than 5 s"
         "the client's clock since its token was issued";
@@ -117,7 +118,7 @@ reasons! {
     19 BadProof "bad_proof"
         "the proof is wrong: the token was copied, or the packet was damaged"
         "senders with a copied token";
-    /// Seen before.
+    /// The sequence number was used before, or is below the replay window.
     20 Replay "replay"
         "the sequence number was used before, or is 512 or more below the highest one"
         "copied packets, or a network that duplicates packets";
@@ -133,35 +134,35 @@ reasons! {
     23 NoBackend "no_backend"
         "the service has no usable backend, or the backend that the token names is not usable"
         "`tollgate backends list`";
-    /// Does not fit the way.
+    /// The packet exceeds the MTU of the path to the backend.
     24 TooBig "too_big" "the packet exceeds the MTU of the path to the backend" "the MTU of the links to the backends";
-    /// A helper failed where it never should.
+    /// A kernel helper failed unexpectedly.
     25 Internal "internal"
         "a step of the XDP program that should never fail has failed"
         "the daemon's log; please report it";
     /// A backend's answer to a client, through `forward = "nat"`.
     26 Reply "reply" "a backend's reply through `nat`, sent to its client" "nothing";
-    /// An ICMP error about a session, sent on to its backend.
+    /// An ICMP error about a session, forwarded to its backend or client.
     27 IcmpError "icmp_error"
         "an ICMP error about packets of a session, forwarded to the session's backend or client"
         "the path between clients and backends";
-    /// No port of this node is free for another client.
+    /// No port of this node is free for this client and backend.
     28 NatPorts "nat_ports"
         "`nat` has no free port of this node for this client and backend"
         "`nat_ports`: use a wider range, or more backends";
-    /// Its way ends here.
+    /// The TTL or hop limit ends at this hop.
     29 HopLimit "hop_limit"
         "the packet must be routed, but its TTL or hop limit ends at this hop"
         "a routing loop, or a traceroute";
-    /// Nobody has confirmed the clock for too long.
+    /// The daemon has not confirmed the clock for too long.
     30 StaleClock "stale_clock"
         "the token is not in the token cache, and the daemon has not confirmed the clock for more than 4000 s"
         "`tollgate status`: does the daemon run, and was the wall clock set back?";
-    /// The tables were written twice while the packet was handled.
+    /// The daemon replaced the tables twice while the packet was processed.
     31 TablesChanged "tables_changed"
         "the daemon replaced the tables twice while the CPU handled the packet, which may be for no service"
         "CPUs that the hypervisor stops: `vmstat 1`, column `st`";
-    /// A partial checksum that the kernel would spoil.
+    /// A partial UDP checksum that the kernel would corrupt in generic mode.
     32 PartialChecksum "partial_checksum"
         "the sender left the UDP checksum to its network card, and the receiving interface is in generic XDP mode, \
          which cannot forward such a packet"
@@ -175,15 +176,15 @@ impl Reason {
         self as u32
     }
 
-    /// The reason of a number, where one has it.
+    /// The reason with a number; `None` if no reason has it.
     pub fn from_index(index: u32) -> Option<Self> {
         Self::ALL.get(usize::try_from(index).ok()?).copied()
     }
 
     /// Whether `mode = "observe"` delivers a packet with this outcome.
     ///
-    /// What tokens and the strict parser refuse is delivered: an operator sees what `enforce` would drop while
-    /// the service runs as before. What cannot be delivered, or read at all, is not.
+    /// Packets that the token checks or the strict parser refuse are delivered, so an operator can see which packets
+    /// `enforce` would drop while the service runs unchanged. Packets that cannot be delivered or parsed are not.
     pub const fn delivered_in_observe(self) -> bool {
         match self {
             Self::Fragment
@@ -225,10 +226,11 @@ impl Reason {
 
 const _: () = assert!(Reason::ALL.len() <= CAPACITY);
 
-/// A [`Reason`] as the program carries it: 1 + its number.
+/// The form of a [`Reason`] in the XDP program: 1 + its number.
 ///
-/// BPF subprograms return numbers, and the verifier knows nothing about their range. An enum must not be made from such
-/// a number, and need not be: the counters take the number. So every reason passes every subprogram, new ones included.
+/// BPF subprograms return numbers, whose range the verifier does not know. To convert such a number to an enum would be
+/// unsound, and is not needed, because the number is the index of the counter. Therefore every reason, including a new
+/// one, can pass through every subprogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct ReasonCode(NonZeroU32);
@@ -236,13 +238,13 @@ pub struct ReasonCode(NonZeroU32);
 impl From<Reason> for ReasonCode {
     #[inline(always)]
     fn from(reason: Reason) -> Self {
-        // Never the alternative: 1 + a number below the capacity is not 0.
+        // Never saturates: the number is below the capacity.
         Self(NonZeroU32::MIN.saturating_add(reason.index()))
     }
 }
 
 impl ReasonCode {
-    /// The code of a number that a subprogram returned; `None` for 0, which is success.
+    /// The code for a number that a subprogram returned; `None` for 0, which means success.
     #[inline(always)]
     pub const fn new(number: u32) -> Option<Self> {
         match NonZeroU32::new(number) {
@@ -315,7 +317,7 @@ mod tests {
         assert_eq!(ReasonCode::new(0), None, "success");
     }
 
-    /// What operators read is what the program counts.
+    /// The page for operators documents every reason that the program counts.
     #[test]
     fn the_page_for_operators_has_each() {
         let page = include_str!("../../docs/operations.md");
@@ -332,8 +334,8 @@ mod tests {
         assert!(names.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_')));
     }
 
-    /// What observe mode never delivers: what cannot be read, what has nowhere to go, and what is no datagram with a
-    /// token.
+    /// Observe mode never delivers packets that cannot be parsed, that have no destination, or that are not datagrams
+    /// with a token.
     #[test]
     fn observe_mode_delivers_what_only_enforce_refuses() {
         let refused = [

@@ -1,4 +1,4 @@
-//! Revocations of single sessions and tokens. Each is kept until its last token has expired.
+//! Revocations of single sessions and tokens. Each is kept until the last token that it affects has expired.
 
 /// Key of the revocations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -8,7 +8,7 @@ pub struct RevocationKey {
     pub service_id: u32,
     /// `REVOKED_*`.
     pub kind: u32,
-    /// The session's id, or the token's nonce as loaded little-endian.
+    /// The session's id, or the token's nonce, loaded little-endian.
     pub of: u64,
 }
 

@@ -1,5 +1,6 @@
-//! The per-CPU value of the program: budgets of this CPU, and mailboxes in which functions of the program hand values
-//! to each other. A BPF program has 512 bytes of stack for a chain of calls, and its subprograms take five numbers.
+//! The per-CPU scratch of the XDP program: the budgets of this CPU, and mailboxes through which functions of the
+//! program pass values to each other. Mailboxes are needed because a chain of BPF calls has 512 bytes of stack, and a
+//! subprogram takes at most five arguments.
 
 use crate::{
     control::SECOND_NS,
@@ -13,7 +14,7 @@ use crate::{
     token::Source,
 };
 
-/// The per-CPU value. Each field has one meaning and, but for the budgets and the count, is valid for one packet.
+/// The per-CPU scratch. Each field has one meaning. All fields except the budgets and `hmacs` are valid for one packet.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Scratch {
@@ -33,11 +34,11 @@ pub struct Scratch {
     pub revocation: RevocationKey,
     /// The flow that the session of a packet claims.
     pub flow: FlowClaim,
-    /// The packet that is to be sent.
+    /// The packet to be sent.
     pub transmit: TransmitDescriptor,
-    /// The packet that an ICMP error carries.
+    /// The packet that an ICMP error embeds.
     pub embedded: EmbeddedPacket,
-    /// A number on its way through memory, after which the verifier does not know it.
+    /// A number that is stored and loaded again, so that the verifier does not know its value.
     pub hidden: u32,
     /// The translation of the packet.
     pub translation: TranslationOfPacket,
@@ -63,7 +64,7 @@ pub struct PacketMetadata {
     pub token_at: u32,
     /// The offset of its IP header in the frame.
     pub ip_at: u32,
-    /// Bytes of its payload behind the token.
+    /// Bytes of its payload after the token.
     pub payload_len: u32,
     /// 1 if it is IPv6, else 0.
     pub v6: u32,
@@ -99,7 +100,7 @@ impl PacketMetadata {
 pub struct Verification {
     /// The working memory of SHA-256.
     pub sha256: sha256::Scratch,
-    /// The new entry of a token cache. The cache of tokens without state takes its first part.
+    /// The new entry of a token cache. The cache without state stores only its `session`.
     pub entry: StatefulEntry,
 }
 
@@ -111,13 +112,13 @@ pub struct FlowClaim {
     pub key: FlowKey,
     /// Zero.
     pub reserved: u32,
-    /// The flow, as this session claims it.
+    /// The flow that this session claims.
     pub claimed: Flow,
-    /// The flow, as the table has it.
+    /// The flow in the table.
     pub held: Flow,
 }
 
-/// The datagram from a service to a client that an ICMP error carries.
+/// The datagram from a service to a client that an ICMP error embeds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct EmbeddedPacket {
@@ -125,11 +126,11 @@ pub struct EmbeddedPacket {
     pub from: ServiceKey,
     /// Its destination: the client. The service's index is filled in once the service is known.
     pub to: FlowKey,
-    /// By how much the ICMP checksum changes with its rewriting, as a field of a checksum.
+    /// The change of the ICMP checksum by the rewrite, in the form of a checksum field.
     pub checksum_change: u32,
 }
 
-/// The translation of the packet: of `forward = "nat"`.
+/// The translation of the packet, for `forward = "nat"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct TranslationOfPacket {
@@ -147,7 +148,7 @@ pub struct TranslationOfPacket {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FragmentOfAnswer {
-    /// What it has in common with the other fragments of the answer.
+    /// The values that it shares with the other fragments of the answer.
     pub key: FragmentKey,
     /// Zero.
     pub reserved: u32,
@@ -163,11 +164,11 @@ pub struct TransmitDescriptor {
     pub ip_at: u32,
     /// Bytes of the packet.
     pub len: u32,
-    /// Bytes to be removed behind its UDP header: the token's, or none.
+    /// Bytes to remove after its UDP header: the length of the token header, or 0.
     pub stripped: u32,
     /// The hash of its session, for the source of an outer header.
     pub spread: u32,
-    /// Once it was too big: the longest packet that its sender may send instead.
+    /// If the packet was too big: the largest packet that its sender may send instead.
     pub mtu: u32,
     /// 1 if it is IPv6, else 0.
     pub v6: u16,
@@ -177,7 +178,7 @@ pub struct TransmitDescriptor {
     pub owner: Owner,
 }
 
-/// As many bytes of a packet as the kernel sums in one call (`MAX_BPF_STACK`, include/linux/filter.h).
+/// The bytes of a packet that the kernel sums in one call (`MAX_BPF_STACK`, include/linux/filter.h).
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct Block(pub [u64; BLOCK_LEN / 8]);
@@ -206,7 +207,7 @@ const _: () = {
 };
 crate::map_value!(Scratch);
 
-/// What one CPU may do of something that costs time. Unused budget adds up for at most a tenth of a second.
+/// The budget of one CPU for an operation that costs time. Unused budget accumulates for at most [`BURST_NS`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Budget(GcraState);
@@ -215,11 +216,11 @@ pub struct Budget(GcraState);
 /// (net.ipv4.icmp_msgs_per_sec).
 pub const ICMP_COST_NS: u64 = SECOND_NS / 1000;
 
-/// The cost of one ICMP error with a wrong cookie: a CPU examines at most a hundred a second. A blind sender that
+/// The cost of one ICMP error with a wrong cookie: a CPU examines at most a hundred a second. An off-path attacker that
 /// guesses the 16 bits of an IPv4 cookie then hits one translation in eleven minutes, for each CPU of this node.
 pub const WRONG_COOKIE_COST_NS: u64 = SECOND_NS / 100;
 
-/// How much unused budget adds up.
+/// The maximum of unused budget.
 pub const BURST_NS: u64 = SECOND_NS / 10;
 
 impl Budget {
@@ -252,7 +253,7 @@ mod tests {
         assert!((999..=1001).contains(&over_a_second), "{over_a_second}");
     }
 
-    /// As many messages a second as Linux sends in all.
+    /// The limit of one CPU equals the total limit of Linux.
     #[test]
     fn a_cpu_sends_a_thousand_icmp_messages_a_second() {
         let mut budget = Budget::default();

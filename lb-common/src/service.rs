@@ -1,4 +1,4 @@
-//! A protected service as the program sees it, and the table in which it finds it.
+//! Services in the XDP program, and the table that maps addresses and ports to services.
 
 use crate::{forward::Forward, token::Kind};
 
@@ -6,32 +6,32 @@ use crate::{forward::Forward, token::Kind};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct ServiceKey {
-    /// The address as its 16 wire bytes lie in memory; an IPv4 address is v4-mapped (RFC 4291 §2.5.5.2).
+    /// The address in network byte order; an IPv4 address is v4-mapped (RFC 4291 §2.5.5.2).
     pub address_be: [u32; 4],
-    /// The UDP port as its wire bytes lie in memory; 0 for the address entry.
+    /// The UDP port in network byte order; 0: the address entry.
     ///
-    /// An address entry stands beside each service's own. It catches packets to a service's address whose port
-    /// cannot be read, so that they are refused instead of slipping past the filter.
+    /// Each service has an address entry in addition to its own entry. It matches packets to the service's address
+    /// whose port cannot be read, so that they are refused and do not bypass the filter.
     pub port_be: u32,
 }
 
 impl ServiceKey {
-    /// The key of an IPv4 service. Both arguments as their wire bytes lie in memory.
+    /// The key of an IPv4 service. Both arguments are in network byte order.
     #[inline(always)]
     pub const fn v4(address_be: u32, port_be: u16) -> Self {
         Self { address_be: [0, 0, 0xffff_u32.to_be(), address_be], port_be: port_be as u32 }
     }
 
-    /// The key of an IPv6 service. Both arguments as their wire bytes lie in memory.
+    /// The key of an IPv6 service. Both arguments are in network byte order.
     #[inline(always)]
     pub const fn v6(address_be: [u32; 4], port_be: u16) -> Self {
         Self { address_be, port_be: port_be as u32 }
     }
 
-    /// The bucket of the service table it belongs in.
+    /// The bucket of this key in the service table.
     ///
-    /// Nothing here needs to withstand an attacker: the table holds what operators configure, and its publisher
-    /// picks a seed with which no bucket overflows.
+    /// The hash need not resist attackers: the table contains only configured services, and the daemon picks a seed
+    /// with which no bucket overflows.
     #[inline(always)]
     pub const fn bucket(&self, seed: u32) -> u32 {
         let [a, b, c, d] = self.address_be;
@@ -49,18 +49,17 @@ impl ServiceKey {
     }
 }
 
-/// A service, as the program sees it.
+/// A service in the XDP program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Service {
-    /// The audience in its tokens.
+    /// The service id in its tokens.
     pub id: u32,
-    /// Its index on this node: in the counters, the Maglev tables and the pinned map. At least 1; 0 where the table
-    /// has no service.
+    /// Its index on this node: in the counters, the Maglev tables and the map `pinned`. At least 1; 0: an unused entry.
     pub index: u32,
-    /// The longest a token may live, seconds.
+    /// The maximum lifetime of a token, in seconds.
     pub max_ttl: u32,
-    /// Tokens issued before this unix second are revoked; 0 for none.
+    /// Tokens issued before this time (Unix seconds) are revoked; 0: none.
     pub revoked_before: u32,
     /// Accepted token types: `ACCEPT_*`.
     pub accept: u8,
@@ -77,9 +76,9 @@ pub struct Service {
     pub reserved: [u8; 3],
 }
 
-/// Buckets of one bank of the service table.
+/// The number of buckets in one bank of the service table.
 pub const BUCKETS: u32 = 512;
-/// Services in a bucket.
+/// The number of entries in a bucket.
 pub const BUCKET_LEN: usize = 4;
 
 /// An entry of the service table.
@@ -128,11 +127,11 @@ pub const FORWARD_NAT: u8 = Forward::Nat.code();
 pub const FLAG_STRIP: u8 = 1 << 0;
 /// `mode = "observe"`.
 pub const FLAG_OBSERVE: u8 = 1 << 1;
-/// Some class of its sessions has a rate.
+/// At least one class of its sessions has a rate limit.
 pub const FLAG_RATED: u8 = 1 << 2;
 
 impl Service {
-    /// Whether the token header is removed before a backend gets the datagram.
+    /// Whether the token header is removed before the datagram is delivered.
     #[inline(always)]
     pub const fn strips(&self) -> bool {
         self.flags & FLAG_STRIP != 0
@@ -144,7 +143,7 @@ impl Service {
         self.flags & FLAG_OBSERVE != 0
     }
 
-    /// Whether its sessions with tokens of this type have state from packet to packet: a replay window or limits.
+    /// Whether its sessions with tokens of this type keep state between packets: a replay window or limits.
     #[inline(always)]
     pub const fn is_stateful(&self, kind: Kind) -> bool {
         matches!(kind, Kind::Proof) || self.flags & FLAG_RATED != 0 || self.max_sources != 0
@@ -155,7 +154,7 @@ impl Service {
 mod tests {
     use super::*;
 
-    /// Keys of which any two differ in any bit (splitmix64, Steele et al., OOPSLA 2014).
+    /// Pseudo-random keys (splitmix64, Steele et al., OOPSLA 2014).
     fn keys() -> impl Iterator<Item = ServiceKey> {
         let mut seed = 1_u64;
         let mut random = move || {
@@ -188,7 +187,8 @@ mod tests {
         }
     }
 
-    /// Whatever two services differ in, there is a seed that puts them into different buckets: here nearly each does.
+    /// For any two services, there must be a seed that puts them into different buckets. A change of one bit moves
+    /// nearly all keys.
     #[test]
     fn every_bit_of_a_key_and_of_the_seed_moves_it() {
         const SEED: u32 = 0x5bd1_e995;

@@ -1,19 +1,20 @@
-//! The token caches: what the full check of a token found, so that it is paid for once.
+//! The token caches: the result of a token's HMAC verification, so that it is computed only once per token.
 //!
-//! There are two. A BEARER token without limits needs 64 bytes; what PROOF and limits count from packet to packet takes
-//! 192 more, and a cache of its own, which no number of BEARER tokens pushes it out of.
+//! There are two caches. A BEARER token without limits needs 64 bytes. The state of PROOF tokens and limits needs 192
+//! more bytes, and has a separate cache, from which BEARER tokens without limits cannot evict it.
 
 use crate::{flow::Activity, rate::GcraState, siphash::SipKey, token::Header};
 
-/// Source addresses that a token may be limited to, at most.
+/// The largest limit of source addresses per token.
 pub const SOURCES_MAX: usize = 8;
-/// Sequence numbers below the highest that are still told apart, the highest itself among them.
+/// The size of the replay window in sequence numbers, the highest one included.
 pub const REPLAY_WINDOW: u32 = 512;
-/// Words that hold them: wherever in its block of 32 the highest is, the others are in the 16 blocks before.
+/// The number of words of the replay window, one for each block of 32 sequence numbers. The highest number can be
+/// anywhere in its block, so the window needs the 16 blocks before it too.
 pub const REPLAY_WORDS: usize = REPLAY_WINDOW as usize / 32 + 1;
 
-/// Key of the caches. The fast tag alone is 64 bits; with the nonce, two tokens never share an entry by chance.
-/// Both words as loaded little-endian from the wire.
+/// Key of the caches. The fast tag alone has 64 bits. With the nonce, two tokens do not share an entry by chance. Both
+/// words are loaded little-endian from the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct TokenKey {
@@ -24,48 +25,48 @@ pub struct TokenKey {
 }
 
 impl TokenKey {
-    /// Of a header.
+    /// The key of a header's token.
     #[inline(always)]
     pub const fn of(header: &Header) -> Self {
         Self { fast_tag: header.fast_tag(), nonce: header.nonce() }
     }
 }
 
-/// What is known of a verified token.
+/// The cache entry of a verified token.
 ///
-/// A look-up's pointer stays valid, but the memory may be given to another token while a packet still uses it: what is
-/// written here is written by a compare-and-swap that expects what was read, or does no harm in another's entry.
+/// The pointer that a lookup returns stays valid, but the kernel can reuse the memory for another token while a packet
+/// still uses it. Therefore each write is a compare-and-swap with the value that was read, or is harmless in the entry
+/// of another token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Session {
-    /// Of the 40 claim bytes that were verified those that are not in the key, as loaded little-endian: 0..16 and
-    /// 24..40. A hit counts only if they are the packet's.
+    /// The verified claim bytes that are not in the key, loaded little-endian: bytes 0..16 and 24..40 of the header. A
+    /// lookup is a hit only if they equal those of the packet.
     pub claims: [u64; 4],
-    /// What they say.
+    /// The session data in the claims.
     pub admission: Admission,
-    /// Where its last datagram came from.
+    /// The client of its last datagram.
     pub seen: Seen,
-    /// The [`ControlPage::revocations`](crate::control::ControlPage::revocations) at which it was found not to be
-    /// revoked.
+    /// The [`ControlPage::revocations`](crate::control::ControlPage::revocations) at its last lookup in the
+    /// revocations, which did not contain it.
     pub checked: u32,
-    /// PROOF: the highest sequence number so far.
+    /// PROOF: the highest sequence number that was seen.
     pub highest: u32,
 }
 
-/// What is known of a verified token of which something is counted: every PROOF token, and all of a service with
-/// limits.
+/// The cache entry of a verified token with state: every PROOF token, and every token of a service with limits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct StatefulEntry {
-    /// What is known of every token.
+    /// The part that every token has.
     pub session: Session,
     /// PROOF: the key of its proofs.
     pub proof_key: SipKey,
-    /// When its rate will have no debt any more (kernel clock, ns).
+    /// The state of its rate limit: when its debt will be zero (kernel clock, ns).
     pub rate: GcraState,
-    /// The source addresses it came from, filled from the front: see [`source`]. 0 is a free place.
+    /// The source addresses from which it was used, filled from the front: see [`source`]. 0: an unused element.
     pub sources: [u32; SOURCES_MAX],
-    /// PROOF: which sequence numbers were seen: see [`ReplayWord`].
+    /// PROOF: the replay window: see [`ReplayWord`].
     pub window: [u64; REPLAY_WORDS],
 }
 
@@ -82,7 +83,7 @@ impl Default for StatefulEntry {
 }
 
 impl core::fmt::Debug for StatefulEntry {
-    /// Without the key.
+    /// Omits the key.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("StatefulEntry")
             .field("session", &self.session)
@@ -93,41 +94,42 @@ impl core::fmt::Debug for StatefulEntry {
     }
 }
 
-/// Where a token's last datagram came from, in one word that is written at once. It saves writing the flow of every
-/// datagram. Two clients may come to the same word, and then share a flow; whoever makes it so holds the token.
+/// The client of a token's last datagram, in one word that is written atomically. It avoids a write of the flow for
+/// every datagram. Two clients can have the same word, and then share a flow. Only a holder of the token can cause
+/// that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Seen(u64);
 
 impl Seen {
-    /// A client by its address, two words as they lie in memory (the second is 0 for IPv4), and port.
+    /// From a client's address, as two words in memory order (the second is 0 for IPv4), and its port.
     #[inline(always)]
     pub const fn client([high, low]: [u64; 2], port_be: u16) -> Self {
-        // Exact for IPv4; what IPv6 has more is mixed in (Fibonacci hashing, Knuth, TAOCP 3, §6.4).
+        // Exact for IPv4. The second word of an IPv6 address is mixed in (Fibonacci hashing, Knuth, TAOCP 3, §6.4).
         Self(high ^ (port_be as u64) << 32 ^ low.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 }
 
-/// What a verified token says of its session.
+/// The session data in a verified token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Admission {
     /// The session.
     pub session_id: u64,
-    /// The backend it is pinned to; 0 lets the balancer choose.
+    /// The backend that it is bound to; 0: the balancer selects the backend.
     pub backend_id: u16,
     /// Its rate class.
     pub class: u8,
     /// Zero.
     pub reserved: u8,
-    /// In an entry of a cache: when its last datagram came from the client that `seen` names.
+    /// In a cache entry: when its last datagram from the client in `seen` arrived.
     pub active: Activity,
 }
 
 const _: () = {
     assert!(size_of::<TokenKey>() == 16 && align_of::<TokenKey>() == 8);
-    // With the kernel's 48 bytes and the key before it, two cache lines and five. What PROOF and limits need besides
-    // the first of their own is in the next, but for one word of the window.
+    // With the kernel's 48-byte element header and the key before it, an entry fills two cache lines, and an entry with
+    // state five. The third line contains the proof key, the rate, the sources and the first word of the window.
     assert!(size_of::<Session>() == 64 && align_of::<Session>() == 8);
     assert!(core::mem::offset_of!(Session, admission) == 32);
     assert!(size_of::<StatefulEntry>() == 256 && align_of::<StatefulEntry>() == 8);
@@ -138,40 +140,40 @@ const _: () = {
 crate::map_value!(TokenKey, Session, StatefulEntry);
 
 impl Session {
-    /// Of a header's claims those that an entry keeps.
+    /// The words of a header's claims that an entry stores.
     #[inline(always)]
     pub const fn kept([a, b, _nonce, d, e]: [u64; 5]) -> [u64; 4] {
         [a, b, d, e]
     }
 }
 
-/// A source address as [`StatefulEntry::sources`] holds it: an IPv4 address is told exactly; an IPv6 address by its
-/// first 64 bits, of which 32 are kept. Whoever has so many prefixes that some look alike needs no shared token. Never
-/// 0.
+/// A source address in the form of [`StatefulEntry::sources`]. It is exact for IPv4. For IPv6, it is a 32-bit hash of
+/// the first 64 bits: a sender with so many prefixes that some collide does not need a shared token. Never 0.
 ///
 /// `address` as in [`Source`](crate::token::Source).
 #[inline(always)]
 pub const fn source(address: u64) -> u32 {
-    // IPv4: the upper half is 0. Fibonacci hashing (Knuth, TAOCP 3, §6.4) for the rest.
+    // For IPv4, the upper half is 0. For IPv6, it is mixed in by Fibonacci hashing (Knuth, TAOCP 3, §6.4).
     let mixed = address as u32 ^ ((address >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
-    // 255.255.255.255 is nobody's source.
+    // 0 is reserved, so the value of 255.255.255.255, which is not a valid source address, becomes 1.
     !mixed | (mixed == u32::MAX) as u32
 }
 
-/// A word of the replay window: `(block + 1) << 32 | bits`, where `block` holds 32 sequence numbers and has its place
-/// by `block % REPLAY_WORDS`. What a block marks changes by one compare-and-swap of one word, so that of the same
-/// packet on several CPUs at once exactly one passes.
+/// A word of the replay window: `(block + 1) << 32 | bits`. A block is a range of 32 sequence numbers, and the index of
+/// its word is `block % REPLAY_WORDS`. A sequence number is marked by one compare-and-swap of one word, so if several
+/// CPUs process copies of a packet at the same time, exactly one copy passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplayWord(pub u64);
 
 impl ReplayWord {
-    /// The place of a sequence number's word.
+    /// The index of a sequence number's word.
     #[inline(always)]
     pub const fn place(seq: u32) -> usize {
         ((seq >> 5) % REPLAY_WORDS as u32) as usize
     }
 
-    /// The word with a sequence number marked in it; `None` if it is marked already, or a later block has its place.
+    /// The word with a sequence number marked in it; `None` if it is already marked, or if the word belongs to a later
+    /// block.
     #[inline(always)]
     pub const fn mark(self, seq: u32) -> Option<Self> {
         let (block, bit) = ((seq >> 5) as u64 + 1, 1 << (seq & 31));
@@ -197,7 +199,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     proptest! {
-        /// The window is a set of numbers with a lower end.
+        /// The window equals a set of numbers with a lower bound.
         #[test]
         fn a_window_is_exact(steps in proptest::collection::vec((0..4_u8, 0..1200_u32), 1..600)) {
             let (mut words, mut highest) = ([0; REPLAY_WORDS], 0_u32);

@@ -1,10 +1,10 @@
-//! SHA-256 (FIPS 180-4) of one block, and HMAC-SHA-256 (RFC 2104) of a message that fits one, as the program runs
-//! them: from the states after the pad blocks, so that a tag costs two compressions.
+//! SHA-256 (FIPS 180-4) of one block, and HMAC-SHA-256 (RFC 2104) of a message that fits into one block. Computations
+//! start from the states after the pad blocks, so a tag costs two compressions.
 
-/// Bytes of the longest message of one block: 64 less the 0x80 and the 64-bit length.
+/// The maximum length of a message in one block, in bytes: 64 minus the byte 0x80 and the 64-bit length.
 pub const MESSAGE_MAX: usize = 55;
 
-/// An HMAC key as the two SHA-256 states that follow its inner and its outer pad block.
+/// An HMAC key, as the two SHA-256 states after its inner and its outer pad block.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct HmacKey {
@@ -14,13 +14,13 @@ pub struct HmacKey {
     pub outer: [u32; 8],
 }
 
-/// Room for a computation, outside the 512 bytes of a BPF program's stack.
+/// The working memory of a computation. It is not on the stack, because a BPF program has only 512 bytes of stack.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Scratch {
-    /// The chaining state; in the end, the hash.
+    /// The chaining state; at the end, the hash.
     pub state: [u32; 8],
-    /// The block, and the message schedule that follows from it.
+    /// The block, and the message schedule that is derived from it.
     pub schedule: [u32; 64],
 }
 
@@ -35,8 +35,8 @@ impl Default for Scratch {
     }
 }
 
-/// The padded block of a message of eight-byte little-endian words, the way the packet holds them: `words` as they
-/// were loaded, `len` bytes of them the message. `prefix` bytes were hashed before this block.
+/// Writes the padded block of a message. `words` are loaded little-endian from the packet, and the message is their
+/// first `len` bytes. The encoded length includes the pad block of 64 bytes that was hashed before.
 #[inline(always)]
 pub fn load_block<const N: usize>(scratch: &mut Scratch, words: &[u64; N], len: usize) {
     const { assert!(N <= 7, "the length takes the last word") };
@@ -58,7 +58,7 @@ pub fn load_block<const N: usize>(scratch: &mut Scratch, words: &[u64; N], len: 
     scratch.schedule[15] = (64 + len as u32) * 8;
 }
 
-/// HMAC-SHA-256 of the message that `load_block` has laid out: the tag is left in `scratch.state`.
+/// Computes HMAC-SHA-256 of the message that `load_block` has written. The tag is in `scratch.state`.
 #[inline(always)]
 pub fn hmac(key: &HmacKey, scratch: &mut Scratch) {
     scratch.state = key.inner;
@@ -88,8 +88,8 @@ pub const fn tag128(scratch: &Scratch) -> [u64; 2] {
     ]
 }
 
-/// A word written twice, so that the low half of a right shift by less than 32 is a rotation. BPF has no rotate
-/// instruction: this takes one shift a rotation where `rotate_right` takes two and an or.
+/// The word in both halves of the result, so that the low half of a right shift by less than 32 is a rotation. BPF has
+/// no rotate instruction: this needs one shift per rotation, while `rotate_right` needs two shifts and an or.
 #[inline(always)]
 const fn twice(x: u32) -> u64 {
     x as u64 | (x as u64) << 32
@@ -97,13 +97,13 @@ const fn twice(x: u32) -> u64 {
 
 /// The compression function: `state` absorbs the first 16 words of `schedule`.
 ///
-/// A function of its own and loops, not 64 rounds unrolled: the frames of a BPF program's functions share 512 bytes,
-/// and code that fits the cache is the faster one for a packet that comes alone.
+/// A separate function with loops instead of 64 unrolled rounds: the stack frames of a BPF program's functions share
+/// 512 bytes, and code that fits into the cache is faster for a single packet.
 #[inline(never)]
 pub fn compress(scratch: &mut Scratch) {
     let w = scratch.schedule.as_mut_ptr();
-    // SAFETY: `i` is below 64 wherever this is called, and `w` is the exclusively borrowed array of 64. Volatile, for
-    // LLVM would otherwise keep the words as values, and spill them to the stack.
+    // SAFETY: `i` is below 64 at every call, and `w` points to the exclusively borrowed array of 64 words. Volatile,
+    // because LLVM would otherwise keep the words as values, and spill them to the stack.
     let load = |i: usize| unsafe { w.add(i).read_volatile() };
 
     let expand = |i: usize| {
@@ -125,7 +125,8 @@ pub fn compress(scratch: &mut Scratch) {
     }
 
     let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = scratch.state;
-    // A round leaves its result in the places of `d` and `h`; eight of them, and all are where they began.
+    // A round writes its results to `d` and `h`, instead of moving all eight variables. After eight rounds, each
+    // variable has its original role again.
     macro_rules! round {
         ($i:expr, $a:ident $b:ident $c:ident $d:ident $e:ident $f:ident $g:ident $h:ident) => {
             let (ee, aa) = (twice($e), twice($a));
@@ -153,7 +154,7 @@ pub fn compress(scratch: &mut Scratch) {
         i += 8;
     }
 
-    // Read again, and volatile: the words of the state would otherwise wait on the stack for 64 rounds.
+    // The state is read again, by volatile reads: LLVM would otherwise keep its words on the stack for 64 rounds.
     for (sum, word) in scratch.state.iter_mut().zip([a, b, c, d, e, f, g, h]) {
         let sum = &raw mut *sum;
         // SAFETY: a word of the exclusively borrowed state.

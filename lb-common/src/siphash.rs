@@ -1,7 +1,7 @@
-//! SipHash over whole little-endian words, as the program runs it (Aumasson and Bernstein, INDOCRYPT 2012).
+//! SipHash over whole little-endian words (Aumasson and Bernstein, INDOCRYPT 2012).
 //!
-//! Every message of token.md has a length known at compile time, so the words are fed as they were loaded and the
-//! loops unroll; there is no state for bytes that do not fill a word.
+//! Every message in token.md has a length that is known at compile time. Therefore words are hashed as they were
+//! loaded, LLVM unrolls the loops, and no state for partial words is needed.
 
 /// SipHash-1-3: the fast tag (docs/adr/0016-fast-tag-siphash-1-3.md).
 pub type SipHash13 = SipHash<1, 3>;
@@ -14,7 +14,7 @@ pub type SipHash24 = SipHash<2, 4>;
 pub struct SipKey {
     /// The first eight key bytes, little-endian.
     pub k0: u64,
-    /// The last eight.
+    /// The last eight key bytes, little-endian.
     pub k1: u64,
 }
 
@@ -33,7 +33,8 @@ impl SipKey {
     }
 }
 
-/// A hash under way: SipHash-C-D, with C rounds for each word and D at the end. Copy it where messages begin alike.
+/// The state of SipHash-C-D, with C rounds for each word and D rounds at the end. Copy the state to hash messages that
+/// have a common prefix.
 #[derive(Clone, Copy)]
 pub struct SipHash<const C: usize, const D: usize> {
     v0: u64,
@@ -54,7 +55,7 @@ impl<const C: usize, const D: usize> SipHash<C, D> {
         }
     }
 
-    /// Eight more bytes of the message, as a little-endian word.
+    /// Adds eight bytes of the message, as a little-endian word.
     #[inline(always)]
     pub const fn word(mut self, word: u64) -> Self {
         self.v3 ^= word;
@@ -106,12 +107,12 @@ impl<const C: usize, const D: usize> SipHash<C, D> {
     }
 }
 
-/// SipHash-1-3 of a message of whole bytes; for tests and hosts.
+/// SipHash-1-3 of a message of any length, for tests and hosts.
 pub fn siphash13(key: SipKey, message: &[u8]) -> u64 {
     SipHash13::new(key).bytes(message)
 }
 
-/// SipHash-2-4 of a message of whole bytes; for tests and hosts.
+/// SipHash-2-4 of a message of any length, for tests and hosts.
 pub fn siphash24(key: SipKey, message: &[u8]) -> u64 {
     SipHash24::new(key).bytes(message)
 }

@@ -1,4 +1,4 @@
-//! The sealed claims: what the issuer tells the balancer, and nobody in between can read.
+//! The sealed claims: encrypted data from the issuer to the balancer.
 
 use crate::{
     reason::Reason,
@@ -6,20 +6,20 @@ use crate::{
     token::Header,
 };
 
-/// The sealed claims, in the clear.
+/// The sealed claims, in plaintext.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
-    /// The service the token is for.
+    /// The service that the token is for.
     pub service_id: u32,
     /// The session's rate class.
     pub class: u8,
-    /// The backend the session is pinned to; 0 lets the balancer choose.
+    /// The backend that the session is bound to; 0: the balancer selects the backend.
     pub backend_id: u16,
     /// The session.
     pub session_id: u64,
 }
 
-/// The two keystream blocks of a header's first 24 bytes, as little-endian words.
+/// The two keystream blocks for a header's first 24 bytes, as little-endian words.
 #[inline(always)]
 pub const fn keystream(seal: SipKey, first: [u64; 3]) -> [u64; 2] {
     let common = SipHash24::new(seal).word(first[0]).word(first[1]).word(first[2]);
@@ -27,7 +27,7 @@ pub const fn keystream(seal: SipKey, first: [u64; 3]) -> [u64; 2] {
 }
 
 impl Claims {
-    /// Seals them under the first 24 bytes of their header.
+    /// Encrypts the claims, with the keystream for the first 24 bytes of their header.
     pub const fn seal(&self, seal: SipKey, first: [u64; 3]) -> [u64; 2] {
         let [k0, k1] = keystream(seal, first);
         let word = self.service_id.swap_bytes() as u64
@@ -36,7 +36,7 @@ impl Claims {
         [word ^ k0, self.session_id.swap_bytes() ^ k1]
     }
 
-    /// Unseals a header's claims. They are to be believed only after its tags have been verified.
+    /// Decrypts a header's claims. Do not trust them before the header's tags have been verified.
     ///
     /// # Errors
     /// `BadHeader` if the reserved byte is set.

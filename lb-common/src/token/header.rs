@@ -1,4 +1,4 @@
-//! The 64 bytes: layout, form and lifetime. Everything here is decided without a key.
+//! The 64-byte token header: layout, format and lifetime. Nothing here needs a key.
 
 use crate::{
     control::{SECOND_NS, SKEW_NS},
@@ -9,34 +9,34 @@ use crate::{
 
 /// Bytes of a header.
 pub const LEN: usize = 64;
-/// By how much a proof's time may differ from the balancer's (token.md).
+/// The maximum difference between a proof's time and the balancer's time (token.md).
 pub const PROOF_WINDOW_NS: u64 = 5 * SECOND_NS;
-/// The first byte: one that RFC 7983 leaves free.
+/// The first byte: a value that RFC 7983 leaves unassigned.
 pub const MAGIC: u8 = 0x0b;
-/// The version this code speaks.
+/// The version that this code implements.
 pub const VERSION: u8 = 1;
-/// Bound to the client's address prefix.
+/// The token is bound to the client's address prefix.
 pub const FLAG_BIND_ADDR: u8 = 1 << 0;
-/// Bound to the client's UDP port.
+/// The token is bound to the client's UDP port.
 pub const FLAG_BIND_PORT: u8 = 1 << 1;
-/// The bound prefix is of IPv6.
+/// The bound prefix is an IPv6 prefix.
 pub const FLAG_BIND_V6: u8 = 1 << 2;
-/// The longest bound prefix, bits: a whole IPv4 address, the network half of an IPv6 address.
+/// The maximum length of a bound IPv4 prefix, in bits: a whole address.
 pub const BIND_LEN_MAX_V4: u8 = 32;
-/// See [`BIND_LEN_MAX_V4`].
+/// The maximum length of a bound IPv6 prefix, in bits: the network half of an address.
 pub const BIND_LEN_MAX_V6: u8 = 64;
 
-/// The types of version 1.
+/// The token types of version 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Whoever holds the header is in.
+    /// Any sender that has the header is admitted.
     Bearer,
-    /// Each packet proves that its sender holds the session key.
+    /// Each packet proves that its sender has the session key.
     Proof,
 }
 
 impl Kind {
-    /// The low half of byte 1.
+    /// The type code in the low four bits of byte 1.
     pub const fn code(self) -> u8 {
         match self {
             Self::Bearer => 1,
@@ -45,7 +45,7 @@ impl Kind {
     }
 }
 
-/// Where a packet came from, as far as a token can be bound to it.
+/// The source of a packet, in the form to which a token can be bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// Whether the packet is IPv6.
@@ -65,15 +65,15 @@ pub struct Binding {
     pub port: u16,
 }
 
-/// A well-formed header. Its words are as loaded little-endian from the packet, the way SipHash wants them.
+/// A well-formed header. Its words are loaded little-endian from the packet, as SipHash requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header([u64; LEN / 8]);
 
 impl Header {
-    /// Step 2 of token.md's order: a header of a form that a version 1 issuer makes.
+    /// Step 2 in the order of token.md: accepts the headers that a version 1 issuer can create.
     ///
     /// # Errors
-    /// `NoToken` for another first byte, `BadHeader` for everything else.
+    /// `NoToken` if the first byte is wrong, `BadHeader` for any other error.
     #[inline(always)]
     pub fn parse(words: [u64; LEN / 8]) -> Result<Self, Reason> {
         let header = Self(words);
@@ -95,14 +95,14 @@ impl Header {
             header.byte(1) ^ VERSION << 4,
             code if code == Kind::Bearer.code() || code == Kind::Proof.code()
         );
-        // 0 bits if and only if no address is bound.
+        // `bind_len` is 0 if and only if no address is bound.
         if !versioned || header.bind_len() > longest || (header.bind_len() == 0) != (longest == 0) {
             return Err(Reason::BadHeader);
         }
         Ok(header)
     }
 
-    /// From words whose form has been verified by [`Header::parse`].
+    /// From words whose format has been verified by [`Header::parse`].
     #[inline(always)]
     pub const fn from_verified(words: [u64; LEN / 8]) -> Self {
         Self(words)
@@ -111,7 +111,7 @@ impl Header {
     /// From the start of a datagram's payload.
     ///
     /// # Errors
-    /// `NoToken` where it is too short, else as [`Header::parse`].
+    /// `NoToken` if the payload is too short, else as [`Header::parse`].
     pub fn from_payload(payload: &[u8]) -> Result<Self, Reason> {
         let (words, _) = payload.as_chunks::<8>();
         let Some(words) = words.first_chunk::<{ LEN / 8 }>() else {
@@ -120,13 +120,13 @@ impl Header {
         Self::parse(words.map(u64::from_le_bytes))
     }
 
-    /// All of it, loaded little-endian.
+    /// The whole header, loaded little-endian.
     #[inline(always)]
     pub const fn words(&self) -> [u64; LEN / 8] {
         self.0
     }
 
-    /// The 64 bytes as they are on the wire.
+    /// The 64 bytes in wire order.
     pub fn to_bytes(&self) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         for (chunk, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(self.0) {
@@ -151,8 +151,8 @@ impl Header {
         Ok(())
     }
 
-    /// Step 4 of token.md's order, at unix nanosecond `now_ns`. Seconds are multiplied, not nanoseconds divided: a
-    /// division costs more than all of this.
+    /// Step 4 in the order of token.md: checks the lifetime at the Unix time `now_ns` (nanoseconds). Seconds are
+    /// multiplied, and nanoseconds are not divided, because a division costs more than all of these checks.
     ///
     /// # Errors
     /// `NotYetValid`, `Expired`, `Lifetime` or `Revoked`.
@@ -174,10 +174,10 @@ impl Header {
         Ok(())
     }
 
-    /// What the tags of a packet from `source` cover beside the header.
+    /// The data that the tags of a packet from `source` cover in addition to the header.
     ///
     /// # Errors
-    /// `BadFastTag` for a packet of the other address family than the bound one.
+    /// `BadFastTag` if the packet's address family differs from that of the bound prefix.
     #[inline(always)]
     pub fn binding(&self, source: &Source) -> Result<Binding, Reason> {
         let flags = self.flags();
@@ -212,25 +212,25 @@ impl Header {
         self.byte(2)
     }
 
-    /// Bits of the bound prefix, 0 if none is.
+    /// The length of the bound prefix in bits; 0: no prefix is bound.
     #[inline(always)]
     pub const fn bind_len(&self) -> u8 {
         self.byte(3)
     }
 
-    /// The key that signed it.
+    /// The id of the key that signed the header.
     #[inline(always)]
     pub const fn key_id(&self) -> KeyId {
         KeyId(((self.0[0] >> 32) as u32).swap_bytes())
     }
 
-    /// Unix seconds.
+    /// The issue time, Unix seconds.
     #[inline(always)]
     pub const fn issued_at(&self) -> u32 {
         (self.0[1] as u32).swap_bytes()
     }
 
-    /// Unix seconds.
+    /// The expiry time, Unix seconds.
     #[inline(always)]
     pub const fn expires_at(&self) -> u32 {
         ((self.0[1] >> 32) as u32).swap_bytes()
@@ -249,7 +249,7 @@ impl Header {
         [w[0], w[1], w[2], w[3], w[4]]
     }
 
-    /// Whether its bytes 0..40 are these. Word by word, for BPF knows no `memcmp`.
+    /// Whether bytes 0..40 equal these claims. Compared word by word, because BPF has no `memcmp`.
     #[inline(always)]
     pub const fn claims_are(&self, claims: &[u64; 5]) -> bool {
         let [a, b, c, d, e] = self.claims();
@@ -293,7 +293,7 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// As words of the header.
+    /// The last two words of the header.
     pub const fn to_words(self) -> [u64; 2] {
         [self.seq.swap_bytes() as u64 | (self.ts_ms.swap_bytes() as u64) << 32, self.tag]
     }

@@ -1,4 +1,4 @@
-//! Master keys, and what is derived from them. On hosts alone: the kernel never sees a master key.
+//! Master keys, and the keys that are derived from them. Only for hosts: the kernel never has a master key.
 
 use hkdf::Hkdf;
 use sha2::{Sha256, block_api::compress256};
@@ -11,19 +11,19 @@ use crate::{keyslot::KeyId, sha256::HmacKey, siphash::SipKey};
 pub struct MasterKey([u8; 32]);
 
 impl MasterKey {
-    /// From its bytes, which are to be random.
+    /// From its bytes, which must be random.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes, for whoever stores or exports it.
+    /// Its bytes, for storage or export.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }
 
 impl core::fmt::Debug for MasterKey {
-    /// Without the key.
+    /// Omits the key.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("MasterKey(..)")
     }
@@ -38,12 +38,12 @@ pub struct DerivedKeys {
     pub fast: SipKey,
     /// SipHash key of the sealed claims.
     pub seal: SipKey,
-    /// HMAC key that session keys are derived with.
+    /// HMAC key from which session keys are derived.
     pub proof: HmacKey,
 }
 
 impl core::fmt::Debug for DerivedKeys {
-    /// Without the keys.
+    /// Omits the keys.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("DerivedKeys(..)")
     }

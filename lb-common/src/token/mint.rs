@@ -1,4 +1,4 @@
-//! What an issuer does: makes headers.
+//! Token issuance: creates headers.
 
 use core::net::IpAddr;
 
@@ -26,7 +26,7 @@ pub struct Prefix {
     len: u8,
 }
 
-/// A prefix that no header can carry.
+/// The error for a prefix length to which a token cannot be bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a token can be bound to 1 to {longest} bits of {address}, not to {len}")]
 pub struct PrefixLength {
@@ -37,7 +37,7 @@ pub struct PrefixLength {
 
 impl Prefix {
     /// # Errors
-    /// For a length outside 1..=32 for IPv4, 1..=64 for IPv6.
+    /// If the length is outside 1..=32 (IPv4) or 1..=64 (IPv6).
     pub fn new(address: IpAddr, len: u8) -> Result<Self, PrefixLength> {
         let longest = Self::longest(address);
         if len == 0 || len > longest {
@@ -64,24 +64,24 @@ impl Source {
     }
 }
 
-/// What a token is to say.
+/// The contents of a new token.
 #[derive(Clone, Debug)]
 pub struct Grant {
     /// The sealed claims.
     pub claims: Claims,
-    /// Unix seconds.
+    /// The issue time, Unix seconds.
     pub issued_at: u32,
-    /// Unix seconds.
+    /// The expiry time, Unix seconds.
     pub expires_at: u32,
-    /// Fresh random bytes, for this token alone.
+    /// Random bytes that no other token has.
     pub nonce: [u8; 8],
-    /// The prefix the client must send from.
+    /// The prefix from which the client must send.
     pub bind: Option<Prefix>,
-    /// The port the client must send from.
+    /// The port from which the client must send.
     pub bind_port: Option<u16>,
 }
 
-/// What the client of a PROOF token gets.
+/// The data that the client of a PROOF token receives.
 #[derive(Debug)]
 pub struct ProofToken {
     claims: [u64; 5],
@@ -101,14 +101,14 @@ impl SessionKey {
 }
 
 impl core::fmt::Debug for SessionKey {
-    /// Without the key.
+    /// Omits the key.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("SessionKey(..)")
     }
 }
 
 impl Grant {
-    /// A BEARER header: whoever holds it is in.
+    /// Creates a BEARER header: any sender that has it is admitted.
     pub fn bearer(&self, key_id: KeyId, keys: &DerivedKeys) -> Header {
         let claims = self.claims_words(Kind::Bearer, key_id, keys);
         let unsigned = header(claims, 0, [0; 2]);
@@ -117,7 +117,7 @@ impl Grant {
         header(claims, tags::fast(keys.fast, &header(claims, 0, full), &binding), full)
     }
 
-    /// What the client of a PROOF token needs to make headers.
+    /// The data that the client of a PROOF token needs to create headers.
     pub fn proof(&self, key_id: KeyId, keys: &DerivedKeys) -> ProofToken {
         let claims = self.claims_words(Kind::Proof, key_id, keys);
         let unsigned = header(claims, 0, [0; 2]);
@@ -178,7 +178,7 @@ impl ProofToken {
         &self.session_key
     }
 
-    /// The header of one packet, with the payload that follows it. `seq` must never be used twice.
+    /// Creates the header of a packet with this payload. A value of `seq` must never be used twice.
     pub fn header(&self, seq: u32, ts_ms: u32, payload: &[u8]) -> Header {
         let key = SipKey::from_bytes(self.session_key.as_bytes());
         let tag = tags::proof_over(key, seq, ts_ms, payload);

@@ -1,4 +1,4 @@
-//! The token header, version 1: layout, sealed claims, tags; on a host also keys, minting and the whole check.
+//! The token header, version 1: layout, sealed claims and tags; on a host also keys, issuance and verification.
 
 pub mod claims;
 pub mod header;

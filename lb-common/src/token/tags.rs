@@ -1,4 +1,5 @@
-//! The tags of token.md: fast, full and proof. All in and out as little-endian words of the wire bytes.
+//! The tags of token.md: fast tag, full tag and proof. All inputs and outputs are little-endian words of the wire
+//! bytes.
 
 use crate::{
     sha256::{self, HmacKey, Scratch},
@@ -9,7 +10,7 @@ use crate::{
 /// Bytes of `claims ‖ AD`.
 const CLAIMS_AND_AD: usize = 50;
 
-/// The fast tag the header should carry.
+/// The fast tag that the header must have to be valid.
 #[inline(always)]
 pub const fn fast(key: SipKey, header: &Header, binding: &Binding) -> u64 {
     let [a, b, c, d, e] = header.claims();
@@ -27,7 +28,7 @@ pub const fn fast(key: SipKey, header: &Header, binding: &Binding) -> u64 {
     }
 }
 
-/// The full tag a BEARER header should carry.
+/// The full tag that a BEARER header must have to be valid.
 #[inline(always)]
 pub fn full(key: &HmacKey, claims: [u64; 5], binding: &Binding, scratch: &mut Scratch) -> [u64; 2] {
     let [a, b, c, d, e] = claims;
@@ -36,13 +37,13 @@ pub fn full(key: &HmacKey, claims: [u64; 5], binding: &Binding, scratch: &mut Sc
     sha256::tag128(scratch)
 }
 
-/// The key of a PROOF token's session (NIST SP 800-108r1, counter mode): of u32 1 ‖ "proof" ‖ 00 ‖ claims ‖ u32 128.
+/// The key of a PROOF token's session (NIST SP 800-108r1, counter mode), over u32 1 ‖ "proof" ‖ 00 ‖ claims ‖ u32 128.
 #[inline(always)]
 pub fn session_key(key: &HmacKey, claims: [u64; 5], scratch: &mut Scratch) -> SipKey {
     const COUNTER_LABEL: u64 = u64::from_le_bytes(*b"\0\0\0\x01proo");
     const LABEL_END: u64 = u64::from_le_bytes(*b"f\0\0\0\0\0\0\0");
     const BITS: u64 = u64::from_le_bytes(*b"\0\0\0\0\0\x80\0\0");
-    // Ten bytes before the claims: each word ends two bytes into the next.
+    // Ten bytes precede the claims, so the last two bytes of each claims word are in the next word.
     let [a, b, c, d, e] = claims;
     let across = |first: u64, second: u64| first >> 48 | second << 16;
     let words = [
@@ -60,15 +61,15 @@ pub fn session_key(key: &HmacKey, claims: [u64; 5], scratch: &mut Scratch) -> Si
     SipKey { k0, k1 }
 }
 
-/// The proof over a packet's sequence number and time (bytes 48..56 of its header, loaded little-endian), the first 16
-/// bytes of its payload likewise, with zeros behind the last, and the payload's length.
+/// The proof over a packet's sequence number and time (bytes 48..56 of its header), the first 16 bytes of its payload,
+/// padded with zeros, and the payload's length. Header and payload are loaded little-endian.
 #[inline(always)]
 pub const fn proof(key: SipKey, seq_and_ts: u64, payload: [u64; 2], payload_len: u16) -> u64 {
     let [first, second] = payload;
     SipHash24::new(key).word(seq_and_ts).word(first).word(second).finish(payload_len.swap_bytes() as u64, 26)
 }
 
-/// The same on a host, over a payload of at most 65,535 bytes: those after the header.
+/// As [`proof`], on a host. `payload` is the data after the header, at most 65,535 bytes.
 pub fn proof_over(key: SipKey, seq: u32, ts_ms: u32, payload: &[u8]) -> u64 {
     let mut first = [0; 16];
     let len = payload.len().min(16);

@@ -1,4 +1,4 @@
-//! The whole check of one packet on a host, in the order of token.md and from the same steps as the program's.
+//! The verification of one packet on a host, in the order of token.md and with the same steps as the XDP program.
 
 use crate::{
     keyslot::KeySlot,
@@ -8,11 +8,12 @@ use crate::{
     token::{Claims, Header, Kind, Source, tags},
 };
 
-/// Checks the start of a datagram's payload for a service at unix nanosecond `now_ns`, with the key that `slot`
-/// holds in the slot asked for. A token cache, budgets, replay and limits are the program's own.
+/// Verifies the token at the start of a datagram's payload, for a service, at the Unix time `now_ns` (nanoseconds).
+/// `slot` returns the key slot with a given number. Only the XDP program has token caches, budgets, replay windows and
+/// limits.
 ///
 /// # Errors
-/// The reason the program would count.
+/// The reason under which the XDP program would count the packet.
 pub fn verify(
     payload: &[u8],
     source: &Source,
