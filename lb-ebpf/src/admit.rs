@@ -21,12 +21,12 @@ use crate::{
     verifier::PAYLOAD_AT_MASK,
 };
 
-/// What the rest of the packet path needs of a session.
+/// The data of a session that later steps need.
 #[derive(Clone, Copy)]
 pub struct Admitted {
-    /// Its id.
+    /// The id of the session.
     pub session_id: u64,
-    /// The backend that its token names; 0: the balancer chooses.
+    /// The backend that its token names; 0: the balancer selects the backend.
     pub backend_id: u16,
 }
 
@@ -37,11 +37,11 @@ impl From<&Admission> for Admitted {
     }
 }
 
-/// The admission in an entry of a token cache, if the entry is that of this token: 64 bits of fast tag can collide.
+/// The admission in an entry of a token cache, if the entry belongs to this token: the keys of two tokens can be equal.
 #[inline(always)]
 pub fn cached(entry: Shared<Session>, header: &Header) -> Option<Admitted> {
-    // The kernel fills a new value from its first byte to its last. So values that are read in the opposite order, and
-    // whose claims are those of the packet, belong to the packet's token.
+    // The kernel writes a new value from its first byte to its last. The fields are read in the opposite order. So if
+    // the claims, which are read last, match the packet, all fields belong to the packet's token.
     let backend_id = field!(entry, admission.backend_id).read();
     let session_id = field!(entry, admission.session_id).read();
     is_of(entry, header).then_some(Admitted { session_id, backend_id })
@@ -57,8 +57,8 @@ pub fn is_of(entry: Shared<Session>, header: &Header) -> bool {
     other == 0
 }
 
-/// Verifies the HMAC of a token that has no entry in a cache. The scratch has the metadata of its packet, and gets the
-/// new entry.
+/// Verifies the HMAC of a token that has no cache entry. The scratch contains the metadata of its packet, and receives
+/// the new entry.
 #[inline(always)]
 pub fn verify(run: &mut Run, token: &Token) -> Result<Admitted, ReasonCode> {
     let now = clock::now(run.control).kernel_ns;
@@ -75,8 +75,8 @@ pub fn verify(run: &mut Run, token: &Token) -> Result<Admitted, ReasonCode> {
 }
 
 subprogram! {
-    /// Verifies the full tag or derives the session key, and unseals the claims. With next to no stack: it calls the
-    /// compression function, and the frames of all three share 512 bytes.
+    /// Verifies the full tag or derives the session key, and unseals the claims. It uses almost no stack, because it
+    /// calls the compression function, and the stack frames of all three functions share 512 bytes.
     fn verify_hmac(slot: u32) -> () = verified;
 }
 
@@ -93,7 +93,7 @@ fn verified(frame: &Frame, mailboxes: &mut Mailboxes, slot: u32) -> Result<(), R
         if tags::full(&key.full, header.claims(), &binding, sha256) != header.full_tag() {
             return Err(Reason::BadFullTag.into());
         }
-        entry.proof_key = SipKey::default(); // Not that of the PROOF token before.
+        entry.proof_key = SipKey::default(); // Not the key of an earlier PROOF token.
     }
     let claims = Claims::unseal(&header, key.seal)?;
     if claims.service_id != packet.service_id {

@@ -43,7 +43,8 @@ pub fn for_session(tables: Tables, service: &Service, admitted: Admitted) -> Res
     }
 }
 
-/// The backend of a client without a token: by its address alone, so that its fragments go to the same backend.
+/// The backend of a client without a token. It depends only on the client's address, so that fragments go to the same
+/// backend.
 #[inline(always)]
 pub fn for_client(tables: Tables, service: &Service, from: &Source) -> Result<Chosen, ReasonCode> {
     hashed(tables, service, from.address)
@@ -62,7 +63,7 @@ fn hashed(tables: Tables, service: &Service, session: u64) -> Result<Chosen, Rea
 #[inline(always)]
 pub fn pinned(tables: Tables, service: &Service, backend_id: u16) -> Result<Chosen, ReasonCode> {
     let key = PinnedKey { bank: tables.bank, service_index: service.index as u16, backend_id };
-    // SAFETY: a word, which is copied at once.
+    // SAFETY: one word, which is copied immediately.
     let index = *unsafe { PINNED.get(key) }.ok_or(Reason::NoBackend)?;
     at(tables, index)
 }

@@ -1,13 +1,14 @@
-//! UDP checksums that the sender left to a network card (`CHECKSUM_PARTIAL`, include/linux/skbuff.h): the field holds
-//! the sum of the pseudo-header alone, and the card would add the rest. A veth has no such card, so the frame arrives
-//! like that. The socket buffer of the packet says so, and a packet that passes to this host unchanged is left alone. A
-//! frame that this program changes or sends must have a checksum.
+//! UDP checksums that the sender left to a network card (`CHECKSUM_PARTIAL`, include/linux/skbuff.h): the field
+//! contains only the sum of the pseudo-header, and the card would add the rest. A veth has no such card, so frames
+//! arrive with a partial checksum. The socket buffer records this, so a packet that passes to this host unchanged needs
+//! no change. A frame that this program changes or sends must have a checksum.
 //!
-//! In generic mode the socket buffer goes with the frame, and the next device adds to the checksum once more, at an
+//! In generic mode, the socket buffer stays with the frame, and the next device completes the checksum again, at an
 //! offset that can be wrong by then. Such a packet is dropped if it would leave from an interface in generic mode.
 //!
-//! A correct checksum equals the pseudo-header's sum by chance, once in 65,536 packets. Computed in full, it is the
-//! same again. A damaged packet passes as correct by chance with the same probability, as with any checksum of 16 bits.
+//! A correct checksum equals the pseudo-header's sum by chance, in one of 65,536 packets. The full computation then
+//! yields the same value. A damaged packet passes as correct by chance with the same probability, as with any checksum
+//! of 16 bits.
 
 use lb_common::{
     control::Tables,
@@ -26,10 +27,10 @@ use crate::{
 };
 
 /// Computes the checksum of a datagram whose sender left it to a network card. Any other datagram stays as it is.
-/// `leaves`: the datagram is to leave this host.
+/// `leaves`: the datagram will leave this host.
 ///
 /// # Errors
-/// `PartialChecksum`, if it is to leave from an interface in generic mode.
+/// `PartialChecksum`, if it would leave from an interface in generic mode.
 #[inline(always)]
 pub fn complete(run: &mut Run, datagram: &Datagram, leaves: bool) -> Result<(), ReasonCode> {
     let v6 = usize::from(datagram.ip_len) == Ipv6::LEN;
@@ -41,7 +42,7 @@ pub fn complete(run: &mut Run, datagram: &Datagram, leaves: bool) -> Result<(), 
     complete_checksum(&run.frame, &mut run.mailboxes, ip_at, v6, leaves, run.tables)
 }
 
-/// Whether the checksum of the datagram behind an IP header is the sum of its pseudo-header.
+/// Whether the checksum of the datagram after an IP header is the sum of its pseudo-header.
 #[inline(always)]
 fn is_partial<I: Ip>(ip: Cursor) -> bool {
     match (I::read(ip), Udp::read(ip, I::LEN)) {
@@ -51,9 +52,9 @@ fn is_partial<I: Ip>(ip: Cursor) -> bool {
 }
 
 subprogram! {
-    /// Computes the checksum of the datagram behind the IP header at `ip_at`, which `leaves` this host or not. Fails
-    /// with `PartialChecksum`, or with `Malformed` where its lengths contradict each other or the frame; then nothing
-    /// has changed.
+    /// Computes the checksum of the datagram after the IP header at `ip_at`. `leaves`: the datagram will leave this
+    /// host. Fails with `PartialChecksum`, or with `Malformed` if its lengths contradict each other or the frame; then
+    /// the frame is unchanged.
     pub fn complete_checksum(ip_at: u32, v6: bool, leaves: bool, tables: Tables) -> () = completed;
 }
 

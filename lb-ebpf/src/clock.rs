@@ -28,7 +28,7 @@ pub fn now(control: Shared<ControlPage>) -> Now {
     Now { kernel_ns, unix_ns: kernel_ns.wrapping_add(field!(control, offset_ns).read()) }
 }
 
-/// Writes the time of two clocks of the kernel over the start of a frame.
+/// Writes the time of two kernel clocks over the start of a frame.
 #[inline(always)]
 pub fn report(frame: &Frame) -> Option<()> {
     // SAFETY: the helpers have no preconditions.

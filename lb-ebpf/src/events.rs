@@ -1,10 +1,10 @@
-//! What the program writes to the daemon's log: only what should never happen, because nobody may cause log lines by
-//! packets.
+//! Messages of the program in the daemon's log. It logs only failures that should never happen, because packets must
+//! not be able to cause log lines.
 
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::error;
 
-/// A kernel helper failed where it never should.
+/// Logs the unexpected failure of a kernel helper.
 #[inline(never)]
 pub fn internal(ctx: &XdpContext, service_id: u32) {
     error!(

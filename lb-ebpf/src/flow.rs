@@ -1,5 +1,6 @@
-//! The flow of a client: the session that its packets belong to, for ICMP errors that carry what its backend answered.
-//! Anyone can write a client's address: a flow stays with the session that is in use (docs/adr/0010).
+//! The flow of a client: the session that its packets belong to. Flows are for ICMP errors that embed an answer of the
+//! client's backend. A client's address can be spoofed, so a flow stays with the session that is in use
+//! (docs/adr/0010).
 
 use lb_common::{
     flow::{Activity, Flow, FlowKey, is_bound},
@@ -17,8 +18,8 @@ use crate::{
     verifier::IP_AT_MASK,
 };
 
-/// Makes the session of an entry the session of the packet's client. False if the flow belongs to another session,
-/// whose token is in use. The network stack of this host needs no flows.
+/// Sets the flow of the packet's client to the session of an entry. False if the flow belongs to another session, whose
+/// token is in use. The network stack of this host needs no flows.
 #[inline(always)]
 pub fn claim(
     frame: &Frame,
@@ -38,8 +39,8 @@ pub fn claim(
     let Some((client_be, client_port_be)) = client else { return true };
     let FlowClaim { key, claimed, held, .. } = flow;
     *key = FlowKey { client_be, client_port_be, service_index: packet.service_index as u16 };
-    // If the entry has become that of another token, that token's session gets the flow: an ICMP error can go to a
-    // wrong backend of the service.
+    // If the entry now belongs to another token, that token's session gets the flow: an ICMP error can go to a wrong
+    // backend of the service.
     let admission = field!(entry, admission).read();
     *claimed = Flow { owner: packet.token, stateful: packet.stateful.into(), ..Flow::unowned(&admission) };
     if let Some(found) = Shared::entry(&FLOWS, key) {
@@ -52,14 +53,14 @@ pub fn claim(
             return true;
         }
     }
-    // If the table cannot take the flow, the client misses an ICMP error.
+    // If the table cannot store the flow, ICMP errors about this client's answers do not reach its backend.
     let _ = FLOWS.insert(&*key, &*claimed, 0);
     true
 }
 
-/// Whether the token of a flow has come from this client so recently that no other session may take the flow. A token
-/// that is bound to the client's address takes it from one that is not. If the flow may be taken, its token claims it
-/// again with its next datagram.
+/// Whether the token of a flow was used by this client so recently that no other session may take the flow. A token
+/// that is bound to the client's address takes the flow from a token that is not. If the flow may be taken, its token
+/// claims it again with its next datagram.
 #[inline(always)]
 fn is_in_use(held: &Flow, client: Seen, now: Now, entry: Shared<Session>) -> bool {
     let owner = match held.stateful {
@@ -76,12 +77,12 @@ fn is_in_use(held: &Flow, client: Seen, now: Now, entry: Shared<Session>) -> boo
     if in_use && (bound(owner) || !bound(entry)) {
         return true;
     }
-    // If the entry has become that of another token, that token claims its flow once more.
+    // If the entry now belongs to another token, that token claims its flow again.
     seen.write(Seen::default());
     false
 }
 
-/// The activity of a token that is used now, by its entry. Its sealed claims are as good as random.
+/// The activity of an entry's token that is used now. Its sealed claims, which are effectively random, set the phase.
 #[inline(always)]
 pub fn activity(entry: Shared<Session>, now: Now) -> Activity {
     Activity::at(now.kernel_ns, field!(entry, claims[3]).read())

@@ -1,4 +1,4 @@
-//! Step 10: what leaves, and how. A file for each forwarding mode.
+//! Step 10: the forwarding action of a packet. The submodules implement the forwarding modes.
 
 pub mod descriptor;
 mod encapsulate;
@@ -21,11 +21,11 @@ pub enum Action {
     RewriteMacs(Chosen),
     /// To a backend, by the service's forwarding mode. The transmit descriptor is complete.
     Send(Chosen),
-    /// The same for an ICMP error that carries a translated answer.
+    /// As `Send`, for an ICMP error that embeds a translated answer.
     TranslateIcmpError(Chosen),
     /// To the network stack of this host, unchanged.
     PassToHost,
-    /// The same, without the token. The transmit descriptor is complete.
+    /// As `PassToHost`, without the token. The transmit descriptor is complete.
     StripToHost,
 }
 
@@ -92,7 +92,7 @@ pub fn send(run: &mut Run, action: Action, service: &Service) -> Result<Delivery
                 FORWARD_IPIP => encapsulate::ipip(frame, mailboxes, backend.index),
                 FORWARD_GUE => encapsulate::gue(frame, mailboxes, backend.index),
                 FORWARD_NAT => nat::to_backend(frame, mailboxes, backend.index),
-                // Of a newer daemon.
+                // A mode of a newer daemon.
                 _ => Err(Reason::NoBackend.into()),
             }?;
             backend

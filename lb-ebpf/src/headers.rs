@@ -1,7 +1,7 @@
-//! The headers behind Ethernet: their fields, and their changes.
+//! IP and UDP headers: access to their fields, and changes with checksum updates.
 //!
-//! A header is an array of words as they lie in memory. Copied in bytes, LLVM would keep parts of it on the stack at
-//! odd offsets, and the verifier demands aligned ones.
+//! A header is an array of words in memory order. If it were copied as bytes, LLVM would keep parts of it on the stack
+//! at odd offsets, and the verifier requires aligned offsets.
 
 mod ipv4;
 mod ipv6;
@@ -34,7 +34,7 @@ pub trait Ip: Copy {
     const LEN: usize;
     /// Whether it is IPv6.
     const V6: bool;
-    /// Its EtherType, as it lies in memory.
+    /// Its EtherType, in network byte order.
     const ETHER_TYPE: u16;
 
     /// The header at a position.
@@ -72,13 +72,13 @@ pub trait Ip: Copy {
     fn sum_of_header(&self) -> Checksum;
     /// The sum of the pseudo-header of its payload, a UDP datagram (RFC 768, RFC 8200 §8.1).
     fn sum_of_pseudo_header(&self) -> Checksum;
-    /// The sum of the whole packet, if the checksum of its datagram is right: the sum of the datagram and its
+    /// The sum of the whole packet, if the checksum of its datagram is correct: the sum of the datagram and its
     /// pseudo-header is then zero, so the header is enough (Documentation/networking/checksum-offloads.rst of Linux,
     /// "LCO").
     fn sum_of_packet(&self) -> Checksum;
 }
 
-/// An address as its wire bytes lie in memory, an IPv4 address v4-mapped.
+/// An address in network byte order; an IPv4 address is v4-mapped.
 pub type Address = [u32; 4];
 
 /// Whether two addresses are equal, compared word by word: see `verifier`.

@@ -1,7 +1,8 @@
-//! ICMP errors about the answers of a service's backends: to the backend of the session that they are about.
+//! ICMP errors about answers of a service's backends: each error is sent to the backend of its session.
 //!
-//! A backend that answers clients by itself would never see these errors: they come to the service's address, which is
-//! that of this node. The client in the embedded packet ties an error to a session, by the flows (docs/adr/0010).
+//! A backend that answers clients directly would never receive these errors, because they are sent to the service's
+//! address, which leads to this node. The client in the embedded packet determines the session of an error, by the
+//! flows (docs/adr/0010).
 
 use lb_common::{
     flow::FlowKey,
@@ -28,8 +29,8 @@ use crate::{
     wire::{FRAGMENT_OFFSET, ICMP_LEN, IPV4_VERSION_IHL, protocol},
 };
 
-/// The service whose datagram an ICMP message carries, and the action that sends the message to the datagram's backend.
-/// If there is none, the outcome of the message.
+/// The service whose datagram an ICMP message embeds, and the action that sends the message to the datagram's backend.
+/// If there is no such service, the outcome of the message.
 #[inline(always)]
 pub fn error(run: &mut Run, (ip, v6): (Cursor, bool)) -> Result<(&'static Service, Action), Outcome> {
     let ip_at = ip.offset_in(&run.frame) as u32;
@@ -37,7 +38,7 @@ pub fn error(run: &mut Run, (ip, v6): (Cursor, bool)) -> Result<(&'static Servic
         .and_then(|()| Ok(&mut run.mailboxes.open()?.embedded))
         .map_err(|_| Outcome::NotOurs)?;
     if embedded.from.port_be == 0 {
-        return Err(Outcome::NotOurs); // Port 0 means ports that cannot be read.
+        return Err(Outcome::NotOurs); // Port 0 means that the ports cannot be read.
     }
     match service::find(run.tables, &embedded.from) {
         Some(service) => to_backend(run, (ip, v6), service).ok_or(Outcome::NotOurs),
@@ -75,8 +76,8 @@ fn to_client(run: &mut Run, ip: (Cursor, bool)) -> Outcome {
 }
 
 subprogram! {
-    /// Reads the packet that an ICMP error carries into the scratch. Fails with `NotOurs` if it is not a datagram from
-    /// the address that the error came to.
+    /// Reads the packet that an ICMP error embeds into the scratch. Fails with `NotOurs` if it is not a datagram from
+    /// the address to which the error was sent.
     fn read_embedded(ip_at: u32, v6: bool) -> () = read;
 }
 
@@ -99,7 +100,7 @@ fn embedded<I: Ip>(ip: Cursor) -> Option<EmbeddedPacket> {
     let header = I::read(embedded)?;
     let datagram = header.protocol() == protocol::UDP && has_ports::<I>(embedded);
     let [from, client_be] = header.addresses();
-    // In the table, a v4-mapped address is that of an IPv4 service; on the wire there is none.
+    // In the table, a v4-mapped address belongs to an IPv4 service. Such an address is not valid on the wire.
     let mapped = I::V6 && from[0] == 0 && from[1] == 0 && from[2] == v4_mapped(0)[2];
     if !is_error::<I>(icmp.read(0)?) || !datagram || !same_address(&from, &to) || mapped {
         return None;

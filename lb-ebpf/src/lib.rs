@@ -1,4 +1,4 @@
-//! What the programs share: frames, the headers in them, and what the verifier needs besides.
+//! The code that the XDP programs share: frames, packet headers, and helpers for the verifier.
 #![no_std]
 #![feature(asm_experimental_arch)]
 

@@ -16,7 +16,8 @@ use crate::{
     shared::{Shared, field},
 };
 
-/// How often the program tries to change the state of a rate. A packet that fails so often is one of many at once.
+/// The maximum number of attempts to change the state of a rate. A packet that fails this often competes with many
+/// others.
 const TRIES: u32 = 8;
 
 /// Counts a packet against the rate of its session, and adds its source address to the session's sources.

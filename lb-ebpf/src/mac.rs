@@ -1,6 +1,6 @@
-//! Last part of step 1: whether a frame is for this interface. Where a switch floods frames, a packet for a service's
-//! address can be for another balancer. Forwarded here as well, it would reach its backend twice, and two such
-//! balancers would forward each other's frames (docs/adr/0013).
+//! Last part of step 1: whether a frame is for this interface. If a switch floods frames, a packet for a service's
+//! address can be for another balancer. If this node forwarded it too, the packet would reach its backend twice, and
+//! two such balancers would forward each other's frames (docs/adr/0013).
 
 use lb_common::{
     control::Tables,
@@ -22,14 +22,14 @@ pub fn is_own(run: &Run) -> bool {
     destination(&run.frame).is_some_and(|mac| entry(&run.frame, run.tables, mac).is_some())
 }
 
-/// What becomes of the packet of a service in a frame whose destination is not one of the interface's own addresses.
+/// The outcome of a service's packet in a frame whose destination is not an address of the interface.
 #[inline(always)]
 pub fn refused(run: &Run, service: &Service) -> Outcome {
     let refused = |reason: Reason| Outcome::refused(&run.frame, service.index, service.id, reason);
     if destination(&run.frame).is_some_and(Mac::is_group) {
         // A host discards a datagram to a unicast address in a link-layer broadcast (RFC 1122 §3.3.6); Linux does so
-        // only with `drop_unicast_in_l2_multicast`. Every balancer on the segment has this frame, and none forwards it.
-        // In observe mode the frame reaches this host's own socket as it would without the program.
+        // only with `drop_unicast_in_l2_multicast`. Every balancer on the segment receives this frame, and none
+        // forwards it. In observe mode the frame reaches this host's own socket as it would without the program.
         return match service.observes() && service.forward == FORWARD_LOCAL {
             true => Outcome::Delivered {
                 service: service.index,
@@ -41,7 +41,8 @@ pub fn refused(run: &Run, service: &Service) -> Outcome {
     }
     match entry(&run.frame, run.tables, Mac::OTHERS) {
         Some(others) if others.passes != 0 => Outcome::NotOurs,
-        // Passed on, the host would accept it from when its address changes until the daemon publishes the change.
+        // If it were passed, the host would accept it after a change of the interface's address, until the daemon
+        // publishes the change.
         Some(_) => Outcome::Misdirected,
         // The daemon has not published the addresses of the interface.
         None => refused(Reason::Internal),

@@ -1,7 +1,8 @@
 //! Tollgate's XDP program: the packet path, one file per step.
 //!
 //! parse → service → token → session or stateful (admit, revoke; proof, limit) → balance → forward → verdict. A step
-//! takes the result of the step before it and returns `Result<Next, ReasonCode>`, so no step can run before its turn.
+//! takes the result of the step before it and returns `Result<Next, ReasonCode>`, so the types enforce the order of the
+//! steps.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -43,7 +44,7 @@ use lb_common::{
     reason::{Reason, ReasonCode},
     service::{FORWARD_LOCAL, FORWARD_NAT, Service},
 };
-// Here, so that they are `crate::headers` and so on to the steps.
+// Imported here, so that the steps can use `crate::headers` and so on.
 use lb_ebpf::{headers, packet, verifier, wire};
 
 use crate::{
@@ -56,21 +57,21 @@ use crate::{
 
 /// Drops packets to services without a valid token, sends valid ones to their backends, passes packets for no service.
 ///
-/// `frags`: also for frames in several buffers. The program sees the first of them.
+/// `frags`: the program accepts frames in several buffers. It can read the first buffer directly.
 #[xdp(frags)]
 pub fn tollgate(ctx: XdpContext) -> u32 {
-    let Some(mut run) = Run::of(&ctx) else { return xdp_action::XDP_ABORTED }; // An array of one has its value.
+    let Some(mut run) = Run::of(&ctx) else { return xdp_action::XDP_ABORTED }; // An array of one always has its value.
     let outcome = decide(&mut run);
     verdict::conclude(&run, outcome)
 }
 
-/// Passes everything: the far end of a test's veth pair, and the program whose cost a benchmark subtracts.
+/// Passes every frame. Tests attach it to the peer of a veth pair, and a benchmark subtracts its cost.
 #[xdp(frags)]
 pub fn pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Tells the daemon, which runs it on a packet of its own, the time of the kernel's clocks.
+/// Reports the time of the kernel's clocks to the daemon, which runs it on its own packet.
 #[xdp]
 pub fn clock(ctx: XdpContext) -> u32 {
     match clock::report(&Frame::of(&ctx)) {
@@ -132,7 +133,7 @@ fn admitted(run: &mut Run, packet: &Packet, service: &Service) -> Result<Action,
     } else {
         session::session(run, packet, &datagram, &token, service)?
     };
-    // Opaque: LLVM would leave the backend of an action undefined on this path and store it, which Linux 6.1 refuses.
+    // Opaque: LLVM would leave the backend of an action undefined on this path and store it, which Linux 6.1 rejects.
     let forward = verifier::opaque(service.forward.into());
     if forward == FORWARD_LOCAL.into() && !service.strips() {
         return Ok(Action::PassToHost);
@@ -154,7 +155,7 @@ fn observed(run: &mut Run, packet: &Packet, service: &Service) -> Result<Action,
     }
     match packet.datagram(&run.frame) {
         Ok(datagram) => checksum::complete(run, &datagram, true)?,
-        // A packet that is no whole datagram has no ports to translate.
+        // A packet that is not a whole datagram has no ports to translate.
         Err(reason) if service.forward == FORWARD_NAT => return Err(reason),
         Err(_) => {}
     }
@@ -172,6 +173,6 @@ pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier accepts no program in which this can be reached.
+    // The verifier rejects a program that can reach this.
     loop {}
 }

@@ -1,6 +1,6 @@
-//! The maps: names, sizes and values are those of lb-common.
+//! The maps. Their names, sizes and values are defined in lb-common.
 //!
-//! On the way of every packet stand arrays alone: their look-ups are inlined, while a hash map costs two calls.
+//! The lookups that every packet needs are in arrays: these lookups are inlined, while a hash map costs two calls.
 
 use aya_ebpf::{
     Global,
@@ -28,11 +28,11 @@ use lb_common::{
     session::{Session, StatefulEntry, TokenKey},
 };
 
-/// Of maps that the daemon alone writes: the verifier refuses a program that would.
+/// The flag of maps that only the daemon writes: the verifier rejects a program that writes to them.
 const READ_ONLY: usize = BPF_F_RDONLY_PROG as usize;
 
-/// Mapped into the daemon, which changes a word by one atomic store: the kernel maps no map for writing that is
-/// read-only to programs.
+/// Mapped into the daemon's memory; the daemon changes a word by one atomic store. Without `READ_ONLY`, because the
+/// kernel does not allow a writable mapping of a map that is read-only for programs.
 #[btf_map(name = "control")]
 pub static CONTROL: Array<ControlPage, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
@@ -93,15 +93,16 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentedAnswer, { FRAGMENTS_MAX 
 #[btf_map(name = "egress")]
 pub static EGRESS: DevMapHash<{ EGRESS_MAX as usize }> = DevMapHash::new();
 
-/// The ports of `forward = "nat"`, as `Ports::to_word` puts them. Set at load time: without them, the verifier removes
-/// what only translations need.
+/// The ports of `forward = "nat"`, encoded by `Ports::to_word`. Set at load time: without ports, the verifier removes
+/// the code that only translations need.
 #[unsafe(no_mangle)]
 pub static NAT_PORTS: Global<u32> = Global::new(0);
 
-/// Translations that a session holds towards one backend, at most. Set at load time.
+/// The maximum number of translations of a session towards one backend. Set at load time.
 #[unsafe(no_mangle)]
 pub static NAT_PORTS_PER_SESSION: Global<u32> = Global::new(PER_SESSION_DEFAULT);
 
-/// What one HMAC costs of a CPU's budget, nanoseconds: a second by `hmac_budget`. Set at load time.
+/// The cost of one HMAC verification in nanoseconds of a CPU's budget: a second divided by `hmac_budget`. Set at load
+/// time.
 #[unsafe(no_mangle)]
 pub static HMAC_COST_NS: Global<u64> = Global::new(SECOND_NS / HMACS_PER_SECOND_DEFAULT);

@@ -1,4 +1,4 @@
-//! What becomes of a packet, below all steps: they return it, and `verdict` turns it into an action and a count.
+//! The outcome of a packet. All steps can return it, and `verdict` turns it into an action and a count.
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::reason::{Reason, ReasonCode};
@@ -23,11 +23,12 @@ pub enum Delivery {
     },
 }
 
-/// What becomes of a packet.
+/// The outcome of a packet.
 pub enum Outcome {
     /// It is for no service.
     NotOurs,
-    /// It is for the address of a service, in a frame for another station that nothing behind this interface can reach.
+    /// It is for the address of a service, but its frame is for another station, and no switch of this host is behind
+    /// the interface.
     Misdirected,
     /// It has more VLAN tags than the program parses, and the kernel might deliver it to a service.
     TooManyVlanTags,
@@ -51,7 +52,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The packet of a service, by its index and id, is refused. An internal error is logged.
+    /// Refuses a packet of the service with this index and id. Logs an internal error.
     #[inline(always)]
     pub fn refused(frame: &Frame, service: u32, service_id: u32, reason: impl Into<ReasonCode>) -> Self {
         let reason = reason.into();

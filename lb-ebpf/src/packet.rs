@@ -1,4 +1,4 @@
-//! The only pointer arithmetic: a frame, and bounds-checked reads and writes by value.
+//! Frames, with bounds-checked reads and writes by value. Only this module does pointer arithmetic on frames.
 
 use core::{cell::Cell, ptr};
 
@@ -18,7 +18,7 @@ use network_types::{eth::EthHdr, vlan::VlanHdr};
 
 use crate::verifier::opaque;
 
-/// What may be copied out of a packet and into it: types without padding, valid for every bit pattern.
+/// The types that may be copied from and to a packet: without padding, and valid for every bit pattern.
 ///
 /// # Safety
 /// The type is `repr(C)` of integers, or an integer, and has no padding.
@@ -38,26 +38,26 @@ unsafe impl Wire for EthHdr {}
 unsafe impl Wire for VlanHdr {}
 // SAFETY: two u64, `repr(C)`.
 unsafe impl Wire for ClockReading {}
-// SAFETY: an array of what is safe.
+// SAFETY: an array of elements that are `Wire`.
 unsafe impl<T: Wire, const N: usize> Wire for [T; N] {}
 
-/// A frame as the driver handed it over, or as the program has changed it.
+/// The frame of a program run, as received or as changed by the program.
 pub struct Frame {
     ctx: *mut xdp_md,
     data: usize,
     end: usize,
-    /// Bytes of all its buffers, as far as is known.
+    /// The length of all its buffers in bytes, as far as it is known.
     len: Cell<u64>,
 }
 
 impl Frame {
-    /// The frame of a program run, as it is now.
+    /// The frame of a program run, in its current state.
     #[inline(always)]
     pub fn of(ctx: &XdpContext) -> Self {
         Self::at(ctx.ctx)
     }
 
-    /// The same, by the context that the kernel gave it.
+    /// As [`Frame::of`], from the context that the kernel passed to the program.
     #[inline(always)]
     pub fn at(ctx: *mut xdp_md) -> Self {
         let now = XdpContext::new(ctx);
@@ -65,21 +65,22 @@ impl Frame {
         Self { ctx, data, end, len: Cell::new((end - data) as u64) }
     }
 
-    /// The kernel's context, for a function of its own.
+    /// The kernel's context, for a function that cannot take a [`Frame`].
     #[inline(always)]
     pub const fn context(&self) -> *mut xdp_md {
         self.ctx
     }
 
-    /// Its length in bytes, Ethernet header included. Where the driver has put it into several buffers, that of the
-    /// first, until [`Frame::holds`] had to look further: asking costs a call, and few frames are so long.
+    /// Its length in bytes, Ethernet header included. If the frame is in several buffers, it is the length of the first
+    /// buffer, until [`Frame::holds`] has asked the kernel for the length of all: that costs a call, and few frames are
+    /// so long.
     #[inline(always)]
     #[expect(clippy::len_without_is_empty, reason = "no frame is empty")]
     pub fn len(&self) -> u64 {
         self.len.get()
     }
 
-    /// Whether it holds `len` bytes from a position in its first buffer. What is in others cannot be read here.
+    /// Whether it contains `len` bytes from a position in its first buffer. Bytes in other buffers cannot be read here.
     #[inline(always)]
     pub fn holds(&self, from: Cursor, len: u32) -> bool {
         if from.holds(len) {
@@ -90,13 +91,13 @@ impl Frame {
         u64::from(len) + from.offset_in(self) as u64 <= self.len()
     }
 
-    /// Its first byte.
+    /// The position of its first byte.
     #[inline(always)]
     pub fn start(&self) -> Cursor {
         Cursor { at: self.data, end: self.end }
     }
 
-    /// The interface it came in on.
+    /// The ingress interface.
     #[inline(always)]
     pub fn ingress(&self) -> u32 {
         // SAFETY: `ctx` is the context of this program run; the verifier checks the offset.
@@ -113,8 +114,7 @@ impl Frame {
         Cursor { at: self.data + at, end: self.end }
     }
 
-    /// The sum (RFC 1071) of `len` bytes from `offset` on, whichever of its buffers they are in. `block` is room for
-    /// them.
+    /// The sum (RFC 1071) of `len` bytes from `offset` on, in any of its buffers. `block` is working memory.
     #[inline(always)]
     pub fn sum(&self, offset: u32, len: u32, block: &mut Block) -> Result<u32, Reason> {
         /// The longest datagram, in blocks.
@@ -131,7 +131,7 @@ impl Frame {
         if left == 0 {
             return Ok(sum);
         }
-        // The same number, and the verifier sees that it is between 1 and the length of a block.
+        // The same number, in a form in which the verifier can see that it is between 1 and the length of a block.
         let left = opaque(left - 1) % BLOCK_LEN + 1;
         for word in &mut block.0 {
             // SAFETY: a word of the block. Volatile, so that LLVM does not call `memset`, which BPF does not have.
@@ -152,8 +152,8 @@ impl Frame {
         }
     }
 
-    /// Takes `by` bytes off its start, or puts as many before it as `by` is below zero. Positions in it from before are
-    /// void: the verifier refuses a program that uses one.
+    /// Removes `by` bytes at its start, or adds `-by` bytes there if `by` is negative. Earlier positions in it become
+    /// invalid: the verifier rejects a program that uses one.
     #[inline(always)]
     pub fn take_off(&self, by: i32) -> Result<Self, Reason> {
         // SAFETY: `ctx` is the context of this program run.
@@ -163,7 +163,7 @@ impl Frame {
         }
     }
 
-    /// Cuts off what is behind its first `len` bytes. As with [`Frame::take_off`], positions are void.
+    /// Truncates it to its first `len` bytes. As with [`Frame::take_off`], earlier positions become invalid.
     #[inline(always)]
     pub fn cut_to(&self, len: u32) -> Result<Self, Reason> {
         // SAFETY: `ctx` is the context of this program run.
@@ -182,7 +182,7 @@ fn sum_of(block: &mut Block, before: u32) -> Result<u32, Reason> {
     u32::try_from(sum).map_err(|_| Reason::Internal)
 }
 
-/// What the kernel sums at once.
+/// The maximum number of bytes that the kernel sums in one call.
 pub const SUM_MAX: usize = BLOCK_LEN;
 
 /// A position in a frame.
@@ -193,22 +193,22 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Further on by `bytes`, which may lie beyond the end: reading there finds nothing.
+    /// The position `bytes` further. It can be beyond the end; a read there returns `None`.
     #[inline(always)]
     pub fn skip(self, bytes: usize) -> Self {
         Self { at: self.at + bytes, ..self }
     }
 
-    /// Whether the frame holds `len` bytes from here, where it holds at least none.
+    /// Whether the frame contains `len` bytes from this position, which must not be beyond the end.
     ///
-    /// In 32 bits: from a comparison of pointers LLVM concludes that later reads need no check, and the verifier,
-    /// which follows no such conclusion, refuses them.
+    /// The comparison has 32 bits. From a comparison of pointers, LLVM would conclude that later reads need no check,
+    /// and the verifier, which cannot draw that conclusion, would reject them.
     #[inline(always)]
     fn holds(self, len: u32) -> bool {
         self.end.wrapping_sub(self.at) as u32 >= len
     }
 
-    /// Bytes from the start of the frame to here.
+    /// Bytes from the start of the frame to this position.
     #[inline(always)]
     pub fn offset_in(self, frame: &Frame) -> usize {
         self.at - frame.data
@@ -239,8 +239,8 @@ impl Cursor {
         u32::try_from(sum).ok()
     }
 
-    /// Writes words at `offset`, if the frame holds all of them: one by one, for LLVM copies an array that is not
-    /// aligned byte by byte.
+    /// Writes words at `offset`, if the frame holds all of them. They are written one by one, because LLVM copies an
+    /// unaligned array byte by byte.
     #[inline(always)]
     pub fn write_words<const N: usize>(self, offset: usize, words: &[u32; N]) -> Option<()> {
         let at = self.at + offset;

@@ -21,9 +21,9 @@ use crate::{
 
 /// A UDP packet that may be for a service.
 pub struct Packet {
-    /// The service that it would be for.
+    /// The address and port that it is sent to.
     pub to: ServiceKey,
-    /// Its sender; the port is 0 where it cannot be read.
+    /// Its sender; the port is 0 if it cannot be read.
     pub from: Source,
     /// Its IP header.
     pub ip: Cursor,
@@ -34,17 +34,17 @@ pub struct Packet {
 /// The form of a UDP packet. Services accept whole datagrams.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// One whole datagram behind a plain IP header.
+    /// One whole datagram after a plain IP header.
     Whole,
     /// A fragment.
     Fragment,
-    /// Behind IP options, extension headers or too many VLAN tags.
+    /// It has IP options, extension headers or too many VLAN tags.
     Unsupported,
-    /// Without readable ports, or of another IP version than its EtherType says.
+    /// Its ports cannot be read, or its IP version contradicts its EtherType.
     Malformed,
 }
 
-/// A whole UDP datagram in one frame, behind a plain IP header and at most two VLAN tags.
+/// A whole UDP datagram in one frame, after at most two VLAN tags and a plain IP header.
 #[derive(Clone, Copy)]
 pub struct Datagram {
     /// Its IP header.
@@ -57,19 +57,20 @@ pub struct Datagram {
     pub payload_len: u16,
 }
 
-/// VLAN tags that a service's datagram may have.
+/// The maximum number of VLAN tags of a service's datagram.
 const TAGS_MAX: usize = 2;
-/// VLAN tags that are parsed, so that a packet of a service with more than two is counted as refused by that service.
+/// The maximum number of VLAN tags that are parsed. It is greater than [`TAGS_MAX`], so that a service's packet with
+/// too many tags is counted as refused for that service.
 const TAGS_PARSED: usize = 4;
 
-/// Why a frame has no UDP packet.
+/// The reason why a frame has no UDP packet.
 pub enum NoDatagram {
-    /// It can be for no service.
+    /// It cannot be for a service.
     NotOurs,
     /// It has more VLAN tags than are parsed. The kernel removes any number of priority tags (VLAN 0, IEEE 802.1Q-2022
-    /// §6.9.1) and delivers the rest: passed on, such frames would bypass the filter.
+    /// §6.9.1) and delivers the rest. If such frames were passed, they would bypass the filter.
     TooManyVlanTags,
-    /// It is an ICMP message behind a plain IP header.
+    /// It is an ICMP message after a plain IP header.
     Icmp {
         /// The IP header.
         ip: Cursor,
@@ -153,13 +154,14 @@ fn ipv6(run: &mut Run, ip: Cursor, tags: usize) -> Result<Packet, NoDatagram> {
     }
     let [[a, b, ..], to] = header.addresses();
     if to == v4_mapped(to[3]) {
-        return Err(NoDatagram::NotOurs); // No such address is on the wire; in the table it is that of an IPv4 service.
+        return Err(NoDatagram::NotOurs); // Not valid on the wire. In the table, it belongs to an IPv4 service.
     }
     let from = Source { v6: true, address: u64::from(a) | u64::from(b) << 32, port: 0 };
     with_ports(ports, form, ip, from, to)
 }
 
-/// Without ports, the address entry of the service table tells whether the packet could bypass the filter.
+/// If the ports cannot be read, the address entry of the service table tells whether the packet could bypass the
+/// filter.
 #[inline(always)]
 fn with_ports(
     ports: Option<[u16; 2]>,
@@ -169,15 +171,14 @@ fn with_ports(
     to: Address,
 ) -> Result<Packet, NoDatagram> {
     if let Some([_, 0]) = ports {
-        return Err(NoDatagram::NotOurs); // Port 0 means ports that cannot be read, and is the port of no service.
+        return Err(NoDatagram::NotOurs); // Port 0 means that the ports cannot be read. No service has port 0.
     }
     let [port, to_port] = ports.unwrap_or_default();
     Ok(Packet { to: ServiceKey::v6(to, to_port), from: Source { port, ..from }, ip, form })
 }
 
 impl Packet {
-    /// The datagram, if its form is one that services accept and all lengths agree. Bytes after the IP packet are
-    /// Ethernet's padding.
+    /// The datagram, if services accept its form and all lengths agree. Bytes after the IP packet are Ethernet padding.
     #[inline(always)]
     pub fn datagram(&self, frame: &Frame) -> Result<Datagram, ReasonCode> {
         match self.form {
@@ -207,7 +208,7 @@ impl Packet {
         Ok(Datagram { ip: self.ip, ip_len: I::LEN as u16, has_checksum, payload_len })
     }
 
-    /// Whether it is one whole datagram behind a plain header. Its lengths have not been compared.
+    /// Whether it is one whole datagram after a plain header. Its lengths have not been compared.
     #[inline(always)]
     pub fn is_whole(&self) -> bool {
         self.form == Form::Whole

@@ -1,9 +1,9 @@
 //! Path-MTU replies: a packet that does not fit the path to its backend is answered with the size that does, if its
 //! sender can react (RFC 1191, RFC 8201).
 //!
-//! The message comes from the address that the client sent to, leaves by the path that the packet came by, and is made
-//! from its frame. It carries as much of the packet as RFC 1812 §4.3.2.3 and RFC 4443 §3.2 allow, in steps that the
-//! kernel can sum, and is never longer than the packet.
+//! The source of the message is the address that the client sent to. It leaves on the path on which the packet arrived,
+//! and is written into the frame of the packet. It embeds as much of the packet as RFC 1812 §4.3.2.3 and RFC 4443 §3.2
+//! allow, in sizes that the kernel can sum, and is never longer than the packet.
 
 use lb_common::{
     checksum::Checksum,
@@ -29,15 +29,15 @@ use crate::{
     wire::{DONT_FRAGMENT, HOP_LIMIT, ICMP_LEN, IPV4_VERSION_IHL, protocol},
 };
 
-/// Bytes of the packet in a message. IPv4: at most 576 bytes with all headers, and less for a shorter packet. IPv6: the
-/// packet is longer than 1240 bytes, since every link carries 1280 and outer headers take 40; as much as fits the
-/// message.
+/// The bytes of the packet that a message embeds. IPv4: a message has at most 576 bytes with all headers, and less for
+/// a short packet. IPv6: as much as fits into the message. The packet is longer than 1240 bytes, because every link has
+/// an MTU of at least 1280 and outer headers need 40.
 const EMBEDDED_V4: usize = 544;
 const EMBEDDED_V4_SHORT: usize = 64;
 const EMBEDDED_V6: usize = 1184;
 /// Traffic class of messages: network control (RFC 1812 §4.3.2.5).
 const TRAFFIC_CLASS: u8 = 0xc0;
-/// The minimum MTU of IPv6 (RFC 8200 §5): no sender may be told less.
+/// The minimum MTU of IPv6 (RFC 8200 §5). A message must not report less.
 const LEAST_V6: u32 = 1280;
 
 /// Answers a packet that was too big. Its transmit descriptor has the size that fits.
@@ -56,7 +56,7 @@ pub fn answer(run: &mut Run, service: &Service) -> Outcome {
 }
 
 subprogram! {
-    /// Turns a frame into a message to its sender. False: there is none, and the frame is to be dropped.
+    /// Turns a frame into a message to its sender. False: no message is possible, and the frame must be dropped.
     fn path_mtu_reply() -> bool = replied;
 }
 
@@ -64,9 +64,9 @@ subprogram! {
 fn replied(frame: &Frame, mailboxes: &mut Mailboxes) -> Result<bool, ReasonCode> {
     let control = Shared::value(&CONTROL).ok_or(Reason::Internal)?;
     let Scratch { transmit, icmp_budget, .. } = mailboxes.open()?;
-    // The message carries the packet as it came.
+    // The message embeds the packet as it was received.
     transmit.stripped = 0;
-    // Asked last: a packet that is not answered costs no budget.
+    // Called last, so that a packet that is not answered costs no budget.
     let may_send = || icmp_budget.take(clock::now(control).kernel_ns, ICMP_COST_NS);
     let made = match transmit.v6 {
         0 => fragmentation_needed(frame, transmit, may_send),
@@ -160,7 +160,7 @@ fn packet_too_big(
     put(frame, transmit, &l2, EMBEDDED_V6, outer, cause, udp)
 }
 
-/// Turns the frame into the message: cuts it off behind the embedded bytes and puts headers before them.
+/// Turns the frame into the message: truncates it after the embedded bytes, and writes headers before them.
 #[inline(always)]
 fn put<const N: usize, I: Ip>(
     frame: &Frame,

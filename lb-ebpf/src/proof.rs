@@ -1,4 +1,5 @@
-//! Step 8: the proof of a PROOF token, that its holder made this packet now and has not sent it before.
+//! Step 8: the proof of a PROOF token, which shows that the token's holder has just created this packet, and the replay
+//! window, which shows that the packet is new.
 
 use lb_common::{
     control::SECOND_NS,
@@ -21,8 +22,8 @@ use crate::{
     verifier::{PAYLOAD_WORD_AT_MASK, opaque},
 };
 
-/// How often the program tries to change a word of the replay window. Each failure means that another of the word's 32
-/// packets was faster.
+/// The maximum number of attempts to change a word of the replay window. Each failure means that another of the word's
+/// 32 packets was faster.
 const TRIES: u32 = 32;
 
 /// Checks the proof of a packet, and marks its sequence number as seen.
@@ -47,7 +48,7 @@ pub fn check(
         return Err(Reason::BadProof.into());
     }
     if !admit::is_of(field!(entry, session), header) {
-        return Err(Reason::Replay.into()); // The entry has become that of another token: the window is lost.
+        return Err(Reason::Replay.into()); // The entry now belongs to another token: the window is lost.
     }
     first_time(seq, entry)
 }
@@ -60,7 +61,8 @@ fn first_time(seq: u32, entry: Shared<StatefulEntry>) -> Result<(), ReasonCode> 
     if is_behind(seq, before) {
         return Err(Reason::Replay.into());
     }
-    // The check of the index is for the verifier, which cannot tell the range of a remainder; LLVM would remove it.
+    // The index check is for the verifier, which does not know the range of a remainder. Without `opaque`, LLVM would
+    // remove the check.
     let word = field!(entry, window).at(opaque(ReplayWord::place(seq))).ok_or(Reason::Internal)?;
     let mut tried = 0;
     loop {
@@ -74,14 +76,15 @@ fn first_time(seq: u32, entry: Shared<StatefulEntry>) -> Result<(), ReasonCode> 
             return Err(Reason::Replay.into());
         }
     }
-    // Two CPUs at once can leave the lower number. The words still hold what was seen, and the next packet corrects it.
+    // If two CPUs write at the same time, the lower number can remain. The words still mark all numbers that were seen,
+    // and the next packet corrects the highest number.
     if seq > before {
         highest.write(seq);
     }
     Ok(())
 }
 
-/// The first 16 bytes of the payload behind a token, little-endian, with zeros after its last byte.
+/// The first 16 bytes of the payload after a token, little-endian, with zeros after its last byte.
 ///
 /// If the payload ends within a word, the eight bytes that end with the payload are read, and those of the token before
 /// it are shifted out.

@@ -1,7 +1,7 @@
 //! Step 7: whether the session or its token is revoked.
 //!
-//! A cache entry holds the number of additions to the revocations at its last lookup. Until the next addition, nothing
-//! is looked up.
+//! A cache entry holds the number of additions to the revocations at its last lookup. Until the next addition, no
+//! lookup is needed.
 
 use lb_common::{
     control::ControlPage,
@@ -35,7 +35,7 @@ pub fn check(
     if is_listed(key, now, service_id, session_id, nonce) {
         return Err(Reason::Revoked.into());
     }
-    // If the entry has become that of another token, it does not hold what was read, or its own token was looked up as
+    // If the entry now belongs to another token, either its value differs and stays, or that token was looked up as
     // recently.
     at.exchange(checked, additions);
     Ok(())
@@ -46,7 +46,7 @@ pub fn check(
 pub fn is_listed(key: &mut RevocationKey, now: Now, service_id: u32, session_id: u64, nonce: u64) -> bool {
     let mut holds = |kind, of| {
         *key = RevocationKey { service_id, kind, of };
-        // SAFETY: a word, which is copied at once.
+        // SAFETY: one word, which is copied immediately.
         unsafe { REVOCATIONS.get(&*key) }.is_some_and(|until| now.unix_ns < *until)
     };
     holds(REVOKED_SESSION, session_id) || holds(REVOKED_TOKEN, nonce)

@@ -10,9 +10,9 @@ use crate::{
     shared::{Shared, field},
 };
 
-/// What every step needs. All steps are inlined, and its fields are registers.
+/// The values that every step needs. All steps are inlined, so its fields are registers.
 pub struct Run {
-    /// The frame, as it came in.
+    /// The received frame.
     pub frame: Frame,
     /// The clock and the revocations.
     pub control: Shared<ControlPage>,
@@ -28,7 +28,7 @@ impl Run {
     pub fn of(ctx: &XdpContext) -> Option<Self> {
         let control = Shared::value(&CONTROL)?;
         let tables = Tables::from_word(field!(control, tables).read());
-        // SAFETY: the program makes one.
+        // SAFETY: the program creates only one.
         Some(Self { frame: Frame::of(ctx), control, tables, mailboxes: unsafe { Mailboxes::new() } })
     }
 }

@@ -1,7 +1,7 @@
-//! Access to this CPU's scratch: mailboxes between functions that cannot hand each other references.
+//! Access to this CPU's scratch: mailboxes between functions that cannot pass references to each other.
 //!
-//! Each function that the verifier looks at by itself (the program, and each subprogram) owns one [`Mailboxes`], and so
-//! can open the scratch once at a time. To call a subprogram it lends its own for the time of the call.
+//! Each function that the verifier checks separately (the program, and each subprogram) owns one [`Mailboxes`], so it
+//! can borrow the scratch only once at a time. To call a subprogram, it lends its own for the duration of the call.
 
 use lb_common::{
     reason::{Reason, ReasonCode},
@@ -10,16 +10,16 @@ use lb_common::{
 
 use crate::maps::SCRATCH;
 
-/// The right to use this CPU's scratch. It takes no space: the scratch is looked up where it is needed, for most
-/// packets do without.
+/// The right to use this CPU's scratch. It has no size: the scratch is looked up only where it is needed, because most
+/// packets do not need it.
 pub struct Mailboxes(());
 
 impl Mailboxes {
     /// For a program or a subprogram.
     ///
     /// # Safety
-    /// There is one in each function that the verifier looks at by itself, and the caller of a subprogram does not
-    /// use its own during the call.
+    /// Each function that the verifier checks separately creates only one, and the caller of a subprogram does not use
+    /// its own during the call.
     #[inline(always)]
     pub const unsafe fn new() -> Self {
         Self(())
@@ -28,7 +28,7 @@ impl Mailboxes {
     /// The scratch.
     ///
     /// # Errors
-    /// None in fact: the map has one value. The verifier does not know that.
+    /// Never fails, because the map has one value. The verifier does not know that.
     #[inline(always)]
     pub fn open(&mut self) -> Result<&mut Scratch, ReasonCode> {
         let scratch = SCRATCH.get_ptr_mut(0).ok_or(Reason::Internal)?;

@@ -51,7 +51,7 @@ pub fn session(
     Ok(admitted)
 }
 
-/// Writes the metadata of a packet into the scratch, but for the key of its token, whose place it returns.
+/// Writes the metadata of a packet into the scratch, except for the key of its token. Returns a reference to that key.
 #[inline(always)]
 pub fn describe<'a>(
     run: &'a mut Run,
@@ -79,8 +79,8 @@ pub fn describe<'a>(
 }
 
 subprogram! {
-    /// Checks the revocations, and claims the flow of the packet's client for its session. Without an entry: the HMAC
-    /// has just been verified, and the new entry is in the scratch.
+    /// Checks the revocations, and claims the flow of the packet's client for its session. If `entry` is `None`, the
+    /// HMAC has just been verified, and the new entry is in the scratch.
     fn check_session(entry: Option<Shared<Session>>) -> () = checked;
 }
 
@@ -99,36 +99,37 @@ fn checked(
         claim_flow(frame, packet, flow, now, entry);
         return Ok(());
     }
-    // Nobody else knows a new entry. It is complete before it comes into the cache, whatever becomes of the datagram.
+    // A new entry is not shared with other CPUs yet. It is inserted into the cache when it is complete, even if the
+    // datagram is refused.
     let Verification { entry, .. } = verification;
     let new = Shared::own(&mut entry.session);
     let result = revoke::check(revocation, control, now, token, new);
     if result.is_ok() {
         claim_flow(frame, packet, flow, now, new);
     }
-    // If the cache cannot take the entry, the next packet costs another HMAC.
+    // If the cache cannot store the entry, the next packet costs another HMAC.
     let _ = SESSIONS.insert(&packet.token, &entry.session, 0);
     result
 }
 
-/// Notes in an entry that its token is in use by the client that the entry names. False where the client's flow is to
-/// be checked: once in a while, and as long as it is that of another session.
+/// Records in an entry that its token is in use by the client in the entry. Returns false if the client's flow must be
+/// checked: periodically, and while the flow belongs to another session.
 #[inline(always)]
 fn used(entry: Shared<Session>, now: Now) -> bool {
     let now = flow::activity(entry, now);
-    // If the entry has become that of another token, that token checks its flow once more, or counts as used at another
-    // moment, a few seconds off.
+    // If the entry now belongs to another token, that token checks its flow again, or its time of use is wrong by a few
+    // seconds.
     let active = field!(entry, admission.active);
     let before = active.read();
-    // Not at every datagram: those on other CPUs read it.
+    // Not for every datagram, because other CPUs read the word.
     if before != now && before.is_settled(now) {
         active.write(now);
     }
     before.is_settled(now)
 }
 
-/// Claims the flow of a packet's client for the session of its token's entry: where the client is another than that of
-/// the session's last packet, and where [`used`] says so.
+/// Claims the flow of a packet's client for the session of its token's entry: if the client differs from that of the
+/// session's last packet, or if the flow must be checked (see [`used`]).
 #[inline(always)]
 pub fn claim_flow(
     frame: &Frame,

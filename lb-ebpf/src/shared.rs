@@ -1,12 +1,12 @@
 //! Memory that other CPUs or the daemon write while this program reads it: entries of hash maps, and the control page.
 //!
-//! [`Shared`] is the only way to it. Reads and writes are volatile: LLVM must neither repeat nor drop one, and each
-//! sees the value of one moment. Values of one word are never torn. A value of several words can be: the reader
-//! compares it with the packet (see `admit::cached`), or the worst case is stated where it is read.
+//! It is accessed only through [`Shared`]. Reads and writes are volatile: LLVM must neither repeat nor drop one, and
+//! each read sees the value at one moment. Values of one word are never torn. A value of several words can be: the
+//! reader compares it with the packet (see `admit::cached`), or the worst case is stated where it is read.
 //!
 //! The kernel can give an entry of an LRU map to another key while this program holds a pointer to it. The memory stays
-//! allocated. A step writes to an entry by compare-and-exchange with the value that it read, or writes what does no
-//! harm in the entry of another key.
+//! allocated. Therefore a step writes to an entry by compare-and-exchange with the value that it read, or writes a
+//! value that is harmless in the entry of another key.
 
 use core::{arch::asm, ptr::NonNull};
 
@@ -38,7 +38,7 @@ impl<T> Shared<T> {
         NonNull::new(map.get_ptr_mut(0)?).map(Self)
     }
 
-    /// The entry that a caller handed to a global subprogram; `None` if it handed over none.
+    /// The entry that a caller passed to a global subprogram; `None` if it passed none.
     ///
     /// # Safety
     /// The pointer is null, or points to a value of a map.
@@ -47,10 +47,10 @@ impl<T> Shared<T> {
         NonNull::new(pointer).map(Self)
     }
 
-    /// A field, by its pointer. Use the macro `field!`, which holds both together.
+    /// A field, by its pointer. Use the macro `field!`, which derives the pointer from the value.
     ///
     /// # Safety
-    /// The pointer is to a field of the same value.
+    /// The pointer must point to a field of the same value.
     #[inline(always)]
     pub const unsafe fn project<F>(self, field: *mut F) -> Shared<F> {
         // SAFETY: a field of a value that is not at address 0.
@@ -72,7 +72,7 @@ impl<T> Shared<T> {
         copy_words(self.0.as_ptr(), to);
     }
 
-    /// The same into the shared value.
+    /// As [`Shared::copy_to`], into the shared value.
     #[inline(always)]
     pub fn copy_from(self, from: &mut T) {
         copy_words(from, self.0.as_ptr());
@@ -129,7 +129,7 @@ impl<T: Copy> Shared<T> {
 macro_rules! field {
     ($shared:expr, $($field:tt)+) => {{
         let shared = $shared;
-        // SAFETY: a field of the value that the pointer is to. Nothing is read: the address alone is taken.
+        // SAFETY: a field of the value to which the pointer points. Only its address is taken, and nothing is read.
         unsafe { shared.project(&raw mut (*shared.as_ptr()).$($field)+) }
     }};
 }

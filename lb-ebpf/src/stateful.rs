@@ -49,7 +49,7 @@ pub fn session(
 
 subprogram! {
     /// Checks the revocations, the proof, and the limits, and claims the flow of the packet's client for its session.
-    /// Without an entry: the HMAC has just been verified, and the new entry is in the scratch.
+    /// If `entry` is `None`, the HMAC has just been verified, and the new entry is in the scratch.
     fn check_stateful_session(entry: Option<Shared<StatefulEntry>>) -> () = checked;
 }
 
@@ -85,12 +85,12 @@ fn inserted(
     entry: &StatefulEntry,
     header: &Header,
 ) -> Result<Shared<StatefulEntry>, ReasonCode> {
-    // If another CPU was faster, its entry stays: it has the state since then.
+    // If another CPU was faster, its entry stays, because it already has state.
     if STATEFUL.insert(key, entry, BPF_NOEXIST.into()).is_err() {
         match Shared::entry(&STATEFUL, key) {
             Some(entry) if admit::is_of(field!(entry, session), header) => return Ok(entry),
-            // The entry of another token with the same fast tag and nonce: they take turns. Or the cache cannot take
-            // it.
+            // The entry belongs to another token with the same fast tag and nonce: the two tokens replace each other.
+            // Or the cache could not store the entry.
             _ => STATEFUL.insert(key, entry, 0).map_err(|_| Reason::Internal)?,
         }
     }

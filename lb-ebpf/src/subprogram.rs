@@ -1,15 +1,14 @@
-//! Global subprograms: functions with a symbol of their own, which the verifier looks at once, whatever their callers
-//! do.
+//! Global subprograms: functions with their own symbol, which the verifier checks once, independently of their callers.
 //!
 //! Such a function takes the context and at most four numbers or an entry of a map, and returns a number.
-//! [`subprogram!`] makes one from an ordinary function, and a function with the same name that calls it. What crosses
-//! in between is encoded here and nowhere else; larger values are in the scratch.
+//! [`subprogram!`] creates one from an ordinary function, and a wrapper with the same name that calls it. Only this
+//! module encodes arguments and results. Larger values are passed in the scratch.
 
 use lb_common::{control::Tables, reason::ReasonCode};
 
 use crate::shared::Shared;
 
-/// Makes a global subprogram from a function that takes the frame, the mailboxes and the same arguments:
+/// Creates a global subprogram from a function that takes the frame, the mailboxes and the same arguments:
 ///
 /// ```ignore
 /// subprogram! {
@@ -36,7 +35,7 @@ macro_rules! subprogram {
                 $($argument: <$type as convention::Argument>::Number),*
             ) -> u64 {
                 $crate::verifier::keep(ctx);
-                // SAFETY: the caller has lent its own for the time of this call.
+                // SAFETY: the caller has lent its own for the duration of this call.
                 let mut mailboxes = unsafe { $crate::scratch::Mailboxes::new() };
                 let frame = $crate::packet::Frame::at(ctx);
                 $(let $argument = <$type as convention::Argument>::from_number($argument);)*
@@ -52,7 +51,7 @@ pub(crate) use subprogram;
 const REASON_BITS: u32 = 8;
 const _: () = assert!(lb_common::reason::CAPACITY < 1 << REASON_BITS);
 
-/// A result as a subprogram returns it: the code of the reason, or 0 and the value.
+/// Encodes the result of a subprogram as its return code: the code of the reason, or 0 and the value.
 #[inline(always)]
 pub fn encode<T: Value>(result: Result<T, ReasonCode>) -> u64 {
     match result {
@@ -61,7 +60,7 @@ pub fn encode<T: Value>(result: Result<T, ReasonCode>) -> u64 {
     }
 }
 
-/// The result again.
+/// Decodes the return code of a subprogram.
 #[inline(always)]
 pub fn decode<T: Value>(number: u64) -> Result<T, ReasonCode> {
     match ReasonCode::new(number as u32 & ((1 << REASON_BITS) - 1)) {
@@ -70,11 +69,11 @@ pub fn decode<T: Value>(number: u64) -> Result<T, ReasonCode> {
     }
 }
 
-/// What a subprogram returns besides success.
+/// The value that a subprogram returns on success.
 pub trait Value {
-    /// As a number of 56 bits.
+    /// Encodes the value as a number of 56 bits.
     fn into_number(self) -> u64;
-    /// From its number.
+    /// Decodes the value.
     fn from_number(number: u64) -> Self;
 }
 
@@ -100,13 +99,13 @@ impl Value for bool {
     }
 }
 
-/// What a subprogram takes.
+/// An argument of a subprogram.
 pub trait Argument {
-    /// As the verifier accepts it: a number, or a pointer to a value of a map that may be null.
+    /// The type that the verifier accepts: a number, or a pointer to a map value, which can be null.
     type Number;
-    /// As that.
+    /// Encodes the argument.
     fn into_number(self) -> Self::Number;
-    /// From that.
+    /// Decodes the argument.
     fn from_number(number: Self::Number) -> Self;
 }
 
@@ -162,7 +161,7 @@ impl<T> Argument for Option<Shared<T>> {
 
     #[inline(always)]
     fn from_number(number: *mut T) -> Self {
-        // SAFETY: made by `into_number` of the caller.
+        // SAFETY: created by `into_number` in the caller.
         unsafe { Shared::from_pointer(number) }
     }
 }

@@ -15,18 +15,18 @@ use lb_common::{
 
 use crate::{clock, maps::KEY_SLOTS, packet::Cursor, parse::Datagram, run::Run};
 
-/// A token whose fast tag is right: not junk, but possibly a copy.
+/// A token with a valid fast tag. It is not junk, but it can be a copy.
 pub struct Token {
     /// Its header in the frame.
     pub at: Cursor,
     /// Its type.
     pub kind: Kind,
-    /// The slot of the key that made it.
+    /// The slot of the key that signed it.
     pub slot: u32,
 }
 
-/// The header of a token whose form has been verified, from the frame. Headers are read again where they are needed:
-/// the registers and 512 bytes of stack do not hold one for long, and the frame is in the first-level cache.
+/// Reads, from the frame, the header of a token whose format has been verified. Headers are read again where they are
+/// needed: registers and the 512 bytes of stack cannot keep one for long, and the frame is in the first-level cache.
 #[inline(always)]
 pub fn header(at: Cursor) -> Result<Header, ReasonCode> {
     Ok(at.read(0).map(Header::from_verified).ok_or(Reason::Internal)?)
@@ -55,8 +55,8 @@ pub fn check(run: &Run, datagram: &Datagram, from: &Source, service: &Service) -
     Ok(Token { at, kind: header.kind(), slot: key_id.slot() })
 }
 
-/// Whether the fast tag is right. Not a subprogram: a return costs a fifth of the tag where the kernel makes returns
-/// safe (SRSO).
+/// Whether the fast tag is valid. Not a subprogram: on kernels with the SRSO mitigation, a function return costs a
+/// fifth of the computation of the tag.
 #[inline(always)]
 fn is_signed_by(key: &KeySlot, at: Cursor, binding: Binding) -> bool {
     header(at).is_ok_and(|header| tags::fast(key.fast, &header, &binding) == header.fast_tag())

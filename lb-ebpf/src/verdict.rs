@@ -1,4 +1,4 @@
-//! The end of the packet path: each outcome becomes one action and one count, exactly once.
+//! The end of the packet path: each outcome becomes exactly one action and one count.
 
 use aya_ebpf::bindings::xdp_action;
 use lb_common::{
@@ -16,7 +16,7 @@ use crate::{
 /// The index that counts packets for no service.
 const NO_SERVICE: u32 = 0;
 
-/// The counter of no backend.
+/// The value that stands for no backend counter.
 const NO_BACKEND: u32 = u32::MAX;
 
 /// Counts the frame of a run, and returns the driver's action for it.
@@ -57,13 +57,14 @@ pub fn conclude(run: &Run, outcome: Outcome) -> u32 {
     action
 }
 
-/// Whether the daemon may have written to the run's tables since it began: then nothing that was read from them holds.
+/// Whether the daemon may have written to the run's tables since the run began. If so, all values that were read from
+/// them are invalid.
 #[inline(always)]
 fn tables_changed(run: &Run) -> bool {
     run.tables.may_be_overwritten(field!(run.control, begun).read())
 }
 
-/// Out of an interface; `None` if the daemon has not enabled sending from it.
+/// The action that sends the frame out of an interface; `None` if the daemon has not enabled sending from it.
 #[inline(always)]
 fn send(run: &Run, ifindex: u32) -> Option<u32> {
     if ifindex == run.frame.ingress() {

@@ -1,7 +1,7 @@
-//! `tollgate decap`: takes the outer headers of `ipip` and `gue` off, for the configured balancers alone.
+//! `tollgate decap`: removes the outer headers of `ipip` and `gue`, only in packets of the configured balancers.
 //!
-//! outer → trusted → inner → take off. Whatever is not taken off goes to the host's stack as it came, but for what RFC
-//! 6040 has dropped.
+//! outer → trusted → inner → take off. A packet that is not decapsulated passes to the host's network stack unchanged,
+//! unless RFC 6040 requires that it is dropped.
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "`#[xdp]` writes a function without documentation around each program")]
@@ -30,8 +30,8 @@ static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<Counter, { COUNTERS_MAX as usize }> = PerCpuArray::new();
 
-/// Passes everything, without the outer header where it is a balancer's. Also where a frame lies in several buffers:
-/// the headers are in the first.
+/// Removes the outer headers of a balancer's tunnel packet, and passes the frame to the host's network stack. `frags`:
+/// the program accepts frames in several buffers; the headers are in the first buffer.
 #[xdp(frags)]
 pub fn decap(ctx: XdpContext) -> u32 {
     let frame = Frame::of(&ctx);
@@ -49,42 +49,44 @@ pub fn decap(ctx: XdpContext) -> u32 {
     }
 }
 
-/// The outer headers of a tunnel's packet.
+/// The outer headers of a tunnel packet.
 struct Outer {
-    /// Where they begin.
+    /// The position of the outer IP header.
     ip: Cursor,
-    /// VLAN tags before them.
+    /// The number of VLAN tags before it.
     tags: usize,
-    /// Their bytes; of those that cannot be taken off, as many as there are without what makes them so.
+    /// The length of the outer headers in bytes. Options and extension headers are not included; packets that have them
+    /// are not decapsulated.
     len: u16,
-    /// Bytes of the packet, by the IP header.
+    /// The length of the packet in bytes, according to the outer IP header.
     packet_len: u32,
-    /// What the packet says of itself: IP version, sender, ECN, whether it is plain and its checksum right.
+    /// Fields of the outer IP header. `is_plain`: no fragment, and no options or extension headers. `is_right`: the
+    /// IPv4 checksum, or the IPv6 version, is correct.
     version: u32,
     source: Address,
     traffic_class: u8,
     is_plain: bool,
     is_right: bool,
-    /// How it was put in.
+    /// The encapsulation.
     kind: Kind,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// The IP version of the inner packet is told by the outer header.
+    /// The protocol number in the outer IP header gives the IP version of the inner packet.
     Ipip { inner: u8 },
-    /// By the inner packet itself: GUE variant 1 (draft-ietf-intarea-gue-09 §3.2).
+    /// GUE variant 1 (draft-ietf-intarea-gue-09 §3.2): the inner packet itself gives its IP version.
     Gue,
 }
 
-/// VLAN tags that are looked under.
+/// The maximum number of VLAN tags before the outer IP header.
 const TAGS_MAX: usize = 2;
 
 #[inline(always)]
 fn open(frame: &Frame) -> Outcome {
     let Some(outer) = outer(frame) else { return Outcome::Passed };
     let Some(settings) = SETTINGS.get(0) else { return Outcome::Passed };
-    // In promiscuous mode other hosts' frames come in, too. They go where they went before.
+    // In promiscuous mode, the interface also receives frames for other hosts. They pass unchanged.
     if frame.start().read(0) != Some(settings.mac) {
         return Outcome::Passed;
     }
@@ -101,7 +103,7 @@ fn open(frame: &Frame) -> Outcome {
     }
 }
 
-/// Reads what may be a tunnel's outer headers.
+/// Reads headers that can be the outer headers of a tunnel packet.
 #[inline(always)]
 fn outer(frame: &Frame) -> Option<Outer> {
     let start = frame.start();
@@ -129,7 +131,7 @@ fn outer_v4(ip: Cursor, tags: usize) -> Option<Outer> {
     let options = usize::from(header.version_ihl() & 0xf).checked_sub(Ipv4::LEN / 4)? * 4;
     let (kind, len) = match header.protocol() {
         protocol::IPV4 => (Kind::Ipip { inner: 4 }, Ipv4::LEN),
-        // Only the first fragment tells its port.
+        // Only the first fragment contains the ports.
         protocol::UDP if offset == 0 && is_gue(ip.skip(Ipv4::LEN + options)) => {
             (Kind::Gue, Ipv4::LEN + Udp::LEN)
         }
@@ -157,7 +159,7 @@ fn outer_v6(ip: Cursor, tags: usize) -> Option<Outer> {
         protocol::IPV4 => (Kind::Ipip { inner: 4 }, Ipv6::LEN, true),
         protocol::IPV6 => (Kind::Ipip { inner: 6 }, Ipv6::LEN, true),
         protocol::UDP if is_gue(ip.skip(Ipv6::LEN)) => (Kind::Gue, Ipv6::LEN + Udp::LEN, true),
-        // What they carry is not looked for: no balancer of ours sends them.
+        // Extension headers are not parsed, because Tollgate's balancers do not send them.
         protocol::HOP_BY_HOP | protocol::ROUTING | protocol::FRAGMENT | protocol::DESTINATION => {
             (Kind::Gue, Ipv6::LEN + Udp::LEN, false)
         }
@@ -178,10 +180,10 @@ fn outer_v6(ip: Cursor, tags: usize) -> Option<Outer> {
     })
 }
 
-/// Whether a UDP header is GUE's. Its checksum is not looked at, as in front of any tunnel's end that RFC 6935 lets
-/// have none: what the outer headers say is not used any more once they are off, and the inner packet has checksums of
-/// its own that cover its addresses and its payload. Whoever damages the sender's address into a balancer's has a
-/// packet taken off that anybody who can write that address could have sent.
+/// Whether a UDP header is that of GUE. Its checksum is not verified; RFC 6935 allows tunnels without one. The outer
+/// headers are not used after decapsulation, and the inner packet has its own checksums, which cover its addresses and
+/// its payload. If corruption changes a source address into that of a balancer, the effect is the same as that of a
+/// spoofed source address.
 #[inline(always)]
 fn is_gue(udp: Cursor) -> bool {
     Udp::read(udp, 0).is_some_and(|udp| udp.ports_be()[1] == GUE_PORT.to_be())
@@ -200,8 +202,8 @@ fn is_trusted(settings: &Settings, outer: &Outer) -> bool {
     false
 }
 
-/// The IP version of the inner packet, if all lengths agree. Trailing bytes after the outer packet are Ethernet's
-/// padding; those after the inner one are the tunnel's, and nobody reads either.
+/// The IP version of the inner packet, if all lengths are consistent. Bytes after the outer packet are Ethernet
+/// padding, and bytes after the inner packet are padding of the tunnel. Both are ignored.
 #[inline(always)]
 fn inner(frame: &Frame, outer: &Outer) -> Option<u8> {
     let room = outer.packet_len.checked_sub(outer.len.into())?;
@@ -230,7 +232,7 @@ fn inner(frame: &Frame, outer: &Outer) -> Option<u8> {
     fits.then_some(version)
 }
 
-/// Puts Ethernet's header before the inner packet and lets the frame begin there.
+/// Copies a congestion mark to the inner packet, and removes the outer headers.
 #[inline(always)]
 fn take_off<I: Ip>(frame: &Frame, outer: &Outer) -> Outcome {
     let ip = outer.ip.skip(outer.len.into());
@@ -255,12 +257,13 @@ fn take_off<I: Ip>(frame: &Frame, outer: &Outer) -> Outcome {
     }
 }
 
-/// Addresses and tags are read before anything moves: the outer headers may be shorter than they are.
+/// Moves the start of the frame, and writes the L2 header before the inner packet. MAC addresses and tags are read
+/// first: the outer headers can be shorter than the L2 header, so the old and the new L2 header can overlap.
 #[inline(always)]
 fn begin_at_inner(frame: &Frame, outer: &Outer, ether_type: u16) -> Option<()> {
     let start = frame.start();
     let addresses: [u32; MAC_ADDRESSES_LEN / 4] = start.read(0)?;
-    // Where there are less tags, what follows is read and not used.
+    // If the frame has fewer tags, the bytes after them are read but not used.
     let tags: [u32; TAGS_MAX] = start.read(MAC_ADDRESSES_LEN)?;
     let mut at = frame.take_off(outer.len.into()).ok()?.start();
     at.write(0, addresses)?;
@@ -284,6 +287,6 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier accepts no program in which this can be reached.
+    // The verifier rejects a program that can reach this.
     loop {}
 }

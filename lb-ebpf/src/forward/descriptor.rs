@@ -39,7 +39,7 @@ pub fn describe_datagram(
     Ok(())
 }
 
-/// Describes any packet that keeps its payload. Nothing is known about a checksum.
+/// Describes any packet that keeps its payload. Whether it has a checksum is not known.
 #[inline(always)]
 pub fn describe_packet(run: &mut Run, (ip, v6): (Cursor, bool), owner: Owner) -> Result<(), ReasonCode> {
     let (len, least) = match v6 {
@@ -58,7 +58,7 @@ pub fn describe_packet(run: &mut Run, (ip, v6): (Cursor, bool), owner: Owner) ->
     Ok(())
 }
 
-/// The offset of the packet's IP header, in the bounds that the verifier needs.
+/// The offset of the packet's IP header, within the bounds that the verifier needs.
 #[inline(always)]
 pub const fn ip_at(transmit: &TransmitDescriptor) -> usize {
     transmit.ip_at as usize & IP_AT_MASK
@@ -70,8 +70,8 @@ pub fn backend_at(index: u32) -> Result<&'static Backend, ReasonCode> {
     Ok(BACKENDS.get(index).ok_or(Reason::NoBackend)?)
 }
 
-/// Checks that a packet fits the path to a backend with so many bytes of outer headers. If not, notes the size that
-/// would.
+/// Checks that a packet with `outer` bytes of outer headers fits the path to a backend. If not, stores the size that
+/// would fit.
 #[inline(always)]
 pub fn check_mtu(
     transmit: &mut TransmitDescriptor,

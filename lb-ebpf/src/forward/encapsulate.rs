@@ -1,8 +1,8 @@
-//! `forward = "ipip"` and `"gue"`: the packet inside another, to the backend's address.
+//! `forward = "ipip"` and `"gue"`: the packet is encapsulated, and sent to the backend's address.
 //!
 //! The outer header is that of RFC 2003 or RFC 2473. Its traffic class and ECN are the packet's own (RFC 6040 §4.1),
 //! and the packet's hop limit is decremented, as by any router. GUE is variant 1 (draft-ietf-intarea-gue §4): the
-//! packet follows the UDP header, and its first bits tell its IP version.
+//! packet follows the UDP header, and its first four bits are its IP version.
 
 use lb_common::{
     backend::Backend,
@@ -23,10 +23,10 @@ use crate::{
     wire::{DONT_FRAGMENT, HOP_LIMIT, IPV4_VERSION_IHL, protocol},
 };
 
-/// An outer IPv4 header, and a UDP header behind it, in words.
+/// The length of an outer IPv4 header, and of one with a UDP header after it, in words.
 const IPV4: usize = Ipv4::LEN / 4;
 const IPV4_UDP: usize = IPV4 + 2;
-/// An outer IPv6 header, and a UDP header behind it, in words.
+/// The length of an outer IPv6 header, and of one with a UDP header after it, in words.
 const IPV6: usize = Ipv6::LEN / 4;
 const IPV6_UDP: usize = IPV6 + 2;
 
@@ -40,7 +40,7 @@ subprogram! {
     pub fn gue(backend: u32) -> () = encapsulated::<IPV4_UDP, IPV6_UDP>;
 }
 
-/// With outer headers of so many words, by the IP version of the backend.
+/// Encapsulates with outer headers of `V4` or `V6` words, by the IP version of the backend.
 #[inline(always)]
 fn encapsulated<const V4: usize, const V6: usize>(
     frame: &Frame,
@@ -85,8 +85,8 @@ fn v6<I: Ip, const N: usize>(
     head::write(frame, transmit, &l2, Ipv6::ETHER_TYPE, outer, ip, udp)
 }
 
-/// Outer headers, in words as they lie in memory. No router may fragment the packet, so it needs no identification (RFC
-/// 6864 §4.1).
+/// Outer headers, as words in memory order. No router may fragment the packet, so it needs no identification (RFC 6864
+/// §4.1).
 #[inline(always)]
 fn outer_v4<I: Ip, const N: usize>(ip: &I, transmit: &TransmitDescriptor, backend: &Backend) -> [u32; N] {
     let mut words = [0; N];
@@ -103,14 +103,14 @@ fn outer_v4<I: Ip, const N: usize>(ip: &I, transmit: &TransmitDescriptor, backen
     outer.fill_checksum();
     words[..IPV4].copy_from_slice(&outer.0);
     if N == IPV4_UDP {
-        // Without a checksum: the IP headers and the datagram inside have one.
+        // Without a UDP checksum: the IP headers and the inner datagram have their own checksums.
         let udp = udp(transmit, inner);
         (words[N - 2], words[N - 1]) = (udp[0], udp[1]);
     }
     words
 }
 
-/// Outer headers, in words as they lie in memory. The flow label spreads packets over equal paths (RFC 6438).
+/// Outer headers, as words in memory order. The flow label spreads packets over equal paths (RFC 6438).
 #[inline(always)]
 fn outer_v6<I: Ip, const N: usize>(ip: &I, transmit: &TransmitDescriptor, backend: &Backend) -> [u32; N] {
     let mut words = [0; N];
@@ -136,7 +136,7 @@ fn outer_v6<I: Ip, const N: usize>(ip: &I, transmit: &TransmitDescriptor, backen
     if N == IPV6_UDP {
         let udp = udp(transmit, inner);
         (words[N - 2], words[N - 1]) = (udp[0], udp[1]);
-        // A tunnel may do without a checksum if its payload has none (RFC 6935).
+        // A tunnel may omit the checksum if its payload has none (RFC 6935).
         if transmit.has_checksum != 0 {
             let mut sum =
                 ip.sum_of_packet().add(u16::from_ne_bytes([high, low])).add(u16::from(protocol).to_be());

@@ -1,4 +1,4 @@
-//! The head of a frame that leaves: Ethernet header, VLAN tags, and every header before the payload.
+//! The headers of a frame that is sent: Ethernet header, VLAN tags, and all headers before the payload.
 
 use core::mem::offset_of;
 
@@ -27,7 +27,7 @@ pub struct L2Header {
 }
 
 impl L2Header {
-    /// The L2 header for the path to a backend, of a frame that came with this one.
+    /// The L2 header for the path to a backend, of a frame that was received with this L2 header.
     #[inline(always)]
     pub fn toward(&self, frame: &Frame, backend: &Backend) -> Self {
         let addresses = of_backend(backend);
@@ -47,7 +47,8 @@ impl L2Header {
         Self { addresses, tags: [word(&tags[0]), word(&tags[1])], count }
     }
 
-    /// The L2 header of the frame whose IP header is at `ip_at`. It is read before the bytes behind it: see `verifier`.
+    /// The L2 header of the frame whose IP header is at `ip_at`. It must be read before the bytes after it: see
+    /// `verifier`.
     #[inline(always)]
     pub fn of(frame: &Frame, ip_at: usize) -> Result<Self, ReasonCode> {
         let count = ip_at.wrapping_sub(EthHdr::LEN) / VlanHdr::LEN;
@@ -60,7 +61,7 @@ impl L2Header {
         Ok(Self { addresses, tags, count })
     }
 
-    /// The MAC addresses, exchanged.
+    /// The MAC addresses, swapped.
     #[inline(always)]
     pub const fn addresses_back(&self) -> Addresses {
         let [[a, b, c, d], [e, f, g, h], [i, j, k, l]] = [
@@ -71,7 +72,7 @@ impl L2Header {
         [u32::from_ne_bytes([g, h, i, j]), u32::from_ne_bytes([k, l, a, b]), u32::from_ne_bytes([c, d, e, f])]
     }
 
-    /// Its tags; those from [`L2Header::tag_count`] on have no meaning.
+    /// Its VLAN tags. Those beyond [`L2Header::tag_count`] have no meaning.
     #[inline(always)]
     pub fn tags(&self) -> [Tag; TAGS_MAX] {
         let tag = |word: u32| Tag { identifier_be: word as u16, control_be: (word >> 16) as u16 };
@@ -84,8 +85,8 @@ impl L2Header {
         self.count as u16
     }
 
-    /// Whether it has `count` tags, of the VLANs of these. Priorities are not compared: switches change them (IEEE
-    /// 802.1Q-2022 §6.9.3).
+    /// Whether it has `count` tags with the same VLAN ids as `tags`. Priorities are not compared, because switches
+    /// change them (IEEE 802.1Q-2022 §6.9.3).
     #[inline(always)]
     pub fn is_in(&self, tags: &[Tag; TAGS_MAX], count: u16) -> bool {
         const VLAN_ID: u16 = 0x0fff_u16.to_be();
@@ -108,13 +109,13 @@ impl L2Header {
     }
 }
 
-/// Destination and source MAC address, as they begin a frame: three words take fewer registers than twelve bytes.
+/// Destination and source MAC address, as at the start of a frame. Three words need fewer registers than twelve bytes.
 pub type Addresses = [u32; 3];
 
 /// Two MAC addresses that are adjacent in memory.
 ///
 /// # Safety
-/// The pointer is to twelve bytes.
+/// The pointer must point to twelve readable bytes.
 #[inline(always)]
 pub unsafe fn addresses(destination: *const [u8; 6]) -> Addresses {
     // SAFETY: twelve bytes, as the caller guarantees.
@@ -125,15 +126,15 @@ pub unsafe fn addresses(destination: *const [u8; 6]) -> Addresses {
 #[inline(always)]
 pub fn of_backend(backend: &Backend) -> Addresses {
     const _: () = assert!(offset_of!(Backend, source_mac) == offset_of!(Backend, destination_mac) + 6);
-    // SAFETY: the source's follows the destination's.
+    // SAFETY: the source address follows the destination address.
     unsafe { addresses((&raw const *backend).cast::<u8>().add(offset_of!(Backend, destination_mac)).cast()) }
 }
 
 /// No outer header.
 pub const NOTHING: [u32; 0] = [];
 
-/// Writes a new head: the L2 header, outer headers, and the packet's own headers. Bytes to be stripped are removed.
-/// Nothing may use `frame` afterwards. `ether_type` is that of the first IP header.
+/// Writes the L2 header, outer headers, and the packet's own headers. Removes the bytes that are stripped. `frame` must
+/// not be used afterwards. `ether_type` is that of the first IP header.
 #[inline(always)]
 pub fn write<const N: usize, I: Ip>(
     frame: &Frame,
@@ -148,7 +149,7 @@ pub fn write<const N: usize, I: Ip>(
     Ok(udp.write(at, 4 * N + I::LEN).ok_or(Reason::Internal)?)
 }
 
-/// The same for a packet that is unchanged behind its own IP header. Returns the position of the first IP header.
+/// As `write`, for a packet that is unchanged after its own IP header. Returns the position of the first IP header.
 #[inline(always)]
 pub fn write_ip<const N: usize, I: Ip>(
     frame: &Frame,
@@ -162,7 +163,8 @@ pub fn write_ip<const N: usize, I: Ip>(
     let frame = frame.take_off(ip_at(transmit) as i32 + transmit.stripped as i32 - len as i32)?;
     let start = frame.start();
     start.write_words(0, &l2.addresses).ok_or(Reason::Internal)?;
-    // Tags beyond the count are overwritten: the verifier follows one path, not three.
+    // Tags beyond the count are written too, and are then overwritten: so the verifier follows one path instead of
+    // three.
     start.write_words(MAC_ADDRESSES_LEN, &l2.tags).ok_or(Reason::Internal)?;
     let at = start.skip(l2.len() - size_of::<u16>());
     at.write(0, ether_type).ok_or(Reason::Internal)?;
@@ -172,9 +174,9 @@ pub fn write_ip<const N: usize, I: Ip>(
     Ok(at)
 }
 
-/// The packet's own headers. If the token is stripped, both are shortened by it and both checksums changed by what is
-/// removed (RFC 1624). If the packet is no datagram, the bytes behind its IP header are taken for a UDP header, and
-/// stay as they are.
+/// The packet's own headers. If the token is stripped, the lengths and the checksums of both headers are updated (RFC
+/// 1624). If the packet is not a UDP datagram, the bytes after its IP header are read as if they were a UDP header, and
+/// stay unchanged.
 #[inline(always)]
 pub fn own<I: Ip>(frame: &Frame, transmit: &TransmitDescriptor) -> Result<(I, Udp), ReasonCode> {
     let at = frame.start().skip(ip_at(transmit));

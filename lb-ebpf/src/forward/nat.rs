@@ -1,8 +1,9 @@
-//! `forward = "nat"`: to the backend's address and port, from a port of this node that stands for the client; and the
-//! backend's answers back to the client.
+//! `forward = "nat"`: datagrams are rewritten to the backend's address and port, with a port of this node that
+//! represents the client. The backend's answers are rewritten to the client.
 //!
-//! The table of translations is an LRU: when it is full, the client that was quiet for longest gets another port. Which
-//! ports a client may have follows from its session, so its translation is found without another table.
+//! The translations are in an LRU map: when it is full, a client that has been idle for a long time loses its port, and
+//! gets another one later. The session of a client determines its candidate ports, so its translation is found without
+//! a second table.
 
 mod answer;
 mod check;

@@ -1,4 +1,5 @@
-//! `forward = "l2"`, and stripping for `local`: the packet itself, to another MAC address or to this host.
+//! `forward = "l2"`, and stripping for `local`: the packet keeps its IP addresses, and goes to another MAC address or
+//! to this host.
 
 use lb_common::{
     backend::{Backend, TAGS_KEPT},
@@ -18,7 +19,7 @@ use crate::{
     subprogram::subprogram,
 };
 
-/// Whether a packet that stays as it is needs other MAC addresses, and nothing else.
+/// Whether an unchanged packet needs only other MAC addresses.
 #[inline(always)]
 pub fn is_enough(frame: &Frame, service: &Service, backend: &Backend) -> bool {
     service.forward == FORWARD_L2 && backend.ifindex == frame.ingress() && backend.tag_count == TAGS_KEPT
@@ -31,7 +32,7 @@ pub fn rewrite_macs(frame: &Frame, backend: &Backend) -> Result<(), ReasonCode> 
 }
 
 subprogram! {
-    /// Sends the packet to the MAC address of a backend, or of a router before it.
+    /// Sends the packet to the MAC address of a backend, or of the router on the path to it.
     pub fn relay(backend: u32) -> () = relayed;
     /// Removes the token from a packet that stays on this host.
     pub fn strip() -> () = stripped;

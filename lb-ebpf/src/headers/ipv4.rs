@@ -27,13 +27,13 @@ impl Ipv4 {
         u16::from_be(halves(self.0[1])[1])
     }
 
-    /// Identification, as it lies in memory.
+    /// Identification, in network byte order.
     #[inline(always)]
     pub const fn identification_be(&self) -> u16 {
         halves(self.0[1])[0]
     }
 
-    /// Whether it is no fragment and may not be fragmented, so its identification has no meaning (RFC 6864 §4.1).
+    /// Whether it is not a fragment and must not be fragmented, so its identification has no meaning (RFC 6864 §4.1).
     #[inline(always)]
     const fn is_atomic(&self) -> bool {
         const RESERVED: u16 = 1 << 15;
@@ -61,7 +61,7 @@ impl Ipv4 {
         self.0[2] = word(ttl_protocol, sum.field());
     }
 
-    /// The checksum after a change.
+    /// Updates the checksum for a change.
     #[inline(always)]
     fn sum(&mut self, change: impl FnOnce(Checksum) -> Checksum) {
         let [ttl_protocol, checksum] = halves(self.0[2]);
@@ -101,9 +101,9 @@ impl Ip for Ipv4 {
 
     #[inline(always)]
     fn sender_can_react(&self) -> bool {
-        // Of a fragment, only the first is answered (RFC 1122 §3.2.2).
+        // An ICMP error is sent only for the first fragment of a packet (RFC 1122 §3.2.2).
         let whole = self.fragment() & DONT_FRAGMENT != 0 && self.fragment() & FRAGMENT_OFFSET == 0;
-        // Nor a packet whose source is not one host: this network, loopback, groups, broadcast.
+        // No ICMP error is sent if the source is not one host: this network, loopback, multicast, broadcast.
         whole && !matches!(self.source_be().to_ne_bytes()[0], 0 | 127 | 224..)
     }
 
@@ -183,7 +183,7 @@ impl Ip for Ipv4 {
 
     #[inline(always)]
     fn sum_of_packet(&self) -> Checksum {
-        // The header's own sum is zero, too. ICMP has no pseudo-header (RFC 792).
+        // The sum of the header is zero too. ICMP has no pseudo-header (RFC 792).
         if self.protocol() != protocol::UDP {
             return Checksum::new();
         }

@@ -51,7 +51,7 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn sender_can_react(&self) -> bool {
-        // Neither groups (RFC 4443 §2.4) nor the unspecified address and loopback.
+        // No ICMP error is sent to a multicast address (RFC 4443 §2.4), the unspecified address or loopback.
         let [_, _, a, b, c, d, ..] = self.0;
         a.to_ne_bytes()[0] != 0xff && (a | b | c != 0 || u32::from_be(d) > 1)
     }
@@ -118,7 +118,8 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn sum_of_packet(&self) -> Checksum {
-        // Addresses and length stand in the header and in the pseudo-header (RFC 8200 §8.1): what is left.
+        // Addresses and length are in the header and in the pseudo-header (RFC 8200 §8.1), and cancel out. The other
+        // fields remain.
         let [_, next_limit] = halves(self.0[1]);
         Checksum::new().add_u32(self.0[0]).add(next_limit).subtract(u16::from(self.protocol()).to_be())
     }

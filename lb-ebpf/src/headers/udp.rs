@@ -56,7 +56,7 @@ impl Udp {
         self.0[1] = word(halves(self.0[1])[0], checksum_be);
     }
 
-    /// Whether the checksum field has the sum of the pseudo-header alone: see `checksum` of the balancer's program.
+    /// Whether the checksum field contains only the sum of the pseudo-header: see `checksum` in the balancer's program.
     #[inline(always)]
     pub fn is_partial<I: Ip>(&self, ip: &I) -> bool {
         self.has_checksum() && ip.sum_of_pseudo_header().is_in(self.checksum_be())
@@ -72,7 +72,7 @@ impl Udp {
         self.sum(|sum| sum.subtract(old).subtract(old).add(new).add(new));
     }
 
-    /// Changes the checksum by the addresses of the IP header, which it covers.
+    /// Updates the checksum for new addresses in the IP header, which it covers.
     #[inline(always)]
     pub fn rewrite_addresses(&mut self, old: &[Address; 2], new: &[Address; 2]) {
         self.sum(|sum| replace_addresses(sum, old, new));
@@ -84,8 +84,8 @@ impl Udp {
         Checksum::new().add_u32(self.0[0]).add_u32(self.0[1])
     }
 
-    /// Changes the checksum of an ICMP header by a change of the bytes that it covers. ICMP and UDP headers are equally
-    /// long.
+    /// Updates the checksum of an ICMP header for a change of the bytes that it covers. ICMP and UDP headers have the
+    /// same length.
     #[inline(always)]
     pub fn change_icmp(&mut self, change: impl FnOnce(Checksum) -> Checksum) {
         let [kind, checksum] = halves(self.0[0]);
@@ -100,7 +100,7 @@ impl Udp {
         self.sum(|sum| sum.subtract_u32(old).add_u32(new));
     }
 
-    /// Changes the checksum, if there is one, by a change of the bytes that it covers.
+    /// Updates the checksum, if there is one, for a change of the bytes that it covers.
     #[inline(always)]
     pub fn sum(&mut self, change: impl FnOnce(Checksum) -> Checksum) {
         let [len, checksum] = halves(self.0[1]);

@@ -1,5 +1,5 @@
-//! IPv6 extension headers (RFC 8200 §4). They are parsed to tell whose packet is refused: the kernel would deliver a
-//! datagram behind them, so none may pass unseen.
+//! IPv6 extension headers (RFC 8200 §4). They are parsed to find the service whose packet is refused. The kernel would
+//! deliver a datagram that follows them, so such a datagram must not bypass the filter.
 
 use lb_common::reason::ReasonCode;
 
@@ -12,7 +12,7 @@ use crate::{
     wire::protocol,
 };
 
-/// What is behind extension headers.
+/// The payload after extension headers.
 pub enum Behind {
     /// No UDP.
     Other,
@@ -21,7 +21,7 @@ pub enum Behind {
         /// Source and destination port.
         ports: [u16; 2],
     },
-    /// A fragment of UDP or of something unknown. It can be the only one (RFC 6946).
+    /// A fragment of UDP or of an unknown protocol. It can be the only fragment (RFC 6946).
     Fragment {
         /// Source and destination port, in the first fragment.
         ports: Option<[u16; 2]>,
@@ -30,8 +30,8 @@ pub enum Behind {
     Unknown,
 }
 
-/// Extension headers that are parsed. RFC 8200 §4.1 allows seven, each of which the Internet drops more often than not
-/// (RFC 7872).
+/// The maximum number of extension headers that are parsed. RFC 8200 §4.1 allows seven, but many networks drop packets
+/// with any of them (RFC 7872).
 const PARSED: u32 = 6;
 /// The shortest extension header, bytes.
 const UNIT: usize = 8;
@@ -51,7 +51,7 @@ pub fn behind(run: &mut Run, at: Cursor, protocol: u8) -> Behind {
 }
 
 subprogram! {
-    /// Off the path of plain packets.
+    /// Parses extension headers. It is a subprogram because plain packets do not need it.
     fn parse_extensions(at: u32, protocol: u32) -> Behind = parsed;
 }
 
@@ -73,14 +73,14 @@ fn walk(mut at: Cursor, mut protocol: u8) -> Behind {
         let len = match protocol {
             protocol::FRAGMENT => {
                 fragment = true;
-                // The offset in units of eight bytes, then two reserved bits and "more" (RFC 8200 §4.5).
+                // The offset in units of eight bytes, two reserved bits, and the M flag (RFC 8200 §4.5).
                 if high != 0 || low & !7 != 0 {
                     let unseen = next == protocol::UDP || is_extension(next);
                     return if unseen { Behind::Fragment { ports: None } } else { Behind::Other };
                 }
                 UNIT
             }
-            // In words of four bytes, less two (RFC 4302 §2.2).
+            // The length in words of four bytes, minus 2 (RFC 4302 §2.2).
             protocol::AUTHENTICATION => (usize::from(len) + 2) * 4,
             _ => (usize::from(len) + 1) * UNIT,
         };
@@ -104,7 +104,7 @@ const FIRST_FRAGMENT: u64 = 2;
 const FRAGMENT: u64 = 3;
 const UNKNOWN: u64 = 4;
 
-/// The kind, then the ports.
+/// Encoded as the kind, then the ports.
 impl Value for Behind {
     #[inline(always)]
     fn into_number(self) -> u64 {

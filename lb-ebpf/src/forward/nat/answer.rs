@@ -1,4 +1,4 @@
-//! The answers of backends, to their clients.
+//! Answers of backends to clients.
 
 use lb_common::{
     control::Tables,
@@ -63,7 +63,7 @@ fn answer_whole(run: &mut Run, ip_at: u32, v6: bool) -> Result<Progress, ReasonC
             match complete_checksum(&run.frame, &mut run.mailboxes, ip_at, v6, true, run.tables) {
                 Ok(()) => send(run, true),
                 Err(reason) if reason.is(Reason::PartialChecksum) => Err(reason),
-                // Its lengths contradict each other or the frame: this host decides.
+                // Its lengths contradict each other or the frame: it passes to this host's network stack.
                 Err(_) => Err(Reason::NotOurs.into()),
             }
         }
@@ -72,8 +72,8 @@ fn answer_whole(run: &mut Run, ip_at: u32, v6: bool) -> Result<Progress, ReasonC
 }
 
 subprogram! {
-    /// Rewrites an answer, and leaves its translation in the scratch. `complete` tells that its checksum has been
-    /// computed; it can still look partial.
+    /// Rewrites an answer, and leaves its translation in the scratch. `complete`: its checksum has been computed,
+    /// although it can still look partial by chance.
     fn answer_datagram(ip_at: u32, v6: bool, tables: Tables, complete: bool) -> Progress = answered;
 }
 

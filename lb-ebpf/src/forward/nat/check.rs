@@ -1,7 +1,8 @@
-//! Whether answers may still use a translation: its service, its backend and its session can be gone since it was made.
+//! Whether answers may still use a translation: its service and its backend can have been removed, and its session
+//! revoked, since it was created.
 //!
 //! A translation holds the number of publications of the tables and of additions to the revocations at its last check.
-//! Until the next of either, nothing is looked up.
+//! Until one of the two numbers changes, no lookup is needed.
 
 use lb_common::{
     control::Tables,
@@ -25,8 +26,8 @@ use crate::{
     subprogram::subprogram,
 };
 
-/// Sends a packet to a client by a function that leaves its translation in the scratch; if the translation has to be
-/// checked first, checks it and sends the packet then.
+/// Sends a packet to a client by `send`, which leaves the translation in the scratch. If the translation must be
+/// checked first, checks it and calls `send` again.
 #[inline(always)]
 pub fn checked(
     run: &mut Run,
@@ -43,7 +44,8 @@ pub fn checked(
 
 subprogram! {
     /// Checks the translation in the scratch against the tables and revocations that apply now. Fails with `NotOurs` if
-    /// its service is gone, `NoBackend` if its backend is, `Revoked` if its session or its last token is revoked.
+    /// its service no longer exists, with `NoBackend` if its backend is not usable, and with `Revoked` if its session
+    /// or its last token is revoked.
     fn check_translation(tables: Tables) -> () = check;
 }
 
@@ -52,7 +54,7 @@ fn check(_: &Frame, mailboxes: &mut Mailboxes, tables: Tables) -> Result<(), Rea
     let Scratch { translation: TranslationOfPacket { key, value, .. }, revocation, .. } = mailboxes.open()?;
     let control = Shared::value(&CONTROL).ok_or(Reason::Internal)?;
     let now = clock::now(control);
-    // Before anything is looked up: an addition from now on is looked up for the next answer.
+    // Read before all lookups: if a revocation is added after this read, the next answer is checked again.
     let checked = nat::checked(tables, field!(control, revocations).read());
     let owner = value.owner;
     let at = ServiceKey::v6(value.service_be, value.service_port_be);
@@ -67,7 +69,7 @@ fn check(_: &Frame, mailboxes: &mut Mailboxes, tables: Tables) -> Result<(), Rea
     if !is_at {
         return Err(Reason::NoBackend.into());
     }
-    // A packet that `mode = "observe"` delivers gets its answers, too.
+    // `mode = "observe"` also delivers the answers to packets that it delivers.
     if owner.kind == OWNER_SESSION && !service.observes() {
         let listed = revoke::is_listed(revocation, now, owner.service_id, owner.of, value.nonce);
         if listed || value.issued_at < service.revoked_before {
@@ -75,7 +77,8 @@ fn check(_: &Frame, mailboxes: &mut Mailboxes, tables: Tables) -> Result<(), Rea
         }
     }
     if let Some(entry) = Shared::entry(&TRANSLATIONS, key) {
-        // If the entry has become that of another client, its answers are checked at the next change.
+        // If the entry now belongs to another client, the answers to that client are not checked before the next
+        // change.
         field!(entry, checked).write(checked);
     }
     Ok(())

@@ -1,11 +1,12 @@
-//! ICMP errors of `forward = "nat"`: the packet that they carry is rewritten to the one that their receiver knows (RFC
-//! 5508 §4).
+//! ICMP errors of `forward = "nat"`: the embedded packet is rewritten to the packet that the receiver of the error has
+//! sent (RFC 5508 §4).
 //!
-//! A router on a client's side carries an answer as it left this node; the backend sent another. A router on a
-//! backend's side carries a datagram as it left this node; the client sent another.
+//! A router on a client's side embeds an answer in the form in which it left this node, not in the form in which the
+//! backend sent it. A router on a backend's side embeds a datagram in the form in which it left this node, not in the
+//! form in which the client sent it.
 //!
-//! Each direction is two subprograms, one after the other: for the embedded packet, and for the headers before it.
-//! Together they would exceed the stack.
+//! Each direction has two subprograms, which are called in sequence: one for the embedded packet, and one for the
+//! headers before it. One subprogram for both would exceed the stack.
 
 use lb_common::{
     control::Tables,
@@ -34,7 +35,7 @@ use crate::{
 };
 
 /// Sends an ICMP error about an answer to the backend that sent the answer; the scratch has its embedded packet. Fails
-/// with `NotOurs` if the client has no translation towards that backend; then the frame is as it was.
+/// with `NotOurs` if the client has no translation towards that backend; then the frame is unchanged.
 #[inline(always)]
 pub fn icmp_error_to_backend(
     frame: &Frame,
@@ -67,8 +68,8 @@ subprogram! {
     /// Rewrites the headers before it, and sends the frame.
     fn send_icmp_error_to_backend(backend: u32) -> () = sent_to_backend;
     /// Rewrites the embedded packet to the datagram that the client sent, and leaves the translation in the scratch.
-    /// Fails if there is none, or if the embedded packet does not have the cookie of the packet that left; then the
-    /// frame is as it was.
+    /// Fails if there is no translation, or if the embedded packet does not have the cookie of the translation; then
+    /// the frame is unchanged.
     fn rewrite_embedded_for_client(ip_at: u32, v6: bool, tables: Tables) -> Progress = rewritten_for_client;
     /// Rewrites the headers before it, and sends the frame.
     fn send_icmp_error_to_client() -> () = sent_to_client;
@@ -132,8 +133,8 @@ fn rewritten_for_client(
         false => has_cookie::<Ipv4>(frame, transmit, found.cookie & COOKIE_MASK_V4),
         true => has_cookie::<Ipv6>(frame, transmit, found.cookie & COOKIE_MASK_V6),
     };
-    // Budget is taken for any cookie, and given back for a right one: after too many guesses, a right one does not
-    // count.
+    // Every cookie takes budget, and a correct cookie returns it. After too many wrong guesses, a correct cookie is
+    // refused too.
     let before = *wrong_cookie_budget;
     if !wrong_cookie_budget.take(translation::now_ns()?, WRONG_COOKIE_COST_NS) || !right {
         return Err(Reason::NotOurs.into());
@@ -144,7 +145,7 @@ fn rewritten_for_client(
     }
     let addresses = [&found.client_be, &found.service_be];
     let ports = [found.client_port_be, found.service_port_be];
-    // The value that the client wrote where the cookie is, is unknown.
+    // The client's original value of the field with the cookie is unknown, so it is set to 0.
     match v6 {
         false => rewrite::<Ipv4>(frame, transmit, embedded, addresses, ports, |ip| ip.set_cookie(0)),
         true => rewrite::<Ipv6>(frame, transmit, embedded, addresses, ports, |ip| ip.set_cookie(0)),
@@ -170,7 +171,7 @@ fn has_cookie<I: Ip>(frame: &Frame, transmit: &TransmitDescriptor, cookie: u32) 
     I::read(at).and_then(|embedded_ip| embedded_ip.cookie()) == Some(cookie)
 }
 
-/// Rewrites the embedded packet in place, and changes its IP header once more.
+/// Rewrites the embedded packet in place, and applies `change` to its IP header.
 #[inline(always)]
 fn rewrite<I: Ip>(
     frame: &Frame,
@@ -196,7 +197,7 @@ fn rewrite<I: Ip>(
     Ok(())
 }
 
-/// Sends an error whose embedded packet has been rewritten, from this address or from the one that it came from.
+/// Sends an error whose embedded packet has been rewritten. `source`: its new source address, if it changes.
 #[inline(always)]
 fn send<I: Ip>(
     frame: &Frame,

@@ -1,8 +1,9 @@
-//! Fragments of a backend's answers: each goes to the client by itself. The first has the ports; the others find them
-//! by the values that all fragments of a datagram have in common.
+//! Fragments of a backend's answers: each is sent to the client separately, without reassembly. The first fragment
+//! contains the ports. For the later fragments, the ports are found by the values that all fragments of a datagram
+//! share.
 //!
-//! A later fragment that comes before the first belongs to no translation yet. It passes to this host, where it may be
-//! for a socket.
+//! A later fragment that arrives before the first fragment matches no translation. It passes to this host, where it may
+//! be for a socket.
 
 use lb_common::{
     control::Tables,
@@ -31,7 +32,7 @@ const FRAGMENT_LEN: usize = 8;
 
 /// A fragment of a UDP datagram.
 struct Fragment {
-    /// The identification, as it lies in memory.
+    /// The identification, in network byte order.
     id_be: u32,
     /// In the first fragment: the offset of the UDP header from the IP header.
     udp_at: Option<usize>,
@@ -88,9 +89,9 @@ fn to_client<I: Ip>(frame: &Frame, scratch: &mut Scratch, tables: Tables) -> Res
     ip.decrement_ttl()?;
     let to = [translation.service_be, translation.client_be];
     if let Some(udp_at) = fragment.udp_at {
-        // If the table cannot take it, the later fragments belong to no translation.
+        // If the table cannot store the entry, the later fragments are not translated.
         let _ = FRAGMENTS.insert(&*key, &*answer, 0);
-        // The checksum is that of the whole datagram, and changes by the changes of the first fragment.
+        // The checksum covers the whole datagram, but only bytes of the first fragment and the pseudo-header change.
         let mut udp = Udp::read(at, udp_at).ok_or(Reason::NotOurs)?;
         udp.rewrite_addresses(&ip.addresses(), &to);
         udp.set_ports(translation.service_port_be, translation.client_port_be);
@@ -102,7 +103,7 @@ fn to_client<I: Ip>(frame: &Frame, scratch: &mut Scratch, tables: Tables) -> Res
     Ok(Progress::Sent)
 }
 
-/// Reads the identification of a fragment, and the offset of its UDP header; `None` if it is not UDP behind a plain
+/// Reads the identification of a fragment, and the offset of its UDP header; `None` if it is not UDP after a plain
 /// header.
 #[inline(always)]
 fn fragment<I: Ip>(at: Cursor) -> Option<Fragment> {

@@ -1,6 +1,6 @@
-//! Which port of this node stands for a client towards a backend: one of its owner's candidates.
+//! Selects the port of this node that represents a client towards a backend: one of its owner's candidate ports.
 //!
-//! The key in the scratch names the backend, and gets the port; the translation in the scratch names the client.
+//! In the scratch, the key contains the backend and receives the port. The translation contains the client.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_prandom_u32};
 use lb_common::{
@@ -26,7 +26,7 @@ use crate::{
     token,
 };
 
-/// Writes the part of a datagram's translation that it is found by, and the backend into the key.
+/// Writes the fields by which a datagram's translation is found, and writes the backend into the key.
 #[inline(always)]
 pub fn want<I: Ip>(
     key: &mut TranslationKey,
@@ -43,8 +43,8 @@ pub fn want<I: Ip>(
     Ok(())
 }
 
-/// Whether a client has the first of its candidate ports, and used it within the last second: then the key has the
-/// port, and the translation the cookie.
+/// Whether a client holds the first of its candidate ports, and used it within the last second. If so, the key contains
+/// the port, and the translation contains the cookie.
 #[inline(always)]
 pub fn is_first(key: &mut TranslationKey, wanted: &mut Translation) -> bool {
     let Some(candidates) = Candidates::of(wanted) else { return false };
@@ -54,15 +54,16 @@ pub fn is_first(key: &mut TranslationKey, wanted: &mut Translation) -> bool {
     !is_old(found, wanted) && is_of(found, wanted)
 }
 
-/// Whether the entry of a client is to be renewed: not at every datagram, because answers on other CPUs read it.
+/// Whether the entry of a client must be renewed. It is not renewed for every datagram, because other CPUs read it for
+/// answers.
 #[inline(always)]
 fn is_old(found: Shared<Translation>, wanted: &Translation) -> bool {
     wanted.used_at_ns.wrapping_sub(field!(found, used_at_ns).read()) >= SECOND_NS
 }
 
 subprogram! {
-    /// Finds the port and the cookie of a datagram: those that its client has, else a port that is free; if the owner
-    /// has as many as it may, or none is free, the owner's own port that was used longest ago.
+    /// Finds the port and the cookie of a datagram: those that its client has, else a free port. If the owner has
+    /// reached its limit, or no port is free, the owner's least recently used port.
     pub fn find_port(backend: u32) -> () = found_for_datagram;
     /// Finds the port that the client of the translation in the scratch has. Fails with `NotOurs` if it has none.
     pub fn find_port_of_client() -> () = found_for_client;
@@ -110,7 +111,7 @@ fn describe<I: Ip>(
         Ok(token) if transmit.owner.kind == OWNER_SESSION => (token.nonce(), token.issued_at()),
         _ => (0, 0),
     };
-    // Its first answer is checked.
+    // The first answer must check the translation.
     translation.checked = 0;
     Ok(())
 }
@@ -128,8 +129,8 @@ fn settle(translation: &mut TranslationOfPacket) -> Result<(), ReasonCode> {
         if wanted.nonce == field!(entry, nonce).read() {
             wanted.checked = field!(entry, checked).read();
         }
-        // If the entry becomes that of another client at this moment, answers to that client go astray until its next
-        // datagram.
+        // If the kernel gives the entry to another client at this moment, answers to that client are misdirected until
+        // its next datagram.
         entry.copy_from(wanted);
     }
     Ok(())
@@ -158,7 +159,7 @@ fn find(translation: &mut TranslationOfPacket) -> Option<Shared<Translation>> {
     None
 }
 
-/// Makes an entry for a client that has none.
+/// Creates an entry for a client that has none.
 #[inline(always)]
 fn take(translation: &mut TranslationOfPacket) -> Result<(), ReasonCode> {
     let TranslationOfPacket { key, value: wanted, held, .. } = translation;
@@ -167,14 +168,14 @@ fn take(translation: &mut TranslationOfPacket) -> Result<(), ReasonCode> {
         for probe in 0..PROBES {
             key.node_port_be = candidates.at(probe);
             if let Some(found) = Shared::entry(&TRANSLATIONS, key) {
-                // The word changes here, or to a later time: of several CPUs, one changes it from the value that was
-                // read.
+                // This word only changes here or to a later time. If several CPUs try, only one replaces the value that
+                // was read.
                 let used = field!(found, used_at_ns);
                 let used_at_ns = used.read();
                 if !is_over(used_at_ns, wanted.used_at_ns) || !used.replace(used_at_ns, wanted.used_at_ns) {
                     continue;
                 }
-                // Only one CPU gets here for an entry. The entry may be gone already.
+                // Only one CPU reaches this for an entry. The entry may already have been removed.
                 let _ = TRANSLATIONS.remove(&*key);
             }
             if TRANSLATIONS.insert(&*key, &*wanted, BPF_NOEXIST.into()).is_ok() {
@@ -191,11 +192,11 @@ fn take(translation: &mut TranslationOfPacket) -> Result<(), ReasonCode> {
     {
         let _ = TRANSLATIONS.remove(&*key);
     }
-    // If another CPU was faster, the port is another client's now.
+    // If another CPU was faster, the port now belongs to another client.
     Ok(TRANSLATIONS.insert(&*key, &*wanted, BPF_NOEXIST.into()).map_err(|_| Reason::NatPorts)?)
 }
 
-/// Whether an entry is the one of a client.
+/// Whether an entry belongs to a client.
 #[inline(always)]
 fn is_of(found: Shared<Translation>, wanted: &Translation) -> bool {
     field!(found, client_port_be).read() == wanted.client_port_be
@@ -213,14 +214,14 @@ fn is_owned_by(found: Shared<Translation>, owner: &Owner) -> bool {
         && field!(found, owner.kind).read() == owner.kind
 }
 
-/// As [`same_address`](crate::headers::same_address), word by word: a copy would take more of the stack.
+/// As [`same_address`](crate::headers::same_address), word by word: a copy would need more stack.
 #[inline(always)]
 fn is_address(found: Shared<Address>, wanted: &Address) -> bool {
     (0..wanted.len()).all(|word| found.at(word).is_some_and(|part| part.read() == wanted[word]))
 }
 
-/// The ports that a client may have: those of its owner, beginning with one that differs from client to client, so that
-/// each client of a session is mostly found at its first.
+/// The candidate ports of a client: those of its owner, starting at a probe that depends on the client. So most clients
+/// of a session are found at their first candidate.
 struct Candidates {
     ports: Ports,
     hash: u64,
@@ -237,7 +238,7 @@ impl Candidates {
         Some(Self { ports, hash: wanted.owner.hash(), first: client.wrapping_mul(0x9e37_79b9) >> 28 })
     }
 
-    /// The port at a probe, as it lies in memory.
+    /// The port at a probe, in network byte order.
     #[inline(always)]
     const fn at(&self, probe: u32) -> u16 {
         self.ports.candidate(self.hash, self.first.wrapping_add(probe)).to_be()

@@ -1,4 +1,4 @@
-//! The datagrams of clients, to their backends.
+//! Datagrams of clients to backends.
 
 use lb_common::{
     backend::Backend,
@@ -18,10 +18,10 @@ use crate::{
     subprogram::subprogram,
 };
 
-/// Sends a datagram to a backend, from the port of this node that stands for its client.
+/// Sends a datagram to a backend, from the port of this node that represents its client.
 #[inline(always)]
 pub fn to_backend(frame: &Frame, mailboxes: &mut Mailboxes, backend: u32) -> Result<(), ReasonCode> {
-    // The search for a port is not within the subprogram that sends: its stack would exceed the limit.
+    // The subprogram that sends does not call the port search: nested calls would exceed the stack limit.
     if translate(frame, mailboxes, backend, false)? {
         return Ok(());
     }
@@ -30,9 +30,9 @@ pub fn to_backend(frame: &Frame, mailboxes: &mut Mailboxes, backend: u32) -> Res
 }
 
 subprogram! {
-    /// Sends a datagram to a backend from a port of this node: the one in the scratch if it is `known`, else its
-    /// client's first, if the client has that. Returns whether it was sent; if not, the frame is as it was, and a port
-    /// has to be found.
+    /// Sends a datagram to a backend from a port of this node: the port in the scratch if it is `known`, else the
+    /// client's first candidate, if the client holds it. Returns whether the datagram was sent. If not, the frame is
+    /// unchanged, and a port must be found.
     fn translate(backend: u32, known: bool) -> bool = translated;
 }
 

@@ -18,15 +18,16 @@ use crate::{
     subprogram::Value,
 };
 
-/// What a subprogram that sends a packet to a client has done. If it has not sent the packet, the frame is as it was:
-/// the caller does what is needed and calls again. Not one within the other: their stacks would exceed the limit.
+/// The result of a subprogram that sends a packet to a client. If it has not sent the packet, the frame is unchanged:
+/// the caller does the missing step, and calls the subprogram again. The subprogram does not call that step itself,
+/// because nested calls would exceed the stack limit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// It has sent the packet.
     Sent,
-    /// The translation has to be checked: something has changed since it was last checked.
+    /// The translation must be checked: tables or revocations have changed since its last check.
     NeedsCheck,
-    /// The checksum has to be computed: the sender left it to a network card.
+    /// The checksum must be computed: the sender left it to a network card.
     NeedsChecksum,
 }
 
@@ -46,8 +47,9 @@ impl Value for Progress {
     }
 }
 
-/// Copies a translation that has not timed out, of this address of the node, for a frame that begins with `from` and
-/// comes from where its backend is: a host elsewhere can write a backend's address.
+/// Copies the translation for a frame with the L2 header `from`. It must not have timed out, it must use this address
+/// of the node, and the frame must come from the interface and the VLAN of its backend: a host elsewhere can spoof the
+/// backend's address.
 ///
 /// # Errors
 /// `NotOurs`, if there is none.
@@ -83,13 +85,13 @@ pub fn l2_to_client(translation: &Translation) -> L2Header {
     L2Header::new(translation.addresses_be, &translation.tags, translation.tag_count.into())
 }
 
-/// Whether a translation that was last used at one time has timed out at another.
+/// Whether a translation that was last used at `used_at_ns` has timed out at `now_ns`.
 #[inline(always)]
 pub const fn is_over(used_at_ns: u64, now_ns: u64) -> bool {
     now_ns.wrapping_sub(used_at_ns) >= TIMEOUT_NS && now_ns >= used_at_ns
 }
 
-/// The kernel's clock.
+/// The current time of the kernel's clock, nanoseconds.
 #[inline(always)]
 pub fn now_ns() -> Result<u64, ReasonCode> {
     Ok(clock::now(Shared::value(&CONTROL).ok_or(Reason::Internal)?).kernel_ns)
@@ -108,7 +110,7 @@ pub fn outcome(run: &mut Run, sent: Result<Progress, ReasonCode>, reason: Reason
             reason: reason.into(),
             delivery: Delivery::Back { ifindex: translation.ifindex },
         },
-        // After all that could be done: something changes all the time.
+        // The caller has done the missing step, but the state has changed again.
         Ok(_) => Outcome::NotOurs,
         Err(reason) => Outcome::refused(&run.frame, service, service_id, reason),
     }
