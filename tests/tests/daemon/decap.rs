@@ -133,7 +133,7 @@ fn errors_say_what_to_try() -> Result<()> {
         (&["-i", "lo", "--from", "10.9.0.7"], 1, "has no MAC address"),
         (&["-i", "eth0"], 2, "--from"),
         (&["-i", "eth0", "--from", "10.9.0.7/24"], 2, "more bits than"),
-        (&["-i", "eth0", "--from", "lb-1"], 2, "no IP address"),
+        (&["-i", "eth0", "--from", "lb-1"], 2, "is not an IP address"),
         (&["-i", "eth0", "--from", &many], 1, "capacity is 16"),
     ] {
         let output = backend.testbed.instance.run(backend.host(), &[&["decap"], args].concat())?;
