@@ -71,7 +71,7 @@ pub fn is_new_enough(debian_version: &str) -> bool {
     matches!((numbers.next(), numbers.next()), (Some(Ok(1)), Some(Ok(minor))) if minor >= OLDEST_RUSTC)
 }
 
-/// Builds bpf-linker, of which Debian has no package, and returns the toolchain.
+/// Builds bpf-linker, because Debian has no package of it, and returns the toolchain.
 pub fn make() -> Result<Toolchain> {
     let version = debian_version().with_context(|| {
         format!(

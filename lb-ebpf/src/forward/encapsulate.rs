@@ -50,39 +50,28 @@ fn encapsulated<const V4: usize, const V6: usize>(
     let backend = backend_at(backend)?;
     let transmit = &mut mailboxes.open()?.transmit;
     match (transmit.v6 != 0, backend.v6) {
-        (false, 0) => v4::<Ipv4, V4>(frame, transmit, backend),
-        (false, _) => v6::<Ipv4, V6>(frame, transmit, backend),
+        (false, 0) => inside::<Ipv4, V4>(frame, transmit, backend, Ipv4::ETHER_TYPE, outer_v4),
+        (false, _) => inside::<Ipv4, V6>(frame, transmit, backend, Ipv6::ETHER_TYPE, outer_v6),
         (true, 0) => Err(Reason::NoBackend.into()), // The configuration does not allow it.
-        (true, _) => v6::<Ipv6, V6>(frame, transmit, backend),
+        (true, _) => inside::<Ipv6, V6>(frame, transmit, backend, Ipv6::ETHER_TYPE, outer_v6),
     }
 }
 
+/// Writes the frame with outer headers of the type `ether_type`, which `outer` makes.
 #[inline(always)]
-fn v4<I: Ip, const N: usize>(
+fn inside<I: Ip, const N: usize>(
     frame: &Frame,
     transmit: &mut TransmitDescriptor,
     backend: &Backend,
+    ether_type: u16,
+    outer: fn(&I, &TransmitDescriptor, &Backend) -> [u32; N],
 ) -> Result<(), ReasonCode> {
     check_mtu(transmit, backend, N * 4)?;
     let l2 = L2Header::of(frame, ip_at(transmit))?.toward(frame, backend);
     let (mut ip, udp) = head::own::<I>(frame, transmit)?;
     ip.decrement_ttl()?;
-    let outer: [u32; N] = outer_v4(&ip, transmit, backend);
-    head::write(frame, transmit, &l2, Ipv4::ETHER_TYPE, outer, ip, udp)
-}
-
-#[inline(always)]
-fn v6<I: Ip, const N: usize>(
-    frame: &Frame,
-    transmit: &mut TransmitDescriptor,
-    backend: &Backend,
-) -> Result<(), ReasonCode> {
-    check_mtu(transmit, backend, N * 4)?;
-    let l2 = L2Header::of(frame, ip_at(transmit))?.toward(frame, backend);
-    let (mut ip, udp) = head::own::<I>(frame, transmit)?;
-    ip.decrement_ttl()?;
-    let outer: [u32; N] = outer_v6(&ip, transmit, backend);
-    head::write(frame, transmit, &l2, Ipv6::ETHER_TYPE, outer, ip, udp)
+    let outer = outer(&ip, transmit, backend);
+    head::write(frame, transmit, &l2, ether_type, outer, ip, udp)
 }
 
 /// Outer headers, as words in memory order. No router may fragment the packet, so it needs no identification (RFC 6864

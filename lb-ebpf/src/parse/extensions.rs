@@ -43,7 +43,7 @@ pub fn is_extension(number: u8) -> bool {
     matches!(number, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY)
 }
 
-/// Parses the extension headers from `at` on, the first of which is `protocol`.
+/// Parses the extension headers from `at` on. `protocol` is the type of the first one.
 #[inline(always)]
 pub fn behind(run: &mut Run, at: Cursor, protocol: u8) -> Behind {
     let at = at.offset_in(&run.frame) as u32;

@@ -134,7 +134,7 @@ impl Counters {
         each_entry(STATEFUL, self.stateful.map(), each)
     }
 
-    /// Number of translations, some of which may have timed out. Reads all of them.
+    /// Number of translations, including those that have timed out. Reads all of them.
     ///
     /// # Errors
     /// If the map cannot be read.

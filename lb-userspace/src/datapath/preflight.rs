@@ -110,7 +110,7 @@ fn kernel() -> Check {
 const CAPABILITIES: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 
 fn rights() -> Check {
-    const MEND: &str = "run as root, or give the process CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
+    const HINT: &str = "run as root, or give the process CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status
         .lines()
@@ -120,8 +120,8 @@ fn rights() -> Check {
     let missing: Vec<_> =
         CAPABILITIES.into_iter().filter(|(_, bit)| effective >> bit & 1 == 0).map(|(name, _)| name).collect();
     match missing.as_slice() {
-        [] => check("rights", true, "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON".into(), MEND),
-        missing => check("rights", false, format!("{} missing", missing.join(" and ")), MEND),
+        [] => check("rights", true, "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON".into(), HINT),
+        missing => check("rights", false, format!("{} missing", missing.join(" and ")), HINT),
     }
 }
 
@@ -137,12 +137,12 @@ fn btf() -> Check {
 }
 
 fn jit() -> Check {
-    const MEND: &str = "`sysctl net.core.bpf_jit_enable=1`: interpreted, the program is many times slower";
+    const HINT: &str = "`sysctl net.core.bpf_jit_enable=1`: interpreted, the program is many times slower";
     // The file is absent if the kernel always uses the JIT.
     let setting = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_else(|_| "1".into());
     let off = setting.trim() == "0";
     let verdict = if off { Verdict::Warning } else { Verdict::Ok };
-    Check { name: "JIT".into(), verdict, found: if off { "off" } else { "on" }.into(), hint: MEND.into() }
+    Check { name: "JIT".into(), verdict, found: if off { "off" } else { "on" }.into(), hint: HINT.into() }
 }
 
 fn pinning(bpffs: &Path) -> Check {

@@ -26,8 +26,8 @@ pub enum KeyringError {
         next_free_at: Option<u64>,
     },
     /// The service holds as many slots as its quota permits.
-    #[error("service {service_id} holds {held} key slots, and its quota is {quota}, one of which only replaces a \
-             revoked key or takes an imported one{}; revoke its retiring keys that are not needed (`tollgate keys \
+    #[error("service {service_id} holds {held} of its {quota} key slots, and the last one is reserved for a key that \
+             replaces a revoked one, or is imported{}; revoke its retiring keys that are not needed (`tollgate keys \
              list`, `tollgate keys revoke`: a slot is free {REST} s later), rotate less often, or lower `max_ttl`",
              next_free(*next_free_at))]
     QuotaUsed {

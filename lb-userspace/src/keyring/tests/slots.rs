@@ -161,7 +161,7 @@ fn a_service_at_its_quota_leaves_the_rest_to_others() {
         KeyringError::QuotaUsed { service_id: 255, held: 15, quota: 16, next_free_at: Some(free_at) };
     assert_eq!(error, wanted);
     let text = error.to_string();
-    assert!(text.contains("service 255 holds 15 key slots, and its quota is 16"), "{text}");
+    assert!(text.contains("service 255 holds 15 of its 16 key slots"), "{text}");
     assert!(text.contains("the first is free at 2023-11-14T23:14:25Z"), "{text}");
     for policy in &policies {
         assert!(!keyring.rotate(policy, START + rotations, &mut random).unwrap().joined);
